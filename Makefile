@@ -1,0 +1,38 @@
+# Everything a fresh machine with Python 3.10+ and make needs; `make` lists it.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help setup models demo test format clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY) ## create .venv and install rlif with pinned versions
+
+# torch goes first and alone: it is most of the download, and a broken one is then seen for what it is.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+models: setup ## fetch the small pretrained models, once, into ~/.cache/rlif (or $RLIF_CACHE)
+	$(BIN)/rlif models --fetch
+
+demo: setup ## train the tiny models on their own confidence: a table and figures, in about three minutes
+	$(BIN)/rlif quickstart --out runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
+
+test: setup ## lint, types, tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+format: setup ## put the code into its usual form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove .venv and the caches of the tools; runs/ stays
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis dist

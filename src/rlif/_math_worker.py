@@ -1,0 +1,195 @@
+"""Algebra in a process of its own, so that it can be killed. Both ends of the pipe are in this file.
+
+Computer algebra on a model's output is hostile ground: ``10^{10^{10}}`` would compute for ever or eat the memory, in C
+code that no Python time-out interrupts. So math-verify lives in a worker process with a memory limit, and the parent
+kills it when time is up. Parent and worker talk in lines of JSON: nothing is unpickled, and the worker imports
+math-verify alone (a fork or a ``multiprocessing`` spawn would carry along the main script, and torch with it).
+"""
+
+import json
+import logging
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import weakref
+from collections.abc import Callable
+from functools import lru_cache
+from typing import IO, Any
+
+_LOG = logging.getLogger(__name__)
+
+_BOOT = "import sys; sys.path[:] = sys.argv[3:]; from rlif._math_worker import serve; serve()"
+"""The worker sees the parent's import path and nothing else: not the folder it happens to be started in."""
+
+_START_LIMIT = 120.0
+"""Seconds a worker may take to import its algebra; a busy disk is not an answer's fault."""
+
+_LIMIT_SIGNALS = {"SIGKILL", "SIGALRM", "SIGABRT", "SIGSEGV", "SIGBUS"}
+"""What an exhausted limit looks like from outside: our kill or the kernel's, the alarm, native code out of memory."""
+
+
+class MathWorker:
+    """Asks math-verify whether two expressions are equivalent, within limits. Starts with the first question.
+
+    Not for use by several threads at once.
+    """
+
+    def __init__(self, time_limit: float, memory_limit: int) -> None:
+        self._time_limit = time_limit
+        self._memory_limit = memory_limit
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stop: Callable[[], object] = _nothing
+
+    def equivalent(self, gold: str, answer: str) -> bool | None:
+        """Whether two pieces of LaTeX (without ``$``) mean the same; None if a limit was reached before it was known.
+
+        Raises RuntimeError, with the worker's traceback, if the algebra itself fails.
+        """
+        request = json.dumps({"gold": gold, "answer": answer}).encode() + b"\n"
+        try:
+            process = self._running()
+            begun = time.monotonic()
+            reply = _exchange(process, request, self._time_limit)
+            if not reply.endswith(b"\n"):
+                self._check_death(process)
+                return None
+            if time.monotonic() - begun >= self._time_limit:
+                self.close()  # the answer came in the same moment as the kill
+            return self._understood(json.loads(reply))
+        except BaseException:
+            self.close()  # whatever the old worker still says would be taken for the next answer
+            raise
+
+    def close(self) -> None:
+        """Kill the worker, if there is one. The next question starts another."""
+        self._stop()
+        self._process = None
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is not None and self._process.poll() is None:
+            return self._process
+        self.close()
+        limits = (str(self._time_limit), str(self._memory_limit))
+        self._process = process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", _BOOT, *limits, *sys.path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        self._stop = weakref.finalize(self, _kill, process)  # also when nobody closes it, and at exit
+        if not _exchange(process, b"", _START_LIMIT):
+            raise RuntimeError(f"the grading worker did not start ({_ending(process)})")
+        return process
+
+    def _check_death(self, process: subprocess.Popen[bytes]) -> None:
+        """A worker that died of a limit is replaced; any other death is an error."""
+        ending = _ending(process)
+        if ending not in _LIMIT_SIGNALS:
+            raise RuntimeError(f"the grading worker died ({ending})")
+        _LOG.info("an answer was left undecided: its algebra reached a limit (%s)", ending)
+        self.close()
+
+    def _understood(self, reply: dict[str, Any]) -> bool | None:
+        if "error" in reply:
+            raise RuntimeError(f"the algebra failed:\n{reply['error']}")
+        if "limit" in reply:
+            _LOG.info("an answer was left undecided: its algebra reached a limit (%s)", reply["limit"])
+            self.close()  # what filled the memory may still be there
+            return None
+        return bool(reply["equivalent"])
+
+
+def _nothing() -> None:
+    """Stops a worker that was never started."""
+
+
+def _exchange(process: subprocess.Popen[bytes], line: bytes, limit: float) -> bytes:
+    """Send a line and wait for the answering one. Empty if the process died, or had to be killed after ``limit`` s."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    timer = threading.Timer(limit, process.kill)
+    timer.start()
+    try:
+        process.stdin.write(line)
+        process.stdin.flush()
+        return process.stdout.readline()
+    except BrokenPipeError:
+        return b""
+    finally:
+        timer.cancel()
+
+
+def _ending(process: subprocess.Popen[bytes]) -> str:
+    """How a process that closed its end of the pipe ended: a signal's name or an exit code."""
+    code = process.wait()
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.communicate()  # closes the pipes, whatever was left in them, and reaps
+
+
+# The other end: from here on, code that runs in the worker.
+
+
+def serve() -> None:
+    """The worker's main loop: a question a line, an answer a line, until the parent is gone."""
+    time_limit, memory_limit = float(sys.argv[1]), int(sys.argv[2])
+    with os.fdopen(os.dup(1), "w") as replies:
+        os.dup2(2, 1)  # whatever a library prints must not mix with the replies
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, signal.SIG_IGN)  # the parent decides what stops; its end ends us
+        _limit_memory(memory_limit)
+        equivalent = _algebra()
+        _reply(replies, {"ready": True})
+        for line in sys.stdin.buffer:
+            if sys.platform != "win32":
+                signal.alarm(math.ceil(time_limit) + 1)  # should the parent die before it can kill us
+            _reply(replies, _answer(equivalent, **json.loads(line)))
+            if sys.platform != "win32":
+                signal.alarm(0)
+
+
+def _limit_memory(size: int) -> None:
+    if sys.platform == "linux":  # elsewhere the system does not enforce it, and time is the only limit
+        import resource
+
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        resource.setrlimit(resource.RLIMIT_AS, (size if hard == resource.RLIM_INFINITY else min(size, hard), hard))
+
+
+def _reply(replies: IO[str], reply: dict[str, object]) -> None:
+    replies.write(json.dumps(reply) + "\n")
+    replies.flush()
+
+
+def _answer(equivalent: Callable[[str, str], bool], gold: str, answer: str) -> dict[str, object]:
+    try:
+        return {"equivalent": equivalent(gold, answer)}
+    except (MemoryError, RecursionError) as error:
+        return {"limit": type(error).__name__}
+    except Exception:
+        return {"error": traceback.format_exc()}
+
+
+def _algebra() -> Callable[[str, str], bool]:
+    import math_verify
+
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it warns that its own time-outs are off: they are
+    # LaTeX only. The library's other reader looks for any number in what it cannot parse: `2 \cup i(3` would equal 2.
+    latex = [math_verify.LatexExtractionConfig()]
+
+    def parse(text: str) -> list[Any]:
+        return math_verify.parse(f"${text}$", latex, parsing_timeout=None, raise_on_error=True)
+
+    parse_gold = lru_cache(maxsize=1024)(parse)  # each is compared with the answers of a whole group
+
+    def equivalent(gold: str, answer: str) -> bool:
+        return bool(math_verify.verify(parse_gold(gold), parse(answer), timeout_seconds=None, raise_on_error=True))
+
+    return equivalent

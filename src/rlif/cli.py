@@ -1,0 +1,145 @@
+"""The command line: parse, call one function, print.
+
+Heavy imports stand inside the commands, so that ``rlif --help`` answers at once. A mistake of the user is one line on
+stderr and exit code 2; a run stopped by Ctrl-C exits with 130, by SIGTERM with 143, its checkpoint written.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rlif.errors import RlifError
+
+app = typer.Typer(
+    name="rlif",
+    help="Reinforcement learning from internal feedback: train a language model on its own confidence.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+tiny_app = typer.Typer(no_args_is_help=True, help="The two tiny models that ship with rlif.")
+app.add_typer(tiny_app, name="tiny")
+
+
+def main() -> None:
+    """Entry point of the ``rlif`` command."""
+    try:
+        app()
+    except RlifError as error:
+        print(f"rlif: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("rlif: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path | None, typer.Argument(help="A recipe file, or the name of a shipped one.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; must be new or empty.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder instead.")] = None,
+) -> None:
+    """Train a model with GRPO, as a recipe says."""
+    if resume is not None:
+        if recipe is not None or out is not None:
+            raise RlifError("--resume DIR stands alone: the folder holds the recipe of its run")
+        _train(resume, recipe=None)
+        return
+    if recipe is None or out is None:
+        raise RlifError("give a recipe and --out DIR (or --resume DIR): rlif train recipes/tiny.yaml --out runs/first")
+    from rlif.config import load_recipe
+    from rlif.recipes import find_recipe
+
+    _train(out, recipe=load_recipe(find_recipe(recipe), overrides))
+
+
+def _train(out: Path, recipe: "Recipe | None") -> None:  # type: ignore[name-defined]  # noqa: F821
+    from rich.console import Console
+
+    from rlif import train as trainer
+    from rlif.config import load_recipe
+    from rlif.progress import watch_run
+
+    console = Console()
+    known = recipe or load_recipe(trainer.recipe_path(out))
+    done = 0 if recipe else trainer.resumes_at(out)
+    with watch_run(console, known.steps, done) as watcher:
+        try:
+            final = trainer.train(recipe, out, watcher=watcher) if recipe else trainer.resume(out, watcher=watcher)
+        except trainer.Interrupted as stop:
+            print(f"rlif: {stop}", file=sys.stderr)
+            sys.exit(128 + stop.signum)
+    console.print(f"final model: {final}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Folder for the five runs, the table and the figures.")],
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each run.")] = 60,
+    processes: Annotated[int, typer.Option(min=1, help="Runs side by side, one CPU thread each.")] = 2,
+) -> None:
+    """The paper's experiment in miniature: three internal rewards and the verifiable one, in under three minutes."""
+    from rlif.quickstart import quickstart as run
+
+    run(out, steps=steps, processes=processes)
+
+
+@app.command()
+def sample(
+    model: Annotated[str, typer.Argument(help="A named model, hub id, folder or .gguf file.")],
+    prompt: Annotated[str, typer.Argument(help="What to say to it.")],
+    n: Annotated[int, typer.Option("--samples", "-n", min=1, help="Completions.")] = 1,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 1.0,
+    top_p: Annotated[float, typer.Option(min=0.001, max=1.0)] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    chat_template: Annotated[str, typer.Option(help="auto, on or off.")] = "auto",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Print completions, each token shaded by the entropy of the distribution it was drawn from."""
+    from rlif.shading import print_samples
+
+    print_samples(
+        model,
+        prompt,
+        n=n,
+        temperature=temperature,
+        top_p=top_p,
+        max_new_tokens=max_new_tokens,
+        chat_template=chat_template,
+        seed=seed,
+    )
+
+
+@app.command()
+def models(
+    fetch: Annotated[bool, typer.Option("--fetch", help="Download the pretrained ones into the cache folder.")] = False,
+) -> None:
+    """List the models known by name; fetch the pretrained ones."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from rlif.models import describe, fetch_all
+
+    if fetch:
+        fetch_all(say=print)
+    rows = describe()
+    table = Table(box=None, pad_edge=False)
+    for field in rows[0]._fields:
+        table.add_column(field, no_wrap=field == "name", overflow="fold")
+    for row in rows:
+        table.add_row(*map(str, row))
+    Console().print(table)
+
+
+@tiny_app.command("make")
+def tiny_make(
+    out: Annotated[Path, typer.Option(help="Folder to write tiny-base and tiny-instruct into.")],
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Make the tiny models again from their corpus: minutes on a CPU."""
+    from rlif.tiny.make import make
+
+    make(out, seed=seed, progress=print)

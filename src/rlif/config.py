@@ -1,0 +1,308 @@
+"""Recipes: YAML in, a checked `Recipe` out.
+
+An unknown key is an error that names its nearest known neighbour; bounds live in the types; the string under a field is
+its documentation; the defaults are the setting of the public Intuitor recipe (arXiv 2505.19590), which agrees with
+what was reported of the No Free Lunch runs (arXiv 2506.17219).
+"""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from rlif.errors import RlifError
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, and closed to keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class PolicyConfig(Section):
+    model: str
+    """Name of a shipped or fetched model (`rlif models`), a hub id, a folder, or a .gguf file."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Compute type; master weights are always fp32. auto: bfloat16 where the hardware multiplies it, else float32."""
+    device: str = "auto"
+    """A torch device; auto takes CUDA when there is one."""
+    chat_template: Literal["auto", "on", "off"] = "auto"
+    """auto: on if the tokenizer has one (base models have none, or should not use it: set off)."""
+    remote_code: bool = False
+    """Run Python code that comes with the model. Only for models you trust by name."""
+
+    @field_validator("chat_template", mode="before")
+    @classmethod
+    def _yaml_boolean(cls, value: Any) -> Any:
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value  # what YAML makes of on and off
+
+
+class ArithmeticTask(Section):
+    """Additions, generated from the seed; nothing to download."""
+
+    name: Literal["arithmetic"]
+    low: Annotated[int, Field(ge=0)] = 10
+    """Smallest summand."""
+    high: Positive = 99
+    """Largest summand."""
+    question: str = "{a}+{b}=?"
+    """How the question is put; {a} and {b} are the summands."""
+    template: str = "plain"
+    """Name of a prompt template (see rlif.tasks.templates)."""
+    format: str = "boxed"
+    """The extractor that decides `formatted` (see rlif.grading.EXTRACTORS)."""
+
+    @model_validator(mode="after")
+    def _range(self) -> "ArithmeticTask":
+        if self.low > self.high:
+            raise ValueError(f"low ({self.low}) is above high ({self.high})")
+        return self
+
+
+class FileTask(Section):
+    """Problems from a file: JSONL or Parquet, columns by your names."""
+
+    name: Literal["file", "gsm8k", "math"]
+    """file: any columns. gsm8k, math: the same with the schemas of those data sets as defaults."""
+    path: str
+    """Training problems: .jsonl or .parquet."""
+    eval_path: str | None = None
+    """Held-out problems for evaluation; without it, evaluation uses `path` and says so."""
+    question_column: str | None = None
+    """Column of the question; null: the task's usual one (problem or question)."""
+    answer_column: str | None = None
+    """Column of the answer; null: `answer`. Rows without a ground truth may leave it out if no reward needs it."""
+    id_column: str | None = None
+    """Column of the row's id; null: `id` if there is one, else file name and line number."""
+    template: str = "boxed"
+    """Name of a prompt template (see rlif.tasks.templates)."""
+    format: str = "boxed"
+    """The extractor that decides `formatted` (see rlif.grading.EXTRACTORS)."""
+    limit: Positive | None = None
+    """Use only the first so many rows."""
+
+
+TaskConfig = Annotated[ArithmeticTask | FileTask, Field(discriminator="name")]
+
+
+class RolloutConfig(Section):
+    prompts: Positive = 128
+    """Distinct prompts per step."""
+    group_size: Positive = 8
+    """Completions per prompt (G)."""
+    temperature: Annotated[float, Field(ge=0.0)] = 1.0
+    """0 is greedy. Signals are recorded at temperature 1 whatever this is."""
+    top_p: Fraction = 1.0
+    """Nucleus sampling; 1 is off."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Sample among the k likeliest tokens; 0 is off."""
+    max_new_tokens: Positive = 3072
+    """Length limit of a completion, in tokens."""
+    stop: tuple[str, ...] = ()
+    """Strings that end a completion; they are cut from the text, not from the tokens that are trained on."""
+    max_rows: Positive = 1024
+    """Completions decoded side by side. Changes speed and memory, never the result (beyond rounding)."""
+
+
+class RewardConfig(Section):
+    name: str
+    """A key of rlif.rewards.REWARDS."""
+    weight: float = 1.0
+    """Weight of its advantages in the mix; 0 logs the reward without training on it."""
+    reduce: Literal["mean", "sum"] = "mean"
+    """How a per-token signal becomes one number per completion."""
+    of: str = "self_certainty"
+    """`negated` only: the reward it turns round."""
+
+
+class AdvantageConfig(Section):
+    std: bool = True
+    """Divide by the group's standard deviation (GRPO); false: centre only (Dr. GRPO, arXiv 2503.20783)."""
+    std_floor: Annotated[float, Field(ge=0.0)] = 1e-4
+    """Smallest divisor: without it a group whose rewards differ by 1e-6 gets full-size advantages from noise."""
+    cap_incomplete: bool = False
+    """Truncated and empty completions never top their group. Off in recipes that follow the paper."""
+
+
+class GrpoConfig(Section):
+    lr: Annotated[float, Field(gt=0.0)] = 3e-6
+    """Peak learning rate."""
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """After the warm-up; linear and cosine end at 0."""
+    warmup: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """Share of the steps spent raising the learning rate from 0."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    """AdamW's."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's."""
+    max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
+    """Gradients are scaled down to this norm."""
+    epochs: Positive = 1
+    """Passes over each rollout batch."""
+    minibatches: Positive = 1
+    """Optimizer steps per pass; prompts are split evenly. epochs * minibatches = 1 is on-policy: clipping is inert."""
+    clip_low: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    """The ratio counts down to 1 - clip_low."""
+    clip_high: Annotated[float, Field(gt=0.0)] = 0.2
+    """The ratio counts up to 1 + clip_high."""
+    kl_coef: Annotated[float, Field(ge=0.0)] = 0.005
+    """Weight of the k3 KL to the frozen initial policy; 0 keeps no reference in memory."""
+    aggregation: Literal["token_mean", "sequence_mean", "fixed_length"] = "token_mean"
+    """How tokens are weighted (see rlif.grpo.AGGREGATIONS)."""
+    micro_batch_tokens: Positive = 16384
+    """Most tokens (prompt + completion, padding included) in one forward pass. Changes memory, never the result."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+
+class EvalConfig(Section):
+    every: Annotated[int, Field(ge=0)] = 0
+    """Evaluate before the first step and after every so many; 0 is never."""
+    problems: Positive = 512
+    """Distinct problems, the same ones every time, apart from the training prompts where the task allows it."""
+    samples: Positive = 1
+    """Completions per problem."""
+    temperature: Annotated[float, Field(ge=0.0)] = 1.0
+    """Sampling temperature of the evaluation."""
+
+
+class CheckpointConfig(Section):
+    every: Annotated[int, Field(ge=0)] = 10
+    """Write a checkpoint every so many steps (and at the end, and when stopped); 0: only then."""
+    keep_last: Positive = 2
+    """How many of the newest to keep, besides the best."""
+    best: str | None = None
+    """A metrics.jsonl key; the checkpoint where it was highest is kept. eval/* keys use labels."""
+
+
+class LogConfig(Section):
+    rollouts_every: Annotated[int, Field(ge=0)] = 1
+    """Write every so many steps' rollouts, with per-token signals, to rollouts/*.parquet; 0 is never."""
+    sinks: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Mirrors of metrics.jsonl; each needs its package."""
+
+
+class Recipe(Section):
+    """Everything that decides a run."""
+
+    steps: Positive
+    """Rollout-and-update steps."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seeds prompts, sampling and controls."""
+    policy: PolicyConfig
+    task: TaskConfig
+    rollout: RolloutConfig = RolloutConfig()
+    reward: tuple[RewardConfig, ...]
+    """One name, one mapping, or a list of them: a mix whose parts are each normalised on their own."""
+    advantage: AdvantageConfig = AdvantageConfig()
+    grpo: GrpoConfig = GrpoConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+
+    @field_validator("reward", mode="before")
+    @classmethod
+    def _reward_list(cls, value: Any) -> Any:
+        items = value if isinstance(value, list | tuple) else [value]
+        return tuple({"name": item} if isinstance(item, str) else item for item in items)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Recipe":
+        if not self.reward:
+            raise ValueError("reward: name at least one")
+        if self.rollout.group_size == 1 and self.advantage.std:
+            raise ValueError(
+                "rollout.group_size: 1 leaves every group without a deviation; use 2 or more, or advantage.std=false"
+            )
+        if self.rollout.prompts % self.grpo.minibatches:
+            raise ValueError(
+                f"grpo.minibatches: {self.grpo.minibatches} does not divide rollout.prompts ({self.rollout.prompts})"
+            )
+        return self
+
+
+def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a YAML recipe, apply ``key=value`` overrides (values are YAML), check it.
+
+    Raises `RlifError` naming the file and the key of the first mistake.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RlifError(f"{path}: cannot read the recipe ({error.strerror}); recipes lie in recipes/") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RlifError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        raise RlifError(f"{path}: a recipe is a mapping of keys to values")
+    for override in overrides or []:
+        _apply(data, override)
+    return parse_recipe(data, source=str(path))
+
+
+def parse_recipe(data: dict[str, Any], *, source: str = "recipe") -> Recipe:
+    """Check a mapping. Raises `RlifError` naming ``source`` and the key of the first mistake."""
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise RlifError(f"{source}: {_explain(error)}") from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe with every default spelled out, as YAML that `load_recipe` reads back to an equal recipe."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise RlifError(f"override {override!r}: write key=value, for example grpo.lr=1e-5")
+    *parents, leaf = key.split(".")
+    node = data
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise RlifError(f"override {override!r}: {parent} is not a section in this recipe")
+        node = child
+    try:
+        node[leaf] = yaml.safe_load(value)  # YAML 1.1 leaves 1e-5 a string; pydantic makes it a number
+    except yaml.YAMLError as error:
+        raise RlifError(f"override {override!r}: the value is not YAML") from error
+
+
+def _explain(error: ValidationError) -> str:
+    """The first mistake in one line: key, what is wrong, what to do."""
+    first = error.errors()[0]
+    # pydantic's location of a key below `task` holds the task's name too.
+    location = [part for i, part in enumerate(first["loc"]) if i != 1 or first["loc"][0] != "task"]
+    key = ".".join(str(part) for part in location)
+    count = error.error_count()
+    more = f" (and {count - 1} more)" if count > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1], first["loc"])
+        nearest = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.0)
+        prefix = ".".join(str(part) for part in location[:-1])
+        hint = f"; did you mean {prefix + '.' if prefix else ''}{nearest[0]}?" if nearest else ""
+        return f"{key}: unknown key{hint}{more}"
+    if first["type"] == "missing":
+        return f"{key}: this key is required{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    given = first.get("input")
+    shown = f" (given {given!r})" if isinstance(given, str | int | float | bool) else ""
+    return f"{key + ': ' if key else ''}{message}{shown}{more}"
+
+
+def _known_keys(section: list[Any], location: tuple[Any, ...]) -> list[str]:
+    models: dict[str, type[Section]] = {
+        name: field.annotation
+        for name, field in Recipe.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+    }
+    models["task"] = ArithmeticTask if location[1:2] == ("arithmetic",) else FileTask
+    models["reward"] = RewardConfig
+    model = models[str(section[0])] if section else Recipe
+    return list(model.model_fields)

@@ -1,0 +1,108 @@
+"""Optimising a model that computes in bfloat16 with weights that are kept in float32.
+
+A bf16 weight has 8 bits of mantissa: an RL step of 1e-6 would vanish in it. So the optimizer owns fp32 masters, sums
+gradients in fp32, and writes the rounded result back into the model. A model that computes in fp32 is its own master.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from rlif.config import GrpoConfig
+
+
+class NonFiniteError(FloatingPointError):
+    """Loss or gradient is not finite; no weight was changed."""
+
+
+class MasterOptimizer:
+    """A torch optimizer over fp32 master weights of a model.
+
+    Casts the model's parameters (not its buffers: rotary frequencies must stay fp32) to ``compute_dtype`` in place.
+    ``build`` makes the inner optimizer from the list of masters.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        build: Callable[[list[Tensor]], torch.optim.Optimizer],
+        *,
+        compute_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.model = model
+        self.names = [name for name, _ in model.named_parameters()]
+        self._parameters = [parameter for _, parameter in model.named_parameters()]
+        self._separate = compute_dtype != torch.float32
+        self.masters = [p.detach().float().clone() if self._separate else p for p in self._parameters]
+        for parameter in self._parameters:
+            parameter.data = parameter.data.to(compute_dtype)
+        self.inner = build(self.masters)
+
+    def accumulate(self) -> None:
+        """Add the gradients of a backward pass to the masters' and clear them."""
+        if not self._separate:
+            return
+        for parameter, master in zip(self._parameters, self.masters, strict=True):
+            if parameter.grad is not None:
+                master.grad = parameter.grad.float() if master.grad is None else master.grad.add_(parameter.grad)
+                parameter.grad = None
+
+    def step(self, lr: float, max_grad_norm: float) -> float:
+        """One optimizer step; returns the gradient norm before clipping. Raises `NonFiniteError`, changing nothing."""
+        norm = float(nn.utils.clip_grad_norm_([m for m in self.masters if m.grad is not None], max_grad_norm))
+        if not math.isfinite(norm):
+            self.discard()
+            raise NonFiniteError(f"gradient norm is {norm}")
+        for group in self.inner.param_groups:
+            group["lr"] = lr
+        self.inner.step()
+        self.inner.zero_grad(set_to_none=True)
+        self.publish()
+        return norm
+
+    def discard(self) -> None:
+        """Forget the gradients gathered so far."""
+        self.inner.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Write the masters, rounded, into the model."""
+        if self._separate:
+            for parameter, master in zip(self._parameters, self.masters, strict=True):
+                parameter.copy_(master)
+
+    def master_state_dict(self) -> dict[str, Tensor]:
+        """The model's state dict with fp32 masters in place of its parameters, ties kept."""
+        master_of = {id(p): m.detach() for p, m in zip(self._parameters, self.masters, strict=True)}
+        state = self.model.state_dict(keep_vars=True)
+        return {name: master_of.get(id(tensor), tensor.detach()) for name, tensor in state.items()}
+
+
+def adamw(config: GrpoConfig) -> Callable[[list[Tensor]], torch.optim.Optimizer]:
+    """A builder for AdamW as the recipe describes it."""
+
+    def build(masters: list[Tensor]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(
+            masters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
+        )
+
+    return build
+
+
+def learning_rate(config: GrpoConfig, step: int, steps: int) -> float:
+    """Learning rate of step 1 … ``steps``: linear warm-up, then constant, linear or cosine decay towards 0."""
+    warmup = round(config.warmup * steps)
+    if step <= warmup:
+        return config.lr * step / warmup
+    done = (step - 1 - warmup) / max(1, steps - warmup)
+    return config.lr * SCHEDULES[config.schedule](done)
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda done: 1.0,
+    "linear": lambda done: 1.0 - done,
+    "cosine": lambda done: 0.5 * (1.0 + math.cos(math.pi * done)),
+}

@@ -1,0 +1,190 @@
+"""A policy: a causal language model with its tokenizer, its end-of-sequence set and its true vocabulary.
+
+`load_policy` takes a hub id, a folder, a .gguf file (dequantised) or the name of a shipped model. Weights come from
+safetensors or GGUF only, never from pickles; code that comes with a model runs only on request.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rlif import models
+from rlif.config import PolicyConfig
+from rlif.errors import RlifError
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A model ready to sample from and to train.
+
+    Attributes:
+        eos_ids: every token that ends a completion (generation config ∪ tokenizer).
+        vocab_size: the true vocabulary; embedding rows beyond it are padding and are never sampled.
+        context: most positions the model knows, None if unlimited.
+        chat_template: whether prompts go through the tokenizer's chat template.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    eos_ids: tuple[int, ...]
+    pad_id: int
+    vocab_size: int
+    context: int | None
+    chat_template: bool
+    source: str
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def encode_messages(self, messages: Sequence[dict[str, str]]) -> tuple[str, tuple[int, ...]]:
+        """A conversation as (exact text, token ids), ready for the model's answer."""
+        text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        return text, tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def encode_text(self, text: str) -> tuple[str, tuple[int, ...]]:
+        """Plain text as (text, token ids), with whatever the tokenizer puts before every text (a BOS, or nothing)."""
+        ids = list(self.tokenizer(text)["input_ids"])
+        if ids and ids[-1] in self.eos_ids:  # some tokenizers close every text; a prompt must stay open
+            ids.pop()
+        return text, tuple(ids)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of a completion, special tokens left out."""
+        ids = list(token_ids)
+        if ids and ids[-1] in self.eos_ids:
+            ids.pop()
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def save(self, folder: Path, *, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """Write a folder that plain transformers loads: safetensors, config, tokenizer.
+
+        ``state_dict`` takes the place of the model's own weights (the optimizer's fp32 masters, say).
+        """
+        self.model.save_pretrained(folder, state_dict=state_dict)  # type: ignore[operator]
+        self.tokenizer.save_pretrained(folder)
+
+
+def load_policy(config: PolicyConfig, *, dtype: torch.dtype | None = None) -> Policy:
+    """Load model and tokenizer; the model comes in ``dtype`` (None: `compute_dtype` of the config), in eval mode.
+
+    Raises `RlifError` if there is no such model, or it holds no safetensors or GGUF weights, or it has no chat template
+    where one was asked for.
+    """
+    # transformers takes seconds to import and decides by the environment; only those who load a model pay.
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    source = models.resolve(config.model)
+    location, options = _locate(source, config)
+    options["trust_remote_code"] = config.remote_code
+    device = _device(config.device)
+    dtype = dtype or compute_dtype(config.dtype, device)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(location, **options)
+        weights = {"dtype": dtype} if "gguf_file" in options else {"dtype": dtype, "use_safetensors": True}
+        model, info = AutoModelForCausalLM.from_pretrained(location, **options, **weights, output_loading_info=True)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        hint = "; if you trust it, set policy.remote_code=true" if "trust_remote_code" in str(error) else ""
+        raise RlifError(f"policy.model: cannot load {config.model!r}: {_first_line(error)}{hint}") from error
+    if info["missing_keys"]:  # transformers would go on with random ones
+        first, *others = sorted(info["missing_keys"])
+        raise RlifError(f"policy.model: {config.model!r} lacks the weights {first} and {len(others)} more")
+    if "gguf_file" in options:
+        model = _plain_copy(model, dtype)
+    return _assemble(model.to(device).eval(), tokenizer, config)
+
+
+def compute_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The torch type behind a recipe's dtype; auto is bfloat16 where the hardware multiplies it, else float32."""
+    if name != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    return torch.bfloat16 if device.type == "cpu" and _cpu_multiplies_bf16() else torch.float32
+
+
+def _cpu_multiplies_bf16() -> bool:
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RlifError(f"policy.device: cannot use {name!r}: {_first_line(error)}") from error
+    return device
+
+
+def _locate(source: str, config: PolicyConfig) -> tuple[str, dict[str, Any]]:
+    """Where transformers shall look, and with which options."""
+    path = Path(source).expanduser()
+    if source.endswith(".gguf"):
+        if not path.is_file():
+            raise RlifError(f"policy.model: no such file: {source}")
+        return str(path.parent), {"gguf_file": path.name}
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise RlifError(f"policy.model: {source} is a folder without a config.json; give a model folder")
+        return str(path), {}
+    if path.is_absolute() or source.startswith((".", "~")) or source.count("/") != 1:
+        known = ", ".join(models.MODELS)
+        raise RlifError(f"policy.model: no such folder or file: {config.model} (named models: {known})")
+    return source, {}
+
+
+def _dequantise() -> Any:
+    """GGUF weights unpacked into plain ones, where transformers could also leave them packed; None for older ones."""
+    from transformers.utils import quantization_config
+
+    config = getattr(quantization_config, "GgufConfig", None)
+    return config(dequantize=True) if config is not None else None
+
+
+def _plain_copy(quantised: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """transformers remembers that weights came from GGUF and refuses to save them; a model built afresh does not."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_config(quantised.config, dtype=dtype)
+    model.load_state_dict(quantised.state_dict())
+    model.generation_config = quantised.generation_config
+    for config in (model.config, model.generation_config):
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+    return model
+
+
+def _assemble(model: Any, tokenizer: Any, config: PolicyConfig) -> Policy:
+    eos = model.generation_config.eos_token_id if model.generation_config is not None else None
+    eos_ids = {*(eos if isinstance(eos, list) else [eos]), tokenizer.eos_token_id} - {None}
+    if not eos_ids:
+        raise RlifError(f"policy.model: {config.model} names no EOS token; name one in its generation config")
+    has_template = getattr(tokenizer, "chat_template", None) is not None
+    if config.chat_template == "on" and not has_template:
+        raise RlifError(f"policy.chat_template: {config.model} has no chat template; set it to off")
+    text_config = model.config.get_text_config(decoder=True)
+    pad = tokenizer.pad_token_id
+    return Policy(
+        model=model,
+        tokenizer=tokenizer,
+        eos_ids=tuple(sorted(eos_ids)),
+        pad_id=pad if pad is not None else min(eos_ids),
+        vocab_size=min(len(tokenizer), text_config.vocab_size),
+        context=getattr(text_config, "max_position_embeddings", None),
+        chat_template=has_template if config.chat_template == "auto" else config.chat_template == "on",
+        source=config.model,
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,88 @@
+"""What a run looks like while it runs: two live bars on a terminal, one plain line a step anywhere else."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from time import monotonic
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+
+class _Speed(ProgressColumn):
+    """Tokens per second of the phase under way."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        shown = f"{speed:,.0f} tokens/s" if speed and task.fields.get("tokens") else ""
+        return Text(shown, style="cyan")
+
+
+def step_line(step: int, metrics: Mapping[str, float]) -> str:
+    """One step in one line: reward, entropy, length, verdicts, speed, and the evaluation if there was one."""
+    parts = [f"step {step:4d}"]
+    rewards = [key for key in metrics if key.startswith("reward/") and key.endswith("/mean")]
+    parts += [f"{key.split('/')[1]} {metrics[key]:.3f}" for key in rewards]
+    known = (
+        ("entropy", "signal/entropy", "{:.3f}"),
+        ("length", "length/mean", "{:.0f}"),
+        ("right", "verdict/right", "{:.2f}"),
+        ("formatted", "verdict/formatted", "{:.2f}"),
+        ("tokens/s", "tokens_per_second/rollout", "{:,.0f}"),
+    )
+    parts += [f"{label} {form.format(metrics[key])}" for label, key, form in known if key in metrics]
+    if "eval/right" in metrics:
+        parts.append(
+            f"| eval: right {metrics['eval/right']:.3f} ± {metrics['eval/right_stderr']:.3f}, right and formatted "
+            f"{metrics['eval/right_and_formatted']:.3f}, entropy {metrics['eval/entropy']:.3f} (n = {metrics['eval/n']:.0f})"
+        )
+    return "  ".join(parts)
+
+
+class LiveProgress:
+    """A `rlif.train.Watcher` with a bar for the run and one for the phase under way."""
+
+    def __init__(self, progress: Progress, steps: int, done: int = 0) -> None:
+        self._progress = progress
+        self._run = progress.add_task("run", total=steps, completed=done, line="")
+        self._phase = progress.add_task("", total=None, tokens=True, line="")
+
+    def begin(self, phase: str, step: int, total: int) -> None:
+        self._progress.reset(self._phase, total=total, description=f"step {step}: {phase}")
+
+    def advance(self, tokens: int) -> None:
+        self._progress.advance(self._phase, tokens)
+
+    def logged(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._progress.update(self._run, completed=step)
+        self._progress.console.print(step_line(step, metrics), highlight=False)
+
+
+class PlainProgress:
+    """A `rlif.train.Watcher` for logs and pipes."""
+
+    def __init__(self, console: Console, steps: int, done: int = 0) -> None:
+        self._console, self._steps, self._first = console, steps, done
+        self._started = monotonic()
+
+    def begin(self, phase: str, step: int, total: int) -> None: ...
+
+    def advance(self, tokens: int) -> None: ...
+
+    def logged(self, step: int, metrics: Mapping[str, float]) -> None:
+        left = ""
+        if step > self._first:
+            seconds = (monotonic() - self._started) / (step - self._first) * (self._steps - step)
+            left = f"  {seconds:,.0f} s left"
+        self._console.print(step_line(step, metrics) + left, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def watch_run(console: Console, steps: int, done: int = 0) -> Iterator[LiveProgress | PlainProgress]:
+    """The watcher that fits the console: live bars on a terminal, plain lines elsewhere."""
+    if not console.is_terminal:
+        yield PlainProgress(console, steps, done)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        yield LiveProgress(progress, steps, done)

@@ -1,0 +1,235 @@
+"""The paper's experiment in miniature: five runs on the tiny models, one table, three figures.
+
+The base model is trained on each internal reward and on the verifiable one, the instruct model on self-certainty; the
+prompts, seeds and settings are the same. Runs go side by side, one CPU thread each, so that the numbers do not depend
+on how many cores there are.
+"""
+
+import json
+import math
+import multiprocessing
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from rlif.config import Recipe, load_recipe, parse_recipe
+from rlif.errors import RlifError
+from rlif.recipes import find_recipe
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One of the runs: its folder, how it is called in table and figures, and what differs from recipes/tiny.yaml."""
+
+    name: str
+    label: str
+    overrides: tuple[str, ...]
+
+
+ARMS = (
+    Arm("base-self-certainty", "base, self-certainty", ()),
+    Arm("base-token-entropy", "base, token entropy", ("reward=token_entropy",)),
+    Arm(
+        "base-trajectory-entropy",
+        "base, trajectory entropy",
+        ("reward={name: trajectory_entropy, reduce: sum}",),
+    ),
+    Arm("base-verifiable", "base, verifiable (labels)", ("reward=verifiable",)),
+    Arm("instruct-self-certainty", "instruct, self-certainty", ("policy.model=tiny-instruct",)),
+)
+
+
+def quickstart(out: Path, *, steps: int = 60, processes: int = 2) -> None:
+    """Run all arms into ``out/<arm>``, then print the table and write table.md, results.json and the figures there.
+
+    Raises `RlifError` if ``out`` is not new or empty.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RlifError(f"{out}: not an empty folder; choose a new one for --out")
+    console = Console()
+    started = time.monotonic()
+    recipes = {arm.name: _recipe(arm, steps) for arm in ARMS}
+    _run_all(recipes, out, processes, console)
+
+    from rlif.report.figures import Curve, draw_all
+    from rlif.runlog import read_metrics
+
+    curves = [
+        Curve(arm.label, [line for line in read_metrics(out / arm.name / "metrics.jsonl") if "eval/right" in line])
+        for arm in ARMS
+    ]
+    results = [summarise(curve.label, curve.lines) for curve in curves]
+    console.print(_table(results))
+    meaning = explain(results)
+    console.print(meaning + "\n", highlight=False)
+    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (out / "table.md").write_text(markdown(results) + "\n" + meaning + "\n", encoding="utf-8")
+    for path in draw_all(curves, out / "figures"):
+        console.print(f"figure: {path}", highlight=False, soft_wrap=True)
+    console.print(f"table:  {out / 'table.md'}", highlight=False, soft_wrap=True)
+    console.print(f"done in {time.monotonic() - started:.0f} s", highlight=False)
+
+
+def summarise(label: str, lines: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Start, best and last of one run's evaluations; ``score`` is the share right and formatted."""
+    best = max(lines, key=lambda line: line["eval/right_and_formatted"])
+    keys = {
+        "score": "right_and_formatted",
+        "stderr": "right_and_formatted_stderr",
+        "right": "right",
+        "formatted": "formatted",
+        "entropy": "entropy",
+        "transitional": "transitional_share",
+        "length": "length",
+    }
+    points = {"start": lines[0], "best": best, "last": lines[-1]}
+    return {
+        "label": label,
+        "n": int(lines[0]["eval/n"]),
+        **{
+            name: {"step": int(line["step"]), **{key: line[f"eval/{metric}"] for key, metric in keys.items()}}
+            for name, line in points.items()
+        },
+    }
+
+
+def explain(results: Sequence[Mapping[str, Any]]) -> str:
+    """Two sentences made from the numbers: what became of each run, and what it was that changed."""
+    fates = "; ".join(f"{result['label']}: {_fate(result)}" for result in results)
+    first = results[0]
+    start, best, last = first["start"], first["best"], first["last"]
+    return (
+        f"Right and formatted at T = 1 ({first['n']} problems, one run each, ± one standard error): {fates}. "
+        f"With self-certainty on the base model the share of formatted answers went {start['formatted']:.2f} → "
+        f"{best['formatted']:.2f} (best) → {last['formatted']:.2f} (last) and of answers right in any form "
+        f"{start['right']:.2f} → {best['right']:.2f} → {last['right']:.2f}, while its entropy went "
+        f"{start['entropy']:.3f} → {best['entropy']:.3f} → {last['entropy']:.3f}: confidence keeps rising, and says "
+        "nothing of what becomes of the answers."
+    )
+
+
+def _fate(result: Mapping[str, Any]) -> str:
+    start, best, last = result["start"], result["best"], result["last"]
+    rose = _differs(best, start) and best["score"] > start["score"]
+    fell = _differs(best, last) and last["score"] < best["score"]
+    below = _differs(last, start) and last["score"] < start["score"]
+    words = {
+        (True, True): f"rose from {_pm(start)} to {_pm(best)} at step {best['step']}, then fell to {_pm(last)}",
+        (True, False): f"rose from {_pm(start)} to {_pm(last)} and held",
+        (False, True): f"did not rise above {_pm(start)} and fell to {_pm(last)}",
+        (False, False): f"stayed near {_pm(start)} (last {_pm(last)})",
+    }[rose, fell]
+    return words + (", below its start" if rose and below else "")
+
+
+def _differs(a: Mapping[str, float], b: Mapping[str, float]) -> bool:
+    """More than two standard errors of the difference apart (the same problems: this errs towards no difference)."""
+    return abs(a["score"] - b["score"]) > 2.0 * math.hypot(a["stderr"], b["stderr"])
+
+
+def _pm(point: Mapping[str, float]) -> str:
+    return f"{point['score']:.2f} ± {point['stderr']:.2f}"
+
+
+_COLUMNS = ("run", "start", "best @ step", "last", "right, any form", "formatted", "entropy", "transitional", "length")
+
+
+def _cells(result: Mapping[str, Any]) -> tuple[str, ...]:
+    start, best, last = result["start"], result["best"], result["last"]
+
+    def change(key: str, form: str) -> str:
+        return f"{start[key]:{form}} → {last[key]:{form}}"
+
+    return (
+        result["label"],
+        f"{start['score']:.3f}",
+        f"{best['score']:.3f} @ {best['step']}",
+        f"{last['score']:.3f}",
+        change("right", ".2f"),
+        change("formatted", ".2f"),
+        change("entropy", ".3f"),
+        change("transitional", ".2f"),
+        change("length", ".0f"),
+    )
+
+
+def markdown(results: Sequence[Mapping[str, Any]]) -> str:
+    """The table as markdown."""
+    rows = [_COLUMNS, ("---",) * len(_COLUMNS), *(_cells(result) for result in results)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+
+
+def _table(results: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(title=f"right and formatted answers, {results[0]['n']} problems, T = 1", title_justify="left")
+    for column in _COLUMNS:
+        table.add_column(column, justify="left" if column == "run" else "right")
+    for result in results:
+        table.add_row(*_cells(result))
+    return table
+
+
+def _recipe(arm: Arm, steps: int) -> Recipe:
+    recipe = load_recipe(find_recipe(Path("tiny")), [*arm.overrides, f"steps={steps}"])
+    # The figures need only the evaluations; a demonstration need not leave a hundred megabytes behind.
+    lean = {"checkpoint": {"every": 0, "keep_last": 1}, "log": {"rollouts_every": 10}}
+    return parse_recipe(recipe.model_dump(mode="json") | lean)
+
+
+def _run_all(recipes: Mapping[str, Recipe], out: Path, processes: int, console: Console) -> None:
+    context = multiprocessing.get_context("spawn")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with (
+        Progress(*columns, console=console) as progress,
+        ProcessPoolExecutor(processes, mp_context=context, initializer=_one_thread) as pool,
+    ):
+        bars = {arm.name: progress.add_task(arm.label, total=recipes[arm.name].steps, start=False) for arm in ARMS}
+        runs: dict[str, Future[None]] = {
+            name: pool.submit(_train, recipe, out / name) for name, recipe in recipes.items()
+        }
+        try:
+            while not all(run.done() for run in runs.values()):
+                for name, bar in bars.items():
+                    if (step := _last_step(out / name / "metrics.jsonl")) is not None:
+                        progress.start_task(bar)
+                        progress.update(bar, completed=step)
+                failed = [run for run in runs.values() if run.done() and run.exception() is not None]
+                if failed:
+                    break
+                time.sleep(0.5)
+            for name, bar in bars.items():
+                runs[name].result()
+                progress.update(bar, completed=recipes[name].steps)
+        except BaseException:
+            for run in runs.values():
+                run.cancel()
+            raise
+
+
+def _one_thread() -> None:
+    os.environ["HF_HUB_OFFLINE"] = "1"  # the tiny models are in the package
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _train(recipe: Recipe, out: Path) -> None:
+    from rlif.train import train
+
+    train(recipe, out)
+
+
+def _last_step(path: Path) -> int | None:
+    """The step of the last whole line, None before the first."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    except FileNotFoundError:
+        return None
+    return int(json.loads(lines[-1])["step"]) if lines else None

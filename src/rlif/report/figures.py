@@ -1,0 +1,113 @@
+"""Figures from metrics: what training did to accuracy, to format, to confidence."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Colour-blind safe (Okabe and Ito), in the order of the curves.
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#555555", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One run's evaluations: ``lines`` are its metrics.jsonl lines that carry eval/* keys, in order of steps."""
+
+    label: str
+    lines: Sequence[Mapping[str, float]]
+
+    @property
+    def steps(self) -> list[int]:
+        return [int(line["step"]) for line in self.lines]
+
+    def values(self, key: str) -> list[float]:
+        """The values of one eval key, ``eval/`` left out."""
+        return [line[f"eval/{key}"] for line in self.lines]
+
+
+def draw_all(curves: Sequence[Curve], folder: Path) -> list[Path]:
+    """Write accuracy.png, format.png and confidence.png; returns their paths. Raises ValueError without curves."""
+    if not curves:
+        raise ValueError("no curves to draw")
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = {"accuracy": accuracy(curves), "format": right_against_formatted(curves), "confidence": confidence(curves)}
+    paths = []
+    for name, figure in figures.items():
+        paths.append(folder / f"{name}.png")
+        figure.savefig(paths[-1], dpi=150)
+        plt.close(figure)
+    return paths
+
+
+def accuracy(curves: Sequence[Curve]) -> Figure:
+    """Right-and-formatted answers over steps, with bands of one standard error."""
+    figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
+    for curve, colour in zip(curves, _COLOURS, strict=False):
+        values, errors = curve.values("right_and_formatted"), curve.values("right_and_formatted_stderr")
+        axes.plot(curve.steps, values, color=colour, marker="o", markersize=3, label=curve.label)
+        low = [value - error for value, error in zip(values, errors, strict=True)]
+        high = [value + error for value, error in zip(values, errors, strict=True)]
+        axes.fill_between(curve.steps, low, high, color=colour, alpha=0.15, linewidth=0)
+    _share(axes, "right and formatted answers")
+    n = int(curves[0].lines[0]["eval/n"])
+    axes.set_title(f"Accuracy during training ({n} held-out completions, band: one standard error)", fontsize=10)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def right_against_formatted(curves: Sequence[Curve]) -> Figure:
+    """One panel a run: answers right in any form against answers in the asked form."""
+    columns = min(3, len(curves))
+    rows = -(-len(curves) // columns)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(3.2 * columns, 2.7 * rows), sharey=True, squeeze=False, layout="constrained"
+    )
+    for axes, curve in zip(grid.flat, curves, strict=False):
+        axes.plot(curve.steps, curve.values("formatted"), color="#E69F00", label="formatted")
+        axes.plot(curve.steps, curve.values("right"), color="#0072B2", label="right in any form")
+        axes.plot(
+            curve.steps, curve.values("right_and_formatted"), color="#555555", linestyle=":", label="right and formatted"
+        )
+        _share(axes, "")
+        axes.set_title(curve.label, fontsize=9)
+    for axes in list(grid.flat)[len(curves) :]:
+        axes.set_axis_off()
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    figure.suptitle("What is gained: form or reasoning?", fontsize=11)
+    return figure
+
+
+def confidence(curves: Sequence[Curve]) -> Figure:
+    """Token entropy and the share of completions with a transitional word, over steps."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
+    for curve, colour in zip(curves, _COLOURS, strict=False):
+        left.plot(curve.steps, curve.values("entropy"), color=colour, label=curve.label)
+        right.plot(curve.steps, curve.values("transitional_share"), color=colour, label=curve.label)
+    for axes, title in ((left, "mean token entropy, nats"), (right, "completions with a transitional word, share")):
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("step")
+        axes.set_ylim(bottom=0.0)
+        _plain(axes)
+    left.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _share(axes: Axes, label: str) -> None:
+    axes.set_ylim(0.0, 1.0)
+    axes.set_xlabel("step")
+    axes.set_ylabel(label)
+    _plain(axes)
+
+
+def _plain(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)

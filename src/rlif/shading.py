@@ -1,0 +1,101 @@
+"""Completions on the terminal, each token shaded by the entropy of the distribution it was drawn from."""
+
+from collections.abc import Iterator, Sequence
+from time import monotonic
+from typing import Literal, cast
+
+from rich.console import Console
+from rich.text import Text
+
+from rlif.config import PolicyConfig
+from rlif.errors import RlifError
+from rlif.policy import Policy, load_policy
+from rlif.prompts import render
+from rlif.rollout import Engine, Key, Sampling
+from rlif.types import Problem, Rollouts
+
+# Background from certain to unsure: the darker the ground, the more the model could have said something else.
+_RAMP = ("#ffffff", "#fff2d9", "#ffdfa8", "#ffc373", "#ff9d5c", "#ee6a50", "#c73e4f")
+_STEPS = (0.05, 0.25, 0.6, 1.2, 2.0, 3.0)  # nats; above the last: the last colour
+
+
+def print_samples(
+    model: str,
+    prompt: str,
+    *,
+    n: int,
+    temperature: float,
+    top_p: float,
+    max_new_tokens: int,
+    chat_template: str,
+    seed: int,
+) -> None:
+    """Load ``model``, draw ``n`` completions of ``prompt`` and print them with their signals.
+
+    Raises `RlifError` if the model cannot be loaded or the prompt does not fit.
+    """
+    if chat_template not in ("auto", "on", "off"):
+        raise RlifError(f"--chat-template: {chat_template!r}; choose auto, on or off")
+    choice = cast(Literal["auto", "on", "off"], chat_template)
+    policy = load_policy(PolicyConfig(model=model, chat_template=choice))
+    prompts = render(policy, "plain", [Problem("prompt", prompt)])
+    started = monotonic()
+    rollouts = Engine(policy).sample(
+        prompts,
+        group_size=n,
+        sampling=Sampling(temperature, top_p, max_new_tokens=max_new_tokens),
+        key=Key(seed, "sample"),
+    )
+    seconds = monotonic() - started
+    console = Console(highlight=False)
+    console.print(legend())
+    for row in range(rollouts.n_rows):
+        console.print()
+        console.print(shaded(policy, rollouts, row), soft_wrap=True)
+        console.print(Text(_summary(rollouts, row), style="dim"))
+    speed = int(rollouts.mask.sum()) / seconds
+    console.print(Text(f"\n{int(rollouts.mask.sum())} tokens in {seconds:.1f} s ({speed:,.0f} tokens/s)", style="dim"))
+
+
+def shaded(policy: Policy, rollouts: Rollouts, row: int) -> Text:
+    """A completion as rich text; EOS is shown as the token's own name."""
+    tokens = rollouts.tokens[row][rollouts.mask[row]].tolist()
+    text = Text()
+    for piece, entropy in _pieces(policy, tokens, rollouts.signals.entropy[row].tolist()):
+        text.append(piece, style=f"black on {colour(entropy)}")
+    if rollouts.stop_reasons[row] == "eos":
+        text.append(policy.tokenizer.convert_ids_to_tokens(tokens[-1]), style="dim")
+    return text
+
+
+def colour(entropy: float) -> str:
+    """The background of a token whose distribution has this entropy (nats)."""
+    return _RAMP[sum(entropy >= step for step in _STEPS)]
+
+
+def legend() -> Text:
+    """The colours and what they mean."""
+    text = Text("entropy in nats: ")
+    for step, shade in zip((0.0, *_STEPS), _RAMP, strict=True):
+        text.append(f" {step:g}+ ", style=f"black on {shade}")
+    return text
+
+
+def _pieces(policy: Policy, tokens: Sequence[int], entropies: Sequence[float]) -> Iterator[tuple[str, float]]:
+    """Text pieces with the entropy of their (last) token: some tokens are only a part of a character."""
+    shown = ""
+    for end, entropy in zip(range(1, len(tokens) + 1), entropies, strict=False):
+        text = policy.decode(tokens[:end])
+        if text.endswith("\ufffd") and end < len(tokens):
+            continue
+        yield text[len(shown) :], entropy
+        shown = text
+
+
+def _summary(rollouts: Rollouts, row: int) -> str:
+    mask = rollouts.mask[row]
+    means = [values[row][mask].mean().item() for values in rollouts.signals]
+    return (
+        f"{int(mask.sum())} tokens, ended by {rollouts.stop_reasons[row]}; mean per token in nats: "
+        f"logprob {means[0]:.3f}, entropy {means[1]:.3f}, self-certainty {means[2]:.3f}"
+    )

@@ -1,0 +1,96 @@
+"""What a task is, and the draws all tasks share.
+
+A task is a pure function from (step, seed) to problems. There is no iterator with a position to save: a resumed run
+asks for step 41 and gets what the run that was never stopped got.
+"""
+
+from random import Random
+from typing import Protocol, runtime_checkable
+
+from rlif.errors import RlifError
+from rlif.grading import Grader, find_extractor
+from rlif.types import Problem, Verdict
+
+EVAL_SEED = 2506_17219
+"""Chooses the evaluation problems when nobody asks for others; the run's own seed never does."""
+
+
+@runtime_checkable
+class Task(Protocol):
+    """Problems to train on, problems to evaluate on, and a judge of the answers."""
+
+    name: str
+
+    def train_problems(self, step: int, count: int, seed: int) -> tuple[Problem, ...]:
+        """The ``count`` distinct problems of a step (counted from 1): a pure function of its arguments.
+
+        Raises `RlifError` if the task has fewer.
+        """
+
+    def eval_problems(self, count: int, seed: int = EVAL_SEED) -> tuple[Problem, ...]:
+        """``count`` distinct problems, always the same ones, kept from training where the task allows it.
+
+        Raises `RlifError` if the task has fewer.
+        """
+
+    def problems_to_fit(self) -> tuple[Problem, ...]:
+        """What a model's context must hold: all of a file's problems, the longest of a generated task's."""
+
+    def grade(self, text: str, problem: Problem) -> Verdict:
+        """Two verdicts on a completion; see `rlif.grading.Grader.grade` for what it raises."""
+
+
+class GradedTask:
+    """The judging half of a task, the same for all of them."""
+
+    def __init__(self, format: str) -> None:
+        """``format`` is a key of `rlif.grading.EXTRACTORS`. Raises `RlifError` for an unknown one."""
+        find_extractor(format)
+        self._format = format
+        self._grader = Grader()
+
+    def grade(self, text: str, problem: Problem) -> Verdict:
+        """See `Task.grade`."""
+        return self._grader.grade(text, problem.answer, format=self._format, row_id=problem.id)
+
+
+def keyed_random(*key: str | int) -> Random:
+    """A random stream of its own for each key, the same in every process (seeded with the key's SHA-512)."""
+    return Random("/".join(map(str, key)))
+
+
+def walk(size: int, step: int, count: int, seed: int) -> list[int]:
+    """Which of ``size`` rows step ``step`` (from 1) draws, ``count`` at a time; distinct within a step.
+
+    Steps walk through one permutation after another, keyed by (seed, epoch), so each epoch draws every row once, also
+    when a step begins in one epoch and ends in the next. Needs ``count <= size``.
+    """
+    positions = range((step - 1) * count, step * count)
+    orders = {epoch: _epoch_order(size, count, seed, epoch) for epoch in {p // size for p in positions}}
+    return [orders[p // size][p % size] for p in positions]
+
+
+def _epoch_order(size: int, count: int, seed: int, epoch: int) -> list[int]:
+    """The permutation of an epoch, arranged so that the step it shares with the epoch before draws no row twice."""
+    if size < 2 * count:
+        return _permutation(size, seed, 0)  # one order for all epochs: any `count` in a row are distinct
+    order = _permutation(size, seed, epoch)
+    drawn = epoch * size % count  # rows that the shared step took from the end of the epoch before
+    if not drawn:
+        return order
+    # That end is never rearranged itself: only the first `count` places of an epoch can be, and size >= 2 * count.
+    taken = set(_permutation(size, seed, epoch - 1)[-drawn:])
+    head = [row for row in order[:count] if row not in taken][: count - drawn]
+    in_head = set(head)
+    return head + [row for row in order if row not in in_head]
+
+
+def _permutation(size: int, seed: int, epoch: int) -> list[int]:
+    rows = list(range(size))
+    keyed_random("epoch", seed, epoch).shuffle(rows)
+    return rows
+
+
+def too_few(where: str, have: int, asked: int, remedy: str) -> RlifError:
+    """The error of a task that is asked for more distinct problems than it has."""
+    return RlifError(f"{where}: {have} problems, but {asked} distinct ones are asked for; {remedy}")

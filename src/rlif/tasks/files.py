@@ -1,0 +1,216 @@
+r"""Problems from a file of yours: JSONL or Parquet, columns by your names.
+
+GSM8K and MATH are this loader with their columns as defaults. Original hub files are read as they are: openai/gsm8k
+(the answer stands after ``####``), HuggingFaceH4/MATH-500, DigitalLearningGmbH/MATH-lighteval (the answer is the last
+``\boxed`` of the solution).
+"""
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rlif.config import FileTask
+from rlif.errors import RlifError
+from rlif.grading import boxed
+from rlif.tasks.base import EVAL_SEED, GradedTask, keyed_random, too_few, walk
+from rlif.types import Problem
+
+_LOG = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+Reader = Callable[[str], str | None]
+
+
+class ProblemFile(GradedTask):
+    """The problems of ``config.path`` to train on, those of ``config.eval_path`` to evaluate on."""
+
+    def __init__(self, config: FileTask, base_dir: Path | None = None) -> None:
+        """Reads the files; a relative path starts from ``base_dir`` (None: the current folder). Raises `RlifError`."""
+        super().__init__(config.format)
+        self.name: str = config.name
+        self._train_path = _resolve(config.path, base_dir)
+        self._train = read_problems(self._train_path, config, limit=config.limit)
+        self._eval_path, self._eval = self._train_path, self._train
+        if config.eval_path is not None:
+            self._eval_path = _resolve(config.eval_path, base_dir)
+            self._eval = read_problems(self._eval_path, config)
+
+    def train_problems(self, step: int, count: int, seed: int) -> tuple[Problem, ...]:
+        """See `Task.train_problems`. Each epoch shows every row once, in an order of its own."""
+        if count > len(self._train):
+            remedy = f"lower rollout.prompts to {len(self._train)} at most"
+            raise too_few(str(self._train_path), len(self._train), count, remedy)
+        return tuple(self._train[row] for row in walk(len(self._train), step, count, seed))
+
+    def eval_problems(self, count: int, seed: int = EVAL_SEED) -> tuple[Problem, ...]:
+        """See `Task.eval_problems`. Rows in file order; a smaller ``count`` takes some of a larger one's."""
+        if count > len(self._eval):
+            raise too_few(str(self._eval_path), len(self._eval), count, f"lower eval.problems to {len(self._eval)}")
+        if self._eval is self._train:
+            _say_shared(self._eval_path)
+        rows = list(range(len(self._eval)))
+        keyed_random("eval", seed).shuffle(rows)
+        return tuple(self._eval[row] for row in sorted(rows[:count]))
+
+    def problems_to_fit(self) -> tuple[Problem, ...]:
+        """See `Task.problems_to_fit`."""
+        return tuple(dict.fromkeys((*self._train, *self._eval)))
+
+
+@lru_cache
+def _say_shared(path: Path) -> None:
+    """Once for each file, not at every evaluation."""
+    _LOG.warning("%s: evaluation uses training problems; set task.eval_path to held-out ones", path)
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Where a data set keeps its fields: candidate columns, the first that exists wins."""
+
+    questions: tuple[str, ...]
+    answers: Mapping[str, Reader]
+    """Column to how the answer is read from its text."""
+    ids: tuple[str, ...] = ("id", "unique_id")
+
+
+def _whole(text: str) -> str | None:
+    return text.strip() or None
+
+
+def _gsm8k_answer(text: str) -> str | None:
+    return _whole(text.rpartition("####")[2].replace(",", ""))
+
+
+SCHEMAS: Mapping[str, Schema] = {
+    "file": Schema(("problem", "question"), {"answer": _whole}),
+    "gsm8k": Schema(("question", "problem"), {"answer": _gsm8k_answer}),
+    "math": Schema(("problem", "question"), {"answer": _whole, "solution": boxed}),
+}
+"""The usual columns of each task name."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns a file is read from; None: it has no such column."""
+
+    question: str
+    answer: str | None
+    read_answer: Reader
+    id: str | None
+
+
+def read_problems(path: Path, config: FileTask, *, limit: int | None = None) -> tuple[Problem, ...]:
+    """The problems of a file, in its order; only the first ``limit`` if given.
+
+    Raises `RlifError`, with file and line (Parquet: row), for a missing or empty file, a line that is not a JSON
+    object, a missing column, a field that is not text, and an id that occurs twice.
+    """
+    if path.suffix not in FORMATS:
+        raise RlifError(f"{path}: expected a file whose name ends in {' or '.join(FORMATS)}")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise RlifError(f"{path}: {error.strerror}; check task.path and task.eval_path") from error
+    columns: Columns | None = None
+    problems: list[Problem] = []
+    seen: dict[str, str] = {}
+    for where, row in islice(FORMATS[path.suffix](path), limit):
+        columns = columns or _find_columns(row, config, where)
+        problem = _problem(row, columns, where)
+        if problem.id in seen:
+            raise RlifError(f"{where}: the id {problem.id!r} was used before, in {seen[problem.id]}; ids must differ")
+        seen[problem.id] = where
+        problems.append(problem)
+    if not problems:
+        raise RlifError(f"{path}: holds no problems")
+    if columns and columns.answer and not any(problem.answer for problem in problems):
+        remedy = "name another in task.answer_column"
+        raise RlifError(f"{path}: no answer in column {columns.answer!r} of any row; {remedy}")
+    return tuple(problems)
+
+
+def _resolve(path: str, base_dir: Path | None) -> Path:
+    return (base_dir or Path()) / Path(path).expanduser()
+
+
+def _find_columns(row: Row, config: FileTask, where: str) -> Columns:
+    """Decide from the first row which columns to read: those the recipe names, else the schema's usual ones."""
+    schema = SCHEMAS[config.name]
+    question = config.question_column or next((name for name in schema.questions if name in row), None)
+    if question is None:
+        usual = " or ".join(map(repr, schema.questions))
+        raise RlifError(f"{where}: no column {usual}; name the question's in task.question_column ({_there_are(row)})")
+    answer = config.answer_column or next((name for name in schema.answers if name in row), None)
+    read_answer = schema.answers.get(answer or "", schema.answers["answer"])
+    return Columns(question, answer, read_answer, config.id_column or next((n for n in schema.ids if n in row), None))
+
+
+def _problem(row: Row, columns: Columns, where: str) -> Problem:
+    text = partial(_text, row, where=where)
+    question = text(columns.question)
+    if not question:
+        raise RlifError(f"{where}: column {columns.question!r} is empty")
+    answer = text(columns.answer) if columns.answer else None
+    name = text(columns.id) if columns.id else Path(where).name
+    if not name:
+        raise RlifError(f"{where}: column {columns.id!r} is empty")
+    return Problem(name, question, columns.read_answer(answer) if answer else None)
+
+
+def _text(row: Row, column: str, *, where: str) -> str | None:
+    """A field as text; None for null."""
+    if column not in row:
+        raise RlifError(f"{where}: no column {column!r} ({_there_are(row)})")
+    value = row[column]
+    if value is None:
+        return None
+    if isinstance(value, bool | list | dict | bytes):
+        raise RlifError(f"{where}: column {column!r} holds a {type(value).__name__}; expected text or a number")
+    text = str(value)
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise RlifError(f"{where}: column {column!r} holds half a character (a lone surrogate); repair the file")
+    return text
+
+
+def _there_are(row: Row) -> str:
+    return f"there are {', '.join(row)}" if row else "there are none"
+
+
+def _read_jsonl(path: Path) -> Iterator[tuple[str, Row]]:
+    with path.open("rb") as lines:  # bytes end a line at \n alone; text would also break at U+2028 inside a problem
+        for number, line in enumerate(lines, start=1):
+            where = f"{path}:{number}"
+            if not line.strip():
+                continue
+            try:
+                # Numbers stay as they are written: an answer of 0.10 is not the float nearest to it.
+                row = json.loads(line.decode("utf-8-sig"), parse_float=str, parse_int=str)
+            except UnicodeDecodeError as error:
+                raise RlifError(f"{where}: not UTF-8; save the file in that encoding") from error
+            except (ValueError, RecursionError) as error:
+                raise RlifError(f"{where}: not JSON ({error}); each line holds one JSON object") from error
+            if not isinstance(row, dict):
+                raise RlifError(f"{where}: a {type(row).__name__}, not a JSON object")
+            yield where, row
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
+            for number, row in enumerate(rows, start=1):
+                yield f"{path}:{number}", row
+    except (pyarrow.ArrowException, OSError) as error:
+        raise RlifError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())})") from error
+
+
+FORMATS: Mapping[str, Callable[[Path], Iterator[tuple[str, Row]]]] = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
+"""File name endings to readers; each yields FILE:LINE and the row."""

@@ -1,0 +1,96 @@
+"""How a question is put to a model. A template is data with a version: change the wording, raise the version."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rlif.errors import RlifError
+
+
+@dataclass(frozen=True)
+class Template:
+    """Wording around a question: an optional system message and a user message that contains ``{question}``."""
+
+    name: str
+    version: int
+    user: str
+    system: str | None
+    citation: str
+
+
+_BOX = r"put your final answer within \boxed{}."
+
+TEMPLATES: Mapping[str, Template] = {
+    template.name: template
+    for template in (
+        Template(
+            name="plain",
+            version=1,
+            user="{question}",
+            system=None,
+            citation="the question alone",
+        ),
+        Template(
+            name="boxed",
+            version=1,
+            user=f"{{question}}\nPlease reason step by step, and {_BOX}",
+            system=None,
+            citation="the instruction recommended for Qwen2.5-Math (arXiv 2409.12122)",
+        ),
+        Template(
+            name="intuitor_small",
+            version=1,
+            user="{question}",
+            system=f"Think the question through first, one step after another, then answer it: {_BOX}",
+            citation="own words after the idea of Intuitor's prompt for small models (arXiv 2505.19590): not a copy",
+        ),
+        Template(
+            name="intuitor_large",
+            version=1,
+            user="{question}",
+            system=(
+                "You help people with questions of mathematics. For each question, first think about how to reason: "
+                "write down what is known and what is asked, work towards the answer step by step, and check each "
+                f"step before the next. Only then answer: {_BOX}"
+            ),
+            citation="own words after the idea of Intuitor's prompt for larger models (arXiv 2505.19590): not a copy",
+        ),
+        Template(
+            name="gsm8k_short",
+            version=1,
+            user="{question}\nThink step by step, and end with the final number after ####.",
+            system=None,
+            citation="GSM8K's own answer format (arXiv 2110.14168), asked for in one sentence",
+        ),
+    )
+}
+
+
+def find_template(name: str) -> Template:
+    """A template by its name. Raises `RlifError` for an unknown one."""
+    if name not in TEMPLATES:
+        nearest = difflib.get_close_matches(name, TEMPLATES, n=1, cutoff=0.0)[0]
+        known = ", ".join(TEMPLATES)
+        raise RlifError(f"task.template: no template {name!r}; did you mean {nearest}? (there are {known})")
+    return TEMPLATES[name]
+
+
+def render_messages(template: str, question: str) -> list[dict[str, str]]:
+    """The question as chat messages (role, content). Raises `RlifError` for an unknown template."""
+    found = find_template(template)
+    system = [{"role": "system", "content": found.system}] if found.system else []
+    return [*system, {"role": "user", "content": _fill(found, question)}]
+
+
+def render_text(template: str, question: str) -> str:
+    """The question as plain text, for base models: system message, blank line, user message.
+
+    Raises `RlifError` for an unknown template.
+    """
+    found = find_template(template)
+    user = _fill(found, question)
+    return f"{found.system}\n\n{user}" if found.system else user
+
+
+def _fill(template: Template, question: str) -> str:
+    return template.user.replace("{question}", question)  # not str.format: questions are full of braces

@@ -1,0 +1,114 @@
+"""The nouns of the project: frozen records, with the axes of every tensor in its type.
+
+Axes, everywhere:
+
+- ``prompt``: distinct prompts of a batch;
+- ``group``: the G completions of one prompt;
+- ``row`` = prompt * group, groups adjacent (row r belongs to prompt r // G);
+- ``tok``: completion positions, right-padded;
+- ``vocab``: the true vocabulary.
+
+Masks are bool, True = counts. Masked positions hold 0. Log-probabilities and entropies are in nats.
+Two policies have two names: ``sampler_logprobs`` (what the sampler drew from: temperature, top-p and top-k applied)
+and ``policy_logprobs`` (what the trainer computes).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+StopReason = Literal["eos", "stop_string", "length"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One question of a task. ``answer`` is the ground truth: only graders and controls may look at it."""
+
+    id: str
+    question: str
+    answer: str | None = None
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A problem rendered for one model: the exact text and the exact token ids the model is given."""
+
+    id: str
+    text: str
+    token_ids: tuple[int, ...]
+    problem: Problem
+
+
+class TokenSignals(NamedTuple):
+    """What a next-token distribution says about itself; at temperature 1, over the true vocabulary, in nats."""
+
+    logprob: Float[Tensor, "*batch"]
+    entropy: Float[Tensor, "*batch"]
+    self_certainty: Float[Tensor, "*batch"]
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """G completions for each prompt, with what the sampler knew while drawing them.
+
+    A completion includes its EOS token and nothing after it; ``texts`` leave out special tokens and stop strings.
+    Position t of every per-token field belongs to the distribution that *produced* token t.
+    """
+
+    prompts: tuple[Prompt, ...]
+    group_size: int
+    tokens: Int[Tensor, "row tok"]
+    mask: Bool[Tensor, "row tok"]
+    sampler_logprobs: Float[Tensor, "row tok"]
+    signals: TokenSignals
+    texts: tuple[str, ...]
+    stop_reasons: tuple[StopReason, ...]
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.texts)
+
+    @property
+    def lengths(self) -> Int[Tensor, " row"]:
+        """Completion lengths in tokens, EOS included."""
+        return self.mask.sum(dim=1)
+
+    @property
+    def row_prompts(self) -> tuple[Prompt, ...]:
+        """The prompt of each row."""
+        return tuple(prompt for prompt in self.prompts for _ in range(self.group_size))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the grader says of one answer.
+
+    ``right``: the answer is right, in whatever form it was given (None: the grader could not decide in time).
+    ``formatted``: an answer stands in the form that was asked for. ``extracted``: the answer as it was read.
+    """
+
+    right: bool | None
+    formatted: bool
+    extracted: str | None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Rollouts with verdicts, each named reward, and the advantage the update will use."""
+
+    rollouts: Rollouts
+    verdicts: tuple[Verdict, ...]
+    rewards: Mapping[str, Float[Tensor, " row"]]
+    advantages: Float[Tensor, " row"]
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one update did: metrics averaged over its optimizer steps, keys as in docs/metrics.md."""
+
+    loss: float
+    grad_norm: float
+    metrics: Mapping[str, float]

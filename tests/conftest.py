@@ -1,0 +1,51 @@
+"""Offline, quiet, and with shapes checked: every jaxtyping annotation in rlif is enforced while the tests run."""
+
+import os
+import sys
+from pathlib import Path
+
+# Read once, at import: these have to stand before transformers, tokenizers and matplotlib are loaded.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["MPLBACKEND"] = "Agg"
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+assert "rlif" not in sys.modules, "rlif was imported before the hook that checks its shapes"
+install_import_hook("rlif", "beartype.beartype")
+
+from rlif import models  # noqa: E402  (after the hook)
+from rlif.errors import RlifError  # noqa: E402
+
+torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+
+
+def fetched(name: str) -> Path:
+    """Path of a pretrained model. Absent: the test is skipped; where CI=true, which promises the models, it fails."""
+    try:
+        return Path(models.resolve(name))
+    except RlifError as error:
+        reason = str(error)
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"CI needs the real models: {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    """SmolLM2-135M-Instruct as a .gguf file."""
+    return fetched("smollm2-135m-instruct")
+
+
+@pytest.fixture(scope="session")
+def gemma3_path() -> Path:
+    """Gemma 3 270M (base) as a .gguf file."""
+    return fetched("gemma3-270m")
+
+
+@pytest.fixture(scope="session")
+def tiny_base_path() -> Path:
+    """The folder of the shipped tiny base model."""
+    return Path(models.resolve("tiny-base"))
