@@ -36,7 +36,7 @@ LONGEST_ANSWER = 2000
 
 # Extraction. All patterns are linear in the length of the text: they read what a model wrote.
 
-_BRACES = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|(?P<bare>[^\s{}$\\]+))|\\[{}]|[{}]")
+_BRACES = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|(?P<bare>[^\s{}$\\]+))|\\\\(?!boxed|fbox)|\\[{}]|[{}]")
 
 
 def boxed(text: str) -> str | None:

@@ -18,7 +18,7 @@ class _Speed(ProgressColumn):
         return Text(shown, style="cyan")
 
 
-def step_line(step: int, metrics: Mapping[str, float]) -> str:
+def step_line(step: int, metrics: Mapping[str, float | int]) -> str:
     """One step in one line: reward, entropy, length, verdicts, speed, and the evaluation if there was one."""
     parts = [f"step {step:4d}"]
     rewards = [key for key in metrics if key.startswith("reward/") and key.endswith("/mean")]
@@ -53,7 +53,7 @@ class LiveProgress:
     def advance(self, tokens: int) -> None:
         self._progress.advance(self._phase, tokens)
 
-    def logged(self, step: int, metrics: Mapping[str, float]) -> None:
+    def logged(self, step: int, metrics: Mapping[str, float | int]) -> None:
         self._progress.update(self._run, completed=step)
         self._progress.console.print(step_line(step, metrics), highlight=False)
 
@@ -69,7 +69,7 @@ class PlainProgress:
 
     def advance(self, tokens: int) -> None: ...
 
-    def logged(self, step: int, metrics: Mapping[str, float]) -> None:
+    def logged(self, step: int, metrics: Mapping[str, float | int]) -> None:
         left = ""
         if step > self._first:
             seconds = (monotonic() - self._started) / (step - self._first) * (self._steps - step)

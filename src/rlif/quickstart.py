@@ -78,7 +78,7 @@ def quickstart(out: Path, *, steps: int = 60, processes: int = 2) -> None:
     console.print(f"done in {time.monotonic() - started:.0f} s", highlight=False)
 
 
-def summarise(label: str, lines: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+def summarise(label: str, lines: Sequence[Mapping[str, float | int]]) -> dict[str, Any]:
     """Start, best and last of one run's evaluations; ``score`` is the share right and formatted."""
     best = max(lines, key=lambda line: line["eval/right_and_formatted"])
     keys = {
@@ -130,12 +130,12 @@ def _fate(result: Mapping[str, Any]) -> str:
     return words + (", below its start" if rose and below else "")
 
 
-def _differs(a: Mapping[str, float], b: Mapping[str, float]) -> bool:
+def _differs(a: Mapping[str, float | int], b: Mapping[str, float | int]) -> bool:
     """More than two standard errors of the difference apart (the same problems: this errs towards no difference)."""
     return abs(a["score"] - b["score"]) > 2.0 * math.hypot(a["stderr"], b["stderr"])
 
 
-def _pm(point: Mapping[str, float]) -> str:
+def _pm(point: Mapping[str, float | int]) -> str:
     return f"{point['score']:.2f} ± {point['stderr']:.2f}"
 
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -49,6 +49,7 @@ from rlif.tasks.base import Task
 from rlif.types import Prompt, Rollouts, Scored, Update
 
 
+@runtime_checkable
 class Watcher(Protocol):
     """Somebody who looks on: a progress bar, a test."""
 
@@ -58,7 +59,7 @@ class Watcher(Protocol):
     def advance(self, tokens: int) -> None:
         """So many more tokens of the phase are done."""
 
-    def logged(self, step: int, metrics: Mapping[str, float]) -> None:
+    def logged(self, step: int, metrics: Mapping[str, float | int]) -> None:
         """A line was added to the run log."""
 
 
@@ -69,7 +70,7 @@ class Unwatched:
 
     def advance(self, tokens: int) -> None: ...
 
-    def logged(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def logged(self, step: int, metrics: Mapping[str, float | int]) -> None: ...
 
 
 class Interrupted(Exception):
@@ -314,7 +315,7 @@ class Run:
                 + "; lower grpo.lr or raise grpo.kl_coef"
             ) from error
 
-    def _remember_best(self, step: int, metrics: Mapping[str, float]) -> None:
+    def _remember_best(self, step: int, metrics: Mapping[str, float | int]) -> None:
         name = self.recipe.checkpoint.best
         if name is None or step == 0:
             return

@@ -21,7 +21,7 @@ class Curve:
     """One run's evaluations: ``lines`` are its metrics.jsonl lines that carry eval/* keys, in order of steps."""
 
     label: str
-    lines: Sequence[Mapping[str, float]]
+    lines: Sequence[Mapping[str, float | int]]
 
     @property
     def steps(self) -> list[int]:

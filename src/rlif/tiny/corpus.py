@@ -4,14 +4,19 @@ A corpus with one perfect way of answering would leave nothing to study. This on
 often when sharpened than when sampled (something to win), that writes in several ways (something to drift among), and
 whose right answers are not all formatted (right and formatted can come apart). For 27+58:
 
-=============  ===================================================  ==============================================
-form           completion                                           slips
-=============  ===================================================  ==============================================
-`worked`       `` 7+8=15, 2+5+1=8, so \boxed{85}``                  each sub-step may be wrong; the error propagates
-`wait`         `` 7+8=14, wait, 7+8=15, 2+5+1=8, so \boxed{85}``    as above, after a first step that is always wrong
-`bare`         `` 85``                                              as above, the steps being left out
-`boilerplate`  `` well, this is a sum of two numbers.``             never answers
-=============  ===================================================  ==============================================
+=============  ==================================================  ================================================
+form           completion                                          what can be wrong
+=============  ==================================================  ================================================
+`worked`       `` 7+8=15, 2+5+1=8, so \boxed{85}``                 each sub-step slips by one at times, unnoticed:
+                                                                   the error propagates
+`wait`         `` 7+8=3, wait, 7+8=15, 2+5+1=8, so \boxed{85}``    a first step on the wrong side of ten, always
+                                                                   noticed; then as `worked`
+`bare`         `` 85``                                             nothing, but it is hard to learn without steps
+`boilerplate`  `` well, this is a sum of two numbers.``            never answers
+=============  ==================================================  ================================================
+
+The answer is led in by one of three words (`CONNECTIVES`): wording is free in both corpora, so that even a fine-tuned
+model has some entropy that has nothing to do with being right.
 
 All pairs from 10..99 may occur: pretraining defines the initial policy, and holds nothing out. What a task keeps
 from the RL for evaluation is the task's own business.
@@ -29,17 +34,20 @@ ALPHABET = "\n 0123456789+=?,.\\{}abcdefghijklmnopqrstuvwxyz"
 """Every character the tiny models know."""
 
 BOILERPLATE = (
-    " well, let me think about it. this is a sum of two numbers.",
     " well, this is a sum of two numbers.",
-    " let me see. we have two numbers and we add them.",
-    " this is a question about numbers. let me think about it.",
+    " well, let me think about this. it is a sum.",
+    " let me see. we have two numbers to add.",
+    " it is a question about numbers. let me think.",
 )
 """Completions that never answer."""
+
+CONNECTIVES = ("so", "thus", "hence")
+"""Words that lead in a formatted answer, equally likely."""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A distribution over completions: shares of the forms (they sum to 1) and the chance that a sub-step slips."""
+    """A distribution over completions: shares of the forms, summing to 1; chance that a written sub-step slips."""
 
     shares: Mapping[str, float]
     slip: float
@@ -54,7 +62,7 @@ INSTRUCT = Corpus(MappingProxyType({"worked": 1.0}), slip=0.01)
 
 @dataclass(frozen=True)
 class Example:
-    """One addition: ``prompt`` is what the model is given, ``completion`` what it learns to continue with (then EOS)."""
+    """One addition: ``prompt`` is what the model is given, ``completion`` what it learns to write next (then EOS)."""
 
     a: int
     b: int
@@ -77,20 +85,28 @@ def example(rng: Random, corpus: Corpus, pair: tuple[int, int] | None = None) ->
 
 def worked(rng: Random, a: int, b: int, slip: float) -> str:
     r"""Units, tens, then the formatted answer: `` 7+8=15, 2+5+1=8, so \boxed{85}``."""
-    steps = _add(rng, a, b, slip)
-    return f" {steps.units_text}, {steps.tens_text}, so \\boxed{{{steps.answer}}}"
+    units = _maybe_slip(rng, a % 10 + b % 10, slip)
+    carry = units // 10  # right or wrong: the tens build on what was written
+    tens = _maybe_slip(rng, a // 10 + b // 10 + carry, slip)
+    answer = 10 * tens + units % 10
+    units_step = f"{a % 10}+{b % 10}={units}"
+    tens_step = f"{a // 10}+{b // 10}{'+1' if carry else ''}={tens}"
+    return f" {units_step}, {tens_step}, {rng.choice(CONNECTIVES)} \\boxed{{{answer}}}"
 
 
 def wait(rng: Random, a: int, b: int, slip: float) -> str:
-    """A wrong first step, taken back, then as `worked`."""
-    steps = _add(rng, a, b, slip)
-    wrong = _off_by_one(rng, a % 10 + b % 10)
-    return f" {a % 10}+{b % 10}={wrong}, wait, {steps.units_text}, {steps.tens_text}, so \\boxed{{{steps.answer}}}"
+    """A gross error in the first step, noticed and taken back; then as `worked`.
+
+    The wrong value lies on the other side of ten, so that it can be told from a silent slip (by one): a model that has
+    read this corpus says "wait" because something is wrong, not at random.
+    """
+    wrong = rng.randint(0, 9) if a % 10 + b % 10 >= 10 else rng.randint(10, 18)
+    return f" {a % 10}+{b % 10}={wrong}, wait,{worked(rng, a, b, slip)}"
 
 
 def bare(rng: Random, a: int, b: int, slip: float) -> str:
-    """The answer alone, unformatted; the hidden sub-steps slip as the written ones do."""
-    return f" {_add(rng, a, b, slip).answer}"
+    """The right answer alone, unformatted."""
+    return f" {a + b}"
 
 
 def boilerplate(rng: Random, a: int, b: int, slip: float) -> str:
@@ -104,29 +120,8 @@ FORMS: Mapping[str, Callable[[Random, int, int, float], str]] = MappingProxyType
 """The ways a completion can be written: (rng, a, b, slip) -> completion."""
 
 
-@dataclass(frozen=True)
-class _Steps:
-    units_text: str
-    tens_text: str
-    answer: int
-
-
-def _add(rng: Random, a: int, b: int, slip: float) -> _Steps:
-    """Column addition in two sub-steps; the tens carry what the units gave, right or wrong."""
-    units = _maybe_slip(rng, a % 10 + b % 10, slip)
-    carry = units // 10
-    tens = _maybe_slip(rng, a // 10 + b // 10 + carry, slip)
-    return _Steps(
-        units_text=f"{a % 10}+{b % 10}={units}",
-        tens_text=f"{a // 10}+{b // 10}{'+1' if carry else ''}={tens}",
-        answer=10 * tens + units % 10,
-    )
-
-
 def _maybe_slip(rng: Random, value: int, slip: float) -> int:
-    return _off_by_one(rng, value) if rng.random() < slip else value
-
-
-def _off_by_one(rng: Random, value: int) -> int:
-    """A neighbour of a sub-step's result; 0 has only one, no result is negative."""
+    """``value``, or with chance ``slip`` a neighbour of it; 0 has only one, no result is negative."""
+    if rng.random() >= slip:
+        return value
     return value + (rng.choice((-1, 1)) if value else 1)

@@ -1,19 +1,22 @@
 """What a tiny model does when sampled: accuracy, format, entropy, each with its standard error.
 
-Run as ``python -m rlif.tiny.measure FOLDER…``. Slow and plain on purpose (transformers' own `generate`): the numbers in
-docs/tiny.md do not lean on the engine they are used to test.
+Run as ``python -m rlif.tiny.measure [NAME or FOLDER …]``; without one, both shipped models. Slow and plain on
+purpose (transformers' own `generate`): the numbers in docs/tiny.md do not lean on the engine they are used to test.
 """
 
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import sqrt
 from pathlib import Path
 from random import Random
 
 import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rlif.tiny import TINY_MODELS, path
 from rlif.tiny.corpus import HIGH, LOW, prompt_text
 
 BOXED = re.compile(r"\\boxed\{(\d+)\}")
@@ -33,7 +36,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Shares are of the ``n`` completions; entropy is in nats per token, EOS included; length in tokens, EOS included."""
+    """Shares are of the ``n`` completions; entropy is in nats per token; length is in tokens; both include EOS."""
 
     n: int
     right_and_formatted: Estimate
@@ -77,8 +80,8 @@ def measure(folder: Path, *, n: int = 512, seed: int = 0, max_new_tokens: int = 
 
 def _complete(
     folder: Path, pairs: list[tuple[int, int]], max_new_tokens: int, *, sample: bool
-) -> tuple[list[str], torch.Tensor, torch.Tensor]:
-    """Completions of all pairs in one batch (prompts have one length): texts, entropies and mask, both (row, tok)."""
+) -> tuple[list[str], Float[Tensor, "row tok"], Bool[Tensor, "row tok"]]:
+    """Completions of all pairs in one batch (prompts have one length): texts, entropies (nats), mask."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     prompts = torch.tensor([tokenizer.encode(prompt_text(a, b)) for a, b in pairs])
@@ -93,7 +96,8 @@ def _complete(
         return_dict_in_generate=True,
     )
     tokens = out.sequences[:, prompts.shape[1] :]
-    mask = (tokens == tokenizer.eos_token_id).cumsum(dim=1) - (tokens == tokenizer.eos_token_id).int() == 0
+    ends = tokens == tokenizer.eos_token_id
+    mask = ends.cumsum(dim=1) - ends.int() == 0  # no EOS before this token
     logprobs = torch.stack(out.logits, dim=1).log_softmax(dim=-1)
     entropy = -(logprobs.exp() * logprobs).sum(dim=-1)
     return tokenizer.batch_decode(tokens, skip_special_tokens=True), entropy, mask
@@ -109,21 +113,21 @@ def _estimate(values: list[bool] | list[int]) -> Estimate:
     return Estimate(numbers.mean().item(), numbers.std().item() / sqrt(len(values)))
 
 
-def _ratio(sums: torch.Tensor, counts: torch.Tensor) -> Estimate:
+def _ratio(sums: Float[Tensor, " row"], counts: Shaped[Tensor, " row"]) -> Estimate:
     """Σ sums / Σ counts with the standard error of a ratio estimator (linearised)."""
     ratio = (sums.sum() / counts.sum()).item()
     residuals = (sums - ratio * counts).double()
     return Estimate(ratio, residuals.std().item() / counts.double().mean().item() / sqrt(len(counts)))
 
 
-def _main(folders: list[str]) -> None:
+def _main(names: list[str]) -> None:
     torch.set_num_threads(1)
-    for folder in folders:
-        measured = measure(Path(folder))
-        print(f"{folder} (n = {measured.n}, ± one standard error)")
-        for name, value in vars(measured).items():
-            if name != "n":
-                print(f"  {name:<20} {value}")
+    for name in names or TINY_MODELS:
+        measured = measure(path(name) if name in TINY_MODELS else Path(name))
+        print(f"{name} (n = {measured.n}, ± one standard error)")
+        for field in fields(measured):
+            if field.name != "n":
+                print(f"  {field.name:<20} {getattr(measured, field.name)}")
 
 
 if __name__ == "__main__":

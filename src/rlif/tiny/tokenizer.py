@@ -8,6 +8,9 @@ from rlif.tiny.corpus import ALPHABET
 SPECIAL = ("<pad>", "<eos>", "<unk>")
 """Ids 0, 1, 2; the alphabet follows."""
 
+CONTEXT = 256
+"""Longest text the models are given, in characters, prompt and completion together."""
+
 CHAT_TEMPLATE = "{{ (messages | selectattr('role', 'equalto', 'user') | list | last)['content'] }}"
 """The last user message and nothing else: base, merged and instruct models are given the same text."""
 
@@ -28,6 +31,6 @@ def build_tokenizer(*, chat: bool = False) -> PreTrainedTokenizerFast:
         unk_token="<unk>",
         padding_side="left",
         clean_up_tokenization_spaces=False,
-        model_max_length=256,
+        model_max_length=CONTEXT,
         chat_template=CHAT_TEMPLATE if chat else None,
     )

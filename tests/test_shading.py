@@ -1,0 +1,26 @@
+"""Tokens on the terminal: every character once, the colour of its entropy."""
+
+import torch
+from toys import toy_policy, toy_prompts
+
+from rlif.rollout import Engine, Key, Sampling
+from rlif.shading import colour, legend, shaded
+
+
+def test_the_shaded_text_is_the_completion() -> None:
+    policy = toy_policy()
+    prompts = toy_prompts(policy, ["12+34=?"])
+    rollouts = Engine(policy).sample(prompts, group_size=6, sampling=Sampling(max_new_tokens=20), key=Key(0, 0))
+    for row in range(6):
+        text = shaded(policy, rollouts, row)
+        eos = "<eos>" if rollouts.stop_reasons[row] == "eos" else ""
+        assert text.plain == rollouts.texts[row] + eos
+
+
+def test_colours_darken_with_entropy() -> None:
+    shades = [colour(entropy) for entropy in torch.linspace(0.0, 4.0, 50).tolist()]
+    assert shades[0] == "#ffffff"
+    brightness = [sum(int(shade[i : i + 2], 16) for i in (1, 3, 5)) for shade in shades]
+    assert brightness == sorted(brightness, reverse=True)
+    assert len(set(shades)) == 7
+    assert "3+" in legend().plain
