@@ -78,8 +78,8 @@ def _train(out: Path, recipe: "Recipe | None") -> None:  # type: ignore[name-def
 @app.command()
 def quickstart(
     out: Annotated[Path, typer.Option(help="Folder for the five runs, the table and the figures.")],
-    steps: Annotated[int, typer.Option(min=1, help="Steps of each run.")] = 60,
-    processes: Annotated[int, typer.Option(min=1, help="Runs side by side, one CPU thread each.")] = 2,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each run.")] = 80,
+    processes: Annotated[int, typer.Option(min=1, help="Runs side by side, one CPU thread each.")] = 5,
 ) -> None:
     """The paper's experiment in miniature: three internal rewards and the verifiable one, in under three minutes."""
     from rlif.quickstart import quickstart as run

@@ -234,8 +234,8 @@ class Grader:
     def grade(self, text: str, answer: str | None, *, format: str, row_id: str) -> "rlif.types.Verdict":
         """Judge a completion against the ground truth ``answer``; ``format`` is a key of `EXTRACTORS`.
 
-        ``right`` is None if there is no ground truth, or if the algebra reached a limit before it knew. Raises
-        `RlifError` for an unknown format, RuntimeError naming ``row_id`` if grading itself fails.
+        ``right`` is None if there is no ground truth, or if the algebra could not tell (a limit, an undefined value).
+        Raises `RlifError` for an unknown format, RuntimeError naming ``row_id`` if grading itself fails.
         """
         from rlif.types import Verdict
 

@@ -65,7 +65,8 @@ class Policy:
 
         ``state_dict`` takes the place of the model's own weights (the optimizer's fp32 masters, say).
         """
-        self.model.save_pretrained(folder, state_dict=state_dict)  # type: ignore[operator]
+        weights = None if state_dict is None else dict(state_dict)  # transformers empties the mapping it is given
+        self.model.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]
         self.tokenizer.save_pretrained(folder)
 
 

@@ -47,7 +47,7 @@ ARMS = (
 )
 
 
-def quickstart(out: Path, *, steps: int = 60, processes: int = 2) -> None:
+def quickstart(out: Path, *, steps: int = 80, processes: int = len(ARMS)) -> None:
     """Run all arms into ``out/<arm>``, then print the table and write table.md, results.json and the figures there.
 
     Raises `RlifError` if ``out`` is not new or empty.
@@ -184,7 +184,7 @@ def _recipe(arm: Arm, steps: int) -> Recipe:
 
 
 def _run_all(recipes: Mapping[str, Recipe], out: Path, processes: int, console: Console) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = _workers()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with (
         Progress(*columns, console=console) as progress,
@@ -211,6 +211,15 @@ def _run_all(recipes: Mapping[str, Recipe], out: Path, processes: int, console: 
             for run in runs.values():
                 run.cancel()
             raise
+
+
+def _workers() -> multiprocessing.context.BaseContext:
+    """Processes that share one import of torch and transformers, where the system can fork; it is seconds each."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["rlif.train", "transformers.models.llama.modeling_llama"])
+    return context
 
 
 def _one_thread() -> None:

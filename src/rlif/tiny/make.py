@@ -78,8 +78,8 @@ def collate(
     tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example]
 ) -> tuple[Int[Tensor, "row tok"], Int[Tensor, "row tok"]]:
     """Token ids and labels of a batch, right-padded; labels leave out prompt and padding, and count EOS."""
-    prompts = [tokenizer.encode(example.prompt) for example in examples]
-    completions = [[*tokenizer.encode(example.completion), tokenizer.eos_token_id] for example in examples]
+    prompts = [tokenizer.encode(drawn.prompt) for drawn in examples]
+    completions = [[*tokenizer.encode(drawn.completion), tokenizer.eos_token_id] for drawn in examples]
     width = max(len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True))
     tokens = torch.full((len(examples), width), tokenizer.pad_token_id)
     labels = torch.full((len(examples), width), IGNORED)

@@ -1,0 +1,254 @@
+"""Recipes: what is right reads back equal, what is wrong gets one line that names its key."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlif.config import ArithmeticTask, FileTask, PolicyConfig, Recipe, RewardConfig, dump_recipe, load_recipe
+from rlif.config import parse_recipe as parse
+from rlif.errors import RlifError
+
+SHIPPED = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x85"))
+"""All of Unicode that a file can hold, but for the next-line character, which PyYAML writes and reads as a space."""
+
+
+def minimal(**changes: Any) -> dict[str, Any]:
+    """The smallest recipe, with changes at the top level."""
+    data = {
+        "steps": 1,
+        "policy": {"model": "tiny-base"},
+        "task": {"name": "arithmetic"},
+        "reward": "self_certainty",
+    }
+    return {**data, **changes}
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(minimal()), encoding="utf-8")
+    return path
+
+
+def complaint(action: Any, *arguments: Any, **options: Any) -> str:
+    """The message of the `RlifError` that the call must raise; always one line."""
+    with pytest.raises(RlifError) as raised:
+        action(*arguments, **options)
+    message = str(raised.value)
+    assert len(message.splitlines()) == 1
+    return message
+
+
+def test_recipes_are_shipped() -> None:
+    assert SHIPPED
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_recipe_parses_and_reads_back_equal(path: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(path)
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(dump_recipe(recipe), encoding="utf-8")
+    assert load_recipe(copy) == recipe
+
+
+def test_the_dump_spells_out_every_default() -> None:
+    dumped = yaml.safe_load(dump_recipe(parse(minimal())))
+    assert list(dumped) == list(Recipe.model_fields)
+    assert dumped["grpo"]["lr"] == 3e-6
+    assert dumped["task"] == {field: getattr(ArithmeticTask(name="arithmetic"), field) for field in dumped["task"]}
+    assert dumped["reward"] == [{"name": "self_certainty", "weight": 1.0, "reduce": "mean", "of": "self_certainty"}]
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    question=TEXT,
+    stop=st.lists(TEXT),
+    model=TEXT,
+    lr=st.floats(1e-12, 1.0),
+    weight=st.floats(allow_nan=False, allow_infinity=False),
+    group_size=st.integers(2, 10**9),
+)
+def test_dump_round_trip(question: str, stop: list[str], model: str, lr: float, weight: float, group_size: int) -> None:
+    recipe = parse(
+        minimal(
+            policy={"model": model},
+            task={"name": "arithmetic", "question": question},
+            rollout={"stop": stop, "group_size": group_size},
+            reward=[{"name": "random", "weight": weight}],
+            grpo={"lr": lr},
+        )
+    )
+    assert parse(yaml.safe_load(dump_recipe(recipe))) == recipe
+
+
+def test_a_reward_may_be_a_name_a_mapping_or_a_list() -> None:
+    one = RewardConfig(name="token_entropy")
+    for reward in ("token_entropy", {"name": "token_entropy"}, ["token_entropy"], [{"name": "token_entropy"}]):
+        assert parse(minimal(reward=reward)).reward == (one,)
+    mixed = parse(minimal(reward=["token_entropy", {"name": "verifiable", "weight": 0.5}])).reward
+    assert mixed == (one, RewardConfig(name="verifiable", weight=0.5))
+
+
+def test_the_name_of_the_task_decides_its_keys() -> None:
+    assert parse(minimal()).task == ArithmeticTask(name="arithmetic")
+    task = {"name": "gsm8k", "path": "train.jsonl"}
+    assert parse(minimal(task=task)).task == FileTask(name="gsm8k", path="train.jsonl")
+
+
+@pytest.mark.parametrize(("written", "meant"), [("on", "on"), ("off", "off"), ('"off"', "off"), ("auto", "auto")])
+def test_yaml_takes_on_and_off_for_booleans_but_a_recipe_does_not(written: str, meant: str, recipe_file: Path) -> None:
+    assert load_recipe(recipe_file, [f"policy.chat_template={written}"]).policy.chat_template == meant
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "key", "value"),
+    [
+        ("steps=7", None, "steps", 7),
+        ("grpo.lr=1e-5", "grpo", "lr", 1e-5),  # YAML 1.1 reads this as a string
+        ("grpo.lr=0.00001", "grpo", "lr", 1e-5),
+        ("grpo.betas=[0.9, 0.95]", "grpo", "betas", (0.9, 0.95)),
+        ("rollout.stop=['\\n\\n', ';']", "rollout", "stop", ("\\n\\n", ";")),
+        ('rollout.stop=["\\n"]', "rollout", "stop", ("\n",)),
+        ("rollout.group_size=16", "rollout", "group_size", 16),
+        ("advantage.std=false", "advantage", "std", False),
+        ("checkpoint.best=eval/right", "checkpoint", "best", "eval/right"),
+        ("checkpoint.best=null", "checkpoint", "best", None),
+        ("policy.model=a=b", "policy", "model", "a=b"),  # only the first = separates
+        ("task.question='{a} + {b}'", "task", "question", "{a} + {b}"),
+        ("reward=token_entropy", None, "reward", (RewardConfig(name="token_entropy"),)),
+        ("reward=[random, length]", None, "reward", (RewardConfig(name="random"), RewardConfig(name="length"))),
+        ("reward={name: negated, of: length}", None, "reward", (RewardConfig(name="negated", of="length"),)),
+    ],
+)
+def test_overrides(override: str, section: str | None, key: str, value: object, recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file, [override])
+    holder = recipe if section is None else getattr(recipe, section)
+    assert getattr(holder, key) == value
+    assert type(getattr(holder, key)) is type(value)
+
+
+def test_the_last_override_wins(recipe_file: Path) -> None:
+    assert load_recipe(recipe_file, ["seed=1", "rollout.top_k=3", "seed=2"]).seed == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("steps", "override 'steps': write key=value, for example grpo.lr=1e-5"),
+        ("=3", "override '=3': write key=value, for example grpo.lr=1e-5"),
+        ("", "override '': write key=value, for example grpo.lr=1e-5"),
+        ("steps.more=3", "override 'steps.more=3': steps is not a section in this recipe"),
+        ("reward.0.weight=3", "override 'reward.0.weight=3': reward is not a section in this recipe"),
+        ("rollout.stop=[", "override 'rollout.stop=[': the value is not YAML"),
+        ("a\nb", "override 'a\\nb': write key=value, for example grpo.lr=1e-5"),
+    ],
+)
+def test_an_override_that_cannot_be_read(override: str, said: str, recipe_file: Path) -> None:
+    assert complaint(load_recipe, recipe_file, [override]) == said
+
+
+def test_an_override_is_checked_like_the_file(recipe_file: Path) -> None:
+    message = complaint(load_recipe, recipe_file, ["grop.lr=1e-5"])
+    assert message == f"{recipe_file}: grop: unknown key; did you mean grpo?"
+    message = complaint(load_recipe, recipe_file, ["task.question={a}+{b}"])  # to YAML, {a} is a mapping
+    assert message == "override 'task.question={a}+{b}': the value is not YAML"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        # Misspelt keys: the nearest known one is named, with its whole path.
+        ({"step": 3}, "step: unknown key; did you mean steps?"),
+        ({"rewards": "random"}, "rewards: unknown key; did you mean reward?"),
+        ({"math": 1}, "math: unknown key; did you mean "),  # the name of a task is no key
+        ({"rollout": {"groupsize": 4}}, "rollout.groupsize: unknown key; did you mean rollout.group_size?"),
+        ({"grpo": {"learning_rate": 1e-5}}, "grpo.learning_rate: unknown key; did you mean grpo."),
+        ({"policy": {"model": "m", "chat": "on"}}, "policy.chat: unknown key; did you mean policy.chat_template?"),
+        ({"task": {"name": "arithmetic", "hihg": 9}}, "task.hihg: unknown key; did you mean task.high?"),
+        ({"task": {"name": "arithmetic", "file": "x"}}, "task.file: unknown key; did you mean task."),
+        ({"task": {"name": "math", "path": "p", "limt": 9}}, "task.limt: unknown key; did you mean task.limit?"),
+        ({"task": {"name": "file", "path": "p", "arithmetic": 1}}, "task.arithmetic: unknown key"),
+        ({"reward": {"name": "random", "wieght": 2}}, "reward.0.wieght: unknown key; did you mean reward.0.weight?"),
+        ({"reward": ["random", {"name": "length", "reduced": "sum"}]}, "did you mean reward.1.reduce?"),
+        # Values out of range: key and value.
+        ({"steps": 0}, "steps: Input should be greater than or equal to 1 (given 0)"),
+        ({"rollout": {"top_p": 1.5}}, "rollout.top_p: Input should be less than or equal to 1 (given 1.5)"),
+        ({"rollout": {"top_p": 0}}, "rollout.top_p: Input should be greater than 0 (given 0)"),
+        ({"rollout": {"temperature": -1.0}}, "rollout.temperature: Input should be greater than or equal to 0"),
+        ({"grpo": {"lr": "fast"}}, "grpo.lr: Input should be a valid number"),
+        ({"grpo": {"lr": float("inf")}}, "grpo.lr: Input should be a finite number (given inf)"),
+        ({"reward": [{"name": "random", "weight": float("nan")}]}, "reward.0.weight: Input should be a finite number"),
+        ({"grpo": {"schedule": "cubic"}}, "grpo.schedule: Input should be 'constant', 'linear' or 'cosine' (given 'cu"),
+        ({"rollout": {"prompts": 2.5}}, "rollout.prompts: Input should be a valid integer"),
+        ({"task": {"name": "arithmetic", "low": 7, "high": 3}}, "task: low (7) is above high (3)"),
+        ({"reward": []}, "reward: name at least one"),
+        ({"rollout": 3}, "rollout: Input should be a valid dictionary"),
+        # What does not go together.
+        ({"rollout": {"group_size": 1}}, "rollout.group_size: 1 leaves every group without a deviation; use 2 or more"),
+        (
+            {"rollout": {"prompts": 10}, "grpo": {"minibatches": 4}},
+            "grpo.minibatches: 4 does not divide rollout.prompts (10)",
+        ),
+        # What is missing.
+        ({"policy": {}}, "policy.model: this key is required"),
+        ({"task": {"name": "gsm8k"}}, "task.path: this key is required"),
+        ({"task": {"low": 1}}, "task: "),
+        ({"task": {"name": "sums"}}, "'arithmetic', 'file', 'gsm8k', 'math'"),
+        ({"reward": {"weight": 2.0}}, "reward.0.name: this key is required"),
+        # More than one mistake: the first, and how many are left.
+        ({"steps": 0, "seed": -1}, "steps: Input should be greater than or equal to 1 (given 0) (and 1 more)"),
+    ],
+)
+def test_a_mistake_is_named_by_its_key(changes: dict[str, Any], said: str) -> None:
+    message = complaint(parse, minimal(**changes), source="my.yaml")
+    assert message.startswith("my.yaml: ")
+    assert said in message
+
+
+@pytest.mark.parametrize("key", ["steps", "policy", "task", "reward"])
+def test_a_missing_key(key: str) -> None:
+    data = minimal()
+    del data[key]
+    assert complaint(parse, data, source="my.yaml") == f"my.yaml: {key}: this key is required"
+
+
+def test_a_group_of_one_is_fine_without_standard_deviation() -> None:
+    recipe = parse(minimal(rollout={"group_size": 1}, advantage={"std": False}))
+    assert recipe.rollout.group_size == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "a recipe is a mapping of keys to values"),
+        (b"- steps: 3\n", "a recipe is a mapping of keys to values"),
+        (b"steps: 3\n  policy: {\n", "not YAML ("),
+        (b"steps: !!python/object/apply:os.getcwd []\n", "not YAML ("),  # YAML that would run code is not read
+        (b"steps: \xff\xfe\n", "not YAML ("),
+        (b"1: 2\n", "a recipe is a mapping of keys to values"),
+    ],
+)
+def test_a_file_that_is_no_recipe(content: bytes, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(content)
+    message = complaint(load_recipe, path)
+    assert message.startswith(f"{path}: ")
+    assert said in message
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    missing = tmp_path / "none.yaml"
+    assert complaint(load_recipe, missing).startswith(f"{missing}: cannot read the recipe (No such file or directory)")
+    assert complaint(load_recipe, tmp_path).startswith(f"{tmp_path}: cannot read the recipe (Is a directory)")
+
+
+def test_a_recipe_cannot_be_changed() -> None:
+    recipe = parse(minimal())
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.steps = 2
+    assert recipe.policy == PolicyConfig(model="tiny-base")

@@ -1,0 +1,436 @@
+"""Extraction and equivalence case by case, each with neighbours that must fail; hostile answers; a worker that dies."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlif import _math_worker
+from rlif._math_worker import MathWorker
+from rlif.errors import RlifError
+from rlif.grading import EXTRACTORS, LONGEST_ANSWER, Grader, clean, compare_quickly, extract_any, find_extractor
+
+FIXTURES = Path(__file__).parent / "fixtures"
+MATH500 = Path(__file__).parents[2] / "shared" / "data" / "math500.jsonl"
+
+
+@pytest.fixture(scope="module")
+def grader() -> Iterator[Grader]:
+    with Grader(time_limit=60.0) as grader:  # generous: these cases test meaning, and machines may be busy
+        yield grader
+
+
+def right(grader: Grader, answer: str, gold: str) -> bool | None:
+    return grader.grade(rf"So it is \boxed{{{answer}}}.", gold, format="boxed", row_id="row").right
+
+
+EXTRACTIONS = [
+    ("boxed", r"so \boxed{85}", "85"),
+    ("boxed", r"\boxed{\frac{1}{2}} at last", r"\frac{1}{2}"),
+    ("boxed", r"\boxed{1} no, \boxed{2}", "2"),
+    ("boxed", r"\fbox{7}", "7"),
+    ("boxed", r"\boxed {7}", "7"),
+    ("boxed", r"\boxed 7$", "7"),
+    ("boxed", r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+    ("boxed", r"\boxed{\boxed{3}}", "3"),
+    ("boxed", r"\left\{ x \right. \boxed{4}", "4"),
+    ("boxed", r"} } \boxed{5}", "5"),
+    ("boxed", r"a \\\boxed{6}", "6"),
+    ("boxed", r"\boxed{1 \\{2}}", r"1 \\{2}"),  # a line break, then a group: not an escaped brace
+    ("boxed", r"\boxed{1} and then \boxed{2", "1"),  # cut off: the last closed box counts
+    ("boxed", r"\boxed{}", None),
+    ("boxed", r"\boxed{8} \boxed{ }", None),
+    ("boxed", r"\boxed{unclosed {brace}", None),
+    ("boxed", "boxed{85}", None),
+    ("boxed", "", None),
+    ("hash", "so\n#### 72", "72"),
+    ("hash", "#### 1\n#### -2", "-2"),
+    ("hash", "#### $1,250", "$1,250"),
+    ("hash", "#### **18**", "18"),
+    ("hash", "#### 18. That is all.", "18"),
+    ("hash", "#### .5", ".5"),
+    ("hash", r"#### \frac{1}{2}", r"\frac{1}{2}"),
+    ("hash", "#### Conclusion", None),
+    ("hash", "####", None),
+    ("hash", "### 72", None),
+    ("answer_is", "The answer is 42.", "42"),
+    ("answer_is", "the ANSWER is: 42", "42"),
+    ("answer_is", "**Answer:** 3.5\nBye.", "3.5"),
+    ("answer_is", "The answer is wrong. The answer is 5", "5"),
+    ("answer_is", r"The final answer is $\frac{1}{2}$. I hope", r"$\frac{1}{2}$"),
+    ("answer_is", "The answer is that she has 42 apples left.", "42"),
+    ("answer_is", "The answer is $18 because 9 times 2 is 18.", "$18"[1:]),
+    ("answer_is", "The answer is\nx = 5", "x = 5"),
+    ("answer_is", "The answer is Evelyn.", "Evelyn"),
+    ("answer_is", "These answers: 5", None),
+    ("answer_is", "The answer is", None),
+    ("last_number", "3 apples and 4 pears", "4"),
+    ("last_number", "it costs $1,234.50 now", "$1,234.50"),
+    ("last_number", "1,2345", "2345"),
+    ("last_number", "from 10 to -5", "-5"),
+    ("last_number", "10-5", "5"),
+    ("last_number", "x is −5", "−5"),
+    ("last_number", "about .75", ".75"),
+    ("last_number", "is 3/4.", "3/4"),
+    ("last_number", r"is -\frac{3}{4} of it", r"-\frac{3}{4}"),
+    ("last_number", "a gain of 50%", "50%"),
+    ("last_number", "there are 5 million.", "5 million"),
+    ("last_number", "step 1. Then 2.", "2"),
+    ("last_number", "none at all", None),
+    ("last_number", "٣", None),  # a digit to Python, not to us
+]
+
+
+@pytest.mark.parametrize(("name", "text", "expected"), EXTRACTIONS)
+def test_extraction(name: str, text: str, expected: str | None) -> None:
+    assert EXTRACTORS[name](text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (r"The answer is 1. #### 2. So \boxed{3}, 4", "3"),
+        ("The answer is 1.\n#### 2\n4", "2"),
+        ("The answer is 1. Or 4", "1"),
+        ("Or 4", "4"),
+        (r"\boxed{} #### 2", "2"),  # an empty box is no answer
+        (r"\boxed{\$} 4", "4"),  # nor is mere packaging
+        ("nothing", None),
+    ],
+)
+def test_extract_any_takes_the_surest_form(text: str, expected: str | None) -> None:
+    assert extract_any(text) == expected
+
+
+def test_unknown_format_names_its_neighbour() -> None:
+    with pytest.raises(RlifError, match="no format 'boxd'; did you mean boxed"):
+        find_extractor("boxd")
+
+
+SAME = [
+    ("85", "85"),
+    ("85", "085.00"),
+    ("85", "$85$"),
+    ("85", r"\(85\)"),
+    ("85", "27+58=85"),
+    ("85", "x = 85"),
+    ("-3", "−3"),
+    ("0", "-0.0"),
+    ("10080", r"10,\!080"),
+    ("1000000", "1 000 000"),
+    ("12345", r"12\,345"),
+    ("0.5", ".5"),
+    ("0.5", r"50\%"),
+    ("50", "50%"),
+    ("18", "18 dollars"),
+    ("18", r"18\text{ apples}"),
+    ("5000000", "5 million"),
+    ("5000000", r"5\text{ million people}"),
+    ("0.000067", "6.7e-5"),
+    (r"\frac{14}{3}", "14/3"),
+    (r"\frac43", r"\dfrac{8}{6}"),
+    (r"11\sqrt2", r"\sqrt{242}"),
+    ("90^\\circ", "90°"),
+    ("2^{10}", "1024"),
+    ("x=5", "5"),
+    (r"\text{Evelyn}", "Evelyn"),
+    (r"\text{(C)}", "C"),
+    (r"\pi", "π"),
+    ("(a+5)(b+2)", "ab+2a+5b+10"),
+    ("52_8", "52_{8}"),
+    ("52_8", "52"),  # asked for in base 8, the base may be left out
+    ("9" * 5000, "9" * 5000 + ".0"),  # longer than int() takes
+]
+DIFFERENT = [
+    ("85", "86"),
+    ("85", "8.5"),
+    ("85", "-85"),
+    ("85", "27+58"),  # the question again
+    ("12", r"3 \times 4"),
+    ("12", "1 2"),
+    ("0.1", "0.10000001"),
+    ("5", "5 million"),
+    ("5", "five"),
+    ("5", r"\frac{5}{0}"),
+    ("5", r"\infty"),
+    ("2", r"(-\infty, 2) \cup i(3, \infty)"),  # no number is fished out of what cannot be parsed
+    ("1", r"1\log[\pii\begin{pmatrix}\sum"),
+    ("52_8", "52_9"),
+    ("(3,4]", "(3,4)"),
+    ("(2,4)", "(4,2)"),
+    ("x=5", "y=5"),
+    (r"\frac13", "0.3333"),
+    (r"\pi", "3.14"),
+    (r"\text{east}", "seat"),
+    (r"\text{(C)}", "(D)"),
+    (r"\text{even}", "odd"),
+    ("50", "0.5"),
+    ("1" + "0" * 5000, "1" + "0" * 4999),
+]
+
+
+@pytest.mark.parametrize(("gold", "answer"), SAME)
+def test_equivalent(grader: Grader, gold: str, answer: str) -> None:
+    assert right(grader, answer, gold) is True
+
+
+@pytest.mark.parametrize(("gold", "answer"), DIFFERENT)
+def test_not_equivalent(grader: Grader, gold: str, answer: str) -> None:
+    assert right(grader, answer, gold) is False
+
+
+def fixture_rows() -> list[dict[str, str]]:
+    lines = (FIXTURES / "latex_answers.jsonl").read_text("utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize("row", fixture_rows(), ids=lambda row: row["answer"])
+def test_latex_answers(grader: Grader, row: dict[str, str]) -> None:
+    assert right(grader, row["answer"], row["answer"]) is True
+    assert right(grader, row["same"], row["answer"]) is True
+    assert right(grader, row["different"], row["answer"]) is False
+
+
+def test_every_math500_answer_equals_itself_and_no_other(grader: Grader) -> None:
+    if not MATH500.exists():
+        pytest.skip(f"needs {MATH500.name} in {MATH500.parent}")
+    answers = [clean(json.loads(line)["answer"]) for line in MATH500.read_text("utf-8").split("\n") if line]
+    assert len(answers) == 500
+    assert all(compare_quickly(answer, answer) for answer in answers)
+    for answer in dict.fromkeys(answers[::5]):  # past the quick comparison, by algebra
+        assert grader._algebra(answer, answer) is True, answer
+        assert grader._algebra(answer, answer + "+1") is False, answer
+
+
+@pytest.mark.parametrize(
+    ("text", "format", "expected"),
+    [
+        (r"\boxed{85}", "boxed", (True, True)),
+        ("#### 85", "boxed", (True, False)),
+        (r"\boxed{86}", "boxed", (False, True)),
+        (r"\boxed{}", "boxed", (False, False)),
+        ("no idea", "boxed", (False, False)),
+        ("#### 85", "hash", (True, True)),
+        (r"\boxed{85}", "hash", (True, False)),
+    ],
+)
+def test_right_and_formatted_are_two_verdicts(
+    grader: Grader, text: str, format: str, expected: tuple[bool, bool]
+) -> None:
+    verdict = grader.grade(text, "85", format=format, row_id="row")
+    assert (verdict.right, verdict.formatted) == expected
+
+
+def test_without_ground_truth_the_answer_is_still_read(grader: Grader) -> None:
+    verdict = grader.grade(r"\boxed{85}", None, format="boxed", row_id="row")
+    assert (verdict.right, verdict.formatted, verdict.extracted) == (None, True, "85")
+
+
+DEEP = 10_000
+HOSTILE = {
+    "nested boxes": r"\boxed{" * DEEP + "1" + "}" * DEEP,
+    "nested braces": r"\boxed{" + "{" * DEEP + "1" + "}" * DEEP + "}",
+    "open braces": r"\boxed{" * DEEP,
+    "closing braces": "}" * DEEP,
+    "backslashes": "\\" * 100_000 + "boxed{6}",
+    "digits": "9" * 1_000_000,
+    "boxed digits": r"\boxed{" + "9" * 1_000_000 + "}",
+    "number groups": ",".join(["111"] * 300_000) + "1",
+    "answers": "the answer is " * 50_000,
+    "spaces": "answer" + " " * 500_000 + "#### " + "\t" * 500_000,
+    "fractions": r"\frac{1}{" * 50_000,
+    "control characters": "\\boxed{\x00\x07\x1b[2J\u2028\ud800}",
+    "markup": "####" * 100_000,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_texts_are_wrong_and_harm_nobody(grader: Grader, name: str) -> None:
+    assert grader.grade(HOSTILE[name], "5", format="boxed", row_id="hostile").right is False
+    assert right(grader, r"\frac{10}{2}", "5") is True
+
+
+def test_undefined_values_are_undecided_or_wrong_but_no_crash(grader: Grader) -> None:
+    assert right(grader, r"05\!:\!00", "05:00") is True
+    assert right(grader, "8", "05:00") is None  # 5/0 to the algebra, which refuses to compare it
+    assert right(grader, r"\frac{0}{0}", "5") is False
+
+
+@pytest.mark.parametrize("answer", ["10^{10^{10}}", "(10^9)!", "(x+1)^{3000}"])
+def test_endless_algebra_is_killed_and_the_next_row_is_graded(answer: str) -> None:
+    with Grader(time_limit=0.5) as grader:
+        assert right(grader, answer, r"x+\frac{1}{2}") is None
+    with Grader(time_limit=60.0) as grader:
+        assert right(grader, r"\frac{2}{4}", r"\frac{1}{2}") is True
+
+
+def test_an_answer_longer_than_any_ground_truth_is_wrong_unread(grader: Grader) -> None:
+    assert right(grader, "x" + " + x" * LONGEST_ANSWER, "x") is False
+    gold = "x" + "+y" * LONGEST_ANSWER
+    assert right(grader, gold, gold) is True  # measured by the ground truth
+
+
+# A worker whose algebra is replaced: everything it can do to us.
+
+FAKE = "import sys; sys.path[:] = sys.argv[3:]; import rlif._math_worker as w; w._algebra = lambda: {0}; w.serve()"
+
+
+def fake_worker(monkeypatch: pytest.MonkeyPatch, algebra: str, **limits: Any) -> Grader:
+    """A grader whose worker decides with a Python expression: a function of (gold, answer)."""
+    monkeypatch.setattr(_math_worker, "_BOOT", FAKE.format(algebra))
+    return Grader(**{"time_limit": 60.0, **limits})
+
+
+def test_algebra_that_refuses_an_answer_leaves_it_undecided_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    with fake_worker(monkeypatch, "lambda gold, answer: 1 / 0") as grader:
+        assert right(grader, "x", "y") is None
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_algebra_that_is_always_wrong_does_not_start(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    yes = "import sys; sys.path[:] = sys.argv[3:]; import math_verify as m, rlif._math_worker as w; {0}; w.serve()"
+    for broken in (
+        "m.verify = lambda *given, **named: True",
+        "m.verify = lambda *given, **named: False",
+        "del m.verify",
+    ):
+        monkeypatch.setattr(_math_worker, "_BOOT", yes.format(broken))
+        with pytest.raises(RuntimeError, match=r"row: grading failed: the grading worker did not start .exit code 1."):
+            right(Grader(), "x", "y")
+    assert "math-verify fails at 1/2 = 0.5" in capfd.readouterr().err
+
+
+def test_extraction_that_raises_is_an_error_with_the_rows_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlif.grading.clean", lambda text: text[100])
+    with pytest.raises(RuntimeError, match="gsm8k/7: grading failed"):
+        Grader().grade("4", "4", format="boxed", row_id="gsm8k/7")
+
+
+@pytest.mark.parametrize(
+    ("algebra", "problem"),
+    [
+        ("lambda gold, answer: w.os._exit(3)", "died .exit code 3."),
+        ("lambda gold, answer: w.signal.raise_signal(w.signal.SIGUSR1)", "died .SIGUSR1."),
+        ("1 / 0", "did not start .exit code 1."),
+    ],
+)
+def test_a_worker_that_dies_of_no_limit_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], algebra: str, problem: str
+) -> None:
+    with fake_worker(monkeypatch, algebra) as grader, pytest.raises(RuntimeError, match=f"row: .*{problem}"):
+        right(grader, "x", "y")
+    capfd.readouterr()  # its traceback, which a user would see
+
+
+@pytest.mark.parametrize(
+    "algebra",
+    [
+        "lambda gold, answer: w.signal.raise_signal(9)",  # as the kernel does
+        "lambda gold, answer: (_ for _ in ()).throw(RecursionError)",
+        pytest.param(
+            "lambda gold, answer: bytearray(4 << 30)",
+            marks=pytest.mark.skipif(sys.platform != "linux", reason="only Linux enforces the memory limit"),
+        ),
+    ],
+)
+def test_a_limit_leaves_the_answer_undecided(monkeypatch: pytest.MonkeyPatch, algebra: str) -> None:
+    with fake_worker(monkeypatch, algebra, memory_limit=1 << 30) as grader:
+        assert right(grader, "x", "y") is None
+        assert right(grader, "x", "z") is None  # by a new worker
+
+
+def test_the_parent_kills_a_worker_that_hears_no_alarm(monkeypatch: pytest.MonkeyPatch) -> None:
+    deaf = "lambda gold, answer: (w.signal.signal(14, 1), w.time.sleep(1000))"
+    with fake_worker(monkeypatch, deaf, time_limit=0.5) as grader:
+        assert right(grader, "x", "y") is None
+
+
+class Never:
+    """A timer that does not fire."""
+
+    def start(self) -> None: ...
+
+    def cancel(self) -> None: ...
+
+
+def test_a_worker_whose_parent_is_gone_ends_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading, "Timer", lambda limit, kill: Never())
+    with fake_worker(monkeypatch, "lambda gold, answer: w.time.sleep(1000)", time_limit=0.5) as grader:
+        assert right(grader, "x", "y") is None
+
+
+def test_the_same_question_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_worker(monkeypatch, "lambda gold, answer, asked=[]: asked.append(gold) or len(asked) == 1") as grader:
+        assert [right(grader, "x", gold) for gold in ("y", "y", "z")] == [True, True, False]
+
+
+def test_an_idle_worker_that_was_killed_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_worker(monkeypatch, "lambda gold, answer: True") as grader:
+        assert right(grader, "x", "y") is True
+        process = grader._worker._process
+        assert process is not None
+        os.kill(process.pid, signal.SIGTERM)  # ignored: it is the parent's to decide
+        assert right(grader, "x", "z") is True
+        assert grader._worker._process is process
+        process.kill()
+        process.wait()
+        assert right(grader, "x", "w") is True
+
+
+def test_what_libraries_print_does_not_mix_with_replies(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with fake_worker(monkeypatch, "lambda gold, answer: print('{}', flush=True) or gold == 'y'") as grader:
+        assert [right(grader, "x", gold) for gold in ("y", "z")] == [True, False]
+    assert capfd.readouterr().err == "{}\n{}\n"
+
+
+def test_closing_ends_the_worker_and_keeps_the_grader_usable(monkeypatch: pytest.MonkeyPatch) -> None:
+    grader = fake_worker(monkeypatch, "lambda gold, answer: True")
+    grader.close()  # never started
+    assert right(grader, "x", "y") is True
+    process = grader._worker._process
+    grader.close()
+    assert process is not None
+    assert process.returncode == -signal.SIGKILL
+    assert right(grader, "x", "z") is True
+    process = grader._worker._process
+    del grader  # nobody closed it
+    assert process is not None
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_the_worker_loads_no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    look = "(w._limit_memory, __import__('math_verify')) and (lambda gold, answer: 'torch' in sys.modules)"
+    with fake_worker(monkeypatch, look) as grader:
+        assert right(grader, "x", "y") is False
+
+
+def test_grading_loads_no_torch() -> None:
+    code = "import sys, rlif.grading; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_quick_comparison_starts_no_worker() -> None:
+    grader = Grader()
+    assert [right(grader, answer, "1,250") for answer in ("1250", r"\$1250.0", "1251")] == [True, True, False]
+    assert grader._worker._process is None
+
+
+def test_worker_agrees_without_a_grader() -> None:
+    worker = MathWorker(60.0, 2 << 30)
+    assert worker.equivalent(r"\frac{1}{2}", "0.5") is True
+    assert worker.equivalent(r"\frac{1}{2}", "0.6") is False
+    worker.close()
