@@ -27,7 +27,10 @@ def line(step: int, score: float, right: float = 0.7, formatted: float = 0.8) ->
 @pytest.mark.parametrize(
     ("scores", "said"),
     [
-        ((0.60, 0.75, 0.40), "rose from 0.60 ± 0.02 to 0.75 ± 0.02 at step 10, then fell to 0.40 ± 0.02, below its start"),
+        (
+            (0.60, 0.75, 0.40),
+            "rose from 0.60 ± 0.02 to 0.75 ± 0.02 at step 10, then fell to 0.40 ± 0.02, below its start",
+        ),
         ((0.60, 0.75, 0.62), "rose from 0.60 ± 0.02 to 0.75 ± 0.02 at step 10, then fell to 0.62 ± 0.02;"),
         ((0.60, 0.75, 0.90), "rose from 0.60 ± 0.02 to 0.90 ± 0.02 and held"),
         ((0.90, 0.80, 0.50), "did not rise above 0.90 ± 0.02 and fell to 0.50 ± 0.02"),

@@ -1,10 +1,10 @@
 """Tokens on the terminal: every character once, the colour of its entropy."""
 
 import torch
-from toys import toy_policy, toy_prompts
 
 from rlif.rollout import Engine, Key, Sampling
 from rlif.shading import colour, legend, shaded
+from toys import toy_policy, toy_prompts
 
 
 def test_the_shaded_text_is_the_completion() -> None:

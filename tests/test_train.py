@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from toys import toy_policy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlif import train as trainer
@@ -23,6 +22,7 @@ from rlif.errors import RlifError
 from rlif.optim import MasterOptimizer
 from rlif.runlog import METRICS, find_metric, read_metrics
 from rlif.train import resume, train
+from toys import toy_policy
 
 
 @pytest.fixture(scope="module")

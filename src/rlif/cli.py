@@ -38,7 +38,9 @@ def main() -> None:
 @app.command()
 def train(
     recipe: Annotated[Path | None, typer.Argument(help="A recipe file, or the name of a shipped one.")] = None,
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; must be new or empty.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder instead.")] = None,
 ) -> None:
@@ -78,8 +80,8 @@ def _train(out: Path, recipe: "Recipe | None") -> None:  # type: ignore[name-def
 @app.command()
 def quickstart(
     out: Annotated[Path, typer.Option(help="Folder for the five runs, the table and the figures.")],
-    steps: Annotated[int, typer.Option(min=1, help="Steps of each run.")] = 80,
-    processes: Annotated[int, typer.Option(min=1, help="Runs side by side, one CPU thread each.")] = 5,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each run.")] = 60,
+    processes: Annotated[int, typer.Option(min=1, help="Runs side by side, one CPU thread each.")] = 2,
 ) -> None:
     """The paper's experiment in miniature: three internal rewards and the verifiable one, in under three minutes."""
     from rlif.quickstart import quickstart as run

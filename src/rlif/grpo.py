@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 
 from rlif.config import GrpoConfig
 from rlif.optim import MasterOptimizer, NonFiniteError
@@ -190,18 +191,20 @@ def policy_logprobs(
     Rows are padded on the right: no real token attends to padding, so no attention mask is needed, and only positions
     that predict a completion token reach the vocabulary.
     """
-    prompts = rollouts.row_prompts
+    prompts, device = rollouts.row_prompts, policy.device
     starts = torch.tensor([len(prompts[row].token_ids) for row in rows])
+    first, input_ids = int(starts.min()) - 1, _concatenate(rollouts, rows, policy.pad_id).to(device)
+    kept = input_ids.shape[1] - first
+    logits = model(input_ids=input_ids, use_cache=False, logits_to_keep=kept).logits[:, :-1, : policy.vocab_size]
+    # Every kept position is scored and the few that do not count are dropped afterwards: picking rows out of the logits
+    # first would cost more, for the gradient of an index is a slow scatter over the vocabulary.
+    scores = logits.float() if temperature == 1.0 else logits.float() / temperature
+    targets = input_ids[:, first + 1 :]
+    logprobs = -functional.cross_entropy(scores.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
     mask = rollouts.mask[list(rows)]
-    tokens, input_ids = rollouts.tokens[list(rows)], _concatenate(rollouts, rows, policy.pad_id)
-    first = int(starts.min()) - 1
-    device = policy.device
-    logits = model(input_ids=input_ids.to(device), use_cache=False, logits_to_keep=input_ids.shape[1] - first).logits
-    row, tok = mask.nonzero(as_tuple=True)
-    at = (starts[row] - 1 + tok - first).to(device)
-    chosen = logits[row.to(device), at, : policy.vocab_size].float() / temperature
-    logprobs = chosen.gather(-1, tokens[row, tok].to(device)[:, None]).squeeze(-1) - chosen.logsumexp(dim=-1)
-    return torch.zeros(mask.shape, device=device).index_put((row.to(device), tok.to(device)), logprobs)
+    row, tok = (index.to(device) for index in mask.nonzero(as_tuple=True))
+    at = starts.to(device)[row] - 1 - first + tok
+    return torch.zeros(mask.shape, device=device).index_put((row, tok), logprobs[row, at])
 
 
 def micro_batches(rollouts: Rollouts, rows: Sequence[int], budget: int) -> list[list[int]]:

@@ -84,21 +84,24 @@ class Interrupted(Exception):
         return self.message
 
 
-def train(recipe: Recipe, out: Path, *, watcher: Watcher | None = None) -> Path:
+def train(recipe: Recipe, out: Path, *, watcher: Watcher | None = None, until: int | None = None) -> Path | None:
     """Run a recipe into a new folder; returns the folder of the final model.
+
+    With ``until`` the run pauses after that step, with a checkpoint, and returns None unless it was the last; `resume`
+    goes on, and the pause changes nothing.
 
     Raises `RlifError` for what the user can mend, `Interrupted` after SIGINT or SIGTERM (the checkpoint is written).
     """
     with ExitStack() as stack:
         run = stack.enter_context(Run.start(recipe, out, watcher or Unwatched()))
-        return _loop(run)
+        return _loop(run, until)
 
 
-def resume(out: Path, *, watcher: Watcher | None = None) -> Path:
+def resume(out: Path, *, watcher: Watcher | None = None, until: int | None = None) -> Path | None:
     """Go on with a run from its last checkpoint, as if it had never stopped; as `train` otherwise."""
     with ExitStack() as stack:
         run = stack.enter_context(Run.resume(out, watcher or Unwatched()))
-        return _loop(run)
+        return _loop(run, until)
 
 
 def recipe_path(out: Path) -> Path:
@@ -114,12 +117,13 @@ def resumes_at(out: Path) -> int:
     return int(last.name.removeprefix("step-")) if last else 0
 
 
-def _loop(run: "Run") -> Path:
+def _loop(run: "Run", until: int | None) -> Path | None:
     recipe, policy = run.recipe, run.policy
+    last = recipe.steps if until is None else min(until, recipe.steps)
     with _stop_on_signal() as stop:
         if run.step == 0 and recipe.eval.every:
             run.log(0, run.evaluate(0))
-        while run.step < recipe.steps:
+        while run.step < last:
             step, key, clock = run.step + 1, Key(recipe.seed, run.step + 1), _Clock()
 
             prompts = run.prompts(step)
@@ -160,14 +164,14 @@ def _loop(run: "Run") -> Path:
                 metrics |= run.evaluate(step)
                 clock.lap("eval")
             run.log(step, metrics | clock.laps(rollouts), scored)
-            if run.checkpoint_due() or stop:
+            if run.checkpoint_due() or stop or step == last:
                 run.save_checkpoint()
             if stop and step < recipe.steps:
                 raise Interrupted(
                     stop[0],
                     f"stopped after step {step} of {recipe.steps}; go on with: rlif train --resume {run.out}",
                 )
-        return run.finish()
+        return run.finish() if last == recipe.steps else None
 
 
 class Run:
@@ -210,7 +214,9 @@ class Run:
         checkpoint = load_checkpoint(path) if path else None
         run = cls(recipe, out, watcher, checkpoint)
         # Without a checkpoint nothing is kept, the evaluation of step 0 included: it will be made again.
-        run._log = RunLog.resume(out, checkpoint.step if checkpoint else -1, info=collect_info(model=recipe.policy.model))
+        run._log = RunLog.resume(
+            out, checkpoint.step if checkpoint else -1, info=collect_info(model=recipe.policy.model)
+        )
         with run._open():
             yield run
 
@@ -218,7 +224,9 @@ class Run:
     def _open(self) -> Iterator[None]:
         with ExitStack() as stack:
             stack.callback(self._log.close)
-            sinks = open_sinks(self.recipe.log.sinks, self.out, self.recipe, first_step=self.step + 1 if self.step else 0)
+            sinks = open_sinks(
+                self.recipe.log.sinks, self.out, self.recipe, first_step=self.step + 1 if self.step else 0
+            )
             self._sinks = stack.enter_context(sinks)
             yield
 

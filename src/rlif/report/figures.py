@@ -37,7 +37,11 @@ def draw_all(curves: Sequence[Curve], folder: Path) -> list[Path]:
     if not curves:
         raise ValueError("no curves to draw")
     folder.mkdir(parents=True, exist_ok=True)
-    figures = {"accuracy": accuracy(curves), "format": right_against_formatted(curves), "confidence": confidence(curves)}
+    figures = {
+        "accuracy": accuracy(curves),
+        "format": right_against_formatted(curves),
+        "confidence": confidence(curves),
+    }
     paths = []
     for name, figure in figures.items():
         paths.append(folder / f"{name}.png")
@@ -73,7 +77,11 @@ def right_against_formatted(curves: Sequence[Curve]) -> Figure:
         axes.plot(curve.steps, curve.values("formatted"), color="#E69F00", label="formatted")
         axes.plot(curve.steps, curve.values("right"), color="#0072B2", label="right in any form")
         axes.plot(
-            curve.steps, curve.values("right_and_formatted"), color="#555555", linestyle=":", label="right and formatted"
+            curve.steps,
+            curve.values("right_and_formatted"),
+            color="#555555",
+            linestyle=":",
+            label="right and formatted",
         )
         _share(axes, "")
         axes.set_title(curve.label, fontsize=9)
