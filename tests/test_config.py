@@ -70,7 +70,7 @@ def test_the_dump_spells_out_every_default() -> None:
     stop=st.lists(TEXT),
     model=TEXT,
     lr=st.floats(1e-12, 1.0),
-    weight=st.floats(allow_nan=False, allow_infinity=False),
+    weight=st.floats(min_value=0.0, allow_nan=False, allow_infinity=False),
     group_size=st.integers(2, 10**9),
 )
 def test_dump_round_trip(question: str, stop: list[str], model: str, lr: float, weight: float, group_size: int) -> None:

@@ -10,14 +10,16 @@ from rlif.quickstart import ARMS, explain, markdown, quickstart, summarise
 from rlif.report.figures import Curve, draw_all
 
 
-def line(step: int, score: float, right: float = 0.7, formatted: float = 0.8) -> dict[str, float]:
+def line(
+    step: int, score: float, right: float = 0.7, formatted: float = 0.8, entropy: float = 0.1
+) -> dict[str, float | int]:
     return {
         "step": step,
         "eval/right_and_formatted": score,
         "eval/right_and_formatted_stderr": 0.02,
         "eval/right": right,
         "eval/formatted": formatted,
-        "eval/entropy": 0.1,
+        "eval/entropy": entropy,
         "eval/transitional_share": 0.2,
         "eval/length": 25.0,
         "eval/n": 512.0,
@@ -40,6 +42,21 @@ def line(step: int, score: float, right: float = 0.7, formatted: float = 0.8) ->
 def test_the_sentence_follows_the_numbers(scores: tuple[float, ...], said: str) -> None:
     result = summarise("one", [line(10 * i, score) for i, score in enumerate(scores)])
     assert said in explain([result, result])
+
+
+@pytest.mark.parametrize(
+    ("scores", "entropies", "said"),
+    [
+        ((0.6, 0.75, 0.4), (0.3, 0.2, 0.1), True),
+        ((0.6, 0.75, 0.4), (0.3, 0.2, 0.25), False),  # no surer than at its best
+        ((0.6, 0.75, 0.8), (0.3, 0.2, 0.1), False),  # it did not fall
+    ],
+)
+def test_confidence_is_called_blind_only_if_it_was(
+    scores: tuple[float, ...], entropies: tuple[float, ...], said: bool
+) -> None:
+    lines = [line(10 * i, score, entropy=h) for i, (score, h) in enumerate(zip(scores, entropies, strict=True))]
+    assert ("does not tell the rise from the fall" in explain([summarise("one", lines)])) is said
 
 
 def test_the_table_has_start_best_and_last() -> None:
@@ -71,4 +88,5 @@ def test_quickstart_end_to_end(tmp_path: Path, tiny_base_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_dir()) == sorted(
         [*(arm.name for arm in ARMS), "figures"]
     )
-    assert (tmp_path / "out" / "table.md").read_text().count("\n|") >= len(ARMS)
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert all(f"| {arm.label} |" in table for arm in ARMS)

@@ -273,8 +273,8 @@ def test_the_parts_of_a_mix_are_normalised_on_their_own() -> None:
 
 def test_weights_multiply_advantages() -> None:
     # Centred: length (-3, -2 | -1, -2) -> (-.5, .5 | .5, -.5); verifiable -> (.5, -.5 | 0, 0).
-    result = scored(RewardConfig(name="length", weight=2.0), RewardConfig(name="verifiable", weight=-0.5))
-    assert result.advantages.tolist() == [-1.25, 1.25, 1.0, -1.0]
+    result = scored(RewardConfig(name="length", weight=2.0), RewardConfig(name="verifiable", weight=0.5))
+    assert result.advantages.tolist() == [-0.75, 0.75, 1.0, -1.0]
 
 
 def test_weight_zero_logs_and_does_not_train() -> None:
@@ -299,7 +299,7 @@ def test_truncated_and_empty_completions_can_be_kept_from_the_top() -> None:
     # Lengths reward the short: -3, -2 | -1, -2. Row 1 is truncated, row 2 is blank: both fall to their partner's.
     rollouts = batch(stop_reasons=("eos", "length", "eos", "stop_string"), texts=("a", "b", " \n", "d"))
     result = scored(RewardConfig(name="length"), rollouts=rollouts, config=CAPPED)
-    assert result.rewards["length"].tolist() == [-3.0, -3.0, -2.0, -2.0]
+    assert result.rewards["length"].tolist() == [-3.0, -2.0, -1.0, -2.0]  # logged as they were
     assert result.advantages.tolist() == [0.0, 0.0, 0.0, 0.0]
     free = scored(RewardConfig(name="length"), rollouts=rollouts)
     assert free.advantages.tolist() == [-0.5, 0.5, 0.5, -0.5]

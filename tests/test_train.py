@@ -129,8 +129,8 @@ def test_resuming_a_finished_run_changes_nothing(toy_model: Path, tmp_path: Path
     final = train(recipe(toy_model), tmp_path / "run")
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     kept = weights(final)
-    assert_same_weights(resume(tmp_path / "run"), final)
-    assert torch.equal(weights(final)["model.norm.weight"], kept["model.norm.weight"])
+    again = weights(resume(tmp_path / "run"))
+    assert all(torch.equal(again[name], tensor) for name, tensor in kept.items())
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
@@ -233,6 +233,12 @@ def test_an_occupied_folder_is_refused_untouched(toy_model: Path, tmp_path: Path
         ({"rollout": {"prompts": 2, "group_size": 3, "max_new_tokens": 4000}}, "context"),
         ({"task": {"name": "arithmetic", "question": "{a}+{b}=" + "?" * 130}}, "context"),
         ({"checkpoint": {"best": "reward/nothing/mean"}}, "checkpoint.best"),
+        ({"checkpoint": {"best": "eval/rihgt"}}, "checkpoint.best"),
+        ({"eval": {"every": 2, "problems": 5000}}, "5000"),
+        (
+            {"task": {"name": "arithmetic", "high": 11}, "rollout": {"prompts": 9, "max_new_tokens": 8}},
+            "rollout.prompts",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_no_folder(
@@ -241,8 +247,7 @@ def test_bad_input_is_one_line_and_leaves_no_folder(
     with pytest.raises(RlifError, match=message) as caught:
         train(recipe(toy_model, **changes), tmp_path / "run")
     assert "\n" not in str(caught.value)
-    if "checkpoint" not in changes:
-        assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def cli(*arguments: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
@@ -270,7 +275,46 @@ def wait_for(path: Path, process: "subprocess.Popen[str]") -> None:
         time.sleep(0.01)
 
 
-def test_killed_at_any_moment_and_resumed_gives_the_same_weights(tiny_base_path: Path, tmp_path: Path) -> None:
+def test_a_label_reward_without_labels_is_refused(toy_model: Path, tmp_path: Path) -> None:
+    problems = tmp_path / "problems.jsonl"
+    problems.write_text("".join(json.dumps({"problem": f"{i}+1=?"}) + "\n" for i in range(4)))
+    task = {"task": {"name": "file", "path": str(problems), "template": "plain"}, "eval": {"every": 0}}
+    with pytest.raises(RlifError, match="reward verifiable needs answers, but 4 problems"):
+        train(recipe(toy_model, reward={"name": "negated", "of": "verifiable"}, **task), tmp_path / "run")
+    train(recipe(toy_model, **task), tmp_path / "run")  # its own confidence needs none
+
+
+def test_a_run_resumes_from_another_folder(toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(toy_model.parent)
+    relative = {"model": f"./{toy_model.name}", "dtype": "float32", "device": "cpu"}
+    train(recipe(toy_model, policy=relative), tmp_path / "run", until=2)
+    monkeypatch.chdir(tmp_path)
+    assert_same_weights(resume(tmp_path / "run"), train(recipe(toy_model), tmp_path / "whole"))
+
+
+def test_a_pause_changes_nothing(toy_model: Path, tmp_path: Path) -> None:
+    assert train(recipe(toy_model), tmp_path / "paused", until=1) is None
+    assert resume(tmp_path / "paused", until=3) is None
+    assert_same_weights(resume(tmp_path / "paused"), train(recipe(toy_model), tmp_path / "whole"))
+
+
+def test_a_model_blown_up_ends_in_one_line(toy_model: Path, tmp_path: Path) -> None:
+    train(recipe(toy_model), tmp_path / "run", until=2)
+    real = trainer.load_policy
+
+    def damaged(*args, **kwargs):  # type: ignore[no-untyped-def]
+        policy = real(*args, **kwargs)
+        with torch.no_grad():
+            policy.model.model.norm.weight.fill_(math.nan)
+        return policy
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "load_policy", damaged)
+        with pytest.raises(RlifError, match=r"step 3: not finite: the policy's logits.*step-000002"):
+            resume(tmp_path / "run")
+
+
+def test_killed_and_resumed_gives_the_same_weights(tiny_base_path: Path, tmp_path: Path) -> None:
     run = start_run(tiny_base_path, tmp_path / "killed", steps=40)
     wait_for(tmp_path / "killed" / "checkpoints" / "step-000004", run)
     run.send_signal(signal.SIGKILL)

@@ -144,4 +144,8 @@ def tiny_make(
     """Make the tiny models again from their corpus: minutes on a CPU."""
     from rlif.tiny.make import make
 
-    make(out, seed=seed, progress=print)
+    def say(model: str, step: int, steps: int, loss: float) -> None:
+        if step % 50 == 0 or step == steps:
+            print(f"{model}: step {step} of {steps}, loss {loss:.3f} nats a token")
+
+    make(out, seed=seed, progress=say)

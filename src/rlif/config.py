@@ -112,8 +112,8 @@ class RolloutConfig(Section):
 class RewardConfig(Section):
     name: str
     """A key of rlif.rewards.REWARDS."""
-    weight: float = 1.0
-    """Weight of its advantages in the mix; 0 logs the reward without training on it."""
+    weight: Annotated[float, Field(ge=0.0)] = 1.0
+    """Weight of its advantages in the mix; 0 logs it without training on it; for the opposite see `negated`."""
     reduce: Literal["mean", "sum"] = "mean"
     """How a per-token signal becomes one number per completion."""
     of: str = "self_certainty"
@@ -133,7 +133,7 @@ class GrpoConfig(Section):
     lr: Annotated[float, Field(gt=0.0)] = 3e-6
     """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    """After the warm-up; linear and cosine end at 0."""
+    """After the warm-up; linear and cosine approach 0 at the end."""
     warmup: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Share of the steps spent raising the learning rate from 0."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
@@ -177,7 +177,7 @@ class CheckpointConfig(Section):
     keep_last: Positive = 2
     """How many of the newest to keep, besides the best."""
     best: str | None = None
-    """A metrics.jsonl key; the checkpoint where it was highest is kept. eval/* keys use labels."""
+    """A metrics.jsonl key; a checkpoint is written whenever it reaches a new high, and kept. eval/* keys use labels."""
 
 
 class LogConfig(Section):

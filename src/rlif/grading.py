@@ -241,8 +241,10 @@ class Grader:
 
         in_form = find_extractor(format)
         try:
-            formatted = in_form(text) is not None
-            extracted = extract_any(text)
+            answered = in_form(text)
+            formatted = answered is not None
+            # The answer in the asked form is the answer: another one elsewhere in the text neither saves nor spoils it.
+            extracted = clean(answered) if answered is not None else extract_any(text)
             right = self._right(answer, extracted) if answer is not None else None
         except Exception as error:
             raise RuntimeError(f"{row_id}: grading failed: {error}") from error

@@ -14,7 +14,7 @@ from rlif.config import GrpoConfig
 
 
 class NonFiniteError(FloatingPointError):
-    """Loss or gradient is not finite; no weight was changed."""
+    """Loss or gradient is not finite; the optimizer step was not taken."""
 
 
 class MasterOptimizer:

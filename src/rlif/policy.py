@@ -42,8 +42,20 @@ class Policy:
         return next(self.model.parameters()).device
 
     def encode_messages(self, messages: Sequence[dict[str, str]]) -> tuple[str, tuple[int, ...]]:
-        """A conversation as (exact text, token ids), ready for the model's answer."""
-        text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        """A conversation as (exact text, token ids), ready for the model's answer.
+
+        Raises `RlifError` if the model's template refuses it (some know no system message).
+        """
+        from jinja2 import TemplateError
+
+        try:
+            text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise RlifError(
+                f"policy.chat_template: the template of {self.source} refuses {roles} ({error}); choose "
+                "another task.template, or set policy.chat_template to off"
+            ) from error
         return text, tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def encode_text(self, text: str) -> tuple[str, tuple[int, ...]]:
@@ -89,8 +101,10 @@ def load_policy(config: PolicyConfig, *, dtype: torch.dtype | None = None) -> Po
     dtype = dtype or compute_dtype(config.dtype, device)
     try:
         tokenizer = AutoTokenizer.from_pretrained(location, **options)
-        weights = {"dtype": dtype} if "gguf_file" in options else {"dtype": dtype, "use_safetensors": True}
-        model, info = AutoModelForCausalLM.from_pretrained(location, **options, **weights, output_loading_info=True)
+        weights = {"quantization_config": _dequantise()} if "gguf_file" in options else {"use_safetensors": True}
+        model, info = AutoModelForCausalLM.from_pretrained(
+            location, **options, **weights, dtype=dtype, output_loading_info=True
+        )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         hint = "; if you trust it, set policy.remote_code=true" if "trust_remote_code" in str(error) else ""
         raise RlifError(f"policy.model: cannot load {config.model!r}: {_first_line(error)}{hint}") from error
@@ -180,7 +194,7 @@ def _assemble(model: Any, tokenizer: Any, config: PolicyConfig) -> Policy:
         tokenizer=tokenizer,
         eos_ids=tuple(sorted(eos_ids)),
         pad_id=pad if pad is not None else min(eos_ids),
-        vocab_size=min(len(tokenizer), text_config.vocab_size),
+        vocab_size=min(max(tokenizer.get_vocab().values()) + 1, text_config.vocab_size),
         context=getattr(text_config, "max_position_embeddings", None),
         chat_template=has_template if config.chat_template == "auto" else config.chat_template == "on",
         source=config.model,

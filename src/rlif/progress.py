@@ -32,9 +32,10 @@ def step_line(step: int, metrics: Mapping[str, float | int]) -> str:
     )
     parts += [f"{label} {form.format(metrics[key])}" for label, key, form in known if key in metrics]
     if "eval/right" in metrics:
+        right, both, entropy, n = (metrics[f"eval/{key}"] for key in ("right", "right_and_formatted", "entropy", "n"))
         parts.append(
-            f"| eval: right {metrics['eval/right']:.3f} ± {metrics['eval/right_stderr']:.3f}, right and formatted "
-            f"{metrics['eval/right_and_formatted']:.3f}, entropy {metrics['eval/entropy']:.3f} (n = {metrics['eval/n']:.0f})"
+            f"| eval: right {right:.3f} ± {metrics['eval/right_stderr']:.3f}, right and formatted {both:.3f}, "
+            f"entropy {entropy:.3f} (n = {n:.0f})"
         )
     return "  ".join(parts)
 

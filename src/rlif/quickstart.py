@@ -113,9 +113,17 @@ def explain(results: Sequence[Mapping[str, Any]]) -> str:
         f"With self-certainty on the base model the share of formatted answers went {start['formatted']:.2f} → "
         f"{best['formatted']:.2f} (best) → {last['formatted']:.2f} (last) and of answers right in any form "
         f"{start['right']:.2f} → {best['right']:.2f} → {last['right']:.2f}, while its entropy went "
-        f"{start['entropy']:.3f} → {best['entropy']:.3f} → {last['entropy']:.3f}: confidence keeps rising, and says "
-        "nothing of what becomes of the answers."
+        f"{start['entropy']:.3f} → {best['entropy']:.3f} → {last['entropy']:.3f}{_blindness(first)}."
     )
+
+
+def _blindness(result: Mapping[str, Any]) -> str:
+    """What a confidence that rose while the answers got worse tells, if that is what happened."""
+    start, best, last = result["start"], result["best"], result["last"]
+    surer = last["entropy"] < best["entropy"] < start["entropy"]
+    if surer and _differs(best, last) and last["score"] < best["score"]:
+        return ": the model grew ever surer, and its confidence does not tell the rise from the fall"
+    return ""
 
 
 def _fate(result: Mapping[str, Any]) -> str:
@@ -133,7 +141,10 @@ def _fate(result: Mapping[str, Any]) -> str:
 
 
 def _differs(a: Mapping[str, float | int], b: Mapping[str, float | int]) -> bool:
-    """More than two standard errors of the difference apart (the same problems: this errs towards no difference)."""
+    """More than two standard errors of the difference apart.
+
+    Two biases oppose each other: both points share their problems, and the best one was chosen among several.
+    """
     return abs(a["score"] - b["score"]) > 2.0 * math.hypot(a["stderr"], b["stderr"])
 
 

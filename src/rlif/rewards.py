@@ -101,6 +101,12 @@ def check_rewards(configs: Sequence[RewardConfig]) -> None:
             _check_name("of", config.of, [name for name in REWARDS if name != "negated"])
 
 
+def needs_labels(configs: Sequence[RewardConfig]) -> list[str]:
+    """The names of the rewards that look at ground truth, `negated` taken for what it turns round."""
+    names = [config.of if config.name == "negated" else config.name for config in configs]
+    return [name for name in names if REWARDS[name].uses_labels]
+
+
 def _check_name(key: str, name: str, known: list[str]) -> None:
     if name not in known:
         nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
@@ -130,9 +136,9 @@ def score(
             row = int((~values.isfinite()).nonzero()[0])
             where = f"a completion of prompt {rollouts.row_prompts[row].id}"
             raise FloatingPointError(f"reward {entry.name} of {where} is {values[row].item()}")
+        named[entry.name if entry.name not in named else f"{entry.name}_{place}"] = values
         if config.cap_incomplete:
             values = cap_incomplete(values, incomplete, rollouts.group_size)
-        named[entry.name if entry.name not in named else f"{entry.name}_{place}"] = values
         total += entry.weight * advantages(values, rollouts.group_size, std=config.std, std_floor=config.std_floor)
     return Scored(rollouts, verdicts, named, total)
 

@@ -69,7 +69,11 @@ def draw(
     Args:
         logits: fp32, at temperature 1, true vocabulary only.
         numbers: one uniform number in [0, 1) a row.
+
+    Raises FloatingPointError if a row's logits are not a distribution: the model has been blown up or is damaged.
     """
+    if not bool(logits.amax(dim=-1).isfinite().all()):
+        raise FloatingPointError("the policy's logits")
     if sampling.temperature == 0.0:
         tokens = logits.argmax(dim=-1)
         return tokens, torch.zeros_like(numbers, dtype=torch.float32)

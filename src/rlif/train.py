@@ -33,16 +33,16 @@ from rlif.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
-from rlif.config import PolicyConfig, Recipe, load_recipe
+from rlif.config import PolicyConfig, Recipe, load_recipe, parse_recipe
 from rlif.errors import RlifError
 from rlif.evaluate import evaluate, grade
 from rlif.grpo import grpo_step
 from rlif.optim import MasterOptimizer, adamw, learning_rate
 from rlif.policy import Policy, compute_dtype, load_policy
 from rlif.prompts import render
-from rlif.rewards import check_rewards, score
+from rlif.rewards import check_rewards, needs_labels, score
 from rlif.rollout import Engine, Key, Sampling, check_context
-from rlif.runlog import RECIPE, RunLog, collect_info, disk_reason, system_error
+from rlif.runlog import RECIPE, RunLog, collect_info, disk_reason, find_metric, system_error
 from rlif.sinks import Sinks, open_sinks
 from rlif.tasks import build_task
 from rlif.tasks.base import Task
@@ -73,7 +73,7 @@ class Unwatched:
     def logged(self, step: int, metrics: Mapping[str, float | int]) -> None: ...
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818  (a request that was met, not an error)
     """A signal asked the run to stop; it did, with a checkpoint. ``signum`` is the signal's number."""
 
     def __init__(self, signum: int, message: str) -> None:
@@ -122,19 +122,23 @@ def _loop(run: "Run", until: int | None) -> Path | None:
     last = recipe.steps if until is None else min(until, recipe.steps)
     with _stop_on_signal() as stop:
         if run.step == 0 and recipe.eval.every:
-            run.log(0, run.evaluate(0))
+            with run.guarded(0):
+                run.log(0, run.evaluate(0))
         while run.step < last:
+            if stop and run.step == 0:
+                raise Interrupted(stop[0], f"stopped before the first step; begin with: rlif train --resume {run.out}")
             step, key, clock = run.step + 1, Key(recipe.seed, run.step + 1), _Clock()
 
             prompts = run.prompts(step)
             run.watcher.begin("rollout", step, run.rows * run.sampling.max_new_tokens)
-            rollouts = run.engine.sample(
-                prompts,
-                group_size=recipe.rollout.group_size,
-                sampling=run.sampling,
-                key=key,
-                progress=run.watcher.advance,
-            )
+            with run.guarded(step):
+                rollouts = run.engine.sample(
+                    prompts,
+                    group_size=recipe.rollout.group_size,
+                    sampling=run.sampling,
+                    key=key,
+                    progress=run.watcher.advance,
+                )
             clock.lap("rollout")
 
             verdicts = grade(run.task, rollouts)
@@ -161,14 +165,16 @@ def _loop(run: "Run", until: int | None) -> Path | None:
             run.step = step
             metrics = describe(scored, update) | {"lr": lr, "optimizer_steps": float(run.optimizer_steps)}
             if recipe.eval.every and (step % recipe.eval.every == 0 or step == recipe.steps):
-                metrics |= run.evaluate(step)
+                with run.guarded(step):
+                    metrics |= run.evaluate(step)
                 clock.lap("eval")
             run.log(step, metrics | clock.laps(rollouts), scored)
-            if run.checkpoint_due() or stop or step == last:
+            signums = tuple(stop)  # read once: a signal from here on waits for the next step
+            if run.checkpoint_due() or signums or step == last:
                 run.save_checkpoint()
-            if stop and step < recipe.steps:
+            if signums and step < recipe.steps:
                 raise Interrupted(
-                    stop[0],
+                    signums[0],
                     f"stopped after step {step} of {recipe.steps}; go on with: rlif train --resume {run.out}",
                 )
         return run.finish() if last == recipe.steps else None
@@ -179,6 +185,7 @@ class Run:
 
     def __init__(self, recipe: Recipe, out: Path, watcher: Watcher, checkpoint: Checkpoint | None) -> None:
         check_rewards(recipe.reward)
+        _check_best(recipe)
         self.recipe, self.out, self.watcher = recipe, out, watcher
         self.step = checkpoint.step if checkpoint else 0
         self.state: dict[str, Any] = checkpoint.state if checkpoint else {"tokens": 0, "seconds": 0.0, "best": None}
@@ -199,6 +206,7 @@ class Run:
     def start(cls, recipe: Recipe, out: Path, watcher: Watcher) -> Iterator["Run"]:
         """A new run in a new folder. Everything that can be wrong is found before the folder is made."""
         RunLog.check_free(out)
+        recipe = _with_absolute_paths(recipe)
         run = cls(recipe, out, watcher, None)
         run._log = RunLog.create(out, recipe, info=collect_info(model=recipe.policy.model))
         with run._open():
@@ -275,8 +283,10 @@ class Run:
         self.watcher.logged(step, metrics)
 
     def checkpoint_due(self) -> bool:
-        every = self.recipe.checkpoint.every
-        return self.step == self.recipe.steps or (every > 0 and self.step % every == 0)
+        """At the end, every so many steps, and whenever the metric of checkpoint.best reaches a new high."""
+        every, best = self.recipe.checkpoint.every, self.state["best"]
+        scheduled = self.step == self.recipe.steps or (every > 0 and self.step % every == 0)
+        return scheduled or (best is not None and best["step"] == self.step)
 
     def save_checkpoint(self) -> None:
         """Write weights, optimizer and counters; drop the checkpoints that are no longer kept."""
@@ -318,27 +328,27 @@ class Run:
         except FloatingPointError as error:
             last = latest_checkpoint(self.out / "checkpoints")
             raise RlifError(
-                f"step {step}: not finite: {error}; stopped before any weight changed; "
+                f"step {step}: not finite: {error}; stopped before this optimizer step; "
                 + (f"the last good checkpoint is {last}" if last else "there is no checkpoint yet")
                 + "; lower grpo.lr or raise grpo.kl_coef"
             ) from error
 
     def _remember_best(self, step: int, metrics: Mapping[str, float | int]) -> None:
-        name = self.recipe.checkpoint.best
-        if name is None or step == 0:
-            return
-        if name not in metrics:
-            if name.startswith("eval/") and self.recipe.eval.every:
-                return  # this step was not evaluated
-            raise RlifError(f"checkpoint.best: no metric {name!r} in this run; see docs/metrics.md")
-        value, best = metrics[name], self.state["best"]
-        # Only a step whose weights are kept can be the best.
-        if self.checkpoint_due() and math.isfinite(value) and (best is None or value > best["value"]):
-            self.state["best"] = {"step": step, "value": value, "metric": name}
+        value, best = metrics.get(self.recipe.checkpoint.best or "", math.nan), self.state["best"]
+        if step > 0 and math.isfinite(value) and (best is None or value > best["value"]):
+            self.state["best"] = {"step": step, "value": value, "metric": self.recipe.checkpoint.best}
 
     def _check_prompts(self) -> None:
-        """Find a prompt that does not fit before the first step, not in the middle of the night."""
-        problems = self.task.problems_to_fit()
+        """Find what the task cannot give before the first step, not in the middle of the night."""
+        recipe, problems = self.recipe, self.task.problems_to_fit()
+        self.task.train_problems(1, recipe.rollout.prompts, recipe.seed)
+        if recipe.eval.every:
+            self.task.eval_problems(recipe.eval.problems)
+        if (names := needs_labels(recipe.reward)) and (bare := [p.id for p in problems if p.answer is None]):
+            raise RlifError(
+                f"reward {names[0]} needs answers, but {len(bare)} problems have none (the first is {bare[0]}); "
+                "mend task.answer_column, leave those rows out, or choose a reward without labels"
+            )
         check_context(
             self.policy, render(self.policy, self.recipe.task.template, problems), self.sampling.max_new_tokens
         )
@@ -399,6 +409,28 @@ class _Clock:
     def laps(self, rollouts: Rollouts) -> dict[str, float]:
         speed = int(rollouts.mask.sum()) / max(self._laps["time/rollout"], 1e-9)
         return {**self._laps, "tokens_per_second/rollout": speed}
+
+
+def _with_absolute_paths(recipe: Recipe) -> Recipe:
+    """Local paths made absolute, so that the run can be resumed from another folder."""
+    data = recipe.model_dump(mode="json")
+    if Path(recipe.policy.model).expanduser().exists():
+        data["policy"]["model"] = str(Path(recipe.policy.model).expanduser().resolve())
+    for key in ("path", "eval_path"):
+        if data["task"].get(key):
+            data["task"][key] = str(Path(data["task"][key]).expanduser().resolve())
+    return parse_recipe(data)
+
+
+def _check_best(recipe: Recipe) -> None:
+    """Raise `RlifError` if the run will never log the metric that checkpoint.best names."""
+    name = recipe.checkpoint.best
+    if name is None:
+        return
+    rewards = {f"reward/{reward.name}/{part}" for reward in recipe.reward for part in ("mean", "std")}
+    logged = name in rewards if name.startswith("reward/") else find_metric(name) is not None
+    if not logged or (name.startswith("eval/") and not recipe.eval.every):
+        raise RlifError(f"checkpoint.best: this run logs no {name!r}; see docs/metrics.md (eval/* needs eval.every)")
 
 
 def _load_trainable(recipe: Recipe, checkpoint: Checkpoint | None) -> tuple[Policy, MasterOptimizer]:
