@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -181,11 +182,12 @@ def markdown(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _table(results: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(title=f"right and formatted answers, {results[0]['n']} problems, T = 1", title_justify="left")
+    title = f"right and formatted answers, {results[0]['n']} problems, T = 1"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in _COLUMNS:
         table.add_column(column, justify="left" if column == "run" else "right")
     for result in results:
-        table.add_row(*_cells(result))
+        table.add_row(*(cell.replace(" → ", "→") for cell in _cells(result)))  # terminals are narrow
     return table
 
 
