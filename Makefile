@@ -21,7 +21,7 @@ $(READY): pyproject.toml constraints.txt
 models: setup ## fetch the small pretrained models, once, into ~/.cache/rlif (or $RLIF_CACHE)
 	$(BIN)/rlif models --fetch
 
-demo: setup ## train the tiny models on their own confidence: a table and figures, in about three minutes
+demo: setup ## train the tiny models on their own confidence: a table and figures, in a few minutes
 	$(BIN)/rlif quickstart --out runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
 
 test: setup ## lint, types, tests

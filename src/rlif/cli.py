@@ -83,7 +83,7 @@ def quickstart(
     steps: Annotated[int, typer.Option(min=1, help="Steps of each run.")] = 60,
     processes: Annotated[int, typer.Option(min=1, help="Runs side by side, one CPU thread each.")] = 2,
 ) -> None:
-    """The paper's experiment in miniature: three internal rewards and the verifiable one, in under three minutes."""
+    """The paper in miniature: three internal rewards and the verifiable one, a few minutes on two cores."""
     from rlif.quickstart import quickstart as run
 
     run(out, steps=steps, processes=processes)
