@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from rlif import grpo
 from rlif.config import GrpoConfig
-from rlif.grpo import AGGREGATIONS, LossInputs, grpo_loss, grpo_step, micro_batches, policy_logprobs
+from rlif.grpo import AGGREGATIONS, LossInputs, grpo_loss, grpo_step
+from rlif.logprobs import micro_batches, policy_logprobs
 from rlif.optim import MasterOptimizer, NonFiniteError
 from rlif.policy import Policy
 from rlif.types import Problem, Prompt, Rollouts, Scored, TokenSignals, Update, Verdict
@@ -618,7 +619,7 @@ def test_two_epochs_hold_the_old_policy_fixed(monkeypatch: pytest.MonkeyPatch) -
     assert len(seen) == 2
     first, second = seen
     assert torch.equal(first.old_logprobs, second.old_logprobs)
-    order = [row for part in micro_batches(rollouts, range(9), 16384) for row in part]
+    order = [row for part in micro_batches(policy.model, rollouts, range(9), 16384) for row in part]
     torch.testing.assert_close(first.old_logprobs, before[order], atol=2e-5, rtol=0)
     ratios = [(inputs.policy_logprobs - inputs.old_logprobs).exp()[inputs.mask].detach() for inputs in seen]
     torch.testing.assert_close(ratios[0], torch.ones_like(ratios[0]), atol=1e-6, rtol=0)
@@ -699,16 +700,28 @@ def of_lengths(prompt_lengths: Sequence[int], lengths: Sequence[int]) -> Rollout
     )
 
 
-def test_micro_batches_by_hand() -> None:
+def test_padded_micro_batches_by_hand() -> None:
     # Lengths with their prompts: rows 0, 1: 2 + (3, 1) = 5, 3; rows 2, 3: 4 + (1, 5) = 5, 9.
-    rollouts = of_lengths([2, 4], [3, 1, 1, 5])
-    assert micro_batches(rollouts, range(4), 36) == [[3, 0, 2, 1]]  # 4 · 9
-    assert micro_batches(rollouts, range(4), 35) == [[3, 0, 2], [1]]
-    assert micro_batches(rollouts, range(4), 10) == [[3], [0, 2], [1]]
-    assert micro_batches(rollouts, range(4), 1) == [[3], [0], [2], [1]]
-    assert micro_batches(rollouts, [1, 3], 18) == [[3, 1]]
+    rollouts, model = of_lengths([2, 4], [3, 1, 1, 5]), toy_policy("olmo2").model
+    assert micro_batches(model, rollouts, range(4), 36) == [[3, 0, 2, 1]]  # 4 · 9
+    assert micro_batches(model, rollouts, range(4), 35) == [[3, 0, 2], [1]]
+    assert micro_batches(model, rollouts, range(4), 10) == [[3], [0, 2], [1]]
+    assert micro_batches(model, rollouts, range(4), 1) == [[3], [0], [2], [1]]
+    assert micro_batches(model, rollouts, [1, 3], 18) == [[3, 1]]
 
 
+def test_packed_micro_batches_by_hand() -> None:
+    # Tokens that are run: prompts 2 and 4, once a part; completions without their last token, 2, 0, 0, 4.
+    rollouts, model = of_lengths([2, 4], [3, 1, 1, 5]), toy_policy("llama").model
+    assert micro_batches(model, rollouts, range(4), 12) == [[0, 1, 2, 3]]
+    assert micro_batches(model, rollouts, range(4), 11) == [[0, 1, 2], [3]]
+    assert micro_batches(model, rollouts, range(4), 8) == [[0, 1, 2], [3]]
+    assert micro_batches(model, rollouts, range(4), 7) == [[0, 1], [2], [3]]
+    assert micro_batches(model, rollouts, range(4), 1) == [[0], [1], [2], [3]]
+    assert micro_batches(model, rollouts, [3, 1], 10) == [[1, 3]]
+
+
+@pytest.mark.parametrize("family", ["llama", "olmo2"])
 @settings(max_examples=200, deadline=None)
 @given(
     prompts=st.lists(st.integers(1, 30), min_size=1, max_size=4),
@@ -717,14 +730,19 @@ def test_micro_batches_by_hand() -> None:
     data=st.data(),
 )
 def test_micro_batches_hold_their_budget_and_every_row_once(
-    prompts: list[int], group: int, budget: int, data: st.DataObject
+    family: str, prompts: list[int], group: int, budget: int, data: st.DataObject
 ) -> None:
     n = len(prompts) * group
     rollouts = of_lengths(prompts, data.draw(st.lists(st.integers(1, 30), min_size=n, max_size=n)))
     rows = data.draw(st.lists(st.sampled_from(range(n)), min_size=1, unique=True))
-    parts = micro_batches(rollouts, rows, budget)
+    parts = micro_batches(MODELS[family], rollouts, rows, budget)
     assert sorted(row for part in parts for row in part) == sorted(rows)
-    total = [prompts[row // group] + int(rollouts.lengths[row]) for row in range(n)]
+    lengths = rollouts.lengths.tolist()
     for part in parts:
-        assert len(part) == 1 or max(total[row] for row in part) * len(part) <= budget
-    assert micro_batches(rollouts, rows, 10**6) == [sorted(rows, key=lambda row: (-total[row], row))]
+        padded = max(prompts[row // group] + lengths[row] for row in part) * len(part)
+        shared = sum(prompts[owner] for owner in {row // group for row in part}) + sum(lengths[r] - 1 for r in part)
+        assert len(part) == 1 or (shared if family == "llama" else padded) <= budget
+    assert len(micro_batches(MODELS[family], rollouts, rows, 10**6)) == 1
+
+
+MODELS = {family: toy_policy(family).model for family in ("llama", "olmo2")}

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlif.config import AdvantageConfig, RewardConfig
+from rlif.draw import Key, uniforms
 from rlif.errors import RlifError
 from rlif.rewards import REWARDS, RewardInputs, advantages, cap_incomplete, check_rewards, score
-from rlif.rollout import Key, uniforms
 from rlif.types import Problem, Prompt, Rollouts, Scored, StopReason, TokenSignals, Verdict
 
 KEY = Key(seed=11, step=3)

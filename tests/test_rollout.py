@@ -31,19 +31,11 @@ from transformers import (
 )
 
 from rlif.config import RolloutConfig
+from rlif.draw import Key, Sampling, draw, uniforms
 from rlif.errors import RlifError
+from rlif.inflight import left_pad
 from rlif.policy import Policy
-from rlif.rollout import (
-    Engine,
-    Key,
-    Sampling,
-    check_context,
-    draw,
-    left_pad,
-    positions_of,
-    sample_slowly,
-    uniforms,
-)
+from rlif.rollout import Engine, check_context, sample_slowly
 from rlif.signals import token_signals
 from rlif.types import Rollouts, TokenSignals
 from toys import CHARACTERS, FAMILIES, PADDED_ROWS, SPECIAL, toy_policy, toy_prompts
@@ -483,7 +475,7 @@ def logits_of(*probabilities: float) -> Tensor:
 def drawn(logits: Tensor, numbers: list[float], **sampling: Any) -> tuple[list[int], list[float]]:
     """Tokens and log-probabilities for one distribution and many numbers."""
     column = torch.tensor(numbers, dtype=torch.float64)
-    tokens, logprobs = draw(logits.expand(len(numbers), -1), column, Sampling(**sampling))
+    tokens, logprobs, _ = draw(logits.expand(len(numbers), -1), column, Sampling(**sampling))
     return tokens.tolist(), logprobs.tolist()
 
 
@@ -517,9 +509,32 @@ def test_the_ends_of_the_unit_interval_stay_within_large_vocabularies(number: fl
     generator = torch.Generator().manual_seed(0)
     logits = 5.0 * torch.randn(64, 50_000, generator=generator)
     logits[:, :10] = logits[:, -10:] = -1e9
-    tokens, logprobs = draw(logits, torch.full((64,), number, dtype=torch.float64), Sampling())
+    tokens, logprobs, _ = draw(logits, torch.full((64,), number, dtype=torch.float64), Sampling())
     assert 10 <= int(tokens.min()) <= int(tokens.max()) < 49_990
     assert bool(logprobs.isfinite().all())
+
+
+@pytest.mark.parametrize("vocab", [3, 256, 257, 5000])
+def test_the_search_by_blocks_finds_what_a_plain_cumulative_sum_finds(vocab: int) -> None:
+    """In float64, token by token; a disagreement must be a tie to fp32 rounding."""
+    generator = torch.Generator().manual_seed(vocab)
+    logits = 3.0 * torch.randn(200, vocab, generator=generator)
+    logits[:, ::3] = -1e9
+    numbers = torch.rand(200, dtype=torch.float64, generator=generator)
+    tokens, _, _ = draw(logits, numbers, Sampling())
+    cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)
+    below = torch.where(tokens > 0, cumulative.gather(-1, (tokens - 1).clamp_min(0)[:, None])[:, 0], 0.0)
+    above = cumulative.gather(-1, tokens[:, None])[:, 0]
+    assert bool((below <= numbers + 1e-6).all())
+    assert bool((numbers < above + 1e-6).all())
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.0), Sampling(temperature=0.5, top_p=0.9)])
+def test_the_signals_of_a_draw_are_token_signals(sampling: Sampling) -> None:
+    logits = 3.0 * torch.randn(50, 300, generator=torch.Generator().manual_seed(0))
+    tokens, _, signals = draw(logits, torch.linspace(0, 0.99, 50, dtype=torch.float64), sampling)
+    for found, expected in zip(signals, token_signals(logits, tokens), strict=True):
+        torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-6)
 
 
 def test_top_k_keeps_ties() -> None:
@@ -635,7 +650,6 @@ def test_left_pad_aligns_at_the_right_end() -> None:
     tokens, mask = left_pad([(5,), (6, 7, 8), (9, 9)], 0, torch.device("cpu"))
     assert tokens.tolist() == [[0, 0, 5], [6, 7, 8], [0, 9, 9]]
     assert mask.tolist() == [[False, False, True], [True, True, True], [False, True, True]]
-    assert positions_of(mask).tolist() == [[0, 0, 0], [0, 1, 2], [0, 0, 1]]
 
 
 def test_a_prompt_longer_than_the_context() -> None:

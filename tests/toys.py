@@ -9,6 +9,8 @@ from transformers import (
     Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
     PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -44,7 +46,12 @@ def _gemma3(**common: Any) -> Any:
     return Gemma3ForCausalLM(Gemma3TextConfig(**common, head_dim=8, sliding_window=6, layer_types=layers))
 
 
-FAMILIES = {"llama": _llama, "qwen3": _qwen3, "gemma3": _gemma3}
+def _olmo2(**common: Any) -> Any:
+    return Olmo2ForCausalLM(Olmo2Config(**common))
+
+
+FAMILIES = {"llama": _llama, "qwen3": _qwen3, "gemma3": _gemma3, "olmo2": _olmo2}
+"""Models that `rlif.decoder` reads, and one (olmo2) that runs through transformers' own forward pass."""
 
 
 def toy_policy(family: str = "llama", *, seed: int = 0) -> Policy:

@@ -1,15 +1,24 @@
-"""A key-value cache that appends in place.
+"""Key-value caches that append in place.
 
 transformers' own dynamic cache copies every layer's keys and values for each token decoded. Here a layer owns a buffer
-with room to grow and hands out views of the filled part; the buffer doubles when full, so a token costs one write.
-Rows can be selected (finished ones leave) and repeated (a prompt is prefilled once and expanded to its group).
+with room to grow and hands out views of the filled part, so a token costs one write. Rows can be selected (finished
+ones leave) and repeated (a prompt is prefilled once and expanded to its group).
+
+`RowCache` serves `rlif.decoder`; `append_cache` makes one for transformers' own forward pass.
 """
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from rlif.decoder import Attend, Heads
+
+_COLUMNS = 32  # a `RowCache` grows by so many columns
 
 
 class AppendLayer(DynamicLayer):
@@ -92,3 +101,111 @@ def append_cache(config: Any, *, room: int) -> Cache:
         for layer in cache.layers
     ]
     return cache
+
+
+class RowCache:
+    """Keys and values of rows that share a time axis; rows enter and leave at any time.
+
+    A row's last token always stands in the newest column, so a step writes one column for all rows; a prompt that
+    enters is aligned at its right end, and each row knows the column it begins in. Keys lie transposed, (row, head,
+    feature, column): attention of a single query reads them as a plain matrix product. The buffers are always read
+    whole, columns that a row must not see by a bias of −inf: a slice of them would be copied by the product, so they
+    grow by a few columns at a time.
+    """
+
+    def __init__(self) -> None:
+        self._keys: list[Tensor] = []
+        self._values: list[Tensor] = []
+        self._starts: Tensor
+        self._end = 0
+        self._capacity = 0
+
+    def enter(
+        self,
+        layers: Sequence[tuple[Tensor, Tensor]],
+        places: Int[Tensor, "prompt position"],
+        lengths: Int[Tensor, " prompt"],
+        copies: Int[Tensor, " entered"],
+    ) -> None:
+        """Add rows with the keys and values of their prompts.
+
+        Args:
+            layers: for each layer keys and values (tok, head, feature) of a line of tokens.
+            places: where each prompt's tokens stand in the line, padded on the right.
+            lengths: prompt lengths in tokens.
+            copies: the prompt of each row that enters.
+        """
+        width = places.shape[1]
+        if not self._keys:
+            self._create(layers)
+        old = len(self._starts)
+        self._reframe(self._everyone(), entering=len(copies), first=min(0, self._end - width))
+        # Aligned at the right end: column c of a prompt of n tokens holds its token c - (width - n).
+        shift = torch.arange(width, device=places.device) - (width - lengths[:, None])
+        right = places.gather(1, shift.clamp_min(0))[copies]
+        columns = slice(self._end - width, self._end)
+        for (keys, values), key_buffer, value_buffer in zip(layers, self._keys, self._values, strict=True):
+            key_buffer[old:, :, :, columns] = keys[right].permute(0, 2, 3, 1)
+            value_buffer[old:, :, columns] = values[right].transpose(1, 2)
+        self._starts = torch.cat([self._starts, self._end - lengths[copies]])
+
+    def keep(self, rows: Int[Tensor, " kept"]) -> None:
+        """Let all other rows leave, and the columns that only they needed."""
+        self._starts = self._starts[rows]
+        self._reframe(rows, entering=0, first=int(self._starts.min()) if len(rows) else self._end)
+
+    @contextmanager
+    def step(self) -> Iterator[Attend]:
+        """Open a new column for every row, and give the attention of the newest token to its row."""
+        if self._end == self._capacity:
+            self._reframe(self._everyone(), entering=0, first=0)
+        self._end += 1
+        newest, biases = self._end - 1, dict[int | None, Tensor]()
+
+        def attend(heads: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            keys, values = self._keys[heads.layer], self._values[heads.layer]
+            keys.select(3, newest).copy_(k)
+            values.select(2, newest).copy_(v)
+            if heads.window not in biases:
+                biases[heads.window] = self._bias(heads.window, q.dtype).repeat_interleave(k.shape[1], dim=0)[:, None]
+            grouped = q.unflatten(1, (k.shape[1], -1)).flatten(0, 1)
+            scores = torch.baddbmm(biases[heads.window], grouped, keys.flatten(0, 1), alpha=heads.scaling)
+            return torch.bmm(scores.softmax(dim=-1), values.flatten(0, 1)).view(len(q), -1)
+
+        yield attend
+
+    def _bias(self, window: int | None, dtype: torch.dtype) -> Float[Tensor, "row column"]:
+        """0 in the columns that a row sees, −inf in the others."""
+        columns = torch.arange(self._capacity, device=self._starts.device)
+        seen = (columns >= self._starts[:, None]) & (columns < self._end)
+        if window is not None:
+            seen &= columns >= self._end - window
+        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
+
+    def _everyone(self) -> Int[Tensor, " row"]:
+        return torch.arange(len(self._starts), device=self._starts.device)
+
+    def _create(self, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
+        for keys, values in layers:
+            _, heads, features = keys.shape
+            self._keys.append(keys.new_empty(0, heads, features, 0))
+            self._values.append(values.new_empty(0, heads, 0, features))
+        self._starts = torch.zeros(0, dtype=torch.long, device=layers[0][0].device)
+
+    def _reframe(self, rows: Int[Tensor, " kept"], *, entering: int, first: int) -> None:
+        """Copy the columns from ``first`` on (below 0: so many new ones in front) of some rows into new buffers.
+
+        Columns that hold nothing are zeroed: what a row must not see is multiplied by a probability of 0, not skipped.
+        """
+        width = self._end - first
+        capacity = (width // _COLUMNS + 1) * _COLUMNS
+        for buffers, axis in ((self._keys, 3), (self._values, 2)):
+            for i, old in enumerate(buffers):
+                shape = list(old.shape)
+                shape[0], shape[axis] = len(rows) + entering, capacity
+                new = old.new_zeros(shape)
+                taken = old.narrow(axis, max(first, 0), self._end - max(first, 0))
+                new[: len(rows)].narrow(axis, max(-first, 0), taken.shape[axis]).copy_(taken[rows])
+                buffers[i] = new
+        self._starts = self._starts - first
+        self._end, self._capacity = width, capacity

@@ -155,7 +155,7 @@ class GrpoConfig(Section):
     aggregation: Literal["token_mean", "sequence_mean", "fixed_length"] = "token_mean"
     """How tokens are weighted (see rlif.grpo.AGGREGATIONS)."""
     micro_batch_tokens: Positive = 16384
-    """Most tokens (prompt + completion, padding included) in one forward pass. Changes memory, never the result."""
+    """Most tokens in one forward pass, a prompt that is shared counted once. Changes memory, never the result."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 

@@ -12,7 +12,7 @@ by transformers' own forward pass, the slow twin of this one.
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -35,18 +35,12 @@ class Heads:
     window: int | None
 
 
-class Attend(Protocol):
-    """Attention over a line of tokens: ``q`` (tok, head, feature), ``k`` and ``v`` (tok, kv_head, feature)."""
-
-    def __call__(
-        self,
-        heads: Heads,
-        q: Float[Tensor, "tok head feature"],
-        k: Float[Tensor, "tok kv_head feature"],
-        v: Float[Tensor, "tok kv_head feature"],
-    ) -> Float[Tensor, "tok head*feature"]: ...
+Attend = Callable[[Heads, Tensor, Tensor, Tensor], Tensor]
+"""Attention over a line of tokens: (heads, q (tok, head, feature), k and v (tok, kv_head, feature)) ->
+(tok, head * feature)."""
 
 
+@runtime_checkable
 class Linears(Protocol):
     """One or several linear layers that share their input, as one call; ``residual`` is added to the only output."""
 

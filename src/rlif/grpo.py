@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn import functional
 
 from rlif.config import GrpoConfig
+from rlif.logprobs import micro_batches, policy_logprobs
 from rlif.optim import MasterOptimizer, NonFiniteError
 from rlif.policy import Policy
 from rlif.types import Rollouts, Scored, Update
@@ -120,8 +120,8 @@ def grpo_step(
     with _checkpointing(policy.model, config.gradient_checkpointing):
         for rows in minibatches * config.epochs:
             weights = _weights(rollouts, rows, config, limit)
-            for part in micro_batches(rollouts, rows, config.micro_batch_tokens):
-                inputs = _loss_inputs(policy, scored, part, weights, old, reference, temperature)
+            for part in micro_batches(policy.model, rollouts, rows, config.micro_batch_tokens):
+                inputs = _loss_inputs(policy, scored, part, weights, old, reference, temperature, config)
                 loss, sums = grpo_loss(
                     inputs, clip_low=config.clip_low, clip_high=config.clip_high, kl_coef=config.kl_coef
                 )
@@ -183,46 +183,6 @@ class _Tally:
         )
 
 
-def policy_logprobs(
-    model: nn.Module, policy: Policy, rollouts: Rollouts, rows: Sequence[int], temperature: float
-) -> Float[Tensor, "row tok"]:
-    """Log-probability (nats, fp32, with gradient) of each completion token of these rows; 0 where masked.
-
-    Rows are padded on the right: no real token attends to padding, so no attention mask is needed, and only positions
-    that predict a completion token reach the vocabulary.
-    """
-    prompts, device = rollouts.row_prompts, policy.device
-    starts = torch.tensor([len(prompts[row].token_ids) for row in rows])
-    first, input_ids = int(starts.min()) - 1, _concatenate(rollouts, rows, policy.pad_id).to(device)
-    kept = input_ids.shape[1] - first
-    logits = model(input_ids=input_ids, use_cache=False, logits_to_keep=kept).logits[:, :-1, : policy.vocab_size]
-    # Every kept position is scored and the few that do not count are dropped afterwards: picking rows out of the logits
-    # first would cost more, for the gradient of an index is a slow scatter over the vocabulary.
-    scores = logits.float() if temperature == 1.0 else logits.float() / temperature
-    targets = input_ids[:, first + 1 :]
-    logprobs = -functional.cross_entropy(scores.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
-    mask = rollouts.mask[list(rows)]
-    row, tok = (index.to(device) for index in mask.nonzero(as_tuple=True))
-    at = starts.to(device)[row] - 1 - first + tok
-    return torch.zeros(mask.shape, device=device).index_put((row, tok), logprobs[row, at])
-
-
-def micro_batches(rollouts: Rollouts, rows: Sequence[int], budget: int) -> list[list[int]]:
-    """Split rows so that each part, padded to its longest row, holds at most ``budget`` tokens (or a single row).
-
-    Rows are taken by length, so that padding is small.
-    """
-    prompts, completion = rollouts.row_prompts, rollouts.lengths.tolist()
-    length = {row: len(prompts[row].token_ids) + completion[row] for row in rows}
-    parts: list[list[int]] = []
-    for row in sorted(rows, key=lambda row: (-length[row], row)):
-        if parts and length[parts[-1][0]] * (len(parts[-1]) + 1) <= budget:
-            parts[-1].append(row)
-        else:
-            parts.append([row])
-    return parts
-
-
 def _loss_inputs(
     policy: Policy,
     scored: Scored,
@@ -231,9 +191,12 @@ def _loss_inputs(
     old: Float[Tensor, "all_rows tok"] | None,
     reference: nn.Module | None,
     temperature: float,
+    config: GrpoConfig,
 ) -> LossInputs:
     rollouts, device = scored.rollouts, policy.device
-    logprobs = policy_logprobs(policy.model, policy, rollouts, part, temperature)
+    logprobs = policy_logprobs(
+        policy.model, policy, rollouts, part, temperature, recompute=config.gradient_checkpointing
+    )
     reference_logprobs = None
     if reference is not None:
         with torch.no_grad():
@@ -263,7 +226,7 @@ def _all_logprobs(
 ) -> Float[Tensor, "row tok"]:
     """The policy as it stands before the first of several optimizer steps."""
     result = torch.zeros(rollouts.mask.shape)
-    for part in micro_batches(rollouts, range(rollouts.n_rows), config.micro_batch_tokens):
+    for part in micro_batches(policy.model, rollouts, range(rollouts.n_rows), config.micro_batch_tokens):
         result[part] = policy_logprobs(policy.model, policy, rollouts, part, temperature).cpu()
     return result
 
@@ -271,13 +234,3 @@ def _all_logprobs(
 def _split_by_prompt(rollouts: Rollouts, parts: int) -> list[list[int]]:
     """Rows in equal parts that keep groups whole."""
     return torch.arange(rollouts.n_rows).view(parts, -1).tolist()
-
-
-def _concatenate(rollouts: Rollouts, rows: Sequence[int], pad_id: int) -> Int[Tensor, "row position"]:
-    """Prompt + completion of each row, padded on the right."""
-    prompts = rollouts.row_prompts
-    texts = [[*prompts[row].token_ids, *rollouts.tokens[row][rollouts.mask[row]].tolist()] for row in rows]
-    result = torch.full((len(rows), max(map(len, texts))), pad_id, dtype=torch.long)
-    for i, text in enumerate(texts):
-        result[i, : len(text)] = torch.tensor(text)
-    return result

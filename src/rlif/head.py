@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from rlif.types import TokenSignals
 
-_TILE = 1 << 23  # numbers in a tile of fp32 logits: 34 MB
+_TILE = 1 << 21  # numbers in a tile of fp32 logits: 8 MB, which a processor's cache still holds
 _TILE_TOKENS = 1024
 
 
@@ -43,9 +43,10 @@ class Head:
         """fp32 logits of some columns (default: the true vocabulary) at temperature 1; the product in the own dtype."""
         columns = slice(*columns.indices(self.vocab_size))
         bias = None if self.bias is None else self.bias[columns]
-        return self._shaped(functional.linear(hidden, self.weight[columns], bias).float())
+        return self.shaped(functional.linear(hidden, self.weight[columns], bias).float())
 
-    def _shaped(self, products: Float[Tensor, "row vocab"]) -> Float[Tensor, "row vocab"]:
+    def shaped(self, products: Float[Tensor, "row vocab"]) -> Float[Tensor, "row vocab"]:
+        """Logits from the products of hidden states and weight (bias added): scaled and capped."""
         scaled = products if self.scale == 1.0 else products * self.scale
         return scaled if self.softcap is None else self.softcap * torch.tanh(scaled / self.softcap)
 

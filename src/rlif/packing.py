@@ -135,7 +135,7 @@ class _Block:
     def _distance(self) -> Int[Tensor, "row query key"]:
         return self._queries[:, :, None] - self._keys[:, None, :]
 
-    def attention(self, heads: Heads, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "row query head*feature"]:
+    def attention(self, heads: Heads, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "row query joined"]:
         """Heads that share their keys are taken as further queries: the keys are read once, not copied for each."""
         share = q.shape[1] // k.shape[1]
         folded = q.unflatten(1, (k.shape[1], share)).flatten(2, 3)

@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rlif.config import AdvantageConfig, RewardConfig
+from rlif.draw import Key, uniforms
 from rlif.errors import RlifError
-from rlif.rollout import Key, uniforms
 from rlif.signals import REDUCERS, SIGNALS, Signal
 from rlif.types import Rollouts, Scored, Verdict
 

@@ -1,0 +1,168 @@
+"""Rows in flight: what a model must remember of completions it is in the middle of, and one more token for each.
+
+Two ways to the same logits. `LineRows` runs models that `rlif.decoder` can read: rows enter while others are under way.
+`TransformersRows` runs any other model through its own forward pass: a batch enters together, its rows leave when done.
+"""
+
+import inspect
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from rlif.cache import RowCache, append_cache
+from rlif.decoder import Decoder, Heads, packed
+from rlif.errors import RlifError
+from rlif.head import head_of
+from rlif.packing import Packed
+from rlif.policy import Policy
+from rlif.types import Prompt
+
+_PREFILL_TOKENS = 4096
+
+
+@runtime_checkable
+class InFlight(Protocol):
+    """Rows in flight, in an order that the caller keeps track of."""
+
+    joins: bool
+    """Whether rows can enter while others are in flight."""
+
+    def enter(self, prompts: Sequence[Prompt]) -> Float[Tensor, "entered vocab"]:
+        """Add a row for each prompt behind the others; fp32 logits of its first token. Neighbours that are the same
+        prompt are run once."""
+
+    def step(self, tokens: Int[Tensor, " row"]) -> Float[Tensor, "row vocab"]:
+        """Append one token to every row; fp32 logits of the next, over the true vocabulary."""
+
+    def keep(self, rows: Int[Tensor, " kept"]) -> None:
+        """Let all other rows leave."""
+
+
+class LineRows:
+    """Rows that share a time axis in a `RowCache`, run by a `Decoder`."""
+
+    joins = True
+
+    def __init__(self, policy: Policy, decoder: Decoder) -> None:
+        self._decoder, self._device = decoder, policy.device
+        self._head = head_of(policy.model, policy.vocab_size)
+        self._project = packed([policy.model.get_output_embeddings()])  # type: ignore[operator]
+        self._cache = RowCache()
+        self._lengths = torch.zeros(0, dtype=torch.long, device=policy.device)
+
+    def enter(self, prompts: Sequence[Prompt]) -> Float[Tensor, "entered vocab"]:
+        groups = [(prompt, sum(1 for _ in copies)) for prompt, copies in groupby(prompts)]
+        return torch.cat([self._prefill(part) for part in _within(groups, _PREFILL_TOKENS)])
+
+    def _prefill(self, groups: Sequence[tuple[Prompt, int]]) -> Float[Tensor, "entered vocab"]:
+        """Run some prompts in one line, and add their rows to the cache."""
+        line = Packed([prompt.token_ids for prompt, _ in groups], device=self._device)
+        layers: list[tuple[Tensor, Tensor]] = []
+
+        def attend(heads: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            layers.append((k, v))
+            return line.attend(heads, q, k, v)
+
+        hidden = self._decoder(line.tokens, line.positions, attend)
+        lengths = torch.tensor([len(prompt.token_ids) for prompt, _ in groups], device=self._device)
+        counts = torch.tensor([count for _, count in groups], device=self._device)
+        copies = torch.arange(len(groups), device=self._device).repeat_interleave(counts)
+        self._cache.enter(layers, line.prompt_places, lengths, copies)
+        self._lengths = torch.cat([self._lengths, lengths[copies]])
+        return self._logits(hidden[line.lasts])[copies]
+
+    def step(self, tokens: Int[Tensor, " row"]) -> Float[Tensor, "row vocab"]:
+        with self._cache.step() as attend:
+            hidden = self._decoder(tokens, self._lengths, attend)
+        self._lengths = self._lengths + 1
+        return self._logits(hidden)
+
+    def keep(self, rows: Int[Tensor, " kept"]) -> None:
+        self._cache.keep(rows)
+        self._lengths = self._lengths[rows]
+
+    def _logits(self, hidden: Float[Tensor, "row hidden"]) -> Float[Tensor, "row vocab"]:
+        (products,) = self._project(hidden)
+        return self._head.shaped(products[:, : self._head.vocab_size].float())
+
+
+def _within(groups: Sequence[tuple[Prompt, int]], budget: int) -> list[list[tuple[Prompt, int]]]:
+    """Consecutive prompts of at most ``budget`` tokens together (or a single one)."""
+    parts: list[list[tuple[Prompt, int]]] = []
+    size = 0
+    for prompt, count in groups:
+        size += len(prompt.token_ids)
+        if parts and size <= budget:
+            parts[-1].append((prompt, count))
+        else:
+            parts.append([(prompt, count)])
+            size = len(prompt.token_ids)
+    return parts
+
+
+class TransformersRows:
+    """Rows of one batch, left-padded, in transformers' own cache class. Any causal LM that takes a cache."""
+
+    joins = False
+
+    def __init__(self, policy: Policy, *, room: int) -> None:
+        parameters = inspect.signature(policy.model.forward).parameters
+        if "past_key_values" not in parameters:  # it would vanish among other keywords, and the text so far with it
+            raise RlifError(f"policy.model: {policy.source} has no key-value cache to sample with; use another model")
+        self._policy, self._room = policy, room
+        self._takes_positions = "position_ids" in parameters
+        self._keep_last = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
+        self._cache: Any = None
+        self._mask: Bool[Tensor, "row position"]
+        self._lengths: Int[Tensor, " row"]
+
+    def enter(self, prompts: Sequence[Prompt]) -> Float[Tensor, "entered vocab"]:
+        distinct = list(dict.fromkeys(prompts))
+        device = self._policy.device
+        tokens, mask = left_pad([prompt.token_ids for prompt in distinct], self._policy.pad_id, device)
+        self._cache = append_cache(self._policy.model.config, room=self._room)
+        logits = self._run(tokens, mask, (mask.long().cumsum(dim=1) - 1).clamp_min(0), **self._keep_last)
+        order = {prompt: i for i, prompt in enumerate(distinct)}
+        rows = torch.tensor([order[prompt] for prompt in prompts], device=device)
+        self._cache.reorder_cache(rows)
+        self._mask, self._lengths = mask[rows], mask.sum(dim=1)[rows]
+        return logits.index_select(0, rows)
+
+    def step(self, tokens: Int[Tensor, " row"]) -> Float[Tensor, "row vocab"]:
+        self._mask = torch.cat([self._mask, torch.ones_like(self._mask[:, :1])], dim=1)
+        logits = self._run(tokens[:, None], self._mask, self._lengths[:, None])
+        self._lengths = self._lengths + 1
+        return logits
+
+    def keep(self, rows: Int[Tensor, " kept"]) -> None:
+        self._cache.reorder_cache(rows)
+        self._mask, self._lengths = self._mask[rows], self._lengths[rows]
+
+    def _run(self, tokens: Tensor, mask: Tensor, positions: Tensor, **options: Any) -> Float[Tensor, "row vocab"]:
+        output = self._policy.model(
+            input_ids=tokens,
+            attention_mask=None if bool(mask.all()) else mask.long(),
+            past_key_values=self._cache,
+            use_cache=True,
+            **({"position_ids": positions} if self._takes_positions else {}),
+            **options,
+        )
+        logits: Tensor = output.logits[:, -1, : self._policy.vocab_size].float()
+        return logits
+
+
+def left_pad(
+    sequences: Sequence[Sequence[int]], pad_id: int, device: torch.device
+) -> tuple[Int[Tensor, "row position"], Bool[Tensor, "row position"]]:
+    """Token ids aligned at their right end, and the mask of the real ones."""
+    width = max(len(ids) for ids in sequences)
+    tokens = torch.full((len(sequences), width), pad_id, dtype=torch.long)
+    mask = torch.zeros(len(sequences), width, dtype=torch.bool)
+    for row, ids in enumerate(sequences):
+        tokens[row, width - len(ids) :] = torch.tensor(ids)
+        mask[row, width - len(ids) :] = True
+    return tokens.to(device), mask.to(device)

@@ -1,0 +1,130 @@
+"""What a model says of completions it is shown: teacher-forced log-probabilities, with gradient.
+
+Two ways to the same numbers. Models that `rlif.decoder` can read run over one line of tokens, each prompt once, no
+padding, no logits in memory. Any other runs through transformers, a row per completion, padded on the right.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rlif.decoder import Decoder, decoder_of
+from rlif.head import head_logprobs, head_of
+from rlif.packing import Packed
+from rlif.policy import Policy
+from rlif.types import Rollouts
+
+
+def policy_logprobs(
+    model: nn.Module,
+    policy: Policy,
+    rollouts: Rollouts,
+    rows: Sequence[int],
+    temperature: float,
+    *,
+    recompute: bool = False,
+) -> Float[Tensor, "row tok"]:
+    """Log-probability (nats, fp32, with gradient) of each completion token of these rows; 0 where masked.
+
+    Args:
+        model: the policy's own, or a reference of the same shape and vocabulary.
+        temperature: of the distribution; the logits are divided by it.
+        recompute: keep no activations within a layer, make them again in the backward pass (gradient checkpointing).
+    """
+    decoder = decoder_of(model, recompute=recompute)
+    if decoder is None:
+        return _padded(model, policy, rollouts, rows, temperature)
+    return _packed(decoder, model, policy, rollouts, rows, temperature)
+
+
+def micro_batches(model: nn.Module, rollouts: Rollouts, rows: Sequence[int], budget: int) -> list[list[int]]:
+    """Split rows into parts of at most ``budget`` tokens each, counted as `policy_logprobs` runs them.
+
+    A single row that exceeds the budget is a part of its own. Every row is in one part.
+    """
+    return (_padded_parts if decoder_of(model) is None else _packed_parts)(rollouts, rows, budget)
+
+
+def _packed(
+    decoder: Decoder, model: nn.Module, policy: Policy, rollouts: Rollouts, rows: Sequence[int], temperature: float
+) -> Float[Tensor, "row tok"]:
+    device = policy.device
+    owners = [row // rollouts.group_size for row in rows]
+    index = {owner: i for i, owner in enumerate(dict.fromkeys(owners))}
+    mask = rollouts.mask[list(rows)]
+    tokens = [rollouts.tokens[row][rollouts.mask[row]] for row in rows]
+    packed = Packed(
+        [rollouts.prompts[owner].token_ids for owner in index],
+        [(index[owner], ids.tolist()) for owner, ids in zip(owners, tokens, strict=True)],
+        device=device,
+    )
+    hidden = decoder(packed.tokens, packed.positions, packed.attend).index_select(0, packed.predicting)
+    logprobs = head_logprobs(hidden, head_of(model, policy.vocab_size), torch.cat(tokens).to(device), temperature)
+    return torch.zeros(mask.shape, device=device).masked_scatter(mask.to(device), logprobs)
+
+
+def _packed_parts(rollouts: Rollouts, rows: Sequence[int], budget: int) -> list[list[int]]:
+    """Rows in order, so that a group stays together; a prompt counts once in each part that needs it."""
+    lengths = rollouts.lengths.tolist()
+    parts: list[list[int]] = []
+    size = 0
+    for row in sorted(rows):
+        owner = row // rollouts.group_size
+        prompt = len(rollouts.prompts[owner].token_ids)
+        more = lengths[row] - 1
+        if not parts or parts[-1][-1] // rollouts.group_size != owner:
+            more += prompt
+        if parts and size + more <= budget:
+            parts[-1].append(row)
+            size += more
+        else:
+            parts.append([row])
+            size = prompt + lengths[row] - 1
+    return parts
+
+
+def _padded(
+    model: nn.Module, policy: Policy, rollouts: Rollouts, rows: Sequence[int], temperature: float
+) -> Float[Tensor, "row tok"]:
+    """Rows are padded on the right: no real token attends to padding, so no attention mask is needed, and only
+    positions that predict a completion token reach the vocabulary."""
+    prompts, device = rollouts.row_prompts, policy.device
+    starts = torch.tensor([len(prompts[row].token_ids) for row in rows])
+    first, input_ids = int(starts.min()) - 1, _concatenate(rollouts, rows, policy.pad_id).to(device)
+    kept = input_ids.shape[1] - first
+    logits = model(input_ids=input_ids, use_cache=False, logits_to_keep=kept).logits[:, :-1, : policy.vocab_size]
+    # Every kept position is scored and the few that do not count are dropped afterwards: picking rows out of the logits
+    # first would cost more, for the gradient of an index is a slow scatter over the vocabulary.
+    scores = logits.float() if temperature == 1.0 else logits.float() / temperature
+    targets = input_ids[:, first + 1 :]
+    logprobs = -functional.cross_entropy(scores.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
+    mask = rollouts.mask[list(rows)]
+    row, tok = (index.to(device) for index in mask.nonzero(as_tuple=True))
+    at = starts.to(device)[row] - 1 - first + tok
+    return torch.zeros(mask.shape, device=device).index_put((row, tok), logprobs[row, at])
+
+
+def _padded_parts(rollouts: Rollouts, rows: Sequence[int], budget: int) -> list[list[int]]:
+    """Rows by length, so that padding is small; a part counts as its rows times its longest."""
+    prompts, completion = rollouts.row_prompts, rollouts.lengths.tolist()
+    length = {row: len(prompts[row].token_ids) + completion[row] for row in rows}
+    parts: list[list[int]] = []
+    for row in sorted(rows, key=lambda row: (-length[row], row)):
+        if parts and length[parts[-1][0]] * (len(parts[-1]) + 1) <= budget:
+            parts[-1].append(row)
+        else:
+            parts.append([row])
+    return parts
+
+
+def _concatenate(rollouts: Rollouts, rows: Sequence[int], pad_id: int) -> Int[Tensor, "row position"]:
+    """Prompt + completion of each row, padded on the right."""
+    prompts = rollouts.row_prompts
+    texts = [[*prompts[row].token_ids, *rollouts.tokens[row][rollouts.mask[row]].tolist()] for row in rows]
+    result = torch.full((len(rows), max(map(len, texts))), pad_id, dtype=torch.long)
+    for i, text in enumerate(texts):
+        result[i, : len(text)] = torch.tensor(text)
+    return result
