@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from rlif.decoder import PackedLinears, decoder_of, packed
+from rlif.decoder import decoder_of, joined
 from rlif.head import Head, head_logprobs, head_of, head_signals
 from rlif.logprobs import policy_logprobs
 from rlif.packing import Packed, _similar
@@ -137,17 +137,18 @@ def test_a_model_on_which_a_hook_hangs_samples_the_same() -> None:
     assert torch.equal(read.tokens, run.tokens)
 
 
-@pytest.mark.skipif(not PackedLinears.possible([nn.Linear(8, 8).bfloat16()]), reason="no bf16 matrix products here")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bias", [False, True])
-def test_packed_weights_multiply_as_plain_ones(bias: bool) -> None:
+def test_joined_weights_multiply_as_plain_ones(bias: bool, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    modules = [nn.Linear(64, n, bias=bias).bfloat16() for n in (48, 16, 32)]
-    x, residual = torch.randn(5, 64).bfloat16(), torch.randn(5, 48).bfloat16()
+    modules = [nn.Linear(64, n, bias=bias).to(dtype) for n in (48, 16, 32)]
+    x, residual = torch.randn(5, 64).to(dtype), torch.randn(5, 48).to(dtype)
+    close = {"atol": 3e-2, "rtol": 1e-2} if dtype == torch.bfloat16 else {"atol": 1e-5, "rtol": 1e-5}
     with torch.no_grad():
-        for found, module in zip(packed(modules)(x), modules, strict=True):
-            torch.testing.assert_close(found, module(x), atol=1e-2, rtol=1e-2)
-        (found,) = packed(modules[:1])(x, residual=residual)
-        torch.testing.assert_close(found, residual + modules[0](x), atol=3e-2, rtol=1e-2)
+        for found, module in zip(joined(modules)(x), modules, strict=True):
+            torch.testing.assert_close(found, module(x), **close)
+        (found,) = joined(modules[:1])(x, residual=residual)
+        torch.testing.assert_close(found, residual + modules[0](x), **close)
 
 
 # The head

@@ -199,13 +199,19 @@ class RowCache:
         """
         width = self._end - first
         capacity = (width // _COLUMNS + 1) * _COLUMNS
+        kept, skipped, added = len(rows), max(first, 0), max(-first, 0)
         for buffers, axis in ((self._keys, 3), (self._values, 2)):
             for i, old in enumerate(buffers):
                 shape = list(old.shape)
-                shape[0], shape[axis] = len(rows) + entering, capacity
-                new = old.new_zeros(shape)
-                taken = old.narrow(axis, max(first, 0), self._end - max(first, 0))
-                new[: len(rows)].narrow(axis, max(-first, 0), taken.shape[axis]).copy_(taken[rows])
+                shape[0], shape[axis] = kept + entering, capacity
+                new = old.new_empty(shape)
+                new.narrow(axis, width, capacity - width).zero_()
+                new[:kept].narrow(axis, 0, added).zero_()
+                new[kept:].narrow(axis, 0, width).zero_()
+                taken, into = (
+                    b.narrow(axis, at, self._end - skipped) for b, at in ((old, skipped), (new[:kept], added))
+                )
+                torch.index_select(taken, 0, rows, out=into)
                 buffers[i] = new
         self._starts = self._starts - first
         self._end, self._capacity = width, capacity

@@ -58,47 +58,51 @@ class PlainLinears:
         return outputs if residual is None else [residual + outputs[0]]
 
 
-class PackedLinears:
-    """A copy of the weights, side by side in one matrix, laid out for the CPU's bf16 matrix unit; without gradient.
+class JoinedLinears:
+    """A copy of the weights, side by side in one matrix: fewer, larger products, for decoding; without gradient.
 
-    A decode step multiplies few rows with every weight once: oneDNN would lay the weights out anew at each product,
-    which costs more than the product. The two operators are those PyTorch's own compiler emits for frozen weights.
+    In bf16 on a CPU the copy is laid out for the matrix unit. A decode step multiplies few rows with every weight once,
+    and oneDNN would lay the weights out anew at each product, which costs more than the product. The two operators are
+    those PyTorch's own compiler emits for frozen weights.
     """
 
     def __init__(self, modules: Sequence[nn.Linear]) -> None:
+        self._sizes = [module.out_features for module in modules]
         weight = torch.cat([module.weight.detach() for module in modules])
         biases = [module.bias.detach() for module in modules if module.bias is not None]
-        self._sizes = [module.out_features for module in modules]
         self._bias = torch.cat(biases) if biases else None
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight)
-
-    @staticmethod
-    def possible(modules: Sequence[nn.Linear]) -> bool:
-        """Whether this machine and these weights are of the kind it serves."""
-        weight = modules[0].weight
-        return (
-            weight.device.type == "cpu"
-            and weight.dtype == torch.bfloat16
-            and torch.backends.mkldnn.is_available()
-            and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-            and len({module.bias is None for module in modules}) == 1
-        )
+        self._laid_out = _can_lay_out(weight)
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self._laid_out else weight
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Sequence[Tensor]:
-        if residual is not None:
-            return [torch.ops.mkldnn._linear_pointwise.binary(x, residual, self._weight, self._bias, "add")]
-        joined = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
+        if not self._laid_out:
+            joined = functional.linear(x, self._weight, self._bias)
+            joined = joined if residual is None else residual + joined
+        elif residual is None:
+            joined = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
+        else:
+            joined = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self._weight, self._bias, "add")
         return [joined] if len(self._sizes) == 1 else joined.split(self._sizes, dim=-1)
 
 
+def _can_lay_out(weight: Tensor) -> bool:
+    return (
+        weight.device.type == "cpu"
+        and weight.dtype == torch.bfloat16
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+    )
+
+
 def plain(modules: Sequence[nn.Linear]) -> Linears:
-    """Weights in place: for training, and wherever packing would not pay."""
+    """Weights in place, with gradient: for training."""
     return PlainLinears(modules)
 
 
-def packed(modules: Sequence[nn.Linear]) -> Linears:
-    """Weights packed where the machine gains from it; they do not follow later changes of the model."""
-    return PackedLinears(modules) if PackedLinears.possible(modules) else PlainLinears(modules)
+def joined(modules: Sequence[nn.Linear]) -> Linears:
+    """A copy made for decoding; it does not follow later changes of the model."""
+    same = len({module.bias is None for module in modules}) == 1
+    return JoinedLinears(modules) if same else PlainLinears(modules)
 
 
 class _Norm:
@@ -178,7 +182,7 @@ def decoder_of(
     """The decoder of a transformers causal LM, or None if its layers are not of a kind that is known here.
 
     Args:
-        linears: `plain` or `packed`.
+        linears: `plain` or `joined`.
         recompute: recompute each layer's activations in the backward pass instead of keeping them.
     """
     config: Any = model.config

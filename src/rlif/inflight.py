@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rlif.cache import RowCache, append_cache
-from rlif.decoder import Decoder, Heads, packed
+from rlif.decoder import Decoder, Heads, joined
 from rlif.errors import RlifError
 from rlif.head import head_of
 from rlif.packing import Packed
@@ -50,7 +50,7 @@ class LineRows:
     def __init__(self, policy: Policy, decoder: Decoder) -> None:
         self._decoder, self._device = decoder, policy.device
         self._head = head_of(policy.model, policy.vocab_size)
-        self._project = packed([policy.model.get_output_embeddings()])  # type: ignore[operator]
+        self._project = joined([policy.model.get_output_embeddings()])  # type: ignore[operator]
         self._cache = RowCache()
         self._lengths = torch.zeros(0, dtype=torch.long, device=policy.device)
 

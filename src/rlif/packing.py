@@ -18,6 +18,7 @@ from torch.nn import functional
 from rlif.decoder import Heads
 
 _SIMILAR = 0.7  # rows of a block are at least this share of its longest ...
+_SHORT = 512  # keys: up to here plain products beat the fused CPU kernel, whose backward pass is slow in bf16
 _SMALLEST = 8  # ... unless the block is still so small that another one would cost more than the padding
 
 
@@ -140,7 +141,11 @@ class _Block:
         share = q.shape[1] // k.shape[1]
         folded = q.unflatten(1, (k.shape[1], share)).flatten(2, 3)
         bias = self._mask(heads.window, share, q.dtype)
-        out = functional.scaled_dot_product_attention(folded, k, v, attn_mask=bias, scale=heads.scaling)
+        if q.device.type == "cpu" and k.shape[2] <= _SHORT:
+            scores = torch.add(bias, folded @ k.transpose(-1, -2), alpha=heads.scaling)
+            out = scores.softmax(dim=-1) @ v
+        else:
+            out = functional.scaled_dot_product_attention(folded, k, v, attn_mask=bias, scale=heads.scaling)
         return out.unflatten(2, (share, q.shape[2])).permute(0, 3, 1, 2, 4).flatten(2)
 
     def _mask(self, window: int | None, share: int, dtype: torch.dtype) -> Float[Tensor, "row 1 query key"]:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rlif.decoder import decoder_of, packed
+from rlif.decoder import decoder_of, joined
 from rlif.draw import Key, Sampling, draw, uniforms
 from rlif.errors import RlifError
 from rlif.inflight import InFlight, LineRows, TransformersRows
@@ -82,7 +82,7 @@ class Engine:
         return recorder.rollouts()
 
     def _in_flight(self, *, room: int) -> InFlight:
-        decoder = decoder_of(self.policy.model, packed)
+        decoder = decoder_of(self.policy.model, joined)
         return TransformersRows(self.policy, room=room) if decoder is None else LineRows(self.policy, decoder)
 
     def _entering(self, in_flight: InFlight, n_alive: int, n_waiting: int) -> int:
