@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup models demo test format clean
+.PHONY: help setup models demo test bench format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,10 @@ test: setup ## lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+bench: setup ## the short benchmarks: one step beside TRL and transformers, and the head; some minutes
+	$(BIN)/python benchmarks/w1.py --steps 2 --systems rlif,trl-bf16,generate-bf16
+	$(BIN)/python benchmarks/head.py
 
 format: setup ## put the code into its usual form
 	$(BIN)/ruff check --fix .

@@ -25,7 +25,8 @@ torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 def fetched(name: str) -> Path:
     """Path of a pretrained model. Absent: the test is skipped; where CI=true, which promises the models, it fails."""
     try:
-        return Path(models.resolve(name))
+        models.resolve(name)
+        return models.file_path(models.MODELS[name])
     except RlifError as error:
         reason = str(error)
     if os.environ.get("CI") == "true":

@@ -39,6 +39,7 @@ ORDER = (
     "checkpoint",
     "analysis",
     "evaluate",
+    "run",
     "train",
     "progress",
     "shading",

@@ -167,8 +167,24 @@ def test_describe_says_where_each_model_is(fake: NamedModel, serve) -> None:
     assert where()["fake"] == where()["gemma3-270m"] == "not fetched"  # the cache of the fixture is empty
     serve(PARTS | NOTICE)
     path = models.fetch("fake", say=print)
-    assert where()["fake"] == str(path)
+    assert where()["fake"] == str(path.parent)
     assert list(where()) == list(models.MODELS)
+
+
+def test_below_the_home_folder_paths_are_short(fake: NamedModel, serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "home", lambda: models.cache_dir().parent)
+    serve(PARTS | NOTICE)
+    models.fetch("fake", say=print)
+    assert {row.name: row.where for row in models.describe()}["fake"] == "~/cache/models/fake"
+
+
+def test_an_unpacked_model_takes_the_place_of_its_file(fake: NamedModel, serve) -> None:
+    serve(PARTS | NOTICE)
+    file = models.fetch("fake", say=print)
+    assert models.resolve("fake") == str(file)
+    models.unpacked_path(fake).mkdir()
+    assert models.resolve("fake") == str(models.unpacked_path(fake))
+    assert fake.sha256[:8] in models.unpacked_path(fake).name  # of another file there will be another folder
 
 
 def test_cache_dir_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

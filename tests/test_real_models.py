@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlif.config import load_recipe
+from rlif.config import PolicyConfig, load_recipe
+from rlif.policy import load_policy, unpack
 from rlif.recipes import shipped_recipes
 from rlif.runlog import read_metrics
 from rlif.train import train
@@ -41,3 +42,22 @@ def test_smollm2_trains_on_gsm8k_and_final_answers(smollm2_path: Path, tmp_path:
     inputs = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     answer = model.generate(**inputs, max_new_tokens=12, do_sample=False)
     assert "Paris" in tokenizer.decode(answer[0])
+
+
+def test_unpacked_weights_are_those_of_the_file(
+    smollm2_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "models" / "smollm2-135m-instruct"
+    folder.mkdir(parents=True)
+    (folder / smollm2_path.name).symlink_to(smollm2_path)
+    monkeypatch.setenv("RLIF_CACHE", str(tmp_path))
+    from_file = load_policy(PolicyConfig(model="smollm2-135m-instruct"), dtype=torch.float32)
+    unpacked = unpack("smollm2-135m-instruct")
+    assert unpack("smollm2-135m-instruct") == unpacked  # the second time there is nothing to do
+    assert sorted(path.name for path in folder.iterdir()) == sorted([smollm2_path.name, unpacked.name])
+    from_folder = load_policy(PolicyConfig(model="smollm2-135m-instruct"), dtype=torch.float32)
+    for (name, a), (_, b) in zip(from_file.model.named_parameters(), from_folder.model.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+    assert from_folder.eos_ids == from_file.eos_ids
+    assert from_folder.chat_template
+    assert "quantiz" not in capfd.readouterr().err  # no progress bar of transformers' own

@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +17,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rlif import run as run_module
 from rlif import train as trainer
-from rlif.config import Recipe, parse_recipe
+from rlif.config import PolicyConfig, Recipe, parse_recipe
 from rlif.errors import RlifError
 from rlif.optim import MasterOptimizer
+from rlif.policy import load_policy
 from rlif.runlog import METRICS, find_metric, read_metrics
 from rlif.train import resume, train
 from toys import toy_policy
@@ -299,8 +302,8 @@ def test_a_pause_changes_nothing(toy_model: Path, tmp_path: Path) -> None:
 
 
 def test_a_model_blown_up_ends_in_one_line(toy_model: Path, tmp_path: Path) -> None:
-    train(recipe(toy_model), tmp_path / "run", until=2)
-    real = trainer.load_policy
+    train(recipe(toy_model, grpo={"kl_coef": 0.0}), tmp_path / "run", until=2)
+    real = run_module.load_policy
 
     def damaged(*args, **kwargs):  # type: ignore[no-untyped-def]
         policy = real(*args, **kwargs)
@@ -309,9 +312,38 @@ def test_a_model_blown_up_ends_in_one_line(toy_model: Path, tmp_path: Path) -> N
         return policy
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "load_policy", damaged)
+        patch.setattr(run_module, "load_policy", damaged)
         with pytest.raises(RlifError, match=r"step 3: not finite: the policy's logits.*step-000002"):
             resume(tmp_path / "run")
+
+
+def test_memory_that_runs_out_ends_in_one_line(
+    toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def starved(*args: object, **kwargs: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    train(recipe(toy_model), tmp_path / "run", until=2)
+    monkeypatch.setattr(trainer, "grpo_step", starved)
+    with pytest.raises(RlifError, match=r"step 3: out of memory .*step-000002.*grpo.micro_batch_tokens"):
+        resume(tmp_path / "run")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_reference_that_has_changed_is_refused(toy_model: Path, tmp_path: Path, dtype: str) -> None:
+    """The reference of a resumed run is loaded again: it must be the model that the run began with."""
+    model = tmp_path / "model"
+    shutil.copytree(toy_model, model)
+    with_kl = recipe(model, policy={"model": str(model), "dtype": dtype, "device": "cpu"})
+    train(with_kl, tmp_path / "run", until=2)
+    shutil.copytree(tmp_path / "run", tmp_path / "again")
+    resume(tmp_path / "again", until=3)  # the same model: nothing to say
+    policy = load_policy(PolicyConfig(model=str(model)), dtype=torch.float32)
+    with torch.no_grad():
+        next(policy.model.parameters()).add_(0.1)
+    policy.save(model)
+    with pytest.raises(RlifError, match=r"policy.model: .*model has changed since this run began.*reference"):
+        resume(tmp_path / "run")
 
 
 def test_killed_and_resumed_gives_the_same_weights(tiny_base_path: Path, tmp_path: Path) -> None:

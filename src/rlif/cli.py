@@ -64,10 +64,11 @@ def _train(out: Path, recipe: "Recipe | None") -> None:  # type: ignore[name-def
     from rlif import train as trainer
     from rlif.config import load_recipe
     from rlif.progress import watch_run
+    from rlif.run import recipe_path, resumes_at
 
     console = Console()
-    known = recipe or load_recipe(trainer.recipe_path(out))
-    done = 0 if recipe else trainer.resumes_at(out)
+    known = recipe or load_recipe(recipe_path(out))
+    done = 0 if recipe else resumes_at(out)
     with watch_run(console, known.steps, done) as watcher:
         try:
             final = trainer.train(recipe, out, watcher=watcher) if recipe else trainer.resume(out, watcher=watcher)
@@ -120,20 +121,18 @@ def models(
     fetch: Annotated[bool, typer.Option("--fetch", help="Download the pretrained ones into the cache folder.")] = False,
 ) -> None:
     """List the models known by name; fetch the pretrained ones."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from rlif.models import describe, fetch_all
+    from rlif.models import MODELS, ModelRow, describe, fetch_all
 
     if fetch:
         fetch_all(say=print)
-    rows = describe()
-    table = Table(box=None, pad_edge=False)
-    for field in rows[0]._fields:
-        table.add_column(field, no_wrap=field == "name", overflow="fold")
+        from rlif.policy import unpack
+
+        for name in (name for name, model in MODELS.items() if not model.shipped):
+            print(f"{name}: unpacked, {unpack(name)}")
+    rows = [ModelRow(*ModelRow._fields), *describe()]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
-        table.add_row(*map(str, row))
-    Console().print(table)
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 @tiny_app.command("make")

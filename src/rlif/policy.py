@@ -4,7 +4,10 @@
 safetensors or GGUF only, never from pickles; code that comes with a model runs only on request.
 """
 
-from collections.abc import Sequence
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,9 +105,10 @@ def load_policy(config: PolicyConfig, *, dtype: torch.dtype | None = None) -> Po
     try:
         tokenizer = AutoTokenizer.from_pretrained(location, **options)
         weights = {"quantization_config": _dequantise()} if "gguf_file" in options else {"use_safetensors": True}
-        model, info = AutoModelForCausalLM.from_pretrained(
-            location, **options, **weights, dtype=dtype, output_loading_info=True
-        )
+        with _quietly():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                location, **options, **weights, dtype=dtype, output_loading_info=True
+            )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         hint = "; if you trust it, set policy.remote_code=true" if "trust_remote_code" in str(error) else ""
         raise RlifError(f"policy.model: cannot load {config.model!r}: {_first_line(error)}{hint}") from error
@@ -114,6 +118,27 @@ def load_policy(config: PolicyConfig, *, dtype: torch.dtype | None = None) -> Po
     if "gguf_file" in options:
         model = _plain_copy(model, dtype)
     return _assemble(model.to(device).eval(), tokenizer, config)
+
+
+def unpack(name: str) -> Path:
+    """Dequantise a fetched GGUF model into a folder of plain fp32 weights beside it, once; returns the folder.
+
+    A GGUF file takes tens of seconds to unpack, the folder is read in two. Raises `RlifError` if it cannot be written.
+    """
+    model = models.MODELS[name]
+    folder = models.unpacked_path(model)
+    if model.shipped or folder.exists():
+        return folder
+    policy = load_policy(PolicyConfig(model=name, device="cpu"), dtype=torch.float32)
+    unfinished = folder.with_name(f".{folder.name}-{os.getpid()}")
+    try:
+        policy.save(unfinished)
+        unfinished.rename(folder)
+    except Exception as error:  # a full disk comes as an exception of safetensors' own
+        raise RlifError(f"{folder}: cannot keep the unpacked model here ({_first_line(error)})") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
 
 
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -156,6 +181,21 @@ def _locate(source: str, config: PolicyConfig) -> tuple[str, dict[str, Any]]:
         known = ", ".join(models.MODELS)
         raise RlifError(f"policy.model: no such folder or file: {config.model} (named models: {known})")
     return source, {}
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the progress bar that transformers draws for GGUF files whatever its settings say."""
+    from transformers import modeling_gguf_pytorch_utils as gguf
+
+    bar = getattr(gguf, "tqdm", None)
+    if bar is not None:
+        gguf.tqdm = lambda items, **options: items
+    try:
+        yield
+    finally:
+        if bar is not None:
+            gguf.tqdm = bar
 
 
 def _dequantise() -> Any:

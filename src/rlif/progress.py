@@ -41,7 +41,7 @@ def step_line(step: int, metrics: Mapping[str, float | int]) -> str:
 
 
 class LiveProgress:
-    """A `rlif.train.Watcher` with a bar for the run and one for the phase under way."""
+    """A `rlif.run.Watcher` with a bar for the run and one for the phase under way."""
 
     def __init__(self, progress: Progress, steps: int, done: int = 0) -> None:
         self._progress = progress
@@ -60,7 +60,7 @@ class LiveProgress:
 
 
 class PlainProgress:
-    """A `rlif.train.Watcher` for logs and pipes."""
+    """A `rlif.run.Watcher` for logs and pipes."""
 
     def __init__(self, console: Console, steps: int, done: int = 0) -> None:
         self._console, self._steps, self._first = console, steps, done

@@ -12,11 +12,11 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -182,12 +182,27 @@ def markdown(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _table(results: Sequence[Mapping[str, Any]]) -> Table:
+    """The same for a terminal of 80 columns: no leading zeros, two decimals (the error is .02), short headers."""
     title = f"right and formatted answers, {results[0]['n']} problems, T = 1"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in _COLUMNS:
-        table.add_column(column, justify="left" if column == "run" else "right")
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    headers = ("run", "start", "best@", "last", "right", "format", "entropy", "trans-\nitional", "len.")
+    for header in headers:
+        table.add_column(header, justify="left" if header == "run" else "right", no_wrap=True)
     for result in results:
-        table.add_row(*(cell.replace(" → ", "→") for cell in _cells(result)))  # terminals are narrow
+        start, best, last = ({**result[name]} for name in ("start", "best", "last"))
+
+        def change(key: str, form: str, start: Any = start, last: Any = last) -> str:
+            return f"{start[key]:{form}}→{last[key]:{form}}"
+
+        row = (
+            result["label"].replace(",", "").replace(" (labels)", ""),
+            f"{start['score']:.2f}",
+            f"{best['score']:.2f}@{best['step']}",
+            f"{last['score']:.2f}",
+            *(change(key, ".2f") for key in ("right", "formatted", "entropy", "transitional")),
+            change("length", ".0f"),
+        )
+        table.add_row(row[0], *(cell.replace("0.", ".") for cell in row[1:]))
     return table
 
 
@@ -222,6 +237,8 @@ def _run_all(recipes: Mapping[str, Recipe], out: Path, processes: int, console: 
                     progress.update(bars[name], completed=step)
                     if step < recipes[name].steps:
                         running[submit(name, step + _STRETCH)] = name
+        except BrokenProcessPool as error:
+            raise RlifError(f"{out}: a run was killed, for lack of memory perhaps; try --processes 1") from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -108,6 +108,28 @@ def confidence(curves: Sequence[Curve]) -> Figure:
     return figure
 
 
+def overview(curve: Curve) -> Figure:
+    """One run: right answers, answers cut off and self-agreement on the left; token entropy on the right."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
+    shares = {"right": "right", "truncated": "cut off", "self_agreement": "samples agree"}
+    for (key, label), colour in zip(shares.items(), ("#0072B2", "#E69F00", "#555555"), strict=True):
+        left.plot(curve.steps, curve.values(key), color=colour, marker="o", markersize=3, label=label)
+    values, errors = curve.values("right"), curve.values("right_stderr")
+    low = [value - error for value, error in zip(values, errors, strict=True)]
+    high = [value + error for value, error in zip(values, errors, strict=True)]
+    left.fill_between(curve.steps, low, high, color="#0072B2", alpha=0.15, linewidth=0)
+    _share(left, "share of completions")
+    left.legend(frameon=False, fontsize=8)
+    right.plot(curve.steps, curve.values("entropy"), color="#D55E00", marker="o", markersize=3)
+    right.set_title("mean token entropy, nats", fontsize=10)
+    right.set_xlabel("step")
+    right.set_ylim(bottom=0.0)
+    _plain(right)
+    n = int(curve.lines[0]["eval/n"])
+    figure.suptitle(f"{curve.label} ({n} completions, band: one standard error)", fontsize=10)
+    return figure
+
+
 def _share(axes: Axes, label: str) -> None:
     axes.set_ylim(0.0, 1.0)
     axes.set_xlabel("step")

@@ -1,0 +1,64 @@
+"""What every benchmark needs: the machine in words, its matrix rate, a table, a JSON file."""
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlif.runlog import collect_info
+
+
+def matrix_rate(dtype: torch.dtype, seconds: float = 0.5) -> float:
+    """GFLOP/s of products of the size a small model's update makes: 1024 x 576 by 576 x 1536, weights not in cache."""
+    x = torch.randn(1024, 576).to(dtype)
+    weights = [torch.randn(1536, 576).to(dtype) for _ in range(24)]
+    done, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        for weight in weights:
+            torch.nn.functional.linear(x, weight)
+        done += len(weights)
+    return done * 2 * 1024 * 576 * 1536 / (time.perf_counter() - started) / 1e9
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, versions, commit."""
+    model = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return {
+        "cpu": model,
+        "cores": torch.get_num_threads(),
+        "bf16": bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        **{key: value for key, value in collect_info(model="").items() if key in ("versions", "commit", "python")},
+    }
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Median and range of several runs."""
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """A markdown table of rows with the same keys."""
+    print("| " + " | ".join(rows[0]) + " |")
+    print("|" + "---|" * len(rows[0]))
+    for row in rows:
+        print("| " + " | ".join(str(value) for value in row.values()) + " |")
+
+
+def write(out: Path, name: str, result: Mapping[str, Any]) -> None:
+    """``out/name.json``: the result with the machine it was measured on."""
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{name}.json"
+    path.write_text(json.dumps({"machine": machine(), **result}, indent=1) + "\n", encoding="utf-8")
+    print(f"\nwritten: {path}")
