@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from rlif.decoder import decoder_of, joined
-from rlif.head import Head, head_logprobs, head_of, head_signals
+from rlif.head import _TILE, _TILE_TOKENS, Head, head_logprobs, head_of, head_signals
 from rlif.logprobs import policy_logprobs
 from rlif.packing import Packed, _similar
 from rlif.rollout import Engine, Key, Sampling, sample_slowly
@@ -162,8 +162,8 @@ def test_the_head_without_logits(
     monkeypatch: pytest.MonkeyPatch, softcap: float | None, scale: float, bias: bool, tiles: tuple[int, int]
 ) -> None:
     """Signals, log-probabilities and gradients against plain PyTorch in float64, whatever the tiles."""
-    monkeypatch.setattr("rlif.head._TILE", tiles[0])
-    monkeypatch.setattr("rlif.head._TILE_TOKENS", tiles[1])
+    monkeypatch.setitem(_TILE, "cpu", tiles[0])
+    monkeypatch.setitem(_TILE_TOKENS, "cpu", tiles[1])
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(21, 16, generator=generator, requires_grad=True)
     weight = torch.randn(33, 16, generator=generator, requires_grad=True)

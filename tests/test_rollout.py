@@ -30,10 +30,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from rlif import inflight
 from rlif.config import RolloutConfig
 from rlif.draw import Key, Sampling, draw, uniforms
 from rlif.errors import RlifError
-from rlif.inflight import left_pad
+from rlif.inflight import left_pad, rows_that_fit
 from rlif.policy import Policy
 from rlif.rollout import Engine, check_context, sample_slowly
 from rlif.signals import token_signals
@@ -650,6 +651,16 @@ def test_left_pad_aligns_at_the_right_end() -> None:
     tokens, mask = left_pad([(5,), (6, 7, 8), (9, 9)], 0, torch.device("cpu"))
     assert tokens.tolist() == [[0, 0, 5], [6, 7, 8], [0, 9, 9]]
     assert mask.tolist() == [[False, False, True], [True, True, True], [False, True, True]]
+
+
+def test_the_cache_takes_its_share_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = toy_policy()  # 2 layers, keys and values, 2 heads of 8 numbers of 4 bytes: 256 bytes a token
+    monkeypatch.setattr(inflight, "_cache_share", lambda device: 256.0 * 100 * 7.5)
+    assert rows_that_fit(policy, 100) == 7
+    assert rows_that_fit(policy, 1000) == 1  # one row has to go, whatever it takes
+    assert rows_that_fit(policy, 1) == 750
+    monkeypatch.undo()
+    assert rows_that_fit(policy, 1) == 1024  # a thousand rows of the toy fit anywhere
 
 
 def test_a_prompt_longer_than_the_context() -> None:

@@ -105,8 +105,9 @@ class RolloutConfig(Section):
     """Length limit of a completion, in tokens."""
     stop: tuple[str, ...] = ()
     """Strings that end a completion; they are cut from the text, not from the tokens that are trained on."""
-    max_rows: Positive = 1024
-    """Completions decoded side by side. Changes speed and memory, never the result (beyond rounding)."""
+    max_rows: Positive | None = None
+    """Completions decoded side by side; the others wait. null: as many as a share of the machine's memory holds.
+    Changes speed and memory, never the result (beyond rounding)."""
 
 
 class RewardConfig(Section):

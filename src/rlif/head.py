@@ -18,8 +18,8 @@ from torch.nn import functional
 
 from rlif.types import TokenSignals
 
-_TILE = 1 << 21  # numbers in a tile of fp32 logits: 8 MB, which a processor's cache still holds
-_TILE_TOKENS = 1024
+_TILE = {"cpu": 1 << 21, "cuda": 1 << 27}  # numbers in a tile of fp32 logits; 8 MB still lie in a processor's cache
+_TILE_TOKENS = {"cpu": 1024, "cuda": 4096}
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _fold(hidden: Tensor, head: Head, tokens: Tensor, temperature: float, *, sig
     n = len(tokens)
     zeros = lambda: hidden.new_zeros(n, dtype=torch.float32)  # noqa: E731
     sums = _Sums(zeros().fill_(-torch.inf), zeros(), zeros(), zeros(), zeros())
-    for rows, columns in _tiles(n, head.vocab_size):
+    for rows, columns in _tiles(n, head.vocab_size, hidden.device):
         z = head.logits(hidden[rows], columns)
         if temperature != 1.0:
             z = z / temperature
@@ -137,10 +137,10 @@ def _fold(hidden: Tensor, head: Head, tokens: Tensor, temperature: float, *, sig
     return sums
 
 
-def _tiles(n: int, vocab: int) -> Iterator[tuple[slice, slice]]:
+def _tiles(n: int, vocab: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
     """Tiles as (rows, columns), all rows of a column block before the next."""
-    height = min(n, _TILE_TOKENS)
-    width = max(1, _TILE // max(1, height))
+    height = min(n, _TILE_TOKENS.get(device.type, 1024))
+    width = max(1, _TILE.get(device.type, 1 << 21) // max(1, height))
     for column in range(0, vocab, width):
         for row in range(0, n, height):
             yield slice(row, min(row + height, n)), slice(column, min(column + width, vocab))
@@ -166,9 +166,8 @@ class _HeadLogprobs(torch.autograd.Function):
         to_hidden = torch.zeros_like(hidden, dtype=torch.float32)
         to_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         to_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
-        several = len(tokens) > _TILE_TOKENS  # then a column block meets its gradient in parts: they are summed in fp32
         block = torch.empty(0)
-        for rows, columns in _tiles(len(tokens), head.vocab_size):
+        for rows, columns in _tiles(len(tokens), head.vocab_size, hidden.device):
             z = head.logits(hidden[rows], columns)
             slope = None if head.softcap is None else 1.0 - (z / head.softcap).square()
             d = z.div_(temperature).sub_(log_normaliser[rows, None]).exp_().mul_(-gradient[rows, None])
@@ -184,10 +183,10 @@ class _HeadLogprobs(torch.autograd.Function):
             to_hidden[rows] += d @ weight[columns]
             if to_weight is None:
                 continue
-            if not several:
+            if rows.stop - rows.start == len(tokens):
                 torch.mm(d.t(), hidden[rows], out=to_weight[columns])
                 continue
-            part = (d.t() @ hidden[rows]).float()
+            part = (d.t() @ hidden[rows]).float()  # the gradient of a column block comes in parts: summed in fp32
             block = part if rows.start == 0 else block.add_(part)
             if rows.stop == len(tokens):
                 to_weight[columns] = block.to(to_weight.dtype)

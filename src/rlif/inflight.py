@@ -5,6 +5,7 @@ Two ways to the same logits. `LineRows` runs models that `rlif.decoder` can read
 """
 
 import inspect
+import os
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Any, Protocol, runtime_checkable
@@ -22,6 +23,7 @@ from rlif.policy import Policy
 from rlif.types import Prompt
 
 _PREFILL_TOKENS = 4096
+_MOST_ROWS = 1024
 
 
 @runtime_checkable
@@ -153,6 +155,27 @@ class TransformersRows:
         )
         logits: Tensor = output.logits[:, -1, : self._policy.vocab_size].float()
         return logits
+
+
+def rows_that_fit(policy: Policy, columns: int) -> int:
+    """How many rows of so many tokens the key-value cache may hold: a share of the machine's memory, 1,024 at most.
+
+    It goes by the memory that is built in, not by what happens to be free: two runs on one machine decode in the same
+    batches. Source: project.
+    """
+    config = policy.model.config.get_text_config(decoder=True)  # type: ignore[operator,union-attr]
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    feature = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width = next(policy.model.parameters()).element_size()
+    row = 2 * config.num_hidden_layers * heads * feature * width * columns
+    return max(1, min(_MOST_ROWS, int(_cache_share(policy.device) // row)))
+
+
+def _cache_share(device: torch.device) -> float:
+    """Bytes that the cache may take: the weights, and the update's activations, need the rest."""
+    if device.type == "cuda":
+        return 0.4 * torch.cuda.get_device_properties(device).total_memory
+    return 0.1 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def left_pad(

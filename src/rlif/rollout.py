@@ -15,7 +15,7 @@ from torch import Tensor
 from rlif.decoder import decoder_of, joined
 from rlif.draw import Key, Sampling, draw, uniforms
 from rlif.errors import RlifError
-from rlif.inflight import InFlight, LineRows, TransformersRows
+from rlif.inflight import InFlight, LineRows, TransformersRows, rows_that_fit
 from rlif.policy import Policy
 from rlif.signals import token_signals
 from rlif.types import Prompt, Rollouts, StopReason, TokenSignals
@@ -28,12 +28,13 @@ _ROOM = 256  # columns of the cache to allocate ahead, in tokens
 
 
 class Engine:
-    """Samples from a policy with a key-value cache, at most ``max_rows`` completions side by side.
+    """Samples from a policy with a key-value cache, at most ``max_rows`` completions side by side (None:
+    `rlif.inflight.rows_that_fit`).
 
     Holds no state between calls. Raises `RlifError` for a model that takes no key-value cache (Mamba, say).
     """
 
-    def __init__(self, policy: Policy, *, max_rows: int = 1024) -> None:
+    def __init__(self, policy: Policy, *, max_rows: int | None = None) -> None:
         self.policy = policy
         self.max_rows = max_rows
         if decoder_of(policy.model) is None:
@@ -57,13 +58,15 @@ class Engine:
         check_context(self.policy, prompts, sampling.max_new_tokens)
         in_flight = self._in_flight(room=min(sampling.max_new_tokens, _ROOM))
         recorder = _Recorder(self.policy, prompts, group_size, sampling, key)
+        longest = max(len(prompt.token_ids) for prompt in prompts)
+        most = self.max_rows or rows_that_fit(self.policy, longest + sampling.max_new_tokens)
         waiting = list(recorder.owners)
         rows = torch.zeros(0, dtype=torch.long, device=self.policy.device)  # the completion that each row belongs to
         tokens = rows
         while waiting or len(rows):
             alive = ~recorder.finished[rows]
             n_alive = int(alive.sum())
-            entering = self._entering(in_flight, n_alive, len(waiting))
+            entering = _entering(in_flight, most, n_alive, len(waiting))
             if len(rows) and (entering or n_alive <= (1.0 - _COMPACT_SHARE) * len(rows)):
                 kept = alive.nonzero().squeeze(-1)
                 rows, tokens = rows[kept], tokens[kept]
@@ -85,12 +88,13 @@ class Engine:
         decoder = decoder_of(self.policy.model, joined)
         return TransformersRows(self.policy, room=room) if decoder is None else LineRows(self.policy, decoder)
 
-    def _entering(self, in_flight: InFlight, n_alive: int, n_waiting: int) -> int:
-        """How many rows enter now: whatever finds room, if it is all that wait or worth the copying of the cache."""
-        if n_alive and not in_flight.joins:
-            return 0
-        entering = min(n_waiting, self.max_rows - n_alive)
-        return entering if entering == n_waiting or entering >= _COMPACT_SHARE * self.max_rows else 0
+
+def _entering(in_flight: InFlight, most: int, n_alive: int, n_waiting: int) -> int:
+    """How many rows enter now: whatever finds room, if it is all that wait or worth the copying of the cache."""
+    if n_alive and not in_flight.joins:
+        return 0
+    entering = min(n_waiting, most - n_alive)
+    return entering if entering == n_waiting or entering >= _COMPACT_SHARE * most else 0
 
 
 class _Recorder:
