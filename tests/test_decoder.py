@@ -97,6 +97,20 @@ def test_recomputed_activations_give_the_same_gradients(family: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
+@pytest.mark.parametrize("family", READ)
+def test_in_bf16_the_line_is_as_close_as_transformers_to_the_truth(family: str) -> None:
+    """Both round; measured against fp32, neither may be much worse."""
+    policy = toy_policy(family)
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            parameter.copy_(parameter.bfloat16())
+        truth = row_by_row(policy.model, completions(), policy.vocab_size, 1.0)
+        policy.model.bfloat16()
+        theirs = (row_by_row(policy.model, completions(), policy.vocab_size, 1.0).float() - truth).abs().mean()
+        ours = (in_line(policy.model, completions(), policy.vocab_size, 1.0) - truth).abs().mean()
+    assert ours < 1.5 * theirs + 1e-3
+
+
 def test_a_prompt_stands_in_the_line_once_and_nothing_is_padded() -> None:
     line = Packed(PROMPTS, completions())
     assert len(line.tokens) == sum(map(len, PROMPTS)) + sum(n - 1 for _, n in COMPLETIONS)
@@ -110,7 +124,7 @@ def test_rows_of_similar_length_attend_together() -> None:
     assert blocks == [[*range(9), 9], [10, 11]]
 
 
-@pytest.mark.parametrize("change", ["olmo2", "hook", "adapter", "rope"])
+@pytest.mark.parametrize("change", ["olmo2", "hook", "adapter", "rope", "class"])
 def test_what_cannot_be_read_is_left_to_transformers(change: str) -> None:
     model = toy_policy("olmo2" if change == "olmo2" else "llama").model
     if change == "hook":
@@ -121,6 +135,12 @@ def test_what_cannot_be_read_is_left_to_transformers(change: str) -> None:
             """Anything but a plain linear layer."""
 
         model.model.layers[0].self_attn.q_proj = Adapter(32, 32, bias=False)
+    if change == "class":
+
+        class Custom(type(model)):  # type: ignore[misc]
+            """Code that came with a model and calls itself a Llama."""
+
+        model.__class__ = Custom
     if change == "rope":
         model.config.rope_parameters["rope_type"] = "dynamic"
     assert decoder_of(model) is None

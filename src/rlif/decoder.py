@@ -68,7 +68,8 @@ class JoinedLinears:
 
     def __init__(self, modules: Sequence[nn.Linear]) -> None:
         self._sizes = [module.out_features for module in modules]
-        weight = torch.cat([module.weight.detach() for module in modules])
+        weights = [module.weight.detach() for module in modules]
+        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
         biases = [module.bias.detach() for module in modules if module.bias is not None]
         self._bias = torch.cat(biases) if biases else None
         self._laid_out = _can_lay_out(weight)
@@ -115,8 +116,8 @@ class _Norm:
 
     def __call__(self, x: Tensor) -> Tensor:
         weight = self._module.weight
-        if self._offset:
-            weight = (1.0 + weight.float()).to(x.dtype)
+        if self._offset:  # in fp32 to the end, as Gemma does it
+            return functional.rms_norm(x.float(), weight.shape, 1.0 + weight.float(), self._eps).to(x.dtype)
         return functional.rms_norm(x, weight.shape, weight, self._eps)
 
 
@@ -192,7 +193,10 @@ def decoder_of(
 
 
 def _plain_parts(model: Any) -> bool:
-    """Whether every projection is an untouched linear layer (no adapter, no quantisation) on which no hook hangs."""
+    """Whether the model is transformers' own, and every projection an untouched linear layer (no adapter, no
+    quantisation) on which no hook hangs."""
+    if not type(model).__module__.startswith("transformers.models."):
+        return False
     if getattr(model.config, "attn_logit_softcapping", None) is not None:
         return False
     if getattr(model.config, "use_bidirectional_attention", False):
