@@ -108,9 +108,10 @@ class RowCache:
 
     A row's last token always stands in the newest column, so a step writes one column for all rows; a prompt that
     enters is aligned at its right end, and each row knows the column it begins in. Keys lie transposed, (row, head,
-    feature, column): attention of a single query reads them as a plain matrix product. The buffers are always read
-    whole, columns that a row must not see by a bias of −inf: a slice of them would be copied by the product, so they
-    grow by a few columns at a time.
+    feature, column): attention of a single query reads them as a plain matrix product. All columns are always read,
+    those that a row must not see by a bias of −inf: a slice of them would be copied by the product, so they grow by a
+    few columns at a time. Rows come first in memory, so that the first n of a buffer need no copy: rows that leave are
+    replaced by the last ones, and rows that enter take what room they left.
     """
 
     def __init__(self) -> None:
@@ -138,39 +139,43 @@ class RowCache:
         width = places.shape[1]
         if not self._keys:
             self._create(layers)
-        old = len(self._starts)
-        self._reframe(self._everyone(), entering=len(copies), first=min(0, self._end - width))
+        old, new = len(self._starts), len(self._starts) + len(copies)
+        if new > len(self._keys[0]) or width > self._end:
+            self._reframe(rows=new, first=min(0, self._end - width))
         # Aligned at the right end: column c of a prompt of n tokens holds its token c - (width - n).
         shift = torch.arange(width, device=places.device) - (width - lengths[:, None])
         right = places.gather(1, shift.clamp_min(0))[copies]
         columns = slice(self._end - width, self._end)
         for (keys, values), key_buffer, value_buffer in zip(layers, self._keys, self._values, strict=True):
-            key_buffer[old:, :, :, columns] = keys[right].permute(0, 2, 3, 1)
-            value_buffer[old:, :, columns] = values[right].transpose(1, 2)
+            key_buffer[old:new, :, :, columns] = keys[right].permute(0, 2, 3, 1)
+            value_buffer[old:new, :, columns] = values[right].transpose(1, 2)
         self._starts = torch.cat([self._starts, self._end - lengths[copies]])
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
-        """Let all other rows leave, and the columns that only they needed."""
+        """Let all other rows leave; row i is then the former ``rows[i]``. Only rows whose place changes are copied."""
         self._starts = self._starts[rows]
-        self._reframe(rows, entering=0, first=int(self._starts.min()) if len(rows) else self._end)
+        to = (rows != torch.arange(len(rows), device=rows.device)).nonzero().squeeze(-1)
+        for buffer in (*self._keys, *self._values):
+            buffer[to] = buffer[rows[to]]
 
     @contextmanager
     def step(self) -> Iterator[Attend]:
         """Open a new column for every row, and give the attention of the newest token to its row."""
+        n = len(self._starts)
         if self._end == self._capacity:
-            self._reframe(self._everyone(), entering=0, first=0)
+            self._reframe(rows=n, first=int(self._starts.min()))
         self._end += 1
         newest, biases = self._end - 1, dict[int | None, Tensor]()
 
         def attend(heads: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            keys, values = self._keys[heads.layer], self._values[heads.layer]
+            keys, values = self._keys[heads.layer][:n], self._values[heads.layer][:n]
             keys.select(3, newest).copy_(k)
             values.select(2, newest).copy_(v)
             if heads.window not in biases:
                 biases[heads.window] = self._bias(heads.window, q.dtype).repeat_interleave(k.shape[1], dim=0)[:, None]
             grouped = q.unflatten(1, (k.shape[1], -1)).flatten(0, 1)
             scores = torch.baddbmm(biases[heads.window], grouped, keys.flatten(0, 1), alpha=heads.scaling)
-            return torch.bmm(scores.softmax(dim=-1), values.flatten(0, 1)).view(len(q), -1)
+            return torch.bmm(scores.softmax(dim=-1), values.flatten(0, 1)).view(n, -1)
 
         yield attend
 
@@ -182,9 +187,6 @@ class RowCache:
             seen &= columns >= self._end - window
         return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
 
-    def _everyone(self) -> Int[Tensor, " row"]:
-        return torch.arange(len(self._starts), device=self._starts.device)
-
     def _create(self, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
         for keys, values in layers:
             _, heads, features = keys.shape
@@ -192,26 +194,21 @@ class RowCache:
             self._values.append(values.new_empty(0, heads, 0, features))
         self._starts = torch.zeros(0, dtype=torch.long, device=layers[0][0].device)
 
-    def _reframe(self, rows: Int[Tensor, " kept"], *, entering: int, first: int) -> None:
-        """Copy the columns from ``first`` on (below 0: so many new ones in front) of some rows into new buffers.
+    def _reframe(self, *, rows: int, first: int) -> None:
+        """New buffers for so many rows, with the columns from ``first`` on (below 0: so many new ones in front).
 
-        Columns that hold nothing are zeroed: what a row must not see is multiplied by a probability of 0, not skipped.
+        What holds nothing yet is 0: what a row must not see is multiplied by a probability of 0, not skipped.
         """
         width = self._end - first
         capacity = (width // _COLUMNS + 1) * _COLUMNS
-        kept, skipped, added = len(rows), max(first, 0), max(-first, 0)
+        here, skipped, added = len(self._starts), max(first, 0), max(-first, 0)
         for buffers, axis in ((self._keys, 3), (self._values, 2)):
             for i, old in enumerate(buffers):
                 shape = list(old.shape)
-                shape[0], shape[axis] = kept + entering, capacity
-                new = old.new_empty(shape)
-                new.narrow(axis, width, capacity - width).zero_()
-                new[:kept].narrow(axis, 0, added).zero_()
-                new[kept:].narrow(axis, 0, width).zero_()
-                taken, into = (
-                    b.narrow(axis, at, self._end - skipped) for b, at in ((old, skipped), (new[:kept], added))
-                )
-                torch.index_select(taken, 0, rows, out=into)
+                shape[0], shape[axis] = rows, capacity
+                new = old.new_zeros(shape)
+                held = self._end - skipped
+                new[:here].narrow(axis, added, held).copy_(old[:here].narrow(axis, skipped, held))
                 buffers[i] = new
         self._starts = self._starts - first
         self._end, self._capacity = width, capacity

@@ -41,7 +41,7 @@ class InFlight(Protocol):
         """Append one token to every row; fp32 logits of the next, over the true vocabulary."""
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
-        """Let all other rows leave."""
+        """Let all other rows leave; row i is then the former ``rows[i]``."""
 
 
 class LineRows:

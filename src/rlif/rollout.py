@@ -22,8 +22,8 @@ from rlif.types import Prompt, Rollouts, StopReason, TokenSignals
 
 __all__ = ["Engine", "Key", "Sampling", "check_context", "sample_slowly"]
 
-# Finished rows are carried along until they make up this share of the rows in flight: removing one copies the cache.
-_COMPACT_SHARE = 0.125
+_LEAVE_SHARE = 0.05  # finished rows are carried along until they make up this share of the rows in flight
+_ENTER_SHARE = 0.125  # waiting rows enter when so much of the room is free: a prefill costs as much as a decode step
 _ROOM = 256  # columns of the cache to allocate ahead, in tokens
 
 
@@ -67,8 +67,8 @@ class Engine:
             alive = ~recorder.finished[rows]
             n_alive = int(alive.sum())
             entering = _entering(in_flight, most, n_alive, len(waiting))
-            if len(rows) and (entering or n_alive <= (1.0 - _COMPACT_SHARE) * len(rows)):
-                kept = alive.nonzero().squeeze(-1)
+            if len(rows) and (entering or n_alive <= (1.0 - _LEAVE_SHARE) * len(rows)):
+                kept = _closed_up(alive)
                 rows, tokens = rows[kept], tokens[kept]
                 in_flight.keep(kept)
             logits = [in_flight.step(tokens)] if len(rows) else []
@@ -90,11 +90,19 @@ class Engine:
 
 
 def _entering(in_flight: InFlight, most: int, n_alive: int, n_waiting: int) -> int:
-    """How many rows enter now: whatever finds room, if it is all that wait or worth the copying of the cache."""
+    """How many rows enter now: whatever finds room, if it is all that wait or worth a prefill."""
     if n_alive and not in_flight.joins:
         return 0
     entering = min(n_waiting, most - n_alive)
-    return entering if entering == n_waiting or entering >= _COMPACT_SHARE * most else 0
+    return entering if entering == n_waiting or entering >= _ENTER_SHARE * most else 0
+
+
+def _closed_up(alive: Bool[Tensor, " slot"]) -> Int[Tensor, " kept"]:
+    """The rows that are alive, the last of them in the places of those that are not: few have to move."""
+    n = int(alive.sum())
+    kept = torch.arange(n, device=alive.device)
+    kept[~alive[:n]] = alive[n:].nonzero().squeeze(-1) + n
+    return kept
 
 
 class _Recorder:
