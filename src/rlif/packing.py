@@ -3,6 +3,9 @@
 The completions of a group continue the same prompt, so its tokens, and its keys and values, are made once and shared.
 Only attention needs rectangles: rows of similar length form a block there, and its padding never reaches a matrix
 product. The last token of a completion predicts nothing that counts and is left out.
+
+The line is filled up to a round length (`rounded`): oneDNN prepares, and keeps, a product for every length it meets,
+some milliseconds and megabytes each, and lengths that never come twice would fill the memory with them.
 """
 
 from collections.abc import Sequence
@@ -17,6 +20,7 @@ from torch.nn import functional
 
 from rlif.decoder import Heads
 
+_ROUND = 64  # the line, and what it predicts, are as long as a multiple of this
 _SIMILAR = 0.7  # rows of a block are at least this share of its longest ...
 _SHORT = 512  # keys: up to here plain products beat the fused CPU kernel, whose backward pass is slow in bf16
 _SMALLEST = 8  # ... unless the block is still so small that another one would cost more than the padding
@@ -30,7 +34,7 @@ class Packed:
         completions: for each completion the index of its prompt, and its token ids, none of them empty.
 
     Attributes:
-        tokens: the line: all prompts, then all completions without their last token.
+        tokens: the line: all prompts, then all completions without their last token, then filling.
         positions: where in its own text each token stands.
         lasts: the place of each prompt's last token in the line.
         predicting: the places whose hidden states predict the completions' tokens, one completion after another.
@@ -53,8 +57,9 @@ class Packed:
         predicting = [
             place for (owner, _), span in zip(completions, own, strict=True) for place in (lasts[owner], *span)
         ]
-        self.tokens: Int[Tensor, " tok"] = torch.tensor(line, device=device)
-        self.positions: Int[Tensor, " tok"] = torch.tensor(positions, device=device)
+        self._length, self._filling = len(line), [0] * (rounded(len(line)) - len(line))
+        self.tokens: Int[Tensor, " tok"] = torch.tensor(line + self._filling, device=device)
+        self.positions: Int[Tensor, " tok"] = torch.tensor(positions + self._filling, device=device)
         self.lasts: Int[Tensor, " prompt"] = torch.tensor(lasts, device=device)
         self.predicting: Int[Tensor, " predicted"] = torch.tensor(predicting, dtype=torch.long, device=device)
         owners = [owner for owner, _ in completions]
@@ -64,7 +69,7 @@ class Packed:
             self._blocks.append(_Block([own[row] for row in rows], continued, device))
         self._places = torch.cat([block.places.flatten() for block in self._blocks])
         real = torch.cat([block.real.flatten() for block in self._blocks])
-        self._back = torch.empty_like(self.tokens)
+        self._back = torch.empty_like(self.tokens[: self._length])
         self._back[self._places[real]] = real.nonzero().squeeze(-1)
 
     @property
@@ -79,8 +84,8 @@ class Packed:
         k: Float[Tensor, "tok kv_head feature"],
         v: Float[Tensor, "tok kv_head feature"],
     ) -> Float[Tensor, "tok head*feature"]:
-        """Causal attention of every token to its own text, within the layer's window."""
-        queries, keys, values = self._spread(q), self._spread(k), self._spread(v)
+        """Causal attention of every token to its own text, within the layer's window; 0 for the filling."""
+        queries, keys, values = (self._spread(x[: self._length]) for x in (q, k, v))
         outputs = []
         for block, query, key, value in zip(self._blocks, queries, keys, values, strict=True):
             if block.owners is not None:
@@ -89,7 +94,7 @@ class Packed:
             outputs.append(block.attention(heads, query, key, value).flatten(0, 1))
         joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         result: Tensor = _Collect.apply(joined, self._back)
-        return result
+        return functional.pad(result, (0, 0, 0, len(self._filling)))
 
     def _spread(self, x: Float[Tensor, "tok head feature"]) -> list[Float[Tensor, "row head position feature"]]:
         """The line as one rectangle a block."""
@@ -99,6 +104,11 @@ class Packed:
             part.unflatten(0, block.places.shape).transpose(1, 2)
             for part, block in zip(parts, self._blocks, strict=True)
         ]
+
+
+def rounded(length: int) -> int:
+    """A length in tokens, rounded up."""
+    return -(-length // _ROUND) * _ROUND
 
 
 class _Block:

@@ -16,6 +16,7 @@ from rlif.decoder import decoder_of, joined
 from rlif.draw import Key, Sampling, draw, uniforms
 from rlif.errors import RlifError
 from rlif.inflight import InFlight, LineRows, TransformersRows, rows_that_fit
+from rlif.memory import release_free_memory
 from rlif.policy import Policy
 from rlif.signals import token_signals
 from rlif.types import Prompt, Rollouts, StopReason, TokenSignals
@@ -82,6 +83,8 @@ class Engine:
                 drawn = recorder.record(rows, tokens, sampler_logprobs, signals)
                 if progress is not None:
                     progress(drawn)
+        del in_flight
+        release_free_memory(self.policy.device)
         return recorder.rollouts()
 
     def _in_flight(self, *, room: int) -> InFlight:

@@ -6,9 +6,7 @@
 import copy
 import hashlib
 import math
-import resource
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -31,6 +29,7 @@ from rlif.checkpoint import (
 from rlif.config import PolicyConfig, Recipe, load_recipe, parse_recipe
 from rlif.errors import RlifError
 from rlif.evaluate import evaluate
+from rlif.memory import peak_memory_gb
 from rlif.optim import MasterOptimizer, adamw
 from rlif.policy import Policy, compute_dtype, load_policy
 from rlif.prompts import render
@@ -279,14 +278,6 @@ def weights_digest(model: nn.Module) -> str:
     for parameter in model.parameters():
         digest.update(parameter.detach().contiguous().flatten().view(torch.uint8).cpu().numpy().tobytes())
     return digest.hexdigest()
-
-
-def peak_memory_gb(device: torch.device) -> float:
-    """Peak memory since the start, in GB: of the GPU if the policy lives there, else of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def _with_absolute_paths(recipe: Recipe) -> Recipe:
