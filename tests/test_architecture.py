@@ -18,6 +18,7 @@ ORDER = (
     "signals",
     "tiny",
     "models",
+    "head_triton",
     "head",
     "decoder",
     "packing",
