@@ -27,6 +27,7 @@ ORDER = (
     "logprobs",
     "draw",
     "inflight",
+    "graphs",
     "rollout",
     "_math_worker",
     "grading",
