@@ -6,6 +6,7 @@ For vocabularies of 49,152, 151,936 and 262,144 words, one forward and backward 
 
 - seconds, the systems in turn within a round, after one round of warm-up; beside the floor, 6 · tokens · hidden ·
   vocabulary operations (the logits, and a gradient to each factor) at the rate of a plain product in the same round;
+  with `--clock cpu` (and OMP_NUM_THREADS=1) those of the processor, for a machine that others use meanwhile;
 - memory beyond inputs and gradients, for the number of tokens and for a quarter of it, each in a process of its own:
   the growth of the process's peak, on a GPU of the allocator's;
 - the largest error of a log-probability, and the relative error of the gradient to the hidden states, against float64,
@@ -28,6 +29,7 @@ from common import print_table, spread, write
 from torch import Tensor
 
 VOCABULARIES = (49_152, 151_936, 262_144)
+SETTINGS = ("dtype", "device", "tokens", "hidden", "rounds", "clock")
 
 
 def plain(hidden: Tensor, weight: Tensor, tokens: Tensor) -> Tensor:
@@ -47,6 +49,7 @@ def trl(hidden: Tensor, weight: Tensor, tokens: Tensor) -> Tensor:
     return logprobs
 
 
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 System = Callable[[Tensor, Tensor, Tensor], Tensor]
 SYSTEMS: dict[str, System] = {"plain": plain, "trl": trl, "rlif": rlif}
 
@@ -59,6 +62,7 @@ class Case:
 
     def __init__(self, given: argparse.Namespace, vocab: int, tokens: int) -> None:
         self.device = torch.device(given.device)
+        self.clock = CLOCKS[given.clock]
         generator = torch.Generator(self.device).manual_seed(0)
         dtype, place = getattr(torch, given.dtype), {"device": self.device}
         self.hidden = torch.empty(tokens, given.hidden, dtype=dtype, **place).normal_(generator=generator)
@@ -83,10 +87,10 @@ class Case:
 
     def seconds(self, work: Callable[[], Any]) -> float:
         self.wait()
-        started = time.perf_counter()
+        started = self.clock()
         work()
         self.wait()
-        return time.perf_counter() - started
+        return self.clock() - started
 
     def rate(self) -> float:
         """Operations a second of plain products of these hidden states with eight blocks of the weight."""
@@ -141,7 +145,7 @@ def _peak(device: torch.device) -> int:
 
 def apart(given: argparse.Namespace, *what: object) -> Any:
     """What a process of its own finds out."""
-    options = [f"--{name}={getattr(given, name)}" for name in ("dtype", "tokens", "hidden", "rounds", "device")]
+    options = [f"--{name}={getattr(given, name)}" for name in SETTINGS]
     command = [sys.executable, __file__, *options, "--one", *map(str, what)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -156,6 +160,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=896)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -165,6 +170,7 @@ def main() -> None:
         return
     rows, table = [], []
     for vocab in VOCABULARIES:
+        print(f"{vocab:,} words ...", file=sys.stderr)
         found = apart(given, vocab)
         for system in SYSTEMS:
             memory = {n: apart(given, vocab, n, system) for n in (given.tokens // 4, given.tokens)}
@@ -184,7 +190,7 @@ def main() -> None:
                 }
             )
     print_table(table)
-    settings = {name: getattr(given, name) for name in ("dtype", "tokens", "hidden", "rounds", "device")}
+    settings = {name: getattr(given, name) for name in SETTINGS}
     write(given.out, f"head-{given.dtype}-{given.device}", {**settings, "rows": rows})
 
 
