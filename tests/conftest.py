@@ -13,6 +13,9 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
+if not torch.cuda.is_available():  # read when Triton is imported: its kernels then run as Python, on any machine
+    os.environ["TRITON_INTERPRET"] = "1"
+
 assert "rlif" not in sys.modules, "rlif was imported before the hook that checks its shapes"
 install_import_hook("rlif", "beartype.beartype")
 

@@ -3,12 +3,14 @@
 At a vocabulary of 150,000 the logits of one long completion weigh more than the model. Everything wanted of them is a
 handful of sums over the vocabulary, so they are made tile by tile (tokens x vocabulary), folded into running sums, and
 forgotten; the backward pass makes each tile again. Extra memory is a few tiles, whatever the number of tokens or the
-vocabulary. `rlif.signals.token_signals` on materialised logits is the slow twin.
+vocabulary. `rlif.signals.token_signals` on materialised logits is the slow twin; on a GPU `rlif.head_triton` serves.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -71,6 +73,8 @@ def head_signals(hidden: Float[Tensor, "row hidden"], head: Head, tokens: Int[Te
 
     Source: project; the sums are those of `rlif.signals`, with a running maximum.
     """
+    if (kernels := _kernels(hidden.device.type)) is not None:
+        return kernels.head_signals(hidden, head, tokens)
     sums = _fold(hidden, head, tokens, 1.0)
     log_total = sums.log_total
     return TokenSignals(
@@ -87,8 +91,21 @@ def head_logprobs(
 
     Source: project; the tiled backward pass is the plain one, d logp / d z_v = 1[v = token] − p_v.
     """
+    if (kernels := _kernels(hidden.device.type)) is not None:
+        return kernels.head_logprobs(hidden, head, tokens, temperature)
     logprobs: Tensor = _HeadLogprobs.apply(hidden, head.weight, head.bias, head, tokens, temperature)
     return logprobs
+
+
+@cache
+def _kernels(device: str) -> Any:
+    """The module whose kernels serve this type of device, or None: plain PyTorch does. Triton comes with PyTorch for
+    CUDA on Linux only, and is imported when first needed."""
+    if device != "cuda" or find_spec("triton") is None:
+        return None
+    from rlif import head_triton
+
+    return head_triton
 
 
 @dataclass
