@@ -28,6 +28,8 @@ ORDER = (
     "inflight",
     "rollout",
     "_math_worker",
+    "equivalence",
+    "extraction",
     "grading",
     "tasks",
     "prompts",

@@ -259,7 +259,8 @@ def test_hostile_texts_are_wrong_and_harm_nobody(grader: Grader, name: str) -> N
 
 def test_undefined_values_are_undecided_or_wrong_but_no_crash(grader: Grader) -> None:
     assert right(grader, r"05\!:\!00", "05:00") is True
-    assert right(grader, "8", "05:00") is None  # 5/0 to the algebra, which refuses to compare it
+    assert right(grader, "8", "05:00") is False  # a time of day, not 5/0
+    assert right(grader, "8", "5:0") is None  # the algebra refuses to compare it
     assert right(grader, r"\frac{0}{0}", "5") is False
 
 
