@@ -181,10 +181,13 @@ def _answer(equivalent: Callable[[str, str], bool], gold: str, answer: str) -> d
 
 def _algebra() -> Callable[[str, str], bool]:
     import math_verify
+    from latex2sympy2_extended.math_normalization import NormalizationConfig
 
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it warns that its own time-outs are off: they are
     # LaTeX only. The library's other reader looks for any number in what it cannot parse: `2 \cup i(3` would equal 2.
-    latex = [math_verify.LatexExtractionConfig()]
+    # Its units stay off, they are taken off before it sees an answer: `10t + 12` would lose a t, `2s` would equal 2.
+    reading = NormalizationConfig(units=False, malformed_operators=True, nits=True)
+    latex = [math_verify.LatexExtractionConfig(normalization_config=reading)]
 
     def parse(text: str) -> list[Any]:
         text = _IMAGINARY.sub(" i", text)
@@ -194,6 +197,8 @@ def _algebra() -> Callable[[str, str], bool]:
 
     def equivalent(gold: str, answer: str) -> bool:
         truths, claims = parse_gold(gold), parse(answer)
+        if all(isinstance(truth, str) for truth in truths):
+            raise ValueError("math-verify cannot read the ground truth")  # which is nothing against the answer
         same = math_verify.verify(
             truths,
             claims,

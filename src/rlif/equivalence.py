@@ -22,7 +22,14 @@ _CHARACTERS = str.maketrans(
 )
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _BOX = r"\\(?:text|textnormal|mbox|mathrm|textrm|textbf|mathbf) ?\{"
-_UNITS = r"(?:mm|cm|dm|km|m|in|ft|yd|mi|g|kg|lbs?|oz|hrs?|min|sec|s|h|mph|percent|[A-Za-z]{3,}(?: [A-Za-z]+)*)"
+_UNITS = (  # of one letter only after a space: 5 m is a length, 5m a product
+    r"(?: (?:[mgsh]|(?:sq|cu)\.? [a-z]+\.?|(?!sin|cos|tan|cot|sec|csc|log|sqrt)[A-Za-z]{3,}(?: [A-Za-z]+)*)"
+    r"| ?(?:mm|cm|dm|km|in|ft|yd|mi|kg|lbs?|oz|hrs?|min|sec|mph))"
+)
+_QUANTITY = (
+    rf"[-+]?(?:{DIGITS}|(?:[0-9]+ ?)?(?:\\frac ?\{{[0-9]+\}} ?\{{[0-9]+\}}|[0-9]+/[0-9]+))"
+    r"(?: ?\\sqrt ?\{[0-9]+\})?(?: ?\\pi)?"
+)
 _TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 _DEGREES = r"\^ ?(?:\\circ(?![A-Za-z])|\{ ?\\circ ?\})|\\degree(?![A-Za-z])"
 _RADIANS = (re.compile(rf"({DIGITS}) ?(?:{_DEGREES})"), r"(\1 \\cdot \\frac{\\pi}{180})")  # sin 30° is not sin 30
@@ -38,6 +45,7 @@ _CLEANING: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], .
     (re.compile(r"\\\\ ?\[[0-9.]+ ?[a-z]{2}\]"), r"\\\\"),  # the distance between two lines of a matrix
     (re.compile(r"(?<!\\)\\[,;: ]|~"), " "),
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
+    (re.compile(r"\\frac ?(\\(?:pi|alpha|beta|theta)) ?([0-9])"), r"\\frac{\1}{\2}"),
     (re.compile(r"\\mathrm ?\{ ?([ei]) ?\}"), r" \1"),
     (re.compile(r"\^ ?(-[0-9]+)"), r"^{\1}"),
     (re.compile(r"(?<![A-Za-z\\])(?:pi)(?![A-Za-z])"), r"\\pi"),
@@ -49,9 +57,14 @@ _CLEANING: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], .
     (re.compile(rf",? ?{_BOX} ?,? ?(?:and|or) ?,? ?\}} ?,? ?|(?:,|(?<=[^A-Za-z ,])) ?(?:and|or) "), ", "),
     (re.compile(rf"(?<=[0-9]) ?(\\(?:text|mbox|mathrm) ?\{{)? ?({SCALE})"), lambda m: _scale(m[2]) + (m[1] or "")),
     (re.compile(rf"(?<=[0-9]) ?(?:{_BOX} ?percent ?\}}|percent$)"), r"\\%"),
-    (re.compile(rf"(?<=[0-9}}]) ?{_BOX}(?! ?(?i:base|[ap]\.? ?m\b))[A-Za-z .,/²³]*\}} ?(?:\^ ?\{{?[23]\}}?)?\.?$"), ""),
+    (
+        re.compile(
+            rf"(?<=[0-9A-Za-z}})]) ?{_BOX}(?! ?(?i:base|[ap]\.? ?m\b))[A-Za-z .,/²³]*\}} ?(?:\^ ?\{{?[23]\}}?)?\.?$"
+        ),
+        "",
+    ),
     (re.compile(rf"^([-+]?{DIGITS})[eE]([-+]?[0-9]+)$"), r"\1\\cdot 10^{\2}"),
-    (re.compile(rf"^([-+]?{DIGITS}) {_UNITS}(?: ?\^ ?\{{?[23]\}}?|²|³)?\.?$"), r"\1"),  # a number and its unit
+    (re.compile(rf"^({_QUANTITY}){_UNITS}(?: ?\^ ?\{{?[23]\}}?|²|³)?\.?$"), r"\1"),  # a number and its unit
 )
 
 

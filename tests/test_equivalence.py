@@ -1,0 +1,219 @@
+"""What equals what: cases judged by hand, every MATH-500 answer in other words and beside wrong neighbours, any text."""
+
+import json
+import re
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlif.equivalence import alternatives, clean, compare_quickly
+from rlif.grading import Grader
+
+FIXTURES = Path(__file__).parent / "fixtures"
+DATA = Path(__file__).parents[2] / "shared" / "data" / "math500.jsonl"
+
+
+def read(name: str) -> list:
+    return [json.loads(line) for line in (FIXTURES / name).read_text("utf-8").split("\n") if line]
+
+
+CASES = read("equivalence_cases.jsonl")
+MATH500 = read("math500_answers.jsonl")
+
+
+@pytest.fixture(scope="module")
+def grader() -> Iterator[Grader]:
+    with Grader(time_limit=60.0) as grader:  # generous: these cases test meaning, and machines may be busy
+        yield grader
+
+
+def right(grader: Grader, answer: str, gold: str) -> bool | None:
+    return grader.grade(rf"So it is \boxed{{{answer}}}.", gold, format="boxed", row_id="row").right
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['gold']} {case['answer']}")
+def test_case(grader: Grader, case: dict) -> None:
+    assert right(grader, case["answer"], case["gold"]) is case["right"]
+
+
+def test_long_numbers_are_compared_to_the_last_digit(grader: Grader) -> None:
+    assert right(grader, "9" * 5000 + ".0", "9" * 5000) is True  # longer than int() takes
+    assert right(grader, "1" + "0" * 4999, "1" + "0" * 5000) is False
+
+
+# MATH-500: each answer belongs to a family, which says how else it may be written and what only looks like it.
+# The verdicts follow from the arithmetic written here; nothing of rlif is called to find them.
+
+Forms = tuple[list[str], list[str]]
+"""What is right, and what is wrong."""
+
+
+def integer(text: str) -> Forms | None:
+    if not re.fullmatch(r"-?[0-9]+", text):
+        return None
+    n = int(text)
+    same = [f"{n}.0", f"${n}$", f"x = {n}", rf"{n}\text{{ units}}", f"{n:,}", f"{n:,}".replace(",", r",\!"), rf"\frac{{{2 * n}}}{{2}}"]
+    return same, [str(n + 1), str(n - 1), f"{n}.5", f"{n}1", *([str(-n)] if n else [])]
+
+
+def decimal(text: str) -> Forms | None:
+    if not re.fullmatch(r"(\\\$)?[0-9,]*(\.[0-9]+)?|(\\\$)?[0-9,!\\ ]+", text):
+        return None
+    value = Fraction(re.sub(r"[^0-9.]", "", text))
+    p, q = value.numerator, value.denominator
+    same = [rf"\frac{{{p}}}{{{q}}}", f"{p}/{q}", f"${text}$", rf"\frac{{{3 * p}}}{{{3 * q}}}", f"{text}\\text{{ units}}"]
+    return same, [rf"\frac{{{p + 1}}}{{{q}}}", rf"-\frac{{{p}}}{{{q}}}", f"{text}1" if "." in text else f"{text}.1"]
+
+
+def fraction(text: str) -> Forms | None:
+    pattern = r"(-?)([0-9]*) ?\\d?frac *(?:\{([0-9]+)\}|([0-9])) *(?:\{([0-9]+)\}|([0-9]))(\\text\{ degrees\})?"
+    match = re.fullmatch(pattern, text)
+    if match is None:
+        return None
+    value = Fraction(int(match[3] or match[4]), int(match[5] or match[6])) + int(match[2] or 0)
+    p, q, sign = value.numerator, value.denominator, match[1]
+    same = [rf"{sign}\dfrac{{{p}}}{{{q}}}", f"{sign}{p}/{q}", rf"\frac{{{sign}{2 * p}}}{{{2 * q}}}", rf"{sign}\tfrac{{{p}}}{{{q}}}"]
+    if p > q:
+        same += [rf"{sign}{p // q}\frac{{{p % q}}}{{{q}}}"]
+    if 10**12 % q == 0:  # it ends: its decimals are exact
+        same += [f"{sign}{p * 10**12 // q // 10**12}.{p * 10**12 // q % 10**12:012d}"]
+    wrong = [rf"{sign}\frac{{{q}}}{{{p}}}", f"{sign}{p + 1}/{q}", rf"{sign}\frac{{{p}}}{{{q + 1}}}", f"{'' if sign else '-'}{p}/{q}"]
+    return same, wrong
+
+
+def degrees(text: str) -> Forms | None:
+    match = re.fullmatch(r"([0-9]+)\^\\circ", text)
+    if match is None:
+        return None
+    n = int(match[1])
+    return [f"{n}°", str(n), rf"{n}^{{\circ}}", rf"{n}\text{{ degrees}}", f"{n} degrees"], [f"{n + 1}°", f"{n / 10}°", f"-{n}"]
+
+
+def measure(text: str) -> Forms | None:
+    match = re.fullmatch(r"([0-9.]+) ?\\(?:text|mbox)\{ (.*)\}(\^2)?", text)
+    if match is None:
+        return None
+    number, unit = match[1], match[2]
+    wrong = [f"{number}1", f"-{number}", rf"1{number}\text{{ {unit}}}"]
+    return [number, rf"{number}\text{{ {unit}}}", rf"{number}\,\mathrm{{{unit}}}", f"{number} {unit}", f"${number}$"], wrong
+
+
+def based(text: str) -> Forms | None:
+    match = re.fullmatch(r"([0-9]+)_\{?([0-9]+)\}?", text)
+    if match is None:
+        return None
+    digits, base = match[1], int(match[2])
+    wrong = [f"{digits}_{base + 1}", f"{digits}1_{base}", str(int(digits, base)), f"{digits[::-1]}_{base}"]
+    return [f"{digits}_{{{base}}}", digits, f"${digits}_{base}$"], [form for form in wrong if form != f"{digits}_{base}"]
+
+
+def word(text: str) -> Forms | None:
+    match = re.fullmatch(r"\\text\{\(?([A-Za-z]+)\)?\}", text)
+    if match is None:
+        return None
+    name = match[1]
+    same = [name, name.lower(), rf"\textbf{{{name}}}", rf"\mathrm{{{name}}}", rf"\text{{{name}}}.", f"({name})"]
+    return same, ["F", r"\text{north}", f"{name}{name}", rf"\text{{not {name}}}", "5"]
+
+
+def matrix(text: str) -> Forms | None:
+    match = re.fullmatch(r"\\begin\{pmatrix\} (.*) \\end\{pmatrix\}", text)
+    if match is None:
+        return None
+    rows = [[entry.strip() for entry in row.split("&")] for row in match[1].split(r"\\")]
+    spelled = [[re.sub(r"([0-9]+)/([0-9]+)", r"\\dfrac{\1}{\2}", entry) for entry in row] for row in rows]
+    negated = [[entry.removeprefix("-") if "-" in entry else f"-{entry}" for entry in row] for row in rows]
+    transposed = [list(column) for column in zip(*rows, strict=True)]
+    wrong = [negated, rows[:-1], [*rows, rows[0]], rows[::-1], transposed]
+    return [written(rows, "bmatrix"), written(spelled, "pmatrix"), written(spelled, "pmatrix", r"\\[1ex]")], [
+        written(form, "pmatrix") for form in wrong if form != rows
+    ]
+
+
+def written(rows: list[list[str]], kind: str, newline: str = r"\\") -> str:
+    return rf"\begin{{{kind}}}{newline.join(' & '.join(row) for row in rows)}\end{{{kind}}}"
+
+
+def bracketed(text: str) -> Forms | None:
+    """Points, vectors and intervals, which look alike: the order counts, and so does each bracket of a pair."""
+    match = re.fullmatch(r"(?:x \\in )?(?:\\left)?([(\[]) ?(.*?) ?(?:\\right)?([)\]])", text)
+    if match is None or r"\cup" in text or text.count("(") > 1:
+        return None
+    left, inner, right = match.groups()
+    parts = [part.strip() for part in inner.split(",")]
+    same = [rf"\left{left} {inner} \right{right}", rf"{left}{', '.join(parts)}{right}", rf"{left}{r',\;'.join(parts)}{right}"]
+    wrong = [f"{left}{','.join(parts[::-1])}{right}", f"{left}{','.join(parts[:-1])}{right}", f"{left}{inner},7{right}"]
+    wrong += [f"{left}{','.join([*parts[:-1], parts[-1] + '+1'])}{right}"] if r"\infty" not in parts[-1] else []
+    if len(parts) == 2:
+        wrong += [f"{'[' if left == '(' else '('}{inner}{right}", f"{left}{inner}{']' if right == ')' else ')'}"]
+    return same, wrong
+
+
+def union(text: str) -> Forms | None:
+    parts = text.split(r" \cup ")
+    if len(parts) != 2:
+        return None
+    first, second = parts
+    same = [rf"{second} \cup {first}", rf"\left{first[:-1]}\right{first[-1]}\cup{second}", f"{first} ∪ {second}"]
+    return same, [first, second, rf"{first} \cap {second}", rf"{first[:-1]}] \cup {second}", rf"{first} \cup [{second[1:]}"]
+
+
+def listing(text: str) -> Forms | None:
+    parts = [part.strip() for part in text.strip(r"\{}").split(",")]
+    if len(parts) < 2:
+        return None
+    joined = ", ".join(parts[:-1]) + r" \text{ and } " + parts[-1]
+    same = [",".join(parts[::-1]), ", ".join(parts), joined, rf"\{{{','.join(parts)}\}}"]
+    return same, [",".join(parts[:-1]), ",".join([*parts, "17"]), ",".join([*parts[:-1], f"{parts[-1]}+1"])]
+
+
+def equation(text: str) -> Forms | None:
+    left, equals, right = text.partition(" = ")
+    if not equals:
+        left, equals, right = text.partition("=")
+    if not equals:
+        return None
+    same = [f"{left}={right}", f"${left} = {right}$", f"{right} = {left}", f"2({left}) = 2({right})"]
+    if re.fullmatch("[a-z]", left):
+        same += [right]
+    return same, [f"{left} = {right} + 1", f"{left} = -({right}) - 1", f"{left} = 2({right}) + 1"]
+
+
+def expression(text: str) -> Forms | None:
+    """Anything else: a number or a polynomial, and both have a sum and a double."""
+    parts = text.split(r" \pm ")
+    if len(parts) == 2:
+        low, high = (f"{parts[0]} {sign} {parts[1]}" for sign in "-+")
+        return [f"{high}, {low}", f"{low}, {high}", f"x = {text}"], [low, high, f"{text} + 1", f"{high}, {low} + 1"]
+    same = [f"({text})", rf"\left({text}\right)", rf"\frac{{2({text})}}{{2}}", f"0+{text}", f"-(-({text}))"]
+    return same, [f"{text} + 1", f"-({text})", f"2({text})", rf"\frac{{{text}}}{{3}}", "0"]
+
+
+FAMILIES = (
+    *(integer, decimal, fraction, degrees, measure, based, word, matrix, bracketed, union, listing, equation),
+    expression,
+)
+
+
+def forms(answer: str) -> Forms:
+    return next(found for family in FAMILIES if (found := family(answer)) is not None)
+
+
+def test_the_math500_answers_are_those_of_the_data_set() -> None:
+    assert len(MATH500) == 500
+    if DATA.exists():
+        assert [json.loads(line)["answer"] for line in DATA.read_text("utf-8").split("\n") if line] == MATH500
+
+
+@pytest.mark.parametrize("answer", dict.fromkeys(MATH500))
+def test_math500_answer(grader: Grader, answer: str) -> None:
+    same, wrong = forms(answer)
+    assert len(same) >= 2
+    assert len(wrong) >= 2
+    verdicts = {form: right(grader, form, answer) for form in (answer, *same, *wrong)}
+    expected = dict.fromkeys((answer, *same), True) | dict.fromkeys(wrong, False)
+    assert {form: verdict for form, verdict in verdicts.items() if verdict is not expected[form]} == {}
