@@ -1,4 +1,4 @@
-"""What equals what: cases judged by hand, every MATH-500 answer in other words and beside wrong neighbours, any text."""
+"""What equals what: cases judged by hand; every MATH-500 answer, rewritten and beside wrong neighbours; any text."""
 
 import json
 import re
@@ -56,16 +56,30 @@ def integer(text: str) -> Forms | None:
     if not re.fullmatch(r"-?[0-9]+", text):
         return None
     n = int(text)
-    same = [f"{n}.0", f"${n}$", f"x = {n}", rf"{n}\text{{ units}}", f"{n:,}", f"{n:,}".replace(",", r",\!"), rf"\frac{{{2 * n}}}{{2}}"]
+    same = [
+        f"{n}.0",
+        f"${n}$",
+        f"x = {n}",
+        rf"{n}\text{{ units}}",
+        f"{n:,}",
+        f"{n:,}".replace(",", r",\!"),
+        rf"\frac{{{2 * n}}}{{2}}",
+    ]
     return same, [str(n + 1), str(n - 1), f"{n}.5", f"{n}1", *([str(-n)] if n else [])]
 
 
 def decimal(text: str) -> Forms | None:
-    if not re.fullmatch(r"(\\\$)?[0-9,]*(\.[0-9]+)?|(\\\$)?[0-9,!\\ ]+", text):
+    if not re.fullmatch(r"(\\\$)?[0-9]*(,(\\! ?)?[0-9]{3})*(\.[0-9]+)?", text):
         return None
     value = Fraction(re.sub(r"[^0-9.]", "", text))
     p, q = value.numerator, value.denominator
-    same = [rf"\frac{{{p}}}{{{q}}}", f"{p}/{q}", f"${text}$", rf"\frac{{{3 * p}}}{{{3 * q}}}", f"{text}\\text{{ units}}"]
+    same = [
+        rf"\frac{{{p}}}{{{q}}}",
+        f"{p}/{q}",
+        f"${text}$",
+        rf"\frac{{{3 * p}}}{{{3 * q}}}",
+        f"{text}\\text{{ units}}",
+    ]
     return same, [rf"\frac{{{p + 1}}}{{{q}}}", rf"-\frac{{{p}}}{{{q}}}", f"{text}1" if "." in text else f"{text}.1"]
 
 
@@ -76,12 +90,22 @@ def fraction(text: str) -> Forms | None:
         return None
     value = Fraction(int(match[3] or match[4]), int(match[5] or match[6])) + int(match[2] or 0)
     p, q, sign = value.numerator, value.denominator, match[1]
-    same = [rf"{sign}\dfrac{{{p}}}{{{q}}}", f"{sign}{p}/{q}", rf"\frac{{{sign}{2 * p}}}{{{2 * q}}}", rf"{sign}\tfrac{{{p}}}{{{q}}}"]
+    same = [
+        rf"{sign}\dfrac{{{p}}}{{{q}}}",
+        f"{sign}{p}/{q}",
+        rf"\frac{{{sign}{2 * p}}}{{{2 * q}}}",
+        rf"{sign}\tfrac{{{p}}}{{{q}}}",
+    ]
     if p > q:
         same += [rf"{sign}{p // q}\frac{{{p % q}}}{{{q}}}"]
     if 10**12 % q == 0:  # it ends: its decimals are exact
         same += [f"{sign}{p * 10**12 // q // 10**12}.{p * 10**12 // q % 10**12:012d}"]
-    wrong = [rf"{sign}\frac{{{q}}}{{{p}}}", f"{sign}{p + 1}/{q}", rf"{sign}\frac{{{p}}}{{{q + 1}}}", f"{'' if sign else '-'}{p}/{q}"]
+    wrong = [
+        rf"{sign}\frac{{{q}}}{{{p}}}",
+        f"{sign}{p + 1}/{q}",
+        rf"{sign}\frac{{{p}}}{{{q + 1}}}",
+        f"{'' if sign else '-'}{p}/{q}",
+    ]
     return same, wrong
 
 
@@ -90,7 +114,11 @@ def degrees(text: str) -> Forms | None:
     if match is None:
         return None
     n = int(match[1])
-    return [f"{n}°", str(n), rf"{n}^{{\circ}}", rf"{n}\text{{ degrees}}", f"{n} degrees"], [f"{n + 1}°", f"{n / 10}°", f"-{n}"]
+    return [f"{n}°", str(n), rf"{n}^{{\circ}}", rf"{n}\text{{ degrees}}", f"{n} degrees"], [
+        f"{n + 1}°",
+        f"{n / 10}°",
+        f"-{n}",
+    ]
 
 
 def measure(text: str) -> Forms | None:
@@ -99,7 +127,13 @@ def measure(text: str) -> Forms | None:
         return None
     number, unit = match[1], match[2]
     wrong = [f"{number}1", f"-{number}", rf"1{number}\text{{ {unit}}}"]
-    return [number, rf"{number}\text{{ {unit}}}", rf"{number}\,\mathrm{{{unit}}}", f"{number} {unit}", f"${number}$"], wrong
+    return [
+        number,
+        rf"{number}\text{{ {unit}}}",
+        rf"{number}\,\mathrm{{{unit}}}",
+        f"{number} {unit}",
+        f"${number}$",
+    ], wrong
 
 
 def based(text: str) -> Forms | None:
@@ -108,7 +142,9 @@ def based(text: str) -> Forms | None:
         return None
     digits, base = match[1], int(match[2])
     wrong = [f"{digits}_{base + 1}", f"{digits}1_{base}", str(int(digits, base)), f"{digits[::-1]}_{base}"]
-    return [f"{digits}_{{{base}}}", digits, f"${digits}_{base}$"], [form for form in wrong if form != f"{digits}_{base}"]
+    return [f"{digits}_{{{base}}}", digits, f"${digits}_{base}$"], [
+        form for form in wrong if form != f"{digits}_{base}"
+    ]
 
 
 def word(text: str) -> Forms | None:
@@ -135,7 +171,8 @@ def matrix(text: str) -> Forms | None:
 
 
 def written(rows: list[list[str]], kind: str, newline: str = r"\\") -> str:
-    return rf"\begin{{{kind}}}{newline.join(' & '.join(row) for row in rows)}\end{{{kind}}}"
+    content = newline.join(" & ".join(row) for row in rows)
+    return rf"\begin{{{kind}}}{content}\end{{{kind}}}"
 
 
 def bracketed(text: str) -> Forms | None:
@@ -145,11 +182,14 @@ def bracketed(text: str) -> Forms | None:
         return None
     left, inner, right = match.groups()
     parts = [part.strip() for part in inner.split(",")]
-    same = [rf"\left{left} {inner} \right{right}", rf"{left}{', '.join(parts)}{right}", rf"{left}{r',\;'.join(parts)}{right}"]
+    same = [rf"\left{left} {inner} \right{right}"]
+    same += [f"{left}{separator.join(parts)}{right}" for separator in (", ", r",\;")]
     wrong = [f"{left}{','.join(parts[::-1])}{right}", f"{left}{','.join(parts[:-1])}{right}", f"{left}{inner},7{right}"]
     wrong += [f"{left}{','.join([*parts[:-1], parts[-1] + '+1'])}{right}"] if r"\infty" not in parts[-1] else []
-    if len(parts) == 2:
-        wrong += [f"{'[' if left == '(' else '('}{inner}{right}", f"{left}{inner}{']' if right == ')' else ')'}"]
+    if len(parts) == 2 and r"\infty" not in parts[0]:
+        wrong += [f"{'[' if left == '(' else '('}{inner}{right}"]
+    if len(parts) == 2 and r"\infty" not in parts[1]:
+        wrong += [f"{left}{inner}{']' if right == ')' else ')'}"]
     return same, wrong
 
 
@@ -159,7 +199,13 @@ def union(text: str) -> Forms | None:
         return None
     first, second = parts
     same = [rf"{second} \cup {first}", rf"\left{first[:-1]}\right{first[-1]}\cup{second}", f"{first} ∪ {second}"]
-    return same, [first, second, rf"{first} \cap {second}", rf"{first[:-1]}] \cup {second}", rf"{first} \cup [{second[1:]}"]
+    return same, [
+        first,
+        second,
+        rf"{first} \cap {second}",
+        rf"{first[:-1]}] \cup {second}",
+        rf"{first} \cup [{second[1:]}",
+    ]
 
 
 def listing(text: str) -> Forms | None:
@@ -167,7 +213,7 @@ def listing(text: str) -> Forms | None:
     if len(parts) < 2:
         return None
     joined = ", ".join(parts[:-1]) + r" \text{ and } " + parts[-1]
-    same = [",".join(parts[::-1]), ", ".join(parts), joined, rf"\{{{','.join(parts)}\}}"]
+    same = [",".join(parts[::-1]), ", ".join(parts), joined, r"\{" + ",".join(parts) + r"\}"]
     return same, [",".join(parts[:-1]), ",".join([*parts, "17"]), ",".join([*parts[:-1], f"{parts[-1]}+1"])]
 
 
@@ -217,3 +263,129 @@ def test_math500_answer(grader: Grader, answer: str) -> None:
     verdicts = {form: right(grader, form, answer) for form in (answer, *same, *wrong)}
     expected = dict.fromkeys((answer, *same), True) | dict.fromkeys(wrong, False)
     assert {form: verdict for form, verdict in verdicts.items() if verdict is not expected[form]} == {}
+
+
+# Any text: nothing crashes, and what is clean stays the same.
+
+PIECES = [
+    *(
+        "1",
+        "22",
+        "333",
+        ",",
+        ".",
+        "-",
+        "+",
+        "/",
+        "%",
+        r"\%",
+        r"\frac",
+        "{",
+        "}",
+        "{2}",
+        r"\{",
+        r"\}",
+        "(",
+        ")",
+        "[",
+        "]",
+    ),
+    *(
+        " ",
+        "x",
+        "i",
+        "e",
+        "\\pi",
+        r"\sqrt",
+        "^",
+        "_8",
+        "_{8}",
+        r"\circ",
+        "°",
+        r"\text{",
+        r"\text{ cm}",
+        r"\mbox{",
+        "cm",
+        " and ",
+    ),
+    *(
+        r"\text{ or }",
+        r"\left",
+        r"\right",
+        r"\!",
+        r"\,",
+        r"\;",
+        "$",
+        r"\$",
+        "**",
+        r"\approx",
+        "=",
+        "<",
+        r"\le",
+        ":",
+        "p.m.",
+    ),
+    *(
+        r"\overline{3}",
+        " million",
+        "e5",
+        "A",
+        "B",
+        "oo",
+        r"\infty",
+        r"\phantom",
+        r"\\",
+        r"\\[1ex]",
+        r"\begin{pmatrix}",
+        "&",
+    ),
+    *("\x00", "\u2028", "\ud800", "é", "٣", "²", "−", r"\sin", "degrees", r"\mid", "|", r"\boxed", "~", r"\("),
+]
+TEXTS = st.lists(st.sampled_from(PIECES) | st.characters(), max_size=25).map("".join)
+
+
+@settings(max_examples=300, deadline=None)
+@given(TEXTS, TEXTS)
+def test_no_text_crashes_the_reading_and_each_equals_itself(gold: str, answer: str) -> None:
+    gold, answer = clean(gold), clean(answer)
+    answer.encode()  # no half character is left
+    for one in alternatives(gold):
+        assert compare_quickly(one, answer) in (True, False, None)
+    if gold not in ("", "%", r"\%") and re.search(r"[0-9]", gold):
+        assert compare_quickly(gold, gold) is True
+
+
+@settings(max_examples=300, deadline=None)
+@given(TEXTS, TEXTS)
+def test_words_and_numbers_agree_in_both_directions(left: str, right: str) -> None:
+    left, right = clean(left), clean(right)
+    if left and right and "_" not in left + right:  # a base may be left out of an answer, not of the ground truth
+        verdicts = {compare_quickly(left, right), compare_quickly(right, left)}
+        assert verdicts != {True, False}
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(-(10**9), 10**9), st.integers(1, 10**4), st.integers(-(10**9), 10**9), st.integers(1, 10**4))
+def test_fractions_are_compared_as_fractions(a: int, b: int, c: int, d: int) -> None:
+    for gold in (f"{a}/{b}", rf"\frac{{{a}}}{{{b}}}"):
+        for answer in (f"{c}/{d}", rf"\dfrac{{{c}}}{{{d}}}"):
+            assert compare_quickly(clean(gold), clean(answer)) is (Fraction(a, b) == Fraction(c, d))
+    assert compare_quickly(f"{a}/{b}", rf"\frac{{{3 * a}}}{{{3 * b}}}") is True
+    assert compare_quickly(clean(f"{a}/{10 ** (b % 7)}"), clean(f"{Fraction(a, 10 ** (b % 7)) * 100}\\%")) is True
+
+
+@pytest.mark.parametrize("answer", dict.fromkeys([*MATH500, *(case["answer"] for case in CASES)]))
+def test_what_is_clean_stays_so(answer: str) -> None:
+    assert clean(clean(answer)) == clean(answer)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.sampled_from(PIECES), max_size=3), st.lists(st.sampled_from(PIECES), min_size=1, max_size=4))
+def test_time_grows_no_faster_than_the_text(start: list[str], repeated: list[str]) -> None:
+    """A pattern that looks at every pair of its 100,000 characters would take minutes, and the test be ended."""
+    unit = "".join(repeated)
+    text = "".join(start) + unit * (100_000 // len(unit))
+    for long in (text, text + "!"):
+        cleaned = clean(long)
+        assert compare_quickly(cleaned, "5") is not True
+        assert compare_quickly("5", cleaned) is not True

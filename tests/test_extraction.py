@@ -96,12 +96,12 @@ def test_gsm8k_extractors_agree_with_lm_evaluation_harness(text: str) -> None:
     assert EXTRACTORS["gsm8k_flexible"](text) == harness(r"(-?[$0-9.,]{2,})|(-?[0-9]+)", -1, text)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.lists(st.sampled_from(PIECES), max_size=3), st.lists(st.sampled_from(PIECES), min_size=1, max_size=4))
 def test_time_grows_no_faster_than_the_text(start: list[str], repeated: list[str]) -> None:
-    """A pattern that looks at every pair of its 200,000 characters would take minutes, and the test be ended."""
+    """A pattern that looks at every pair of its 100,000 characters would take minutes, and the test be ended."""
     unit = "".join(repeated)
-    text = "".join(start) + unit * (200_000 // len(unit))
+    text = "".join(start) + unit * (100_000 // len(unit))
     for extractor in EXTRACTORS.values():
         extractor(text)
         extractor(text + "!")

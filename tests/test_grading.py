@@ -1,10 +1,11 @@
-"""Two verdicts; hostile answers; a worker that dies. What is extracted, and what equals what, is in tests of their own."""
+"""Two verdicts; hostile answers; a worker that dies. What is extracted, and what equals what: in their own tests."""
 
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -71,6 +72,41 @@ HOSTILE = {
 def test_hostile_texts_are_wrong_and_harm_nobody(grader: Grader, name: str) -> None:
     assert grader.grade(HOSTILE[name], "5", format="boxed", row_id="hostile").right is False
     assert right(grader, r"\frac{10}{2}", "5") is True
+
+
+BOMBS = {
+    "tower": "10^{10^{10}}",
+    "factorials": "((10!)!)!",
+    "scientific": "1e999999999",
+    "nested fractions": r"\frac{1}{" * 300 + "x" + "}" * 300,
+    "nested powers": "2^{" * 300 + "2" + "}" * 300,
+    "nested roots": r"\sqrt{" * 300 + "x" + "}" * 300,
+    "left without right": r"\left(" * 330,
+    "huge matrix": r"\begin{pmatrix}" + r" \\ ".join(["1 & 2 & 3 & 4 & 5"] * 90) + r"\end{pmatrix}",
+    "long sum": "x" + "+x" * 900,
+    "binomial": r"\binom{10^9}{10^8}",
+    "boxes": r"\boxed{" * 200 + "x" + "}" * 200,
+    "control characters": "x\x00\x07\x1b[2J\u2028+\ufffd",
+    "half characters": "x\ud800 + \udc00",
+}
+"""Short enough to be read, and made to take for ever or to break the reader. The ground truth is x + 1/2."""
+
+
+def test_a_batch_with_hostile_rows_loses_no_other() -> None:
+    good = [(r"\frac{1}{2}+x", True), ("x+1", False), ("0.5 + x", True)]
+    with Grader(time_limit=1.5, memory_limit=1 << 30) as grader:
+        verdicts = {}
+        for number, (name, bomb) in enumerate(BOMBS.items()):
+            begun = time.monotonic()
+            verdicts[name] = right(grader, bomb, r"x+\frac{1}{2}")
+            assert time.monotonic() - begun < 60, name  # not a speed: the limit is kept, however busy the machine
+            answer, verdict = good[number % 3]
+            grader._algebra.cache_clear()
+            assert right(grader, answer, r"x+\frac{1}{2}") is verdict, name
+    assert True not in verdicts.values()
+    assert verdicts["tower"] is None
+    assert None in verdicts.values()
+    assert False in verdicts.values()
 
 
 def test_undefined_values_are_undecided_or_wrong_but_no_crash(grader: Grader) -> None:

@@ -27,7 +27,7 @@ _UNITS = (  # of one letter only after a space: 5 m is a length, 5m a product
     r"| ?(?:mm|cm|dm|km|in|ft|yd|mi|kg|lbs?|oz|hrs?|min|sec|mph))"
 )
 _QUANTITY = (
-    rf"[-+]?(?:{DIGITS}|(?:[0-9]+ ?)?(?:\\frac ?\{{[0-9]+\}} ?\{{[0-9]+\}}|[0-9]+/[0-9]+))"
+    rf"[-+]?(?:{DIGITS}|(?:[0-9]+ ?)?\\frac ?\{{[0-9]+\}} ?\{{[0-9]+\}}|(?:[0-9]+ )?[0-9]+/[0-9]+)"
     r"(?: ?\\sqrt ?\{[0-9]+\})?(?: ?\\pi)?"
 )
 _TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
@@ -198,7 +198,7 @@ def _near(a: Fraction, b: Fraction) -> bool:
 
 # Other bases, times, words.
 
-_BASED = re.compile(r"([-+]?[0-9A-Z]+)_(?:\{([0-9]+|[a-z]+)\}|([0-9]))")
+_BASED = re.compile(r"([-+]?[0-9A-Z]+)_(?:\{([0-9]+|[a-z]+)\}|([0-9]+))")
 _BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9"}
 _BARE_BASED = re.compile(r"[-+]?[0-9A-Z]+")
 
