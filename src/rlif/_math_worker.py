@@ -208,7 +208,7 @@ def _algebra() -> Callable[[str, str], bool]:
         )
         return bool(same) and all(_is_near(truth, claim) for truth, claim in product(truths[:1], claims[:1]))
 
-    if not equivalent(r"\frac{1}{2}", "0.5") or equivalent(r"\frac{1}{2}", "0.6"):
+    if not equivalent(r"\frac{1}{2}", "0.5") or equivalent("x + 1", "x + 2"):
         raise RuntimeError("math-verify fails at 1/2 = 0.5; reinstall the version that rlif asks for")
     return equivalent
 
