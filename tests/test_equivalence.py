@@ -223,9 +223,8 @@ def equation(text: str) -> Forms | None:
         left, equals, right = text.partition("=")
     if not equals:
         return None
-    same = [f"{left}={right}", f"${left} = {right}$", f"{right} = {left}", f"2({left}) = 2({right})"]
-    if re.fullmatch("[a-z]", left):
-        same += [right]
+    same = [f"{left}={right}", f"${left} = {right}$"]
+    same += [right] if re.fullmatch("[a-z]", left) else [f"{right} = {left}", f"2({left}) = 2({right})"]
     return same, [f"{left} = {right} + 1", f"{left} = -({right}) - 1", f"{left} = 2({right}) + 1"]
 
 
