@@ -31,6 +31,8 @@ ORDER = (
     "graphs",
     "rollout",
     "_math_worker",
+    "equivalence",
+    "extraction",
     "grading",
     "tasks",
     "prompts",

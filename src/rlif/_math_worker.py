@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import traceback
 import weakref
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import permutations, product
 from typing import IO, Any
 
 _LOG = logging.getLogger(__name__)
@@ -179,19 +181,65 @@ def _answer(equivalent: Callable[[str, str], bool], gold: str, answer: str) -> d
 
 def _algebra() -> Callable[[str, str], bool]:
     import math_verify
+    from latex2sympy2_extended.math_normalization import NormalizationConfig
 
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it warns that its own time-outs are off: they are
     # LaTeX only. The library's other reader looks for any number in what it cannot parse: `2 \cup i(3` would equal 2.
-    latex = [math_verify.LatexExtractionConfig()]
+    # Its units stay off, they are taken off before it sees an answer: `10t + 12` would lose a t, `2s` would equal 2.
+    reading = NormalizationConfig(units=False, malformed_operators=True, nits=True)
+    latex = [math_verify.LatexExtractionConfig(normalization_config=reading)]
 
     def parse(text: str) -> list[Any]:
+        text = _IMAGINARY.sub(" i", text)
         return math_verify.parse(f"${text}$", latex, parsing_timeout=None, raise_on_error=True)
 
     parse_gold = lru_cache(maxsize=1024)(parse)  # each is compared with the answers of a whole group
 
     def equivalent(gold: str, answer: str) -> bool:
-        return bool(math_verify.verify(parse_gold(gold), parse(answer), timeout_seconds=None, raise_on_error=True))
+        truths, claims = parse_gold(gold), parse(answer)
+        if all(isinstance(truth, str) for truth in truths):
+            raise ValueError("math-verify cannot read the ground truth")  # which is nothing against the answer
+        same = math_verify.verify(
+            truths,
+            claims,
+            allow_set_relation_comp=any(map(_is_solved, claims)),
+            timeout_seconds=None,
+            raise_on_error=True,
+        )
+        return bool(same) and all(_is_near(truth, claim) for truth, claim in product(truths[:1], claims[:1]))
 
-    if not equivalent(r"\frac{1}{2}", "0.5") or equivalent(r"\frac{1}{2}", "0.6"):
+    if not equivalent(r"\frac{1}{2}", "0.5") or equivalent("x + 1", "x + 2"):
         raise RuntimeError("math-verify fails at 1/2 = 0.5; reinstall the version that rlif asks for")
     return equivalent
+
+
+_IMAGINARY = re.compile(r"(?<=[0-9}])i(?![A-Za-z])")
+"""math-verify takes the i of 2i for a variable unless it stands alone, and then 2i is not 2·i."""
+
+
+def _is_solved(claim: Any) -> bool:
+    """Whether an inequality says where its variable lies: ``-2 < x < 1`` is an interval, ``x^2 > 4`` the question."""
+    from sympy import Symbol
+    from sympy.core.relational import Relational
+
+    relations = claim.args if type(claim).__name__ == "And" else (claim,)
+    return all(
+        isinstance(relation, Relational)
+        and any(isinstance(one, Symbol) and not other.free_symbols for one, other in permutations(relation.args))
+        for relation in relations
+    )
+
+
+def _is_near(truth: Any, claim: Any) -> bool:
+    """The first five figures of two numbers agree. math-verify rounds to six decimals: 2^-98 would be 2^-97, and 0."""
+    from sympy import Eq, Expr
+
+    if isinstance(truth, Eq) and isinstance(claim, Eq) and truth.lhs != claim.lhs:
+        return True
+    numbers = [side.rhs if isinstance(side, Eq) else side for side in (truth, claim)]
+    if not all(isinstance(number, Expr) and number.is_number for number in numbers):
+        return True
+    if numbers[0].is_zero:
+        return numbers[1].is_zero is not False
+    left, right = (number.evalf() for number in numbers)
+    return bool(abs(left - right) <= abs(left) / 10**5)

@@ -55,7 +55,7 @@ class ArithmeticTask(Section):
     template: str = "plain"
     """Name of a prompt template (see rlif.tasks.templates)."""
     format: str = "boxed"
-    """The extractor that decides `formatted` (see rlif.grading.EXTRACTORS)."""
+    """The extractor that decides `formatted` (see docs/grading.md)."""
 
     @model_validator(mode="after")
     def _range(self) -> "ArithmeticTask":
@@ -82,7 +82,7 @@ class FileTask(Section):
     template: str = "boxed"
     """Name of a prompt template (see rlif.tasks.templates)."""
     format: str = "boxed"
-    """The extractor that decides `formatted` (see rlif.grading.EXTRACTORS)."""
+    """The extractor that decides `formatted` (see docs/grading.md)."""
     limit: Positive | None = None
     """Use only the first so many rows."""
 

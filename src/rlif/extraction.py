@@ -1,0 +1,232 @@
+r"""Where in a completion the answer stands: one small function a form, in the table `EXTRACTORS`.
+
+A *strict* extractor sees one prescribed form and nothing else: it tells whether a model has learned the form. A
+*flexible* one finds the answer in text that nobody prescribed. docs/grading.md lists them all.
+
+Every pattern is linear in the length of the text, however hostile: they read what a model wrote.
+"""
+
+import difflib
+import re
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from rlif.equivalence import DIGITS, SCALE, clean
+from rlif.errors import RlifError
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """One way to find the answer. Called with a completion, it returns the answer as written, or None."""
+
+    read: Callable[[str], str | None]
+    strict: bool
+    rule: str
+    """What counts, in a line; as in docs/grading.md."""
+
+    def __call__(self, text: str) -> str | None:
+        return self.read(text)
+
+
+_BRACES = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|(?P<bare>[^\s{}$\\]+))|\\\\(?!boxed|fbox)|\\[{}]|[{}]")
+
+
+def boxed(text: str) -> str | None:
+    r"""The content of the last closed ``\boxed{...}`` or ``\fbox{...}``; of nested ones the innermost last.
+
+    None if there is no such box or it is empty. ``\boxed 5`` counts, as in TeX.
+    """
+    last_start, content = -1, ""
+    for start, inside, end in _boxes(text):
+        if start > last_start:
+            last_start, content = start, text[inside:end]
+    return content.strip() or None
+
+
+def _boxes(text: str) -> Iterator[tuple[int, int, int]]:
+    """Where each closed box starts, where its content starts, and where that ends; in the order they close."""
+    open_groups: list[tuple[int, int]] = []  # where each open group and its content start; -1: not a box
+    for token in _BRACES.finditer(text):
+        symbol = token.group()
+        if token["bare"]:
+            yield token.start(), *token.span("bare")
+        elif symbol == "{":
+            open_groups.append((-1, -1))
+        elif symbol == "}":
+            start, inside = open_groups.pop() if open_groups else (-1, -1)
+            if start >= 0:
+                yield start, inside, token.start()
+        elif symbol.endswith("{") and symbol != r"\{":
+            open_groups.append((token.start(), token.end()))
+
+
+def boxed_once(text: str) -> str | None:
+    r"""The content of the only box, ``\boxed{...}`` with braces and nothing boxed inside; None if there are others.
+
+    Boxes with the same content are one: an answer may be repeated, not hedged.
+    """
+    contents: set[str] = set()
+    outermost = -1
+    for start, inside, end in _boxes(text):
+        if start < outermost or text[inside - 1] != "{" or not text.startswith(r"\boxed", start):
+            return None  # around another box, or not the prescribed command
+        outermost = start
+        contents.add(text[inside:end].strip())
+        if len(contents) > 1:
+            return None
+    return contents.pop() or None if contents else None
+
+
+_TAG = re.compile(r"<answer>|</answer>")
+
+
+def answer_tag(text: str) -> str | None:
+    """The content of the last closed ``<answer>...</answer>``, as in the DeepSeek-R1 template (arXiv 2501.12948)."""
+    start, content = -1, ""
+    for tag in _TAG.finditer(text):
+        if tag.group() == "<answer>":
+            start = tag.end()
+        elif start >= 0:
+            content, start = text[start : tag.start()], -1
+    return content.strip() or None
+
+
+_HASH = re.compile(r"####[ \t]*\**(?=[-+−]?[$\\(\[{.0-9])")
+_SENTENCE_END = re.compile(r"\.(?=\s|$)")
+
+
+def after_hash(text: str) -> str | None:
+    """What follows the last ``####`` on its line, as in GSM8K; a word there makes it a heading, not an answer."""
+    return _after(_HASH, text)
+
+
+_ANSWER = re.compile(r"\banswer\b\**[ \t]*(?:is|:|=)[\s:*]*", re.IGNORECASE)
+_PROSE = re.compile(r"[A-Za-z]{3}")
+
+
+def after_answer_is(text: str) -> str | None:
+    """What follows the last "answer is" or "answer:", to the end of the sentence; in prose, its last number.
+
+    None if nothing follows.
+    """
+    sentence = _after(_ANSWER, text)
+    if sentence is None:
+        return None
+    in_math = "\\" in sentence or "^" in sentence or sentence.count("$") > 1  # a single $ is money
+    if _PROSE.search(sentence) and not in_math:
+        return last_number(sentence) or sentence
+    return sentence
+
+
+_MINERVA_START = "Final Answer: The final answer is"
+_MINERVA_END = ". I hope it is correct."
+
+
+def minerva(text: str) -> str | None:
+    """What stands between the two halves of the sentence that Minerva's few-shot prompt teaches (arXiv 2206.14858)."""
+    start = text.rfind(_MINERVA_START)
+    if start < 0:
+        return None
+    sentence, closed, _ = text[start + len(_MINERVA_START) :].partition(_MINERVA_END)
+    return sentence.strip() or None if closed else None
+
+
+_SIGN = r"(?:(?<![0-9A-Za-z)\]}])[-−])?"
+_FRACTION = r"\\[dt]?frac\s?\{-?[0-9]+\}\s?\{-?[0-9]+\}"
+_NUMBER = re.compile(rf"{_SIGN}(?:{_FRACTION}|\\?\$?{DIGITS}(?:/[0-9]+)?(?: {SCALE}|\s?\\?%)?)")
+
+
+def last_number(text: str) -> str | None:
+    r"""The last number: with its sign, thousands separators, decimals, ``a/b``, ``\frac{a}{b}``, ``%``, ``million``."""
+    found = _last(_NUMBER, text)
+    return found.group() if found else None
+
+
+# The patterns of EleutherAI's lm-evaluation-harness 0.4.13, so that its numbers can be compared with ours.
+_GSM8K_STRICT = re.compile(r"#### (-?[0-9.,]+)")
+_GSM8K_COT_STRICT = re.compile(r"The answer is (-?[0-9.,]+)(?=[^\n])")
+_GSM8K_FLEXIBLE = re.compile(r"-?[$0-9.,]{2,}|-?[0-9]+")
+
+
+def gsm8k_strict(text: str) -> str | None:
+    """The first ``#### 72``: one space, then digits; ``strict-match`` of lm-evaluation-harness's task gsm8k."""
+    found = _GSM8K_STRICT.search(text)
+    return found[1] if found else None
+
+
+def gsm8k_cot_strict(text: str) -> str | None:
+    """The first ``The answer is 72.``; ``strict-match`` of lm-evaluation-harness's task gsm8k_cot.
+
+    As there, a character has to follow: without a full stop the last digit is taken for it (72 becomes 7).
+    """
+    found = _GSM8K_COT_STRICT.search(text)
+    return found[1] if found else None
+
+
+def gsm8k_flexible(text: str) -> str | None:
+    """The last run of digits; ``flexible-extract`` of lm-evaluation-harness's gsm8k tasks.
+
+    As there, two or more of ``$.,`` in a row are such a run, and no answer.
+    """
+    found = _last(_GSM8K_FLEXIBLE, text)
+    return found.group() if found else None
+
+
+def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    found = deque(pattern.finditer(text), maxlen=1)
+    return found[0] if found else None
+
+
+def _after(pattern: re.Pattern[str], text: str) -> str | None:
+    """The rest of the line after the last match, to the end of the sentence; None without a match or a rest."""
+    found = _last(pattern, text)
+    if found is None:
+        return None
+    line = text[found.end() :].partition("\n")[0]
+    return _SENTENCE_END.split(line, maxsplit=1)[0].strip(" \t*_") or None
+
+
+CHAIN = (boxed, answer_tag, after_hash, after_answer_is, last_number)
+"""Surest first: the order in which `extract_any` tries them."""
+
+
+def extract_any(text: str) -> str | None:
+    """The answer in whatever form it was given, without its packaging (see `clean`); None if there is none."""
+    found = (extract(text) for extract in CHAIN)
+    return next((answer for answer in map(clean, filter(None, found)) if answer), None)
+
+
+EXTRACTORS: Mapping[str, Extractor] = MappingProxyType(
+    {
+        "boxed": Extractor(boxed, True, r"the last closed `\boxed{}` or `\fbox{}`, of nested ones the innermost"),
+        "boxed_once": Extractor(boxed_once, True, r"the only `\boxed{}`; two with different contents are none"),
+        "answer_tag": Extractor(answer_tag, True, "the last closed `<answer>…</answer>`"),
+        "hash": Extractor(after_hash, True, "what follows the last `####` on its line, unless it is a word"),
+        "gsm8k_strict": Extractor(gsm8k_strict, True, "the first `#### 72`, as lm-eval's gsm8k strict-match"),
+        "gsm8k_cot_strict": Extractor(
+            gsm8k_cot_strict, True, "the first `The answer is 72.`, as lm-eval's gsm8k_cot strict-match"
+        ),
+        "minerva": Extractor(minerva, True, "`Final Answer: The final answer is … . I hope it is correct.`"),
+        "answer_is": Extractor(
+            after_answer_is, False, 'after the last "answer is" or "answer:"; in prose, the last number there'
+        ),
+        "last_number": Extractor(
+            last_number, False, r"the last number, with sign, separators, `\frac`, `%`, `million`"
+        ),
+        "gsm8k_flexible": Extractor(gsm8k_flexible, False, "the last run of digits, as lm-eval's flexible-extract"),
+        "any": Extractor(
+            extract_any, False, "the first of boxed, answer_tag, hash, answer_is, last_number to find one"
+        ),
+    }
+)
+"""The forms an answer can be asked for in, by the name a recipe's ``task.format`` gives them."""
+
+
+def find_extractor(name: str) -> Extractor:
+    """An extractor by its name. Raises `RlifError` for an unknown one."""
+    if name not in EXTRACTORS:
+        nearest = difflib.get_close_matches(name, EXTRACTORS, n=1, cutoff=0.0)[0]
+        raise RlifError(f"task.format: no format {name!r}; did you mean {nearest}? (there are {', '.join(EXTRACTORS)})")
+    return EXTRACTORS[name]

@@ -1,0 +1,390 @@
+"""What equals what: cases judged by hand; every MATH-500 answer, rewritten and beside wrong neighbours; any text."""
+
+import json
+import re
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlif.equivalence import alternatives, clean, compare_quickly
+from rlif.grading import Grader
+
+FIXTURES = Path(__file__).parent / "fixtures"
+DATA = Path(__file__).parents[2] / "shared" / "data" / "math500.jsonl"
+
+
+def read(name: str) -> list:
+    return [json.loads(line) for line in (FIXTURES / name).read_text("utf-8").split("\n") if line]
+
+
+CASES = read("equivalence_cases.jsonl")
+MATH500 = read("math500_answers.jsonl")
+
+
+@pytest.fixture(scope="module")
+def grader() -> Iterator[Grader]:
+    with Grader(time_limit=60.0) as grader:  # generous: these cases test meaning, and machines may be busy
+        yield grader
+
+
+def right(grader: Grader, answer: str, gold: str) -> bool | None:
+    return grader.grade(rf"So it is \boxed{{{answer}}}.", gold, format="boxed", row_id="row").right
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['gold']} {case['answer']}")
+def test_case(grader: Grader, case: dict) -> None:
+    assert right(grader, case["answer"], case["gold"]) is case["right"]
+
+
+def test_long_numbers_are_compared_to_the_last_digit(grader: Grader) -> None:
+    assert right(grader, "9" * 5000 + ".0", "9" * 5000) is True  # longer than int() takes
+    assert right(grader, "1" + "0" * 4999, "1" + "0" * 5000) is False
+
+
+# MATH-500: each answer belongs to a family, which says how else it may be written and what only looks like it.
+# The verdicts follow from the arithmetic written here; nothing of rlif is called to find them.
+
+Forms = tuple[list[str], list[str]]
+"""What is right, and what is wrong."""
+
+
+def integer(text: str) -> Forms | None:
+    if not re.fullmatch(r"-?[0-9]+", text):
+        return None
+    n = int(text)
+    same = [
+        f"{n}.0",
+        f"${n}$",
+        f"x = {n}",
+        rf"{n}\text{{ units}}",
+        f"{n:,}",
+        f"{n:,}".replace(",", r",\!"),
+        rf"\frac{{{2 * n}}}{{2}}",
+    ]
+    return same, [str(n + 1), str(n - 1), f"{n}.5", f"{n}1", *([str(-n)] if n else [])]
+
+
+def decimal(text: str) -> Forms | None:
+    if not re.fullmatch(r"(\\\$)?[0-9]*(,(\\! ?)?[0-9]{3})*(\.[0-9]+)?", text):
+        return None
+    value = Fraction(re.sub(r"[^0-9.]", "", text))
+    p, q = value.numerator, value.denominator
+    same = [
+        rf"\frac{{{p}}}{{{q}}}",
+        f"{p}/{q}",
+        f"${text}$",
+        rf"\frac{{{3 * p}}}{{{3 * q}}}",
+        f"{text}\\text{{ units}}",
+    ]
+    return same, [rf"\frac{{{p + 1}}}{{{q}}}", rf"-\frac{{{p}}}{{{q}}}", f"{text}1" if "." in text else f"{text}.1"]
+
+
+def fraction(text: str) -> Forms | None:
+    pattern = r"(-?)([0-9]*) ?\\d?frac *(?:\{([0-9]+)\}|([0-9])) *(?:\{([0-9]+)\}|([0-9]))(\\text\{ degrees\})?"
+    match = re.fullmatch(pattern, text)
+    if match is None:
+        return None
+    value = Fraction(int(match[3] or match[4]), int(match[5] or match[6])) + int(match[2] or 0)
+    p, q, sign = value.numerator, value.denominator, match[1]
+    same = [
+        rf"{sign}\dfrac{{{p}}}{{{q}}}",
+        f"{sign}{p}/{q}",
+        rf"\frac{{{sign}{2 * p}}}{{{2 * q}}}",
+        rf"{sign}\tfrac{{{p}}}{{{q}}}",
+    ]
+    if p > q:
+        same += [rf"{sign}{p // q}\frac{{{p % q}}}{{{q}}}"]
+    if 10**12 % q == 0:  # it ends: its decimals are exact
+        same += [f"{sign}{p * 10**12 // q // 10**12}.{p * 10**12 // q % 10**12:012d}"]
+    wrong = [
+        rf"{sign}\frac{{{q}}}{{{p}}}",
+        f"{sign}{p + 1}/{q}",
+        rf"{sign}\frac{{{p}}}{{{q + 1}}}",
+        f"{'' if sign else '-'}{p}/{q}",
+    ]
+    return same, wrong
+
+
+def degrees(text: str) -> Forms | None:
+    match = re.fullmatch(r"([0-9]+)\^\\circ", text)
+    if match is None:
+        return None
+    n = int(match[1])
+    return [f"{n}°", str(n), rf"{n}^{{\circ}}", rf"{n}\text{{ degrees}}", f"{n} degrees"], [
+        f"{n + 1}°",
+        f"{n / 10}°",
+        f"-{n}",
+    ]
+
+
+def measure(text: str) -> Forms | None:
+    match = re.fullmatch(r"([0-9.]+) ?\\(?:text|mbox)\{ (.*)\}(\^2)?", text)
+    if match is None:
+        return None
+    number, unit = match[1], match[2]
+    wrong = [f"{number}1", f"-{number}", rf"1{number}\text{{ {unit}}}"]
+    return [
+        number,
+        rf"{number}\text{{ {unit}}}",
+        rf"{number}\,\mathrm{{{unit}}}",
+        f"{number} {unit}",
+        f"${number}$",
+    ], wrong
+
+
+def based(text: str) -> Forms | None:
+    match = re.fullmatch(r"([0-9]+)_\{?([0-9]+)\}?", text)
+    if match is None:
+        return None
+    digits, base = match[1], int(match[2])
+    wrong = [f"{digits}_{base + 1}", f"{digits}1_{base}", str(int(digits, base)), f"{digits[::-1]}_{base}"]
+    return [f"{digits}_{{{base}}}", digits, f"${digits}_{base}$"], [
+        form for form in wrong if form != f"{digits}_{base}"
+    ]
+
+
+def word(text: str) -> Forms | None:
+    match = re.fullmatch(r"\\text\{\(?([A-Za-z]+)\)?\}", text)
+    if match is None:
+        return None
+    name = match[1]
+    same = [name, name.lower(), rf"\textbf{{{name}}}", rf"\mathrm{{{name}}}", rf"\text{{{name}}}.", f"({name})"]
+    return same, ["F", r"\text{north}", f"{name}{name}", rf"\text{{not {name}}}", "5"]
+
+
+def matrix(text: str) -> Forms | None:
+    match = re.fullmatch(r"\\begin\{pmatrix\} (.*) \\end\{pmatrix\}", text)
+    if match is None:
+        return None
+    rows = [[entry.strip() for entry in row.split("&")] for row in match[1].split(r"\\")]
+    spelled = [[re.sub(r"([0-9]+)/([0-9]+)", r"\\dfrac{\1}{\2}", entry) for entry in row] for row in rows]
+    negated = [[entry.removeprefix("-") if "-" in entry else f"-{entry}" for entry in row] for row in rows]
+    transposed = [list(column) for column in zip(*rows, strict=True)]
+    wrong = [negated, rows[:-1], [*rows, rows[0]], rows[::-1], transposed]
+    return [written(rows, "bmatrix"), written(spelled, "pmatrix"), written(spelled, "pmatrix", r"\\[1ex]")], [
+        written(form, "pmatrix") for form in wrong if form != rows
+    ]
+
+
+def written(rows: list[list[str]], kind: str, newline: str = r"\\") -> str:
+    content = newline.join(" & ".join(row) for row in rows)
+    return rf"\begin{{{kind}}}{content}\end{{{kind}}}"
+
+
+def bracketed(text: str) -> Forms | None:
+    """Points, vectors and intervals, which look alike: the order counts, and so does each bracket of a pair."""
+    match = re.fullmatch(r"(?:x \\in )?(?:\\left)?([(\[]) ?(.*?) ?(?:\\right)?([)\]])", text)
+    if match is None or r"\cup" in text or text.count("(") > 1:
+        return None
+    left, inner, right = match.groups()
+    parts = [part.strip() for part in inner.split(",")]
+    same = [rf"\left{left} {inner} \right{right}"]
+    same += [f"{left}{separator.join(parts)}{right}" for separator in (", ", r",\;")]
+    wrong = [f"{left}{','.join(parts[::-1])}{right}", f"{left}{','.join(parts[:-1])}{right}", f"{left}{inner},7{right}"]
+    wrong += [f"{left}{','.join([*parts[:-1], parts[-1] + '+1'])}{right}"] if r"\infty" not in parts[-1] else []
+    if len(parts) == 2 and r"\infty" not in parts[0]:
+        wrong += [f"{'[' if left == '(' else '('}{inner}{right}"]
+    if len(parts) == 2 and r"\infty" not in parts[1]:
+        wrong += [f"{left}{inner}{']' if right == ')' else ')'}"]
+    return same, wrong
+
+
+def union(text: str) -> Forms | None:
+    parts = text.split(r" \cup ")
+    if len(parts) != 2:
+        return None
+    first, second = parts
+    same = [rf"{second} \cup {first}", rf"\left{first[:-1]}\right{first[-1]}\cup{second}", f"{first} ∪ {second}"]
+    return same, [
+        first,
+        second,
+        rf"{first} \cap {second}",
+        rf"{first[:-1]}] \cup {second}",
+        rf"{first} \cup [{second[1:]}",
+    ]
+
+
+def listing(text: str) -> Forms | None:
+    parts = [part.strip() for part in text.strip(r"\{}").split(",")]
+    if len(parts) < 2:
+        return None
+    joined = ", ".join(parts[:-1]) + r" \text{ and } " + parts[-1]
+    same = [",".join(parts[::-1]), ", ".join(parts), joined, r"\{" + ",".join(parts) + r"\}"]
+    return same, [",".join(parts[:-1]), ",".join([*parts, "17"]), ",".join([*parts[:-1], f"{parts[-1]}+1"])]
+
+
+def equation(text: str) -> Forms | None:
+    left, equals, right = text.partition(" = ")
+    if not equals:
+        left, equals, right = text.partition("=")
+    if not equals:
+        return None
+    same = [f"{left}={right}", f"${left} = {right}$"]
+    same += [right] if re.fullmatch("[a-z]", left) else [f"{right} = {left}", f"2({left}) = 2({right})"]
+    return same, [f"{left} = {right} + 1", f"{left} = -({right}) - 1", f"{left} = 2({right}) + 1"]
+
+
+def expression(text: str) -> Forms | None:
+    """Anything else: a number or a polynomial, and both have a sum and a double."""
+    parts = text.split(r" \pm ")
+    if len(parts) == 2:
+        low, high = (f"{parts[0]} {sign} {parts[1]}" for sign in "-+")
+        return [f"{high}, {low}", f"{low}, {high}", f"x = {text}"], [low, high, f"{text} + 1", f"{high}, {low} + 1"]
+    same = [f"({text})", rf"\left({text}\right)", rf"\frac{{2({text})}}{{2}}", f"0+{text}", f"-(-({text}))"]
+    return same, [f"{text} + 1", f"-({text})", f"2({text})", rf"\frac{{{text}}}{{3}}", "0"]
+
+
+FAMILIES = (
+    *(integer, decimal, fraction, degrees, measure, based, word, matrix, bracketed, union, listing, equation),
+    expression,
+)
+
+
+def forms(answer: str) -> Forms:
+    return next(found for family in FAMILIES if (found := family(answer)) is not None)
+
+
+def test_the_math500_answers_are_those_of_the_data_set() -> None:
+    assert len(MATH500) == 500
+    if DATA.exists():
+        assert [json.loads(line)["answer"] for line in DATA.read_text("utf-8").split("\n") if line] == MATH500
+
+
+@pytest.mark.parametrize("answer", dict.fromkeys(MATH500))
+def test_math500_answer(grader: Grader, answer: str) -> None:
+    same, wrong = forms(answer)
+    assert len(same) >= 2
+    assert len(wrong) >= 2
+    verdicts = {form: right(grader, form, answer) for form in (answer, *same, *wrong)}
+    expected = dict.fromkeys((answer, *same), True) | dict.fromkeys(wrong, False)
+    assert {form: verdict for form, verdict in verdicts.items() if verdict is not expected[form]} == {}
+
+
+# Any text: nothing crashes, and what is clean stays the same.
+
+PIECES = [
+    *(
+        "1",
+        "22",
+        "333",
+        ",",
+        ".",
+        "-",
+        "+",
+        "/",
+        "%",
+        r"\%",
+        r"\frac",
+        "{",
+        "}",
+        "{2}",
+        r"\{",
+        r"\}",
+        "(",
+        ")",
+        "[",
+        "]",
+    ),
+    *(
+        " ",
+        "x",
+        "i",
+        "e",
+        "\\pi",
+        r"\sqrt",
+        "^",
+        "_8",
+        "_{8}",
+        r"\circ",
+        "°",
+        r"\text{",
+        r"\text{ cm}",
+        r"\mbox{",
+        "cm",
+        " and ",
+    ),
+    *(
+        r"\text{ or }",
+        r"\left",
+        r"\right",
+        r"\!",
+        r"\,",
+        r"\;",
+        "$",
+        r"\$",
+        "**",
+        r"\approx",
+        "=",
+        "<",
+        r"\le",
+        ":",
+        "p.m.",
+    ),
+    *(
+        r"\overline{3}",
+        " million",
+        "e5",
+        "A",
+        "B",
+        "oo",
+        r"\infty",
+        r"\phantom",
+        r"\\",
+        r"\\[1ex]",
+        r"\begin{pmatrix}",
+        "&",
+    ),
+    *("\x00", "\u2028", "\ud800", "é", "٣", "²", "−", r"\sin", "degrees", r"\mid", "|", r"\boxed", "~", r"\("),
+]
+TEXTS = st.lists(st.sampled_from(PIECES) | st.characters(), max_size=25).map("".join)
+
+
+@settings(max_examples=300, deadline=None)
+@given(TEXTS, TEXTS)
+def test_no_text_crashes_the_reading_and_each_equals_itself(gold: str, answer: str) -> None:
+    gold, answer = clean(gold), clean(answer)
+    answer.encode()  # no half character is left
+    for one in alternatives(gold):
+        assert compare_quickly(one, answer) in (True, False, None)
+    if gold not in ("", "%", r"\%") and re.search(r"[0-9]", gold):
+        assert compare_quickly(gold, gold) is True
+
+
+@settings(max_examples=300, deadline=None)
+@given(TEXTS, TEXTS)
+def test_words_and_numbers_agree_in_both_directions(left: str, right: str) -> None:
+    left, right = clean(left), clean(right)
+    if left and right and "_" not in left + right:  # a base may be left out of an answer, not of the ground truth
+        verdicts = {compare_quickly(left, right), compare_quickly(right, left)}
+        assert verdicts != {True, False}
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(-(10**9), 10**9), st.integers(1, 10**4), st.integers(-(10**9), 10**9), st.integers(1, 10**4))
+def test_fractions_are_compared_as_fractions(a: int, b: int, c: int, d: int) -> None:
+    for gold in (f"{a}/{b}", rf"\frac{{{a}}}{{{b}}}"):
+        for answer in (f"{c}/{d}", rf"\dfrac{{{c}}}{{{d}}}"):
+            assert compare_quickly(clean(gold), clean(answer)) is (Fraction(a, b) == Fraction(c, d))
+    assert compare_quickly(f"{a}/{b}", rf"\frac{{{3 * a}}}{{{3 * b}}}") is True
+    assert compare_quickly(clean(f"{a}/{10 ** (b % 7)}"), clean(f"{Fraction(a, 10 ** (b % 7)) * 100}\\%")) is True
+
+
+@pytest.mark.parametrize("answer", dict.fromkeys([*MATH500, *(case["answer"] for case in CASES)]))
+def test_what_is_clean_stays_so(answer: str) -> None:
+    assert clean(clean(answer)) == clean(answer)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.sampled_from(PIECES), max_size=3), st.lists(st.sampled_from(PIECES), min_size=1, max_size=4))
+def test_time_grows_no_faster_than_the_text(start: list[str], repeated: list[str]) -> None:
+    """A pattern that looks at every pair of its 100,000 characters would take minutes, and the test be ended."""
+    unit = "".join(repeated)
+    text = "".join(start) + unit * (100_000 // len(unit))
+    for long in (text, text + "!"):
+        cleaned = clean(long)
+        assert compare_quickly(cleaned, "5") is not True
+        assert compare_quickly("5", cleaned) is not True
