@@ -38,6 +38,7 @@ ORDER = (
     "sinks",
     "checkpoint",
     "analysis",
+    "evals",
     "evaluate",
     "run",
     "train",
