@@ -5,7 +5,7 @@ given questions in both of their forms, as messages and as plain text, and uses 
 answers back as they are finished, in whatever order, and says None to what it cannot know.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -79,23 +79,33 @@ class Backend(Protocol):
 
     name: str
     """What the model is called in tables and results."""
+    seconds: float
+    """Time spent in the model (of a server: waiting for it) so far; what lies beyond is the evaluation's own."""
 
     def facts(self) -> Mapping[str, Any]:
-        """What is worth recording of how it answers (device, compute type, chat template, server), for results.json.
+        """What is worth recording of how it answers (weights, compute type, chat template, server): JSON values.
 
-        JSON values only.
+        An evaluation is not gone on with if they have changed.
         """
 
     def check(self, asked: Sequence[Asked], sampling: Sampling) -> None:
         """Raise `RlifError` for what cannot work, above all a question that does not fit into the context."""
 
     def answer(
-        self, asked: Sequence[Asked], *, samples: int, sampling: Sampling, key: Key
+        self,
+        asked: Sequence[Asked],
+        *,
+        samples: int,
+        sampling: Sampling,
+        key: Key,
+        progress: Callable[[int], None] | None = None,
     ) -> Iterator[Sequence[Answer]]:
         """``samples`` answers to each question, some at a time, in whatever order, each exactly once.
 
-        An evaluation is saved between two of these handfuls and goes on from whole problems; a handful should
-        therefore not take longer than a minute or so, and a problem's samples should come close together. Where the
+        ``progress`` is told of tokens as they are drawn, where that is known before an answer is finished.
+
+        An evaluation is saved between two of these handfuls, in whole problems, and goes on from there: a handful
+        should not take longer than a minute or two, and a problem's samples should come close together. Where the
         back-end can, the randomness of an answer is keyed by (``key``, problem id, sample) alone. Raises `RlifError`
         for what the user can mend (a server that is gone, a context that is too short).
         """
