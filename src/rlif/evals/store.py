@@ -73,7 +73,7 @@ class Store:
         if out.exists() and not out.is_dir():
             raise RlifError(f"{out}: a file, not a folder; choose another --out")
         known = out / ASKED
-        if not known.exists() and out.is_dir() and any(path.name != _LOCK for path in out.iterdir()):
+        if not known.exists() and out.is_dir() and any(path.name[0] != "." for path in out.iterdir()):
             raise RlifError(f"{out}: not empty, and no evaluation; choose a new or an empty folder for --out")
         with _locked(out):
             if known.exists() and not any(out.glob(f"*/*/{_PART}")):
