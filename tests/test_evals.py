@@ -54,6 +54,7 @@ class Scripted:
     def answer(self, asked: Any, *, samples: int, sampling: Sampling, key: Key, progress: Any = None) -> Iterator[Any]:
         for number, one in enumerate(asked):
             if number == self._fail_after:
+                yield [self._say(one, 0)]  # in the middle of a problem
                 raise RlifError("the server is gone")
             self.asked.append(one.problem.id)
             self.seconds += 0.001
