@@ -43,6 +43,7 @@ ORDER = (
     "sinks",
     "checkpoint",
     "analysis",
+    "evals",
     "evaluate",
     "run",
     "train",
