@@ -73,14 +73,13 @@ def test_replayed_steps_equal_line_rows_through_a_random_life(recorded: list[Ste
     assert 2 <= len(recorded) < steps  # several buckets, and most steps were replays
 
 
-def test_the_engine_samples_the_same(recorded: list[Step], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_engine_samples_the_same(recorded: list[Step]) -> None:
     """Seven completions through four slots: rows leave, others take their place."""
     policy = toy_policy()
     prompts, sampling = toy_prompts(policy, ["ab", "12+3=?", "a"]), Sampling(max_new_tokens=9)
     options = {"group_size": 3, "sampling": sampling, "key": Key(0, 0)}
     expected = Engine(policy, max_rows=4).sample(prompts, **options)
-    monkeypatch.setattr(Engine, "_in_flight", lambda self, *, room: graph_rows(policy, rows=4, columns=24))
-    found = Engine(policy, max_rows=4).sample(prompts, **options)
+    found = Engine(policy, max_rows=4, cuda_graphs=True).sample(prompts, **options)
     assert recorded
     assert torch.equal(found.tokens, expected.tokens)
     assert found.stop_reasons == expected.stop_reasons

@@ -11,7 +11,7 @@ here nothing that a step reads or writes moves, and nothing in it depends on a n
   large again as what is filled.
 
 `rlif.inflight.LineRows`, of which this is the static form, is its twin. Tested on a CPU, where a traced list of
-operations stands in for the graph; not yet run on a GPU, and not yet what `rlif.rollout.Engine` uses there.
+operations stands in for the graph; not yet run on a GPU, so `rollout.cuda_graphs` is off unless asked for.
 """
 
 from collections.abc import Callable, Sequence

@@ -15,6 +15,7 @@ from torch import Tensor
 from rlif.decoder import decoder_of, joined
 from rlif.draw import Key, Sampling, draw, uniforms
 from rlif.errors import RlifError
+from rlif.graphs import GraphRows
 from rlif.inflight import InFlight, LineRows, TransformersRows, rows_that_fit
 from rlif.memory import release_free_memory
 from rlif.policy import Policy
@@ -30,14 +31,15 @@ _ROOM = 256  # columns of the cache to allocate ahead, in tokens
 
 class Engine:
     """Samples from a policy with a key-value cache, at most ``max_rows`` completions side by side (None:
-    `rlif.inflight.rows_that_fit`).
+    `rlif.inflight.rows_that_fit`). ``cuda_graphs`` replays the decode step on a GPU (`rlif.graphs`).
 
     Holds no state between calls. Raises `RlifError` for a model that takes no key-value cache (Mamba, say).
     """
 
-    def __init__(self, policy: Policy, *, max_rows: int | None = None) -> None:
+    def __init__(self, policy: Policy, *, max_rows: int | None = None, cuda_graphs: bool = False) -> None:
         self.policy = policy
         self.max_rows = max_rows
+        self.cuda_graphs = cuda_graphs
         if decoder_of(policy.model) is None:
             TransformersRows(policy, room=1)  # a model that cannot be sampled from is found now, not at the first step
 
@@ -57,10 +59,10 @@ class Engine:
         does not fit into the model's context together with ``sampling.max_new_tokens``.
         """
         check_context(self.policy, prompts, sampling.max_new_tokens)
-        in_flight = self._in_flight(room=min(sampling.max_new_tokens, _ROOM))
         recorder = _Recorder(self.policy, prompts, group_size, sampling, key)
-        longest = max(len(prompt.token_ids) for prompt in prompts)
-        most = self.max_rows or rows_that_fit(self.policy, longest + sampling.max_new_tokens)
+        columns = max(len(prompt.token_ids) for prompt in prompts) + sampling.max_new_tokens
+        most = min(self.max_rows or rows_that_fit(self.policy, columns), recorder.n_rows)
+        in_flight = self._in_flight(most, columns, room=min(sampling.max_new_tokens, _ROOM))
         waiting = list(recorder.owners)
         rows = torch.zeros(0, dtype=torch.long, device=self.policy.device)  # the completion that each row belongs to
         tokens = rows
@@ -87,9 +89,13 @@ class Engine:
         release_free_memory(self.policy.device)
         return recorder.rollouts()
 
-    def _in_flight(self, *, room: int) -> InFlight:
+    def _in_flight(self, rows: int, columns: int, *, room: int) -> InFlight:
         decoder = decoder_of(self.policy.model, joined)
-        return TransformersRows(self.policy, room=room) if decoder is None else LineRows(self.policy, decoder)
+        if decoder is None:
+            return TransformersRows(self.policy, room=room)
+        if self.cuda_graphs:
+            return GraphRows(self.policy, decoder, rows=rows, columns=columns)
+        return LineRows(self.policy, decoder)
 
 
 def _entering(in_flight: InFlight, most: int, n_alive: int, n_waiting: int) -> int:

@@ -92,7 +92,7 @@ class Run:
         self.rows = recipe.rollout.prompts * recipe.rollout.group_size
         self.task: Task = build_task(recipe.task)
         self.policy, self.optimizer = _load_trainable(recipe, checkpoint)
-        self.engine = Engine(self.policy, max_rows=recipe.rollout.max_rows)
+        self.engine = Engine(self.policy, max_rows=recipe.rollout.max_rows, cuda_graphs=recipe.rollout.cuda_graphs)
         self._check_prompts()
         self.reference = _load_reference(recipe, self.policy, fresh=checkpoint is None)
         self._check_reference()
