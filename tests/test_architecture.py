@@ -34,6 +34,7 @@ ORDER = (
     "rewards",
     "optim",
     "grpo",
+    "theory",
     "runlog",
     "sinks",
     "checkpoint",
