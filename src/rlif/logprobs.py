@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rlif.decoder import Decoder, decoder_of
-from rlif.head import head_logprobs, head_of
+from rlif.head import head_logprobs, head_of, head_signals
 from rlif.packing import Packed
 from rlif.policy import Policy
-from rlif.types import Rollouts
+from rlif.signals import token_signals
+from rlif.types import Rollouts, TokenSignals
 
 
 def policy_logprobs(
@@ -128,3 +129,34 @@ def _concatenate(rollouts: Rollouts, rows: Sequence[int], pad_id: int) -> Int[Te
     for i, text in enumerate(texts):
         result[i, : len(text)] = torch.tensor(text)
     return result
+
+
+@torch.no_grad()
+def policy_signals(policy: Policy, rollouts: Rollouts, rows: Sequence[int]) -> TokenSignals:
+    """The policy's signals, as it stands, at each completion token of these rows: (row, tok), fp32, 0 where masked.
+
+    Those in ``rollouts`` are the same numbers as the sampler computed them, for the policy of that moment.
+    """
+    mask = rollouts.mask[list(rows)]
+    tokens = [rollouts.tokens[row][rollouts.mask[row]] for row in rows]
+    chosen = torch.cat(tokens).to(policy.device)
+    decoder = decoder_of(policy.model)
+    if decoder is None:
+        ids = _concatenate(rollouts, rows, policy.pad_id).to(policy.device)
+        prompts = rollouts.row_prompts
+        lengths = [(len(prompts[row].token_ids), len(own)) for row, own in zip(rows, tokens, strict=True)]
+        logits = policy.model(input_ids=ids, use_cache=False).logits
+        producing = [logits[i, prompt - 1 : prompt + own - 1] for i, (prompt, own) in enumerate(lengths)]
+        signals = token_signals(torch.cat(producing), chosen, vocab_size=policy.vocab_size)
+    else:
+        owners = [row // rollouts.group_size for row in rows]
+        index = {owner: i for i, owner in enumerate(dict.fromkeys(owners))}
+        packed = Packed(
+            [rollouts.prompts[owner].token_ids for owner in index],
+            [(index[owner], ids.tolist()) for owner, ids in zip(owners, tokens, strict=True)],
+            device=policy.device,
+        )
+        hidden = decoder(packed.tokens, packed.positions, packed.attend).index_select(0, packed.predicting)
+        signals = head_signals(hidden, head_of(policy.model, policy.vocab_size), chosen)
+    empty = torch.zeros(mask.shape, device=policy.device)
+    return TokenSignals(*(empty.masked_scatter(mask.to(policy.device), values) for values in signals))
