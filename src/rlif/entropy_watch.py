@@ -44,23 +44,31 @@ def watch(policy: Policy, scored: Scored, *, share: float, budget: int) -> Entro
     ``budget``: most tokens in one forward pass, as in an update.
     """
     rollouts = scored.rollouts
-    rows = list(range(0, rollouts.n_rows, round(1 / share))) if share else []
+    rows = list(range(0, rollouts.n_rows, max(1, round(1 / share)))) if share else []
     return EntropyWatch(rows, _signals(policy, rollouts, rows, budget), advantage_covariance(scored))
 
 
 def change(policy: Policy, scored: Scored, watched: EntropyWatch, *, budget: int) -> dict[str, float]:
-    """After the update: the predicted and the measured change of entropy, keys as in docs/metrics.md."""
+    """After the update: how entropy changed and was predicted to, keys as in docs/metrics.md."""
     metrics = {"entropy/advantage_covariance": watched.covariance}
-    if not watched.rows:
-        return metrics
-    rollouts, before = scored.rollouts, watched.before
-    after = _signals(policy, rollouts, watched.rows, budget)
-    weights = _weights(rollouts, before.logprob, watched.rows)
+    if watched.rows:
+        after = _signals(policy, scored.rollouts, watched.rows, budget)
+        metrics |= compare(scored.rollouts, watched.rows, watched.before, after)
+    return metrics
+
+
+def compare(rollouts: Rollouts, rows: list[int], before: TokenSignals, after: TokenSignals) -> dict[str, float]:
+    """Predicted change of entropy with its standard error over rows, and measured change, nats a token.
+
+    Args:
+        before, after: signals at the completion tokens of ``rows``, 0 where masked, of two policies that lie close.
+    """
+    weights = _weights(rollouts, before.logprob, rows)
     predicted = -weights * (before.logprob + before.entropy) * (after.logprob - before.logprob)
-    lengths = rollouts.lengths[watched.rows].float()
+    lengths = rollouts.lengths[rows].float()
     mean = predicted.sum() / lengths.sum()
-    deviations = predicted.sum(dim=1) - mean * lengths  # of a ratio of sums over rows
-    return metrics | {
+    deviations = predicted.sum(dim=1) - mean * lengths  # of a ratio of two sums over rows
+    return {
         "entropy/predicted": float(mean),
         "entropy/predicted_stderr": float(deviations.norm() / lengths.sum()),
         "entropy/measured": float((after.entropy - before.entropy).sum() / lengths.sum()),

@@ -94,6 +94,16 @@ def _trajectory_difference(trials: int, generator: torch.Generator) -> Claim:
     return Claim(torch.cat(left), torch.cat(right), _ROUNDING)
 
 
+def _tree_is_a_bandit(trials: int, generator: torch.Generator) -> Claim:
+    left, right = [], []
+    for policies in drawn((tree(3, 2), tree(2, 3), language(3, 3)), trials, generator):
+        rewards = torch.randn(policies.logprob.shape, generator=generator, dtype=torch.float64)
+        own, mean = policies.logprob, policies.expected(policies.logprob)
+        left.append(-policies.expected((own - mean[:, None]) * rewards))
+        right.append(entropy_slope(policies, natural_gradient(policies, rewards)))
+    return Claim(torch.cat(left), torch.cat(right), _ROUNDING)
+
+
 def _bandit_falls(trials: int, generator: torch.Generator) -> Claim:
     changes = []
     for policies in drawn(_BANDITS, trials, generator):
@@ -224,6 +234,14 @@ STATEMENTS = (
         formula="dH(τ)/dη = −Σ_s d(s) Cov_{a∼π}(A^ln p, A^R)",
         source="project, from Lemma 1",
         trial=_trajectory_difference,
+    ),
+    Statement(
+        name="a tree is a bandit of texts",
+        says="where no state is shared, entropy falls by the covariance of reward and ln p",
+        assumes="natural gradient of any reward; every prefix has a state of its own",
+        formula="dH(τ)/dη = −Cov_{τ∼p}(ln p(τ), R(τ))",
+        source="project, from Lemma 1 and R − E R = Σ_t A^R(s_t, a_t)",
+        trial=_tree_is_a_bandit,
     ),
     Statement(
         name="trajectory entropy, one choice",

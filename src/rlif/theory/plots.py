@@ -28,7 +28,7 @@ _COLOURS = {
     "majority_vote": "#CC79A7",
 }
 _CORNERS = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.5, 0.75**0.5]], dtype=torch.float64)
-_STEP, _STEPS, _POLICIES = 0.1, 400, 200
+_STEP, _STEPS, _POLICIES = 0.2, 200, 200
 
 
 def draw_all(folder: Path, *, seed: int) -> list[Path]:
@@ -65,8 +65,8 @@ def entropy_flows(generator: torch.Generator) -> Figure:
         axes.set_xlabel("time along the natural gradient (steps × step size)")
         axes.spines[["top", "right"]].set_visible(False)
     left.set_ylabel("trajectory entropy, nats")
-    left.legend(frameon=False, fontsize=8)
-    right.legend(frameon=False, fontsize=8)
+    left.legend(frameon=False, fontsize=8, loc="upper right")
+    right.legend(frameon=False, fontsize=8, loc="upper right")
     return figure
 
 

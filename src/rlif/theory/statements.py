@@ -92,10 +92,10 @@ class Result:
     @property
     def as_stated(self) -> bool:
         """A theorem held in every trial; another statement in a share inside its band (four sigmas of sampling)."""
-        if self.statement.theorem:
-            return self.trials > 0 and self.held == 1.0
+        if self.statement.theorem or not self.trials:
+            return self.held == 1.0
         low, high = self.statement.share
-        slack = 4.0 * (0.25 / max(self.trials, 1)) ** 0.5
+        slack = 4.0 * (0.25 / self.trials) ** 0.5
         return low - slack <= self.held <= high + slack
 
 
@@ -103,6 +103,8 @@ def check(statement: Statement, *, trials: int, seed: int) -> Result:
     """Try a statement on about ``trials`` random cases; each statement draws from a stream of its own."""
     generator = torch.Generator().manual_seed(seed * 2_147_483_659 + zlib.crc32(statement.name.encode()))
     claim = statement.trial(trials, generator)
+    if not len(claim.left):
+        return Result(statement, 0, 0.0, 0.0, None, "no case met the assumptions: give more --trials")
     held = claim.holds(statement.relation)
     deviation = claim.deviation(statement.relation).view(len(held), -1).amax(dim=1)
     example = None
