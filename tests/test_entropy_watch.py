@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rlif.config import AdvantageConfig, GrpoConfig, RewardConfig, parse_recipe
-from rlif.entropy_watch import advantage_covariance, change, compare, correlation, watch
+from rlif.entropy_watch import advantage_covariance, change, compare, correlation, watch, watched_rows
 from rlif.grpo import grpo_step
 from rlif.logprobs import policy_signals
 from rlif.optim import MasterOptimizer, adamw
@@ -150,12 +150,41 @@ def test_a_real_update_is_measured_and_foretold(family: str) -> None:
 
 def test_the_share_decides_the_rows() -> None:
     policy = toy_policy()
-    scored = sampled(policy)
-    rows = {share: watch(policy, scored, share=share, budget=999).rows for share in (1.0, 0.7, 0.5, 0.25, 0.01)}
-    assert rows == {1.0: [*range(12)], 0.7: [*range(12)], 0.5: [*range(0, 12, 2)], 0.25: [0, 4, 8], 0.01: [0]}
+    scored = sampled(policy)  # 3 groups of 4
+    expected = {
+        1.0: [*range(12)],
+        0.7: [*range(8)],
+        0.5: [0, 1, 2, 3, 4, 5],
+        0.34: [0, 1, 2, 3],
+        0.01: [0],
+        0.0: [],
+    }
+    assert {share: watched_rows(scored.rollouts, share) for share in expected} == expected
+    many = sampled_rows(prompts=100, group_size=2)
+    assert watched_rows(many, 0.04) == [0, 1, 50, 51, 100, 101, 150, 151]
     nothing = watch(policy, scored, share=0.0, budget=999)
-    assert nothing.rows == []
     assert list(change(policy, scored, nothing, budget=999)) == ["entropy/advantage_covariance"]
+
+
+def sampled_rows(prompts: int, group_size: int) -> Rollouts:
+    """Rollouts of which only the shape matters."""
+    rollouts, _ = drawn(torch.zeros(1, 2), prompts * group_size, 1.0, seed=0)
+    return replace(rollouts, prompts=rollouts.prompts * prompts, group_size=group_size)
+
+
+def test_in_bf16_the_trainer_looks_twice() -> None:
+    """An update of nothing changes nothing, though sampler and trainer round differently."""
+    policy = toy_policy()
+    policy.model.to(torch.bfloat16)
+    scored = sampled(policy)
+    rollouts = scored.rollouts
+    watched = watch(policy, scored, share=1.0, budget=60)
+    assert float((watched.before.logprob - rollouts.signals.logprob).abs().max()) > 1e-3
+    found = change(policy, scored, watched, budget=60)
+    assert found["entropy/predicted"] == found["entropy/measured"] == 0.0
+    # What one pass would have said: a change of the size of the rounding, squared.
+    naive = compare(rollouts, watched.rows, rollouts.signals, watched.before)
+    assert naive["entropy/predicted"] != 0.0
 
 
 def test_watching_changes_no_weight(tmp_path: Path, tiny_base_path: Path) -> None:

@@ -6,14 +6,14 @@ E_a[ln π(a|s) + H(s)] = 0, whatever is the same for all actions of a state drop
 
     ΔH(s) ≈ −E_a[(ln π(a|s) + H(s)) · (ln π'(a|s) − ln π(a|s))]
 
-without knowing the mean of the step. The same two passes over the same states give the true change, H'(s) − H(s).
+without knowing the mean of the step. The same pass over the same states gives the true change, H'(s) − H(s).
 
 Differences from the lemma:
 
 1. π is the policy at temperature 1; actions drawn at another one are weighted by π over what they were drawn from;
 2. the step is of ln π, not of z: they differ by a constant of the state, which drops out;
-3. both passes run in the trainer's arithmetic. With the sampler's numbers as the first its rounding (0.04 nats a
-   token in bf16) would enter the product squared and pass for a change.
+3. in bf16 both passes run in the trainer's arithmetic: with the sampler's numbers as the first its rounding (0.04 nats
+   a token) would enter the product squared and pass for a change. In fp32 the sampler's are the same to 1e-5.
 """
 
 import math
@@ -39,17 +39,31 @@ class EntropyWatch:
 
 
 def watch(policy: Policy, scored: Scored, *, share: float, budget: int) -> EntropyWatch:
-    """Look at the states of about this share of the rows (at least one; none if 0), spread evenly over the batch.
-
-    ``budget``: most tokens in one forward pass, as in an update.
-    """
+    """Look at the states of about this share of the rows before the update; ``budget`` as in `change`."""
     rollouts = scored.rollouts
-    rows = list(range(0, rollouts.n_rows, max(1, round(1 / share)))) if share else []
-    return EntropyWatch(rows, _signals(policy, rollouts, rows, budget), advantage_covariance(scored))
+    rows = watched_rows(rollouts, share)
+    if next(policy.model.parameters()).dtype == torch.float32:
+        before = TokenSignals(*(values[rows] for values in rollouts.signals))
+    else:
+        before = _signals(policy, rollouts, rows, budget)
+    return EntropyWatch(rows, before, advantage_covariance(scored))
+
+
+def watched_rows(rollouts: Rollouts, share: float) -> list[int]:
+    """This share of the rows, at least one, none if it is 0: whole groups, for each prompt is run but once."""
+    if not share:
+        return []
+    n, size = max(1, round(share * rollouts.n_rows)), rollouts.group_size
+    groups = -(-n // size)
+    first = [size * (i * len(rollouts.prompts) // groups) for i in range(groups)]  # spread evenly over the prompts
+    return [row for start in first for row in range(start, start + size)][:n]
 
 
 def change(policy: Policy, scored: Scored, watched: EntropyWatch, *, budget: int) -> dict[str, float]:
-    """After the update: how entropy changed and was predicted to, keys as in docs/metrics.md."""
+    """After the update: how entropy changed and was predicted to, keys as in docs/metrics.md.
+
+    ``budget``: most tokens in one forward pass, as in an update.
+    """
     metrics = {"entropy/advantage_covariance": watched.covariance}
     if watched.rows:
         after = _signals(policy, scored.rollouts, watched.rows, budget)
