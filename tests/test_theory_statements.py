@@ -1,6 +1,8 @@
 """The statements: each holds as stated, and none survives a wrong sign."""
 
+import json
 import re
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from rlif.errors import RlifError
 from rlif.theory import STATEMENTS, entropy, equivalence, flows, practice
 from rlif.theory import report as reporting
 from rlif.theory.plots import draw_all
+from rlif.theory.report import print_run
 from rlif.theory.statements import Claim, Statement, check, check_all
 from rlif.theory.tabular import Policies
 
@@ -116,6 +119,33 @@ def test_the_command_prints_and_exits_by_the_outcome(monkeypatch: pytest.MonkeyP
     failed = runner.invoke(app, ["theory", "--trials", "50"])
     assert failed.exit_code == 1
     assert "NOT AS STATED: one expectation" in failed.output
+
+
+def test_a_run_is_held_against_the_lemma(tmp_path: Path) -> None:
+    predicted, measured = (-0.01, -0.02, 0.01, -0.04, -0.01), (-0.02, -0.03, 0.01, -0.05, 0.03)
+    lines = [{"step": 0, "eval/right": 0.5}] + [
+        {"step": i, "entropy/predicted": p, "entropy/measured": m, "entropy/predicted_stderr": 0.002,
+         "entropy/advantage_covariance": -p}
+        for i, (p, m) in enumerate(zip(predicted, measured, strict=True), start=1)
+    ]  # fmt: skip
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = CliRunner().invoke(app, ["theory", "--run", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    r = statistics.correlation(predicted, measured)
+    for text in (
+        f"r = {r:.2f}",
+        "n = 5",
+        "-0.0700",
+        "-0.0600",
+        "same sign in 4 of 5",
+        "above 0 in 4 of 5",
+        "0.0020",
+        "0.0319",
+    ):
+        assert text in done.output, done.output
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(lines[1]) + "\n")
+    with pytest.raises(RlifError, match=r"fewer than 4 steps.*log\.entropy_share"):
+        print_run(tmp_path)
 
 
 def test_pictures(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 `rlif theory --run DIR`: the entropy lemma held against a training run.
 """
 
+import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,14 +65,17 @@ def print_run(run: Path) -> None:
     if found is None:
         raise RlifError(f"{path}: fewer than 4 steps with entropy/predicted; train with log.entropy_share above 0")
     kept = [line for line in lines if "entropy/predicted" in line]
-    predicted, measured = (sum(line[f"entropy/{key}"] for line in kept) for key in ("predicted", "measured"))
+    predicted, measured = ([line[f"entropy/{key}"] for line in kept] for key in ("predicted", "measured"))
+    spread = statistics.stdev(measured)
+    error = statistics.fmean(line["entropy/predicted_stderr"] for line in kept)
     agree = sum((line["entropy/predicted"] < 0) == (line["entropy/measured"] < 0) for line in kept)
     falling = sum(line["entropy/advantage_covariance"] > 0 for line in kept)
     console = Console()
     for text in (
         f"{run}: change of entropy by each update, predicted −Cov(ln π, Δ ln π) against measured on the same states",
         f"correlation r = {found.r:.2f} (95 % interval {found.low:.2f} to {found.high:.2f}, n = {found.n} steps)",
-        f"summed over the run: predicted {predicted:+.4f}, measured {measured:+.4f} nats a token",
+        f"a prediction's standard error {error:.4f}, spread of the measured changes {spread:.4f} nats",
+        f"summed over the run: predicted {sum(predicted):+.4f}, measured {sum(measured):+.4f} nats a token",
         f"same sign in {agree} of {len(kept)} steps; Cov(ln π, A) above 0 in {falling} of {len(kept)}",
     ):
         console.print(text, highlight=False, soft_wrap=True)
