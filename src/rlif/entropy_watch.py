@@ -13,7 +13,9 @@ Differences from the lemma:
 1. π is the policy at temperature 1; actions drawn at another one are weighted by π over what they were drawn from;
 2. the step is of ln π, not of z: they differ by a constant of the state, which drops out;
 3. in bf16 both passes run in the trainer's arithmetic: with the sampler's numbers as the first its rounding (0.04 nats
-   a token) would enter the product squared and pass for a change. In fp32 the sampler's are the same to 1e-5.
+   a token) would enter the product squared and pass for a change. In fp32 the sampler's are the same to 1e-5;
+4. the actions are those the update was made from, and a token moves its own probability most: the estimate overstates
+   the share that each token had in its own state (docs/theory.md has how much in practice).
 """
 
 import math
