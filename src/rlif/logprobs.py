@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rlif.decoder import Decoder, decoder_of
-from rlif.head import head_logprobs, head_of
+from rlif.head import head_logprobs, head_of, head_signals
 from rlif.packing import Packed, rounded
 from rlif.policy import Policy
-from rlif.types import Rollouts
+from rlif.signals import token_signals
+from rlif.types import Rollouts, TokenSignals
 
 
 def policy_logprobs(
@@ -48,26 +49,61 @@ def micro_batches(model: nn.Module, rollouts: Rollouts, rows: Sequence[int], bud
     return (_padded_parts if decoder_of(model) is None else _packed_parts)(rollouts, rows, budget)
 
 
+@torch.no_grad()
+def policy_signals(policy: Policy, rollouts: Rollouts, rows: Sequence[int]) -> TokenSignals:
+    """The policy's signals, as it stands, at each completion token of these rows: (row, tok), fp32, 0 where masked.
+
+    Those in ``rollouts`` are the same numbers as the sampler computed them, for the policy of that moment.
+    """
+    decoder = decoder_of(policy.model)
+    if decoder is None:
+        ids = _concatenate(rollouts, rows, policy.pad_id).to(policy.device)
+        prompts, lengths = rollouts.row_prompts, rollouts.lengths.tolist()
+        logits = policy.model(input_ids=ids, use_cache=False).logits
+        starts = [len(prompts[row].token_ids) for row in rows]
+        producing = [
+            logits[i, n - 1 : n - 1 + lengths[row]] for i, (n, row) in enumerate(zip(starts, rows, strict=True))
+        ]
+        tokens = rollouts.tokens[list(rows)][rollouts.mask[list(rows)]].to(policy.device)
+        signals = token_signals(torch.cat(producing), tokens, vocab_size=policy.vocab_size)
+    else:
+        hidden, tokens = _predicting(decoder, policy, rollouts, rows)
+        signals = head_signals(hidden, head_of(policy.model, policy.vocab_size), tokens)
+    return TokenSignals(*(_at_tokens(values, rollouts, rows) for values in signals))
+
+
 def _packed(
     decoder: Decoder, model: nn.Module, policy: Policy, rollouts: Rollouts, rows: Sequence[int], temperature: float
 ) -> Float[Tensor, "row tok"]:
-    device = policy.device
+    hidden, tokens = _predicting(decoder, policy, rollouts, rows)
+    return _at_tokens(head_logprobs(hidden, head_of(model, policy.vocab_size), tokens, temperature), rollouts, rows)
+
+
+def _predicting(
+    decoder: Decoder, policy: Policy, rollouts: Rollouts, rows: Sequence[int]
+) -> tuple[Float[Tensor, "predicted hidden"], Int[Tensor, " predicted"]]:
+    """The hidden state that predicts each completion token, and the token; filled up to a round number behind them."""
     owners = [row // rollouts.group_size for row in rows]
     index = {owner: i for i, owner in enumerate(dict.fromkeys(owners))}
-    mask = rollouts.mask[list(rows)]
     tokens = [rollouts.tokens[row][rollouts.mask[row]] for row in rows]
     packed = Packed(
         [rollouts.prompts[owner].token_ids for owner in index],
         [(index[owner], ids.tolist()) for owner, ids in zip(owners, tokens, strict=True)],
-        device=device,
+        device=policy.device,
     )
     count = len(packed.predicting)
     filling = (0, rounded(count) - count)
     hidden = decoder(packed.tokens, packed.positions, packed.attend)
     predicting, targets = functional.pad(packed.predicting, filling), functional.pad(torch.cat(tokens), filling)
-    head = head_of(model, policy.vocab_size)
-    logprobs = head_logprobs(hidden.index_select(0, predicting), head, targets.to(device), temperature)
-    return torch.zeros(mask.shape, device=device).masked_scatter(mask.to(device), logprobs[:count])
+    return hidden.index_select(0, predicting), targets.to(policy.device)
+
+
+def _at_tokens(
+    values: Float[Tensor, " predicted"], rollouts: Rollouts, rows: Sequence[int]
+) -> Float[Tensor, "row tok"]:
+    """One value a completion token, in its place; 0 where masked. What lies behind the last token is dropped."""
+    mask = rollouts.mask[list(rows)].to(values.device)
+    return torch.zeros(mask.shape, device=values.device).masked_scatter(mask, values[: int(mask.sum())])
 
 
 def _packed_parts(rollouts: Rollouts, rows: Sequence[int], budget: int) -> list[list[int]]:

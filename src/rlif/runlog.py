@@ -50,6 +50,7 @@ METRICS: dict[str, Metric] = {
     "time/rollout": Metric("s", "sampling the step's completions, signals included"),
     "time/score": Metric("s", "grading, rewards and advantages"),
     "time/update": Metric("s", "losses, gradients and optimizer steps"),
+    "time/watch": Metric("s", "looking at entropy before and after the update (log.entropy_share)"),
     "time/eval": Metric("s", "the evaluation at this step"),
     "tokens/prompt": Metric("tokens", "prompt tokens of the step, each prompt counted once"),
     "tokens/completion": Metric("tokens", "completion tokens of the step, EOS included"),
@@ -75,6 +76,12 @@ METRICS: dict[str, Metric] = {
     "transitional/share": Metric("share", "completions with at least one transitional word"),
     "loss": Metric("nats", "the GRPO loss with its KL term, mean over the optimizer steps"),
     "grad_norm": Metric("norm", "global gradient norm before clipping, mean over the optimizer steps"),
+    "entropy/predicted": Metric(
+        "nats", "change of entropy by the update, −Cov(ln π, Δ ln π), mean over watched tokens"
+    ),
+    "entropy/predicted_stderr": Metric("nats", "standard error of entropy/predicted over the watched rows"),
+    "entropy/measured": Metric("nats", "change of entropy by the update on the same states, mean over watched tokens"),
+    "entropy/advantage_covariance": Metric("nats", "Cov(ln π, A) in a state, mean over tokens; above 0: entropy falls"),
     "lr": Metric("1", "learning rate of the last optimizer step"),
     "kl": Metric("nats", "k3 estimate of KL(policy, reference), mean over completion tokens"),
     "clip/fraction_low": Metric("share", "completion tokens whose ratio was clipped from below"),

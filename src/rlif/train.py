@@ -16,6 +16,7 @@ from types import FrameType
 
 from rlif.analysis import transitional
 from rlif.config import Recipe
+from rlif.entropy_watch import change, watch
 from rlif.evaluate import grade
 from rlif.grpo import grpo_step
 from rlif.optim import learning_rate
@@ -86,8 +87,10 @@ def _loop(run: Run, until: int | None) -> Path | None:
             clock.lap("score")
 
             run.watcher.begin("update", step, int(rollouts.mask.sum()) * recipe.grpo.epochs)
-            lr = learning_rate(recipe.grpo, step, recipe.steps)
+            lr, budget = learning_rate(recipe.grpo, step, recipe.steps), recipe.grpo.micro_batch_tokens
             with run.guarded(step):
+                watched = watch(policy, scored, share=recipe.log.entropy_share, budget=budget)
+                clock.lap("watch")
                 update = grpo_step(
                     policy,
                     run.optimizer,
@@ -99,10 +102,12 @@ def _loop(run: Run, until: int | None) -> Path | None:
                     reference=run.reference,
                     progress=run.watcher.advance,
                 )
-            clock.lap("update")
+                clock.lap("update")
+                entropy = change(policy, scored, watched, budget=budget)
+            clock.lap("watch")
 
             run.step = step
-            metrics = describe(scored, update) | {"lr": lr, "optimizer_steps": float(run.optimizer_steps)}
+            metrics = describe(scored, update) | entropy | {"lr": lr, "optimizer_steps": float(run.optimizer_steps)}
             if recipe.eval.every and (step % recipe.eval.every == 0 or step == recipe.steps):
                 with run.guarded(step):
                     metrics |= run.evaluate(step)
@@ -160,8 +165,9 @@ class _Clock:
         self._laps: dict[str, float] = {}
 
     def lap(self, phase: str) -> None:
-        now = time.monotonic()
-        self._laps[f"time/{phase}"], self._last = now - self._last, now
+        """The time since the last lap was this phase's; a phase may come in parts."""
+        now, key = time.monotonic(), f"time/{phase}"
+        self._laps[key], self._last = self._laps.get(key, 0.0) + now - self._last, now
 
     def laps(self, rollouts: Rollouts) -> dict[str, float]:
         speed = int(rollouts.mask.sum()) / max(self._laps["time/rollout"], 1e-9)

@@ -1,0 +1,155 @@
+"""The statements: each holds as stated, and none survives a wrong sign."""
+
+import json
+import re
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from rlif.cli import app
+from rlif.errors import RlifError
+from rlif.theory import STATEMENTS, entropy, equivalence, flows, practice
+from rlif.theory import report as reporting
+from rlif.theory.plots import draw_all
+from rlif.theory.report import print_run
+from rlif.theory.statements import Claim, Statement, check, check_all
+from rlif.theory.tabular import Policies
+
+TRIALS = 2000
+
+
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_a_statement_holds_and_its_negation_does_not(name: str) -> None:
+    statement = STATEMENTS[name]
+    result = check(statement, trials=TRIALS, seed=0)
+    assert result.as_stated, result
+    assert result.trials >= TRIALS // 2
+    assert (result.counter_example is None) == statement.theorem
+    assert not check(statement.negated(), trials=TRIALS, seed=0).as_stated
+
+
+def test_names_are_formulas_and_sources_are_there() -> None:
+    assert len(STATEMENTS) == sum(
+        len(room.STATEMENTS) for room in (entropy, equivalence, practice)
+    )  # none hides another
+    for statement in STATEMENTS.values():
+        assert all((statement.says, statement.assumes, statement.formula, statement.source))
+        assert len(statement.name) <= 34  # what the table has room for
+
+
+def turned(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    return lambda *args, **kwargs: -function(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("owner", "function", "red"),
+    [
+        (Policies, "covariance", "entropy difference"),
+        (Policies, "covariance", "entropy difference, trajectories"),
+        (Policies, "covariance", "trajectory entropy, many choices"),
+        (Policies, "covariance", "token entropy, likelier is surer"),
+        (Policies, "covariance", "self-certainty, likelier is surer"),
+        (entropy, "_second_order", "entropy difference, 2nd order"),
+        (entropy, "natural_gradient", "trajectory entropy, one choice"),
+        (entropy, "natural_gradient", "trajectory entropy, whole flow"),
+        (entropy, "trajectory_entropy", "trajectory entropy, closed form"),
+        (entropy, "token_entropy", "token rewards, one choice"),
+        (entropy, "natural_gradient", "token entropy, no assumption"),
+        (entropy, "natural_gradient", "self-certainty, no assumption"),
+        (equivalence, "policy_gradient", "one full gradient"),
+        (equivalence, "token_entropy", "two detached gradients"),
+        (equivalence, "natural_gradient", "mean over tokens"),
+        (equivalence, "natural_gradient", "labels lower entropy too"),
+        (practice, "policy_gradient", "group mean as baseline"),
+        (practice, "advantages", "the floor"),
+    ],
+)
+def test_a_wrong_sign_in_the_mathematics_is_seen(
+    monkeypatch: pytest.MonkeyPatch, owner: object, function: str, red: str
+) -> None:
+    if red == "trajectory entropy, whole flow":  # the flow takes its direction from a table
+        monkeypatch.setitem(flows.DIRECTIONS, "natural", turned(entropy.natural_gradient))
+    else:
+        monkeypatch.setattr(owner, function, turned(getattr(owner, function)))
+    assert not check(STATEMENTS[red], trials=TRIALS, seed=0).as_stated
+
+
+def test_counter_examples_come_from_the_seed() -> None:
+    name = "self-certainty orders like −H"
+    found = [check(STATEMENTS[name], trials=300, seed=seed).counter_example for seed in (0, 0, 1)]
+    assert found[0] == found[1] != found[2]
+    # The example, read back: the lower entropy has the lower self-certainty.
+    numbers = [float(x) for x in re.findall(r"\d+\.\d+", found[0] or "")]
+    assert (numbers[0] < numbers[1]) == (numbers[2] < numbers[3])
+
+
+def claimed(left: list[float], right: list[float]) -> Statement:
+    claim = Claim(torch.tensor(left), torch.tensor(right), 0.1)
+    return Statement("toy", "", "", "", "", lambda trials, generator: claim)
+
+
+def test_a_result_counts_and_measures() -> None:
+    result = check(claimed([1.0, 2.0, 3.0, 4.0], [1.05, 2.0, 5.0, 4.0]), trials=4, seed=0)
+    assert (result.trials, result.held, result.deviation) == (4, 0.75, 2.0)
+    assert not result.as_stated
+    assert result.counter_example == "trial 2: off by 2"
+    assert not check(claimed([float("nan")], [0.0]), trials=1, seed=0).as_stated
+    assert not check(claimed([], []), trials=1, seed=0).as_stated  # what was never tried does not hold
+
+
+def test_nothing_to_try_is_a_mistake() -> None:
+    with pytest.raises(RlifError, match="at least 1"):
+        check_all(STATEMENTS, trials=0, seed=0)
+
+
+def test_the_command_prints_and_exits_by_the_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = CliRunner()
+    done = runner.invoke(app, ["theory", "--trials", "300", "--seed", "1"], env={"COLUMNS": "100"})
+    assert done.exit_code == 0, done.output
+    for name in STATEMENTS:
+        assert name in done.output
+    assert f"{len(STATEMENTS)} as stated" in done.output
+    assert max(len(line) for line in done.output.splitlines() if line.startswith((" ≡", " ≢", "  ≡", "  ≢"))) <= 100
+    wrong = STATEMENTS["one expectation"].negated()
+    monkeypatch.setattr(reporting, "STATEMENTS", {wrong.name: wrong})
+    failed = runner.invoke(app, ["theory", "--trials", "50"])
+    assert failed.exit_code == 1
+    assert "NOT AS STATED: one expectation" in failed.output
+
+
+def test_a_run_is_held_against_the_lemma(tmp_path: Path) -> None:
+    predicted, measured = (-0.01, -0.02, 0.01, -0.04, -0.01), (-0.02, -0.03, 0.01, -0.05, 0.03)
+    lines = [{"step": 0, "eval/right": 0.5}] + [
+        {"step": i, "entropy/predicted": p, "entropy/measured": m, "entropy/predicted_stderr": 0.002,
+         "entropy/advantage_covariance": -p}
+        for i, (p, m) in enumerate(zip(predicted, measured, strict=True), start=1)
+    ]  # fmt: skip
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = CliRunner().invoke(app, ["theory", "--run", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    r = statistics.correlation(predicted, measured)
+    for text in (
+        f"r = {r:.2f}",
+        "n = 5",
+        "-0.0700",
+        "-0.0600",
+        "same sign in 4 of 5",
+        "above 0 in 4 of 5",
+        "0.0020",
+        "0.0319",
+    ):
+        assert text in done.output, done.output
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(lines[1]) + "\n")
+    with pytest.raises(RlifError, match=r"fewer than 4 steps.*log\.entropy_share"):
+        print_run(tmp_path)
+
+
+def test_pictures(tmp_path: Path) -> None:
+    paths = draw_all(tmp_path / "new", seed=0)
+    assert [path.name for path in paths] == ["theory-entropy.png", "theory-simplex.png"]
+    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in paths)
+    assert all(path.stat().st_size > 20_000 for path in paths)
