@@ -25,6 +25,8 @@ ORDER = (
     "policy",
     "logprobs",
     "draw",
+    "wire",
+    "endpoint",
     "inflight",
     "rollout",
     "_math_worker",
