@@ -345,7 +345,7 @@ def test_greedy_answers_through_a_server_are_the_engine_s(tiny: ModelServer, as_
     policy = load_policy(
         PolicyConfig(model="tiny-instruct", dtype="float32", device="cpu", chat_template="on" if as_chat else "off")
     )
-    problems = [Problem(f"sum/{a}", f"{a}+{97 - a}=?") for a in range(20, 32)]
+    problems = [Problem(f"sum/{a}", f"{a}+{97 - a}=?") for a in (23, 48, 61, 74)]
     prompts = render(policy, "plain", problems)
     sampling = Sampling(temperature=0.0, max_new_tokens=96)
     local = Engine(policy).sample(prompts, group_size=1, sampling=sampling, key=Key(0, "t"))

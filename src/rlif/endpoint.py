@@ -115,10 +115,8 @@ class Client:
         yield from run.results()
         if run.failures:
             first, problem = run.failures[0]
-            raise RlifError(
-                f"endpoint {self._base}, model {self.server.model!r}: {problem} ({first.label} failed for good; "
-                f"{run.answered} of {len(asks)} answers came)"
-            )
+            which = f"{first.label} failed for good; {run.answered} of {len(asks)} answers came"
+            raise RlifError(f"endpoint {self._base}, model {self.server.model!r}: {problem} ({which})")
 
     def headers(self) -> dict[str, str]:
         """What every request carries."""
