@@ -146,6 +146,16 @@ def test_a_request_that_fails_for_good_costs_no_other_answer_and_is_named() -> N
     assert len(server.heard) == 9 + 3
 
 
+def test_failures_that_are_not_in_a_row_do_not_end_it() -> None:
+    def answer(heard: Heard) -> Said:
+        return Said({}, 400) if int(heard.body["messages"][0]["content"]) % 4 == 3 else echo(heard)
+
+    with ServerOnLoopback(answer) as server:
+        texts, error = collect(client(server, concurrency=1).answers(asks(20), SAMPLING))
+    assert len(texts) == 15
+    assert "problem 3, sample 0 failed for good; 15 of 20 answers came" in error
+
+
 def test_three_failures_in_a_row_end_it_and_what_is_on_its_way_still_counts() -> None:
     with ServerOnLoopback(lambda heard: Said({"message": "prompt too long"}, 400)) as server:
         texts, error = collect(client(server, concurrency=1).answers(asks(50), SAMPLING))
