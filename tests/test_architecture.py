@@ -40,6 +40,7 @@ ORDER = (
     "sinks",
     "checkpoint",
     "analysis",
+    "evals",
     "evaluate",
     "run",
     "train",

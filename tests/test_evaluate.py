@@ -2,11 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from rlif.analysis import count_transitional, transitional
-from rlif.evaluate import clustered_stderr, self_agreement, summarise
+from rlif.evals import estimates
+from rlif.evaluate import summarise
+from rlif.runlog import METRICS
 from rlif.types import Problem, Prompt, Rollouts, TokenSignals, Verdict
 
 
@@ -38,21 +41,21 @@ def verdict(answer: str | None, *, right: bool | None = False, formatted: bool =
 
 
 def test_self_agreement_counts_the_commonest_answer_and_an_unparsed_one_never_votes() -> None:
-    first = [verdict("7"), verdict("7"), verdict("8"), verdict(None)]  # 2 of 4
-    second = [verdict(None), verdict(None), verdict(None), verdict("")]  # nobody answers: 0 of 4
-    third = [verdict("1")] * 4
-    assert self_agreement(first, 4) == 0.5
-    assert self_agreement(first + second + third, 4) == pytest.approx((0.5 + 0.0 + 1.0) / 3)
+    first = ("7", "7", "8", None)  # 2 of 4
+    second = (None, None, None, "")  # nobody answers: 0 of 4
+    third = ("1",) * 4
+    assert estimates.self_agreement([first]).value == 0.5
+    assert estimates.self_agreement([first, second, third]).value == pytest.approx((0.5 + 0.0 + 1.0) / 3)
 
 
 def test_standard_error_is_clustered_by_problem() -> None:
     """Two problems, one always right, one never: four samples each add no information."""
-    values = torch.tensor([1.0] * 4 + [0.0] * 4)
+    values = np.array([1.0] * 4 + [0.0] * 4)
     # Problem means 1 and 0: their unbiased standard deviation is sqrt(1/2), over sqrt(2) problems.
-    assert clustered_stderr(values, 4) == pytest.approx(math.sqrt(0.5) / math.sqrt(2))
+    assert estimates.mean(values.reshape(2, 4)).stderr == pytest.approx(math.sqrt(0.5) / math.sqrt(2))
     # Independent rows: p(1 - p) / (n - 1) under the root, with p = 1/2 and n = 8.
-    assert clustered_stderr(values, 1) == pytest.approx(math.sqrt(0.25 / 7))
-    assert math.isnan(clustered_stderr(torch.tensor([1.0, 0.0]), 2))
+    assert estimates.mean(values.reshape(8, 1)).stderr == pytest.approx(math.sqrt(0.25 / 7))
+    assert math.isnan(estimates.mean(np.array([[1.0, 0.0]])).stderr)
 
 
 def test_summary_by_hand() -> None:
@@ -88,3 +91,5 @@ def test_summary_by_hand() -> None:
     assert metrics["self_agreement"] == pytest.approx((1.0 + 0.5) / 2)
     assert metrics["transitional_rate"] == pytest.approx(1 / 8)
     assert (metrics["n"], metrics["problems"]) == (4.0, 2.0)
+    # Every number of the run log, and none that it does not know.
+    assert {f"eval/{name}" for name in metrics} == {name for name in METRICS if name.startswith("eval/")}

@@ -78,6 +78,76 @@ def _train(out: Path, recipe: "Recipe | None") -> None:  # type: ignore[name-def
     console.print(f"final model: {final}", highlight=False, soft_wrap=True)
 
 
+@app.command("eval")
+def evaluate(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Named models, hub ids, folders, .gguf.")],
+    tasks: Annotated[
+        str, typer.Option(help="Comma-separated: gsm8k, math500, aime2025, arithmetic, additions, yours.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the evaluation; one of the same settings is gone on with.")],
+    data: Annotated[list[str] | None, typer.Option(metavar="TASK=PATH", help="A .jsonl or .parquet file.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many problems of each task.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Answers to each problem; 8, or 1 if greedy.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.6,
+    top_p: Annotated[float, typer.Option(help="Nucleus sampling; 1 is off.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Among the k likeliest tokens; 0 is off.")] = 0,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Length limit; unless given, the task's.")] = None,
+    template: Annotated[str | None, typer.Option(help="Prompt template; unless given, the task's.")] = None,
+    format: Annotated[str | None, typer.Option(help="Extractor for `formatted`; unless given, the template's.")] = None,
+    shots: Annotated[int, typer.Option(help="Worked examples before each question.")] = 0,
+    shots_from: Annotated[str | None, typer.Option(help="Training file to take them from, not our fixed set.")] = None,
+    chat_template: Annotated[str, typer.Option(help="auto, on or off.")] = "auto",
+    stop: Annotated[list[str] | None, typer.Option(help="A further string that ends an answer.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    device: Annotated[str, typer.Option(help="A torch device; auto takes CUDA when there is one.")] = "auto",
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Judge models: avg@k, pass@k, maj@k, format, signals, every answer kept, error bars on everything."""
+    from rlif.evals.command import run_eval
+    from rlif.evals.settings import settings_of
+
+    settings = settings_of(
+        tasks=tuple(task.strip() for task in tasks.split(",") if task.strip()),
+        data=dict(_assignment(pair) for pair in data or []),
+        limit=limit,
+        samples=samples if samples is not None else (1 if temperature == 0.0 else 8),
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        max_new_tokens=max_new_tokens,
+        template=template,
+        format=format,
+        shots=shots,
+        shots_from=shots_from,
+        chat_template=chat_template,
+        stop=tuple(stop or ()),
+        seed=seed,
+    )
+    run_eval(models, settings, out, dtype=dtype, device=device)
+
+
+def _assignment(pair: str) -> tuple[str, str]:
+    task, separator, path = pair.partition("=")
+    if not (separator and task and path):
+        raise RlifError(f"--data {pair!r}: write TASK=PATH, for example gsm8k=data/gsm8k_test.jsonl")
+    return task, path
+
+
+@app.command()
+def compare(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="A [B]", help="Folders of rlif eval, or OUT/MODEL in one; two models.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Write everything, all flipped problems too, to this JSON file.")
+    ] = None,
+) -> None:
+    """Compare two evaluated models problem by problem: paired differences, intervals, and what flipped."""
+    from rlif.evals.command import run_compare
+
+    run_compare(folders, out)
+
+
 @app.command()
 def quickstart(
     out: Annotated[Path, typer.Option(help="Folder for the five runs, the table and the figures.")],

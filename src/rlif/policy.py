@@ -6,7 +6,7 @@ safetensors or GGUF only, never from pickles; code that comes with a model runs 
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +44,7 @@ class Policy:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def encode_messages(self, messages: Sequence[dict[str, str]]) -> tuple[str, tuple[int, ...]]:
+    def encode_messages(self, messages: Sequence[Mapping[str, str]]) -> tuple[str, tuple[int, ...]]:
         """A conversation as (exact text, token ids), ready for the model's answer.
 
         Raises `RlifError` if the model's template refuses it (some know no system message).
@@ -52,7 +52,9 @@ class Policy:
         from jinja2 import TemplateError
 
         try:
-            text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+            text = self.tokenizer.apply_chat_template(
+                [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
+            )
         except TemplateError as error:
             roles = ", ".join(message["role"] for message in messages)
             raise RlifError(
@@ -118,6 +120,11 @@ def load_policy(config: PolicyConfig, *, dtype: torch.dtype | None = None) -> Po
     if "gguf_file" in options:
         model = _plain_copy(model, dtype)
     return _assemble(model.to(device).eval(), tokenizer, config)
+
+
+def check_source(config: PolicyConfig) -> None:
+    """Raise `RlifError` if there is no such model, as far as that shows without loading it."""
+    _locate(models.resolve(config.model), config)
 
 
 def unpack(name: str) -> Path:

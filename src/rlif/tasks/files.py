@@ -7,7 +7,7 @@ GSM8K and MATH are this loader with their columns as defaults. Original hub file
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import islice
@@ -110,16 +110,26 @@ def read_problems(path: Path, config: FileTask, *, limit: int | None = None) -> 
     Raises `RlifError`, with file and line (Parquet: row), for a missing or empty file, a line that is not a JSON
     object, a missing column, a field that is not text, and an id that occurs twice.
     """
+    return problems_of(islice(rows_of(path), limit), config, source=str(path))
+
+
+def rows_of(path: Path) -> Iterator[tuple[str, Row]]:
+    """The rows of a JSONL or Parquet file, each with FILE:LINE. Raises `RlifError` for a file it cannot read."""
     if path.suffix not in FORMATS:
         raise RlifError(f"{path}: expected a file whose name ends in {' or '.join(FORMATS)}")
     try:
         path.open("rb").close()
     except OSError as error:
-        raise RlifError(f"{path}: {error.strerror}; check task.path and task.eval_path") from error
+        raise RlifError(f"{path}: {error.strerror}; check task.path, task.eval_path or --data") from error
+    return FORMATS[path.suffix](path)
+
+
+def problems_of(rows: Iterable[tuple[str, Row]], config: FileTask, *, source: str) -> tuple[Problem, ...]:
+    """Rows, each with where it stands, as problems; ``source`` is what holds them all. Raises as `read_problems`."""
     columns: Columns | None = None
     problems: list[Problem] = []
     seen: dict[str, str] = {}
-    for where, row in islice(FORMATS[path.suffix](path), limit):
+    for where, row in rows:
         columns = columns or _find_columns(row, config, where)
         problem = _problem(row, columns, where)
         if problem.id in seen:
@@ -127,10 +137,10 @@ def read_problems(path: Path, config: FileTask, *, limit: int | None = None) -> 
         seen[problem.id] = where
         problems.append(problem)
     if not problems:
-        raise RlifError(f"{path}: holds no problems")
+        raise RlifError(f"{source}: holds no problems")
     if columns and columns.answer and not any(problem.answer for problem in problems):
         remedy = "name another in task.answer_column"
-        raise RlifError(f"{path}: no answer in column {columns.answer!r} of any row; {remedy}")
+        raise RlifError(f"{source}: no answer in column {columns.answer!r} of any row; {remedy}")
     return tuple(problems)
 
 

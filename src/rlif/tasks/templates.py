@@ -1,21 +1,29 @@
 """How a question is put to a model. A template is data with a version: change the wording, raise the version."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rlif.errors import RlifError
+from rlif.tasks.shots import Shot
 
 
 @dataclass(frozen=True)
 class Template:
-    """Wording around a question: an optional system message and a user message that contains ``{question}``."""
+    """Wording around a question: an optional system message and a user message that contains ``{question}``.
+
+    ``format`` is the extractor that reads the form it asks for. In an evaluation the ``stop`` strings end an answer,
+    and worked examples stand before the question, each ending in ``closing`` with its ``{answer}``.
+    """
 
     name: str
     version: int
     user: str
     system: str | None
     citation: str
+    format: str = "boxed"
+    closing: str = r"The answer is \boxed{{answer}}."
+    stop: tuple[str, ...] = ()
 
 
 _BOX = r"put your final answer within \boxed{}."
@@ -61,6 +69,18 @@ TEMPLATES: Mapping[str, Template] = {
             user="{question}\nThink step by step, and end with the final number after ####.",
             system=None,
             citation="GSM8K's own answer format (arXiv 2110.14168), asked for in one sentence",
+            format="hash",
+            closing="#### {answer}",
+        ),
+        Template(
+            name="qa",
+            version=1,
+            user="Question: {question}\nAnswer:",
+            system=None,
+            citation="for base models, best behind worked examples (arXiv 2005.14165); GSM8K's own answer format",
+            format="hash",
+            closing="#### {answer}",
+            stop=("Question:",),
         ),
     )
 }
@@ -75,21 +95,36 @@ def find_template(name: str) -> Template:
     return TEMPLATES[name]
 
 
-def render_messages(template: str, question: str) -> list[dict[str, str]]:
-    """The question as chat messages (role, content). Raises `RlifError` for an unknown template."""
-    found = find_template(template)
-    system = [{"role": "system", "content": found.system}] if found.system else []
-    return [*system, {"role": "user", "content": _fill(found, question)}]
-
-
-def render_text(template: str, question: str) -> str:
-    """The question as plain text, for base models: system message, blank line, user message.
+def render_messages(template: str, question: str, shots: Sequence[Shot] = ()) -> list[dict[str, str]]:
+    """The question as chat messages (role, content), behind worked examples as earlier turns.
 
     Raises `RlifError` for an unknown template.
     """
     found = find_template(template)
-    user = _fill(found, question)
-    return f"{found.system}\n\n{user}" if found.system else user
+    messages = [{"role": "system", "content": found.system}] if found.system else []
+    for shot in shots:
+        messages.append({"role": "user", "content": _fill(found, shot.question)})
+        messages.append({"role": "assistant", "content": _worked(found, shot)})
+    return [*messages, {"role": "user", "content": _fill(found, question)}]
+
+
+def render_text(template: str, question: str, shots: Sequence[Shot] = ()) -> str:
+    """The question as plain text, for base models: system message, worked examples, user message, blank lines between.
+
+    Raises `RlifError` for an unknown template.
+    """
+    found = find_template(template)
+    worked = [f"{_fill(found, shot.question)}{_gap(found)}{_worked(found, shot)}" for shot in shots]
+    return "\n\n".join([*([found.system] if found.system else []), *worked, _fill(found, question)])
+
+
+def _worked(template: Template, shot: Shot) -> str:
+    return f"{shot.reasoning}\n{template.closing.replace('{answer}', shot.answer)}"
+
+
+def _gap(template: Template) -> str:
+    """What parts a question from its answer in plain text: a space if the template ends with a cue, else a line."""
+    return " " if template.user.endswith(":") else "\n"
 
 
 def _fill(template: Template, question: str) -> str:

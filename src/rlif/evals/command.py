@@ -1,0 +1,67 @@
+"""What ``rlif eval`` and ``rlif compare`` do once their options are read."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from rlif.config import PolicyConfig
+from rlif.errors import RlifError
+from rlif.evals.compare import as_json, compare, model_folders, print_comparisons
+from rlif.evals.local import EngineBackend
+from rlif.evals.run import Candidate, evaluate
+from rlif.evals.settings import Settings
+from rlif.evals.store import MODEL, RESULTS, read_json
+from rlif.evals.tables import print_results
+from rlif.evals.watching import watch
+from rlif.policy import check_source
+from rlif.runlog import disk_reason, write_whole
+
+
+def run_eval(models: Sequence[str], settings: Settings, out: Path, *, dtype: str, device: str) -> None:
+    """Evaluate models in this process, one after the other, and print the tables.
+
+    Raises `RlifError` for what the user can mend; a model that is not there is found before the first one is asked.
+    """
+    judge([local(name, settings, dtype=dtype, device=device) for name in models], settings, out)
+
+
+def local(model: str, settings: Settings, *, dtype: str, device: str) -> Candidate:
+    """A model to be loaded into this process when its turn comes."""
+    if dtype not in ("auto", "float32", "bfloat16"):
+        raise RlifError(f"--dtype: {dtype!r}; choose auto, float32 or bfloat16")
+    options: dict[str, Any] = {"dtype": dtype, "device": device, "chat_template": settings.chat_template}
+    config = PolicyConfig(model=model, **options)
+    check_source(config)
+    return Candidate(model, lambda: EngineBackend(model, config))
+
+
+def judge(candidates: Sequence[Candidate], settings: Settings, out: Path) -> None:
+    """Evaluate whatever answers, with a bar, and print the tables. Ctrl-C says how to go on."""
+    console = Console()
+    try:
+        with watch(console) as watcher:
+            results = evaluate(candidates, settings, out, watcher=watcher)
+    except KeyboardInterrupt:
+        console.print("interrupted: whole problems are kept; the same command goes on from there", highlight=False)
+        raise
+    print_results(console, results)
+    console.print(f"\nnumbers: {out / RESULTS}", highlight=False, soft_wrap=True)
+    console.print(f"answers: {out}/MODEL/TASK/part-*.parquet", highlight=False, soft_wrap=True)
+
+
+def run_compare(folders: Sequence[Path], out: Path | None) -> None:
+    """Compare the two models that the folders hold, print the tables, and write them to ``out`` if given."""
+    a, b = model_folders(folders)
+    comparisons = compare(a, b)
+    names = [f"{read_json(path / MODEL)['name']} ({path})" for path in (a, b)]
+    print_comparisons(Console(), names, comparisons)
+    if out is not None:
+        try:
+            write_whole(
+                out, json.dumps({"a": names[0], "b": names[1], "tasks": as_json(comparisons)}, indent=1).encode()
+            )
+        except OSError as error:
+            raise RlifError(f"{out}: {disk_reason(error)}; choose another --out") from error

@@ -1,0 +1,232 @@
+"""Two evaluations side by side: paired differences, problem by problem, and the problems that flipped.
+
+Both models answered the same problems, so what is compared is each problem's mean, not two averages. The interval is a
+bootstrap over problems; the p-value comes from a sign-flip permutation test, exact if the two models are alike.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from rlif.errors import RlifError
+from rlif.evals.sheet import Sheet
+from rlif.evals.store import ASKED, MODEL, Answers, read_answers, read_json, slug
+
+Differences = Float[np.ndarray, " problem"]
+
+_DRAWS = 10_000
+_LEVEL = 0.95
+_AT_ONCE = 4_000_000  # numbers drawn in one piece
+_SHOWN = 8  # flipped problems on the screen
+
+
+class Paired(NamedTuple):
+    """A metric of both models, the difference B − A, its interval and its p-value (two-sided)."""
+
+    a: float
+    b: float
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One task, two models. A problem is solved if more than half of its answers are right."""
+
+    task: str
+    problems: int
+    left_out: int
+    """Problems that only one of the two was asked."""
+    metrics: Mapping[str, Paired]
+    gained: tuple[str, ...]
+    """Problems that only B solves."""
+    lost: tuple[str, ...]
+    """Problems that only A solves."""
+    different: tuple[str, ...]
+    """In what the two protocols differ, if in anything."""
+
+
+def paired(a: Differences, b: Differences, *, seed: int = 0) -> Paired:
+    """Compare one number per problem. The random draws are seeded: the same data give the same interval."""
+    d = b - a
+    low, high = bootstrap_interval(d, seed=seed)
+    return Paired(float(a.mean()), float(b.mean()), float(d.mean()), low, high, sign_flip_test(d, seed=seed))
+
+
+def bootstrap_interval(differences: Differences, *, seed: int = 0, draws: int = _DRAWS) -> tuple[float, float]:
+    """95 % percentile interval of the mean, problems drawn with replacement."""
+    random, n = np.random.default_rng(seed), len(differences)
+    means = [differences[random.integers(n, size=(rows, n))].mean(axis=1) for rows in _pieces(draws, n)]
+    low, high = np.quantile(np.concatenate(means), [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+    return float(low), float(high)
+
+
+def sign_flip_test(differences: Differences, *, seed: int = 0, draws: int = _DRAWS) -> float:
+    """Two-sided p-value of "no difference": how often random signs give a mean at least as far from 0.
+
+    (1 + hits) / (1 + draws), so that the chance of p ≤ α is at most α when the differences are symmetric about 0, as
+    they are if the two models are alike; ties and zeros included. Source: Fisher's randomisation test.
+    """
+    d = differences[differences != 0.0]
+    if not len(d):
+        return 1.0
+    random, far, hits = np.random.default_rng(seed), abs(float(d.sum())), 0
+    for rows in _pieces(draws, len(d)):
+        signs = 2.0 * random.integers(2, size=(rows, len(d))) - 1.0
+        hits += int((np.abs(signs @ d) >= far - 1e-9).sum())
+    return (1 + hits) / (1 + draws)
+
+
+def _pieces(draws: int, n: int) -> list[int]:
+    size = max(1, _AT_ONCE // max(n, 1))
+    return [min(size, draws - start) for start in range(0, draws, size)]
+
+
+def compare(a: Path, b: Path) -> list[Comparison]:
+    """Compare two models by the folders of their answers (see `model_folders`), task by task.
+
+    Raises `RlifError` if they have no task, or in a task no problem, in common.
+    """
+    tasks = [path.name for path in sorted(a.iterdir()) if path.is_dir() and (b / path.name).is_dir()]
+    if not tasks:
+        raise RlifError(f"{a} and {b}: no task in common")
+    return [_compare(task, a, b) for task in tasks]
+
+
+def model_folders(paths: Sequence[Path]) -> list[Path]:
+    """The models' folders that ``paths`` name: such folders themselves, or folders of an evaluation.
+
+    Raises `RlifError` unless they are two in all.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if (path / MODEL).is_file():
+            found.append(path)
+        elif (path / ASKED).is_file():
+            found += [path / slug(name) for name in read_json(path / ASKED)["models"]]
+        else:
+            raise RlifError(f"{path}: holds no evaluation; give the --out folder of an rlif eval, or a model's in it")
+    if len(found) != 2:
+        names = ", ".join(map(str, found))
+        raise RlifError(f"two models can be compared, not {len(found)} ({names}); name a model's folder, OUT/MODEL")
+    return found
+
+
+def _compare(task: str, a: Path, b: Path) -> Comparison:
+    first, second = read_answers(a / task), read_answers(b / task)
+    rows = _matched(first, second)
+    if not rows:
+        raise RlifError(f"{a / task} and {b / task}: not a single problem in common; evaluate both on the same data")
+    mine, theirs = [i for i, _ in rows], [j for _, j in rows]
+    of_a, of_b = _per_problem(first.sheet), _per_problem(second.sheet)
+    metrics = {
+        name: paired(of_a[name][mine], of_b[name][theirs])
+        for name in of_a
+        if name in of_b and np.isfinite(of_a[name][mine]).all() and np.isfinite(of_b[name][theirs]).all()
+    }
+    solved_a, solved_b = of_a["right"][mine] > 0.5, of_b["right"][theirs] > 0.5
+    names = np.array([first.ids[i] for i in mine], dtype=object)
+    return Comparison(
+        task=task,
+        problems=len(rows),
+        left_out=len(first.ids) + len(second.ids) - 2 * len(rows),
+        metrics=metrics,
+        gained=tuple(names[~solved_a & solved_b]),
+        lost=tuple(names[solved_a & ~solved_b]),
+        different=_differences(_protocol(a, task), _protocol(b, task)),
+    )
+
+
+def _matched(a: Answers, b: Answers) -> list[tuple[int, int]]:
+    """Which problem of A is which of B: by id; if no id is shared (other sources have other ids), by the question."""
+    for mine, theirs in ((a.ids, b.ids), (a.questions, b.questions)):
+        places = {name: j for j, name in enumerate(theirs)}
+        if rows := [(i, places[name]) for i, name in enumerate(mine) if name in places]:
+            return rows
+    return []
+
+
+def _per_problem(sheet: Sheet) -> dict[str, Differences]:
+    """Numbers of an answer, averaged over each problem's answers."""
+    right, formatted = sheet.right, sheet.formatted
+    cut = np.array([float(stop == "length") for stop in sheet.stops])
+    rows = {
+        "right": right.reshape(-1),
+        "formatted": formatted.reshape(-1),
+        "right_and_formatted": (right & formatted).reshape(-1),
+        "truncated": cut,
+        "length": sheet.lengths,
+        **sheet.means,
+    }
+    return {name: values.astype(np.float64).reshape(-1, sheet.samples).mean(axis=1) for name, values in rows.items()}
+
+
+def _protocol(folder: Path, task: str) -> dict[str, Any]:
+    asked = folder.parent / ASKED
+    return dict(read_json(asked)["tasks"].get(task, {})) if asked.is_file() else {}
+
+
+def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[str, ...]:
+    ignored = {"source", "of"}
+    keys = [key for key in dict.fromkeys((*a, *b)) if key not in ignored and a.get(key) != b.get(key)]
+    return tuple(f"{key}: {a.get(key)} and {b.get(key)}" for key in keys)
+
+
+def as_json(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """Everything, for a file."""
+    return [
+        asdict(one) | {"metrics": {name: value._asdict() for name, value in one.metrics.items()}} for one in comparisons
+    ]
+
+
+def print_comparisons(console: Console, names: Sequence[str], comparisons: Sequence[Comparison]) -> None:
+    """The tables, for a terminal of 80 columns."""
+    console.print(f"A: {names[0]}\nB: {names[1]}", highlight=False, soft_wrap=True)
+    for comparison in comparisons:
+        console.print(_view(comparison))
+
+
+_PERCENT = ("right", "formatted", "right_and_formatted", "truncated")
+_LABELS = {
+    "right_and_formatted": "right and formatted",
+    "truncated": "cut off",
+    "length": "tokens",
+    "logprob": "log-probability",
+    "self_certainty": "self-certainty",
+}
+
+
+def _view(comparison: Comparison) -> RenderableType:
+    left_out = f" ({comparison.left_out} that only one was asked are left out)" if comparison.left_out else ""
+    views: list[RenderableType] = [Text(f"\n{comparison.task}: {comparison.problems:,} problems{left_out}")]
+    views += [Text(f"beware, the protocols differ in {difference}") for difference in comparison.different]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("", no_wrap=True)
+    for column in ("A", "B", "B − A", "95 % interval", "p"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, row in comparison.metrics.items():
+        percent = name in _PERCENT
+        numbers = [100 * value if percent else value for value in row[:5]]
+        form = "{:.1f}" if percent or name == "length" else "{:.3f}"
+        signed = form.replace(":", ":+")
+        table.add_row(
+            _LABELS.get(name, name) + (", %" if percent else ""),
+            *(form.format(value) for value in numbers[:2]),
+            signed.format(numbers[2]),
+            f"{signed.format(numbers[3])} to {signed.format(numbers[4])}",
+            f"{row.p:.4f}",
+        )
+    views.append(table)
+    for word, problems in (("gained (only B solves)", comparison.gained), ("lost (only A solves)", comparison.lost)):
+        shown = ", ".join(problems[:_SHOWN]) + (", …" if len(problems) > _SHOWN else "")
+        views.append(Text(f"{word}: {len(problems)}" + (f": {shown}" if problems else "")))
+    return Group(*views)

@@ -1,0 +1,129 @@
+"""The engine as a back-end: a model in this process, answers in batches that keep it busy, every signal known."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from rlif.config import PolicyConfig
+from rlif.errors import RlifError
+from rlif.evals.records import Answer, Asked, Trace
+from rlif.inflight import rows_that_fit
+from rlif.policy import load_policy
+from rlif.rollout import Engine, Key, Sampling
+from rlif.types import Prompt, Rollouts
+
+# A batch ends with a tail of few rows, and is what a kill can lose: so many times the rows decoded side by side.
+_BATCH = 2
+_BATCH_TOKENS = 4_000_000  # the engine's records take some 40 bytes for each token that a batch may have
+_HASHED = 4096  # numbers of each weight that tell one model from another
+
+
+class EngineBackend:
+    """A policy asked through `rlif.rollout.Engine`; see `rlif.evals.records.Backend`."""
+
+    def __init__(self, name: str, config: PolicyConfig) -> None:
+        """Loads the model. Raises `RlifError` as `rlif.policy.load_policy`."""
+        self.name, self.seconds = name, 0.0
+        self._policy = load_policy(config)
+        self._engine = Engine(self._policy)
+
+    def facts(self) -> Mapping[str, Any]:
+        policy = self._policy
+        weight = next(policy.model.parameters())
+        return {
+            "model": policy.source,
+            "parameters": sum(parameter.numel() for parameter in policy.model.parameters()),
+            "weights": weights_mark(policy.model),
+            "dtype": str(weight.dtype).removeprefix("torch."),
+            "device": policy.device.type,
+            "chat_template": policy.chat_template,
+            "eos": list(policy.eos_ids),
+        }
+
+    def check(self, asked: Sequence[Asked], sampling: Sampling) -> None:
+        limit = self._policy.context
+        for one in asked:
+            length = len(self._prompt(one).token_ids)
+            if length == 0:
+                raise RlifError(f"{one.problem.id}: the prompt is empty; a model needs a token to go on from")
+            if limit is not None and length + sampling.max_new_tokens > limit:
+                raise RlifError(
+                    f"{one.problem.id}: a prompt of {length} tokens and --max-new-tokens {sampling.max_new_tokens} "
+                    f"exceed the context of {self.name} ({limit}); give --max-new-tokens {limit - length} or less"
+                )
+
+    def answer(
+        self,
+        asked: Sequence[Asked],
+        *,
+        samples: int,
+        sampling: Sampling,
+        key: Key,
+        progress: Callable[[int], None] | None = None,
+    ) -> Iterator[Sequence[Answer]]:
+        rendered = [self._prompt(one) for one in asked]
+        size = self._batch(rendered, samples, sampling)
+        for start in range(0, len(rendered), size):
+            prompts = rendered[start : start + size]
+            began = time.monotonic()
+            try:
+                rollouts = self._engine.sample(
+                    prompts, group_size=samples, sampling=sampling, key=key, progress=progress
+                )
+            except FloatingPointError as error:
+                raise RlifError(f"{self.name}: not finite: {error}; the model is damaged, or needs float32") from error
+            self.seconds += time.monotonic() - began
+            yield answers_of(rollouts)
+
+    def close(self) -> None:
+        del self._engine, self._policy
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _prompt(self, one: Asked) -> Prompt:
+        policy = self._policy
+        text, ids = policy.encode_messages(one.messages) if policy.chat_template else policy.encode_text(one.text)
+        return Prompt(one.problem.id, text, ids, one.problem)
+
+    def _batch(self, prompts: Sequence[Prompt], samples: int, sampling: Sampling) -> int:
+        """Problems in a batch."""
+        longest = max((len(prompt.token_ids) for prompt in prompts), default=1)
+        rows = _BATCH * rows_that_fit(self._policy, longest + sampling.max_new_tokens)
+        return max(1, min(rows, _BATCH_TOKENS // sampling.max_new_tokens) // samples)
+
+
+def answers_of(rollouts: Rollouts) -> list[Answer]:
+    """A batch of rollouts, answer by answer."""
+    signals = {name: values.numpy() for name, values in rollouts.signals._asdict().items()}
+    found = []
+    for row, prompt in enumerate(rollouts.row_prompts):
+        length = int(rollouts.mask[row].sum())
+        traces = {name: values[row, :length] for name, values in signals.items()}
+        found.append(
+            Answer(
+                problem_id=prompt.id,
+                sample=row % rollouts.group_size,
+                prompt=prompt.text,
+                text=rollouts.texts[row],
+                n_tokens=length,
+                stop=rollouts.stop_reasons[row],
+                **{name: float(values.mean(dtype=np.float64)) for name, values in traces.items()},
+                trace=Trace(**traces),
+            )
+        )
+    return found
+
+
+def weights_mark(model: nn.Module) -> str:
+    """16 hexadecimal digits that differ if the weights do: a hash of each parameter's shape and some of its values."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        values = parameter.detach().flatten()
+        some = values[:: max(1, len(values) // _HASHED)].float().cpu().numpy()
+        digest.update(f"{name}{tuple(parameter.shape)}".encode() + some.tobytes())
+    return digest.hexdigest()[:16]

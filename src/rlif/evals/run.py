@@ -1,0 +1,187 @@
+"""The evaluation loop: ask, grade, keep, count. It goes on from whatever answers the folder holds."""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from rlif import __version__
+from rlif.draw import Key
+from rlif.errors import RlifError
+from rlif.evals.records import Answer, Backend
+from rlif.evals.settings import Plan, Settings
+from rlif.evals.sheet import details, headline
+from rlif.evals.store import MODEL, Answers, Judged, Spent, Store, read_answers, read_json, slug
+from rlif.grading import Grader
+
+_EVERY = 20.0  # seconds between two parts: small enough to lose little, large enough for few files
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model to evaluate: what it is called, and how to get at it when its turn comes."""
+
+    name: str
+    open: Callable[[], Backend]
+
+
+@runtime_checkable
+class Watcher(Protocol):
+    """Somebody who looks on: a progress bar, a test."""
+
+    def begin(self, model: str, task: str, *, answers: int, done: int, limit: int) -> None:
+        """A task starts: so many answers in all, so many kept from before, each of ``limit`` tokens at most."""
+
+    def advance(self, tokens: int) -> None:
+        """So many more tokens were drawn."""
+
+    def answered(self, answers: Sequence[Answer]) -> None:
+        """Some answers are finished."""
+
+
+class Unwatched:
+    """Nobody looks on."""
+
+    def begin(self, model: str, task: str, *, answers: int, done: int, limit: int) -> None: ...
+
+    def advance(self, tokens: int) -> None: ...
+
+    def answered(self, answers: Sequence[Answer]) -> None: ...
+
+
+def evaluate(
+    candidates: Sequence[Candidate],
+    settings: Settings,
+    out: Path,
+    *,
+    watcher: Watcher | None = None,
+    grader: Grader | None = None,
+) -> dict[str, Any]:
+    """Ask every candidate every task into the folder ``out``; returns what results.json holds.
+
+    In a folder of the same evaluation only the missing problems are asked. Raises `RlifError` for what the user can
+    mend; however it ends, the answers written so far stay.
+    """
+    if twice := _first_twice([slug(candidate.name) for candidate in candidates]):
+        raise RlifError(f"{twice}: two models of this name; name them apart (by their folders, say)")
+    plans = [Plan(name, settings) for name in settings.tasks]
+    asked = {
+        "rlif_eval": 1,
+        "models": [candidate.name for candidate in candidates],
+        "seed": settings.seed,
+        "chat_template": settings.chat_template,
+        "tasks": {plan.name: plan.protocol() for plan in plans},
+    }
+    with Store.open(out, asked) as store, grader or Grader() as judge:
+        for candidate in candidates:
+            _ask_all(candidate, plans, settings.seed, store, judge, watcher or Unwatched())
+        results = collect(out, candidates, plans, asked)
+        store.write_results(results)
+    return results
+
+
+def _ask_all(
+    candidate: Candidate, plans: Sequence[Plan], seed: int, store: Store, judge: Grader, watcher: Watcher
+) -> None:
+    """Whatever one model has not answered yet; a model with nothing left to do is not even loaded."""
+    done = {plan.name: store.done(candidate.name, plan.name) for plan in plans}
+    open_plans = [plan for plan in plans if len(done[plan.name]) < len(plan.asked)]
+    if not open_plans:
+        return
+    backend = candidate.open()
+    try:
+        store.begin_model(candidate.name, backend.facts())
+        for plan in open_plans:
+            backend.check(plan.asked, plan.sampling)
+        for plan in open_plans:
+            answers = len(plan.asked) * plan.samples
+            kept = len(done[plan.name]) * plan.samples
+            watcher.begin(candidate.name, plan.name, answers=answers, done=kept, limit=plan.sampling.max_new_tokens)
+            _ask(backend, plan, done[plan.name], seed, store, judge, watcher)
+    finally:
+        backend.close()
+
+
+def _ask(
+    backend: Backend, plan: Plan, done: set[str], seed: int, store: Store, judge: Grader, watcher: Watcher
+) -> None:
+    """The missing problems of one task, written part by part."""
+    missing = [asked for asked in plan.asked if asked.problem.id not in done]
+    places = {asked.problem.id: i for i, asked in enumerate(plan.asked)}
+    key = Key(seed, f"eval/{plan.name}")
+    whole: list[Judged] = []
+    open_problems: dict[str, list[Judged]] = defaultdict(list)
+    written, in_model = time.monotonic(), backend.seconds
+
+    def write() -> None:
+        nonlocal whole, written, in_model
+        now = time.monotonic()
+        if whole:
+            spent = Spent(now - written, backend.seconds - in_model)
+            store.add(backend.name, plan.name, whole, spent)
+            whole, written, in_model = [], now, backend.seconds
+
+    handfuls = backend.answer(missing, samples=plan.samples, sampling=plan.sampling, key=key, progress=watcher.advance)
+    try:
+        for handful in handfuls:
+            for judged in _judge(handful, plan, places, judge):
+                same = open_problems[judged.answer.problem_id]
+                same.append(judged)
+                if len(same) == plan.samples:
+                    whole += open_problems.pop(judged.answer.problem_id)
+            watcher.answered(handful)
+            if time.monotonic() - written > _EVERY:
+                write()
+    except (KeyboardInterrupt, RlifError):
+        write()  # what is whole is kept; after any other error nothing is certain
+        raise
+    if open_problems:
+        raise RuntimeError(f"{backend.name}, {plan.name}: answers are missing, to {next(iter(open_problems))} first")
+    write()
+
+
+def _judge(handful: Sequence[Answer], plan: Plan, places: Mapping[str, int], judge: Grader) -> Iterator[Judged]:
+    for answer in handful:
+        place = places[answer.problem_id]
+        problem = plan.problems[place]
+        # Half a character (a lone surrogate, which JSON can carry) is no text: neither Parquet nor a terminal takes it.
+        text = answer.text.encode("utf-8", "replace").decode("utf-8")
+        row_id = f"{plan.name}, {problem.id}, sample {answer.sample}"
+        verdict = judge.grade(text, problem.answer, format=plan.format, row_id=row_id)
+        yield Judged(replace(answer, text=text), problem, place, verdict)
+
+
+def collect(
+    out: Path, candidates: Sequence[Candidate], plans: Sequence[Plan], asked: Mapping[str, Any]
+) -> dict[str, Any]:
+    """results.json, made of the answers in the folder alone."""
+    results = []
+    for candidate in candidates:
+        facts = read_json(out / slug(candidate.name) / MODEL)
+        for plan in plans:
+            answers = read_answers(out / slug(candidate.name) / plan.name)
+            results.append({"model": candidate.name, "task": plan.name, "facts": facts, **numbers(answers)})
+    return {"rlif": __version__, "asked": dict(asked), "results": results}
+
+
+def numbers(answers: Answers) -> dict[str, Any]:
+    """Everything that is said of one model's answers to one task."""
+    sheet, spent = answers.sheet, answers.spent
+    tokens = float(sheet.lengths.sum())
+    return {
+        "metrics": headline(sheet),
+        **details(sheet),
+        "speed": {
+            "tokens": tokens,
+            "seconds": spent.seconds,
+            "model_seconds": spent.model_seconds,
+            "tokens_per_second": tokens / max(spent.seconds, 1e-9),
+            "outside_share": 1.0 - spent.model_seconds / max(spent.seconds, 1e-9),
+        },
+    }
+
+
+def _first_twice(names: Sequence[str]) -> str | None:
+    return next((name for i, name in enumerate(names) if name in names[:i]), None)

@@ -1,0 +1,150 @@
+"""What an evaluation is asked to do: everything that decides its answers, checked, and written beside them."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from rlif.config import Fraction, Positive, Section
+from rlif.errors import RlifError
+from rlif.evals.records import Asked
+from rlif.grading import find_extractor
+from rlif.rollout import Sampling
+from rlif.tasks.benchmarks import Benchmark, digest, find_benchmark, load_benchmark
+from rlif.tasks.shots import FIXED, Shot, read_shots
+from rlif.tasks.templates import Template, find_template, render_messages, render_text
+from rlif.types import Problem
+
+
+class Settings(Section):
+    """One evaluation: the tasks and the protocol. null: what the task usually takes."""
+
+    tasks: tuple[str, ...]
+    """Names of benchmarks (rlif.tasks.benchmarks), or your own names for the files in `data`."""
+    data: dict[str, str] = Field(default={})
+    """Task to the .jsonl or .parquet file its problems are read from, instead of the hub."""
+    limit: Positive | None = None
+    """Only the first so many problems of each task."""
+    samples: Positive = 8
+    """Answers to each problem."""
+    temperature: Annotated[float, Field(ge=0.0)] = 0.6
+    """0 is greedy. Signals are recorded at temperature 1 whatever this is."""
+    top_p: Fraction = 1.0
+    """Nucleus sampling; 1 is off."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Sample among the k likeliest tokens; 0 is off."""
+    max_new_tokens: Positive | None = None
+    """Length limit of an answer, in tokens; null: the benchmark's."""
+    template: str | None = None
+    """Prompt template (rlif.tasks.templates); null: the benchmark's."""
+    format: str | None = None
+    """The extractor that decides `formatted` (rlif.grading.EXTRACTORS); null: the one the template asks for."""
+    shots: Annotated[int, Field(ge=0)] = 0
+    """Worked examples before each question."""
+    shots_from: str | None = None
+    """A training file to take the first `shots` worked examples from; null: the fixed set in rlif.tasks.shots."""
+    chat_template: Literal["auto", "on", "off"] = "auto"
+    """Whether questions go through the model's chat template; auto: if it has one."""
+    stop: tuple[str, ...] = ()
+    """Strings that end an answer, besides those of the template."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seeds the sampling; an answer's random numbers depend on it, the problem and the number of the sample alone."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Settings":
+        if not self.tasks:
+            raise ValueError("tasks: name at least one")
+        if len(set(self.tasks)) < len(self.tasks):
+            raise ValueError("tasks: one is named twice")
+        if odd := [name for name in self.tasks if not re.fullmatch(r"\w[\w.-]*", name)]:
+            raise ValueError(f"tasks: {odd[0]!r} becomes a folder's name: use letters, digits, dots, hyphens")
+        if unused := sorted(set(self.data) - set(self.tasks)):
+            raise ValueError(f"data: {unused[0]} is not among the tasks ({', '.join(self.tasks)})")
+        if self.temperature == 0.0 and self.samples > 1:
+            raise ValueError("samples: greedy answers (temperature 0) are all the same; ask for 1")
+        if self.shots_from and not self.shots:
+            raise ValueError("shots_from: say how many with shots")
+        if self.shots > len(FIXED) and not self.shots_from:
+            raise ValueError(f"shots: the fixed set has {len(FIXED)}; for more, name a training file with shots_from")
+        return self
+
+
+def settings_of(**values: Any) -> Settings:
+    """Settings from the command line's options. Raises `RlifError` naming the option of the first mistake."""
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = first["msg"].removeprefix("Value error, ")
+        if not first["loc"]:  # of several settings together: the message begins with the name of the one to change
+            raise RlifError(f"--{message.replace('_', '-', 1) if message.startswith('shots_') else message}") from None
+        option = str(first["loc"][0]).replace("_", "-")
+        raise RlifError(f"--{option}: {message} (given {first['input']!r})") from None
+
+
+class Plan:
+    """One task of an evaluation, ready to be asked: problems, wording, sampling. Raises `RlifError` for what is wrong
+    with any of them."""
+
+    def __init__(self, name: str, settings: Settings) -> None:
+        path = settings.data.get(name)
+        self.name = name
+        self.benchmark: Benchmark = find_benchmark(name, has_file=path is not None)
+        self.template: Template = find_template(settings.template or self.benchmark.template)
+        usual = self.template.format if settings.template else self.benchmark.format or self.template.format
+        self.format = settings.format or usual
+        find_extractor(self.format)
+        self.problems: tuple[Problem, ...] = load_benchmark(
+            self.benchmark, Path(path).expanduser() if path else None, limit=settings.limit
+        )
+        self.shots = _shots(settings)
+        self._shots_from = settings.shots_from or "rlif.tasks.shots"
+        self.samples = settings.samples
+        self.sampling = Sampling(
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            top_k=settings.top_k,
+            max_new_tokens=settings.max_new_tokens or self.benchmark.max_new_tokens,
+            stop=tuple(dict.fromkeys((*self.template.stop, *settings.stop))),
+        )
+        self.asked = tuple(self._ask(problem) for problem in self.problems)
+
+    def _ask(self, problem: Problem) -> Asked:
+        question = problem.question
+        return Asked(
+            problem,
+            tuple(render_messages(self.template.name, question, self.shots)),
+            render_text(self.template.name, question, self.shots),
+        )
+
+    def protocol(self) -> dict[str, object]:
+        """What was asked and how, for results.json: two evaluations with equal protocols can be compared."""
+        return {
+            "source": self.benchmark.citation,
+            "problems": len(self.problems),
+            "of": self.benchmark.size,
+            "digest": digest(self.problems),
+            "template": f"{self.template.name} v{self.template.version}",
+            "format": self.format,
+            "shots": len(self.shots),
+            **({"shots_from": self._shots_from, "shots_digest": _digest(self.shots)} if self.shots else {}),
+            "samples": self.samples,
+            "temperature": self.sampling.temperature,
+            "top_p": self.sampling.top_p,
+            "top_k": self.sampling.top_k,
+            "max_new_tokens": self.sampling.max_new_tokens,
+            "stop": list(self.sampling.stop),
+        }
+
+
+def _digest(shots: tuple[Shot, ...]) -> str:
+    return digest([Problem(shot.answer, shot.question, shot.reasoning) for shot in shots])
+
+
+def _shots(settings: Settings) -> tuple[Shot, ...]:
+    if not settings.shots:
+        return ()
+    if settings.shots_from:
+        return read_shots(Path(settings.shots_from).expanduser(), settings.shots)
+    return FIXED[: settings.shots]

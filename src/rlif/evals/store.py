@@ -1,0 +1,298 @@
+"""The folder of an evaluation: what was asked, every answer, the numbers. Whole or absent, also after a kill.
+
+    eval.json                        what was asked: settings, protocol of each task, models
+    results.json                     the numbers (docs/evaluation.md)
+    MODEL/model.json                 what answered
+    MODEL/TASK/part-000000.parquet   graded answers, whole problems; read the folder as one Parquet data set
+
+A folder takes one evaluation. Started again with the same settings it goes on with the problems that are missing.
+"""
+
+import fcntl
+import io
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlif.analysis import TENTHS, tenths
+from rlif.errors import RlifError
+from rlif.evals.records import SIGNALS, Answer
+from rlif.evals.sheet import Sheet
+from rlif.runlog import disk_reason, one_line, write_whole
+from rlif.types import Problem, Verdict
+
+ASKED, RESULTS, MODEL = "eval.json", "results.json", "model.json"
+_LOCK = ".lock"
+_PART = "part-*.parquet"
+_SPENT = b"rlif"  # key of a part's metadata
+
+
+@dataclass(frozen=True)
+class Judged:
+    """An answer, the problem it answers (the how-many-th of its task, from 0), and what the grader says."""
+
+    answer: Answer
+    problem: Problem
+    position: int
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Seconds that some answers took, all in all and inside the model."""
+
+    seconds: float = 0.0
+    model_seconds: float = 0.0
+
+    def __add__(self, other: "Spent") -> "Spent":
+        return Spent(self.seconds + other.seconds, self.model_seconds + other.model_seconds)
+
+
+class Store:
+    """One evaluation's folder, open for writing; made by `Store.open`."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+
+    @classmethod
+    @contextmanager
+    def open(cls, out: Path, asked: Mapping[str, Any]) -> Iterator["Store"]:
+        """A new folder, or one in which the same was ``asked``, to go on with.
+
+        Raises `RlifError` if the folder holds anything else, if another process writes to it, or if it cannot be
+        written.
+        """
+        if out.exists() and not out.is_dir():
+            raise RlifError(f"{out}: a file, not a folder; choose another --out")
+        known = out / ASKED
+        if not known.exists() and out.is_dir() and any(path.name[0] != "." for path in out.iterdir()):
+            raise RlifError(f"{out}: not empty, and no evaluation; choose a new or an empty folder for --out")
+        with _locked(out):
+            if known.exists() and not any(out.glob(f"*/*/{_PART}")):
+                for path in out.glob(f"*/{MODEL}"):  # not a single answer: nothing that could be mixed up
+                    path.unlink()
+                known.unlink()
+            if not known.exists():
+                with _writing(out):
+                    write_whole(known, _json(asked))
+            elif difference := _difference(read_json(known), json.loads(_json(asked))):
+                raise RlifError(f"{out}: holds another evaluation ({difference}); choose another --out")
+            for half in out.rglob(".*.tmp"):
+                half.unlink()
+            yield cls(out)
+
+    def begin_model(self, name: str, facts: Mapping[str, Any]) -> None:
+        """Note what is about to answer. Raises `RlifError` if its answers so far are another model's."""
+        path = self.folder(name) / MODEL
+        if not path.exists():
+            with _writing(self.out):
+                path.parent.mkdir(exist_ok=True)
+                write_whole(path, _json({"name": name, **facts}))
+        elif difference := _difference(read_json(path), json.loads(_json({"name": name, **facts}))):
+            raise RlifError(f"{path.parent}: {name} has changed since ({difference}); choose another --out")
+
+    def add(self, model: str, task: str, judged: Sequence[Judged], spent: Spent) -> None:
+        """Write some graded answers, whole problems of them, as one part."""
+        folder = self.folder(model) / task
+        number = max((int(path.stem.removeprefix("part-")) for path in parts(folder)), default=-1) + 1
+        with _writing(self.out):
+            folder.mkdir(exist_ok=True)
+            write_whole(folder / f"part-{number:06d}.parquet", _parquet(judged, spent))
+
+    def done(self, model: str, task: str) -> set[str]:
+        """The problems that are answered."""
+        return set(_read(self.folder(model) / task, ["problem_id"])["problem_id"])
+
+    def write_results(self, results: Mapping[str, Any]) -> None:
+        with _writing(self.out):
+            write_whole(self.out / RESULTS, _json(results))
+
+    def folder(self, model: str) -> Path:
+        """Where a model's answers lie."""
+        return self.out / slug(model)
+
+
+def slug(name: str) -> str:
+    """A model's name as a folder's: Qwen/Qwen3-1.7B-Base becomes Qwen--Qwen3-1.7B-Base, a path its last two parts."""
+    parts = [part for part in re.split(r"[/\\]+", name) if part not in ("", ".", "..", "~")]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", "--".join(parts[-2:])).lstrip(".-") or "model"
+
+
+def parts(folder: Path) -> list[Path]:
+    """The parts of a task's answers, in order."""
+    return sorted(folder.glob(_PART))
+
+
+@dataclass(frozen=True)
+class Answers:
+    """All answers of one model to one task: the columns that numbers are made of, and whose they are."""
+
+    ids: tuple[str, ...]
+    """Of the problems, in the order they were asked."""
+    questions: tuple[str, ...]
+    sheet: Sheet
+    spent: Spent
+
+
+def read_answers(folder: Path) -> Answers:
+    """Read a task's folder back: problems in the order of the data, an answer to each from every sample.
+
+    Raises `RlifError` for a folder without answers or with damaged ones.
+    """
+    columns = _read(folder, None)
+    if not columns["problem_id"]:
+        raise RlifError(f"{folder}: holds no answers; run rlif eval first")
+    order = sorted(range(len(columns["problem_id"])), key=lambda i: (columns["position"][i], columns["sample"][i]))
+    column = {name: [values[i] for i in order] for name, values in columns.items() if name != _SPENT.decode()}
+    samples = max(column["sample"]) + 1
+    if column["sample"] != list(range(samples)) * (len(order) // samples):
+        raise RlifError(f"{folder}: answers are missing or there twice; delete the folder and run rlif eval again")
+    verdicts = zip(column["right"], column["formatted"], column["extracted"], strict=True)
+    empty = [length == 0 for length in column["length"]]  # no token, so no mean: not a signal that is not known
+    means = {name: _filled(column[name], empty, 0.0) for name in SIGNALS}
+    along = {name: _filled(column[f"{name}_tenths"], empty, [math.nan] * TENTHS) for name in SIGNALS}
+    sheet = Sheet(
+        samples=samples,
+        texts=tuple(column["completion"]),
+        verdicts=tuple(Verdict(*verdict) for verdict in verdicts),
+        stops=tuple(column["stop_reason"]),
+        lengths=np.array(column["length"], dtype=np.float64),
+        means={name: np.array(values, dtype=np.float64) for name, values in means.items() if None not in values},
+        tenths={name: np.array(values, dtype=np.float64) for name, values in along.items() if None not in values},
+    )
+    spent = sum((Spent(**one) for one in columns[_SPENT.decode()]), Spent())
+    return Answers(tuple(column["problem_id"][::samples]), tuple(column["question"][::samples]), sheet, spent)
+
+
+def _filled(values: list[Any], where: list[bool], filling: Any) -> list[Any]:
+    return [filling if value is None and fill else value for value, fill in zip(values, where, strict=True)]
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file of ours. Raises `RlifError` if it cannot be read."""
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise RlifError(f"{path}: cannot be read ({error.strerror}); give the folder of an rlif eval") from error
+    except ValueError as error:
+        raise RlifError(f"{path}: not JSON ({one_line(error)}); choose another --out") from error
+
+
+def _read(folder: Path, names: list[str] | None) -> dict[str, list[Any]]:
+    """The columns of all parts, one behind the other; under the key of `_SPENT` what each part took."""
+    import pyarrow
+    from pyarrow import parquet
+
+    found: dict[str, list[Any]] = {name: [] for name in names or _COLUMNS} | {_SPENT.decode(): []}
+    for path in parts(folder):
+        try:
+            with parquet.ParquetFile(path) as file:
+                table = file.read(columns=names)
+                found[_SPENT.decode()].append(json.loads(file.schema_arrow.metadata[_SPENT]))
+            for name in names or _COLUMNS:
+                found[name] += table[name].to_pylist()
+        except (pyarrow.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+            raise RlifError(f"{path}: damaged ({one_line(error)}); delete it and run rlif eval again") from error
+    return found
+
+
+_COLUMNS = (
+    *("position", "problem_id", "sample", "question", "answer", "prompt", "completion", "extracted", "right"),
+    *("formatted", "length", "stop_reason", *SIGNALS, *(f"{name}_tenths" for name in SIGNALS)),
+)
+
+
+def _parquet(judged: Sequence[Judged], spent: Spent) -> bytes:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    def column(type: Any, values: Iterator[Any]) -> Any:
+        return pa.array(list(values), type)
+
+    text, number = pa.string(), pa.float64()
+    answers = [one.answer for one in judged]
+    columns = {
+        "position": column(pa.int32(), (one.position for one in judged)),
+        "problem_id": column(text, (answer.problem_id for answer in answers)),
+        "sample": column(pa.int32(), (answer.sample for answer in answers)),
+        "question": column(text, (one.problem.question for one in judged)),
+        "answer": column(text, (one.problem.answer for one in judged)),
+        "prompt": column(text, (answer.prompt for answer in answers)),
+        "completion": column(text, (answer.text for answer in answers)),
+        "extracted": column(text, (one.verdict.extracted for one in judged)),
+        "right": column(pa.bool_(), (one.verdict.right for one in judged)),
+        "formatted": column(pa.bool_(), (one.verdict.formatted for one in judged)),
+        "length": column(pa.int32(), (answer.n_tokens for answer in answers)),
+        "stop_reason": column(text, (answer.stop for answer in answers)),
+        **{name: column(number, (getattr(answer, name) for answer in answers)) for name in SIGNALS},
+        **{
+            f"{name}_tenths": column(pa.list_(pa.float32()), (_tenths(answer, name) for answer in answers))
+            for name in SIGNALS
+        },
+    }
+    sink = io.BytesIO()
+    table = pa.table(columns).replace_schema_metadata({_SPENT: json.dumps(spent.__dict__)})
+    parquet.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def _tenths(answer: Answer, name: str) -> list[float] | None:
+    values = getattr(answer.trace, name) if answer.trace else None
+    return tenths(values).tolist() if values is not None else None
+
+
+def _difference(old: Any, new: Any, where: str = "") -> str:
+    """The first setting in which two descriptions differ, in words; empty if there is none."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in dict.fromkeys((*old, *new)):
+            if found := _difference(old.get(key), new.get(key), f"{where}.{key}" if where else key):
+                return found
+        return ""
+    return "" if old == new else f"{where} was {json.dumps(old)}, is {json.dumps(new)}"
+
+
+def _json(data: Any) -> bytes:
+    return json.dumps(_finite(data), indent=1).encode() + b"\n"
+
+
+def _finite(data: Any) -> Any:
+    """Numbers that are not finite as null: JSON knows no others."""
+    if isinstance(data, Mapping):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RlifError(
+            f"{out}: {disk_reason(error)}; what was written before is intact: put that right and run the same command"
+        ) from error
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """One writer a folder; the system lifts the lock of a process that is killed."""
+    with _writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(out / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RlifError(f"{out}: another rlif eval is writing here; wait for it, or choose another --out") from None
+        yield
+    finally:
+        os.close(descriptor)

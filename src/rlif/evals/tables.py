@@ -1,0 +1,156 @@
+"""Results on a terminal of 80 columns: how good, what the answers are made of, whether confidence knows."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from rlif.evals.watching import duration
+
+_NAME = 22  # characters of a model's name
+
+
+def print_results(console: Console, results: Mapping[str, Any]) -> None:
+    """All tasks of results.json, each with its protocol."""
+    tasks = results["asked"]["tasks"]
+    for task, protocol in tasks.items():
+        rows = [result for result in results["results"] if result["task"] == task]
+        console.print(task_view(task, protocol, rows))
+
+
+def task_view(task: str, protocol: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """One task, every model."""
+    views: list[RenderableType] = [Text(""), Text(heading(task, protocol)), scores(protocol["samples"], results)]
+    views.append(makings(results))
+    if knows := confidences(protocol["samples"], results):
+        views.append(knows)
+    views += [Text(speed(result)) for result in results]
+    return Group(*views)
+
+
+def heading(task: str, protocol: Mapping[str, Any]) -> str:
+    """What was asked and how, in words."""
+    of = f" of {protocol['of']:,}" if (protocol["of"] or 0) > protocol["problems"] else ""
+    drawn = "greedy" if protocol["temperature"] == 0 else f"T = {protocol['temperature']:g}"
+    drawn += f", top-p {protocol['top_p']:g}" if protocol["top_p"] < 1 else ""
+    drawn += f", top-k {protocol['top_k']}" if protocol["top_k"] else ""
+    count = f"{protocol['samples']} answers each" if protocol["samples"] > 1 else "one answer each"
+    shots = f", {protocol['shots']} shots" if protocol["shots"] else ""
+    return (
+        f"{task}: {protocol['problems']:,}{of} problems, {count}, {drawn}, at most {protocol['max_new_tokens']:,} "
+        f"tokens,\n  template {protocol['template']}{shots}; ± is one standard error, clustered by problem"
+    )
+
+
+def scores(samples: int, results: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """How good: in per cent."""
+    several = samples > 1
+    columns = [f"avg@{samples}", f"pass@{samples}", f"maj@{samples}"] if several else ["right"]
+    table = _table(*columns, "formatted", "both")
+    for result in results:
+        metrics = result["metrics"]
+        cells = [_metric(metrics, "right")]
+        if several:
+            cells += [_percent(result["pass_at"][str(samples)]), _percent(result["maj_at"][str(samples)])]
+        table.add_row(_name(result), *cells, _metric(metrics, "formatted"), _metric(metrics, "right_and_formatted"))
+    meaning = "avg: right in whatever form; both: right and formatted" if several else "both: right and formatted"
+    return _captioned(table, f"in %; {meaning}")
+
+
+def makings(results: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """What the answers are: the paper's table 2 (counts), then means."""
+    table = _table("right", "wrong", "?", "cut", "tokens", "repeats", "but/wait", "entropy")
+    for result in results:
+        counts, metrics = result["counts"], result["metrics"]
+        table.add_row(
+            _name(result),
+            f"{counts['right_formatted']} + {counts['right_unformatted']}",
+            f"{counts['wrong_formatted']} + {counts['wrong_unformatted']}",
+            str(counts["undecided"]),
+            f"{100 * metrics['truncated']:.1f}",
+            f"{metrics['length']:.0f} ± {metrics['length_stderr'] or math.nan:.0f}",
+            f"{100 * metrics['repeated_ngrams']:.1f}",
+            f"{metrics['transitional_per_answer']:.2f}",
+            f"{metrics['entropy']:.3f}" if metrics.get("entropy") is not None else "",
+        )
+    return _captioned(
+        table,
+        "right, wrong: formatted + not formatted; ?: undecided; cut: off, in %;",
+        "repeats: 4-grams seen before in the answer, in %; but/wait:",
+        "transitional words per answer; entropy: nats per token at T = 1",
+    )
+
+
+def confidences(samples: int, results: Sequence[Mapping[str, Any]]) -> RenderableType | None:
+    """Does confidence know? AUROC of each signal; None where no signal is known or no answer is right (or wrong)."""
+    labels = {"logprob": "logprob", "entropy": "−entropy", "self_certainty": "self-certainty"}
+    table = _table(*labels.values(), *(["problems"] if samples > 1 else []))
+    for result in results:
+        known = result["confidence"]
+        if not known or all(_missing(signal["auroc"]) for signal in known.values()):
+            continue
+        table.add_row(_name(result), *(_area(known.get(name, {}).get("auroc")) for name in labels))
+        if samples > 1:
+            mixed = str(next(iter(known.values()))["mixed"])
+            cells = (_area(known.get(name, {}).get("auroc_within")) for name in labels)
+            table.add_row("  within a problem", *cells, mixed)
+    if not table.row_count:
+        return None
+    return _captioned(
+        table,
+        "AUROC: chance that of a right and a wrong answer the right one",
+        "is the more confident; 0.50 is blind",
+    )
+
+
+def speed(result: Mapping[str, Any]) -> str:
+    """How fast, in one line."""
+    spent = result["speed"]
+    return (
+        f"{_name(result)}: {spent['tokens']:,.0f} tokens in {duration(spent['seconds'])}, "
+        f"{spent['tokens_per_second']:,.0f}/s, {100 * spent['outside_share']:.1f} % outside the model"
+    )
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("model", no_wrap=True, overflow="ellipsis")
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _captioned(table: Table, *lines: str) -> RenderableType:
+    return Group(table, *(Text(line, style="dim") for line in lines))
+
+
+def _name(result: Mapping[str, Any]) -> str:
+    name: str = result["model"]
+    return name if len(name) <= _NAME else "…" + name[1 - _NAME :]
+
+
+def _metric(metrics: Mapping[str, Any], name: str) -> str:
+    return _percent({"value": metrics[name], "stderr": metrics[f"{name}_stderr"]})
+
+
+def _percent(estimate: Mapping[str, Any]) -> str:
+    error = estimate["stderr"]
+    return f"{100 * estimate['value']:.1f}" + ("" if _none(error) else f" ± {100 * error:.1f}")
+
+
+def _area(estimate: Mapping[str, Any] | None) -> str:
+    if estimate is None or _missing(estimate):
+        return ""
+    error = estimate["stderr"]
+    return f"{estimate['value']:.2f}" + ("" if _none(error) else f" ± {error:.2f}")
+
+
+def _missing(estimate: Mapping[str, Any]) -> bool:
+    return _none(estimate["value"])
+
+
+def _none(value: float | None) -> bool:
+    return value is None or math.isnan(value)

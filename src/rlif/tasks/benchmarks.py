@@ -1,0 +1,182 @@
+"""Benchmarks by name: where the hub keeps them, in which schema, and how they are put to a model unless told otherwise.
+
+Rows come from a local file (``--data NAME=PATH``) or, through the optional package datasets, from the hub. A name that
+is not in the table is a file of your own. A new benchmark is one line in `BENCHMARKS`.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from rlif.config import ArithmeticTask, FileTask
+from rlif.errors import RlifError
+from rlif.tasks.arithmetic import Arithmetic
+from rlif.tasks.files import problems_of, rows_of
+from rlif.types import Problem
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A data set that models are compared on.
+
+    Attributes:
+        hub, config, split: where the hub keeps it; no hub: it is generated, or a file of yours.
+        schema: a key of `rlif.tasks.files.SCHEMAS`.
+        size: how many problems the whole of it has (of a generated one: without a limit); None if that is not fixed.
+        template: the prompt template used unless another is asked for.
+        max_new_tokens: the length limit used unless another is asked for.
+        ids: the id of a row that has none, with ``{row}`` counted from 0; empty: file and line.
+        format: the extractor that decides `formatted`; None: the one the template asks for.
+        generated: what to generate, for one that comes from nowhere.
+    """
+
+    name: str
+    schema: Literal["file", "gsm8k", "math"]
+    template: str
+    max_new_tokens: int
+    citation: str
+    hub: str = ""
+    config: str | None = None
+    split: str = "test"
+    size: int | None = None
+    ids: str = ""
+    format: str | None = None
+    generated: ArithmeticTask | None = None
+
+
+BENCHMARKS: Mapping[str, Benchmark] = {
+    benchmark.name: benchmark
+    for benchmark in (
+        Benchmark(
+            name="gsm8k",
+            schema="gsm8k",
+            template="boxed",
+            max_new_tokens=512,
+            citation="arXiv 2110.14168",
+            hub="openai/gsm8k",
+            config="main",
+            size=1319,
+            ids="gsm8k/test/{row}",
+        ),
+        Benchmark(
+            name="math500",
+            schema="math",
+            template="boxed",
+            max_new_tokens=2048,
+            citation="arXiv 2305.20050, a subset of arXiv 2103.03874",
+            hub="HuggingFaceH4/MATH-500",
+            size=500,
+        ),
+        Benchmark(
+            name="aime2025",
+            schema="math",
+            template="boxed",
+            max_new_tokens=8192,
+            citation="American Invitational Mathematics Examination 2025, I and II",
+            hub="math-ai/aime25",
+            size=30,
+        ),
+        Benchmark(
+            name="math_train",
+            schema="math",
+            template="boxed",
+            max_new_tokens=2048,
+            citation="arXiv 2103.03874; for training, not for results",
+            hub="DigitalLearningGmbH/MATH-lighteval",
+            split="train",
+            size=7500,
+            ids="math/train/{row}",
+        ),
+        Benchmark(
+            name="arithmetic",
+            schema="file",
+            template="plain",
+            max_new_tokens=96,
+            size=512,
+            citation="generated: two-digit additions, those that training never sees (rlif.tasks.arithmetic)",
+            generated=ArithmeticTask(name="arithmetic"),
+        ),
+        Benchmark(
+            name="additions",
+            schema="file",
+            template="plain",
+            max_new_tokens=48,
+            size=40,
+            format="last_number",
+            citation="generated: additions of 1 to 20 in words, those that training never sees (rlif.tasks.arithmetic)",
+            generated=ArithmeticTask(name="arithmetic", low=1, high=20, question="What is {a} + {b}?"),
+        ),
+    )
+}
+
+_OWN_TOKENS = 1024
+
+
+def find_benchmark(name: str, *, has_file: bool) -> Benchmark:
+    """A benchmark by name; with a file, any other name stands for that file. Raises `RlifError` for an unknown one."""
+    if name in BENCHMARKS:
+        return BENCHMARKS[name]
+    if has_file:
+        return Benchmark(name, schema="file", template="boxed", max_new_tokens=_OWN_TOKENS, citation="a file of yours")
+    nearest = difflib.get_close_matches(name, BENCHMARKS, n=1, cutoff=0.0)[0]
+    raise RlifError(
+        f"--tasks: no benchmark {name!r}; did you mean {nearest}? (there are {', '.join(BENCHMARKS)}; for a file of "
+        f"your own add --data {name}=PATH)"
+    )
+
+
+def load_benchmark(benchmark: Benchmark, path: Path | None = None, *, limit: int | None = None) -> tuple[Problem, ...]:
+    """Its problems in their order, the first ``limit`` if given: from ``path``, else from the hub, else generated.
+
+    Raises `RlifError` for data that cannot be had or read, and for a problem without an answer.
+    """
+    if path is not None:
+        problems = _problems(rows_of(path), benchmark, str(path), limit)
+    elif benchmark.generated:
+        problems = Arithmetic(benchmark.generated).eval_problems(limit or benchmark.size or 1)
+    else:
+        problems = _problems(_hub_rows(benchmark), benchmark, benchmark.hub, limit)
+    if missing := [problem.id for problem in problems if not problem.answer]:
+        raise RlifError(f"{path or benchmark.hub}: {len(missing)} problems without an answer (the first: {missing[0]})")
+    return problems
+
+
+def digest(problems: Sequence[Problem]) -> str:
+    """What the problems are, in 16 hexadecimal digits: two evaluations with the same digest asked the same."""
+    content = json.dumps([[problem.id, problem.question, problem.answer] for problem in problems])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _problems(
+    rows: Iterator[tuple[str, dict[str, Any]]], benchmark: Benchmark, source: str, limit: int | None
+) -> tuple[Problem, ...]:
+    named = _with_ids(rows, benchmark) if benchmark.ids else rows
+    return problems_of(islice(named, limit), FileTask(name=benchmark.schema, path=source), source=source)
+
+
+def _with_ids(rows: Iterator[tuple[str, dict[str, Any]]], benchmark: Benchmark) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows that have no id get the one the benchmark gives them, wherever they come from: their random numbers, and the
+    pairing of two evaluations, go by it."""
+    for number, (where, row) in enumerate(rows):
+        has_id = "id" in row or "unique_id" in row
+        yield where, row if has_id else {**row, "id": benchmark.ids.format(row=number)}
+
+
+def _hub_rows(benchmark: Benchmark) -> Iterator[tuple[str, dict[str, Any]]]:
+    remedy = f"download it elsewhere and give --data {benchmark.name}=PATH (.jsonl or .parquet)"
+    try:
+        import datasets
+    except ImportError as error:
+        raise RlifError(f"{benchmark.hub}: needs the package datasets: pip install datasets; or {remedy}") from error
+    try:
+        rows = datasets.load_dataset(benchmark.hub, benchmark.config, split=benchmark.split)
+    except Exception as error:  # the hub, the network and the cache fail in many ways; all are mended alike
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise RlifError(f"{benchmark.hub}: cannot be loaded from the hub ({reason}); {remedy}") from error
+    for number, row in enumerate(rows, start=1):
+        yield f"{benchmark.hub}:{number}", dict(row)

@@ -1,0 +1,385 @@
+"""The evaluation loop: what is asked, kept, gone on with, counted; and the two commands."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pyarrow import parquet
+from typer.testing import CliRunner
+
+from rlif.analysis import compression_ratio, repeated_ngrams, tenths, transitional_tenths
+from rlif.cli import app
+from rlif.errors import RlifError
+from rlif.evals import local
+from rlif.evals import run as loop
+from rlif.evals.compare import compare, model_folders
+from rlif.evals.local import EngineBackend, answers_of, weights_mark
+from rlif.evals.records import Answer, Asked, Backend, Trace
+from rlif.evals.run import Candidate, evaluate
+from rlif.evals.settings import Plan, Settings, settings_of
+from rlif.evals.sheet import Sheet, counts, course, headline
+from rlif.evals.store import read_answers, slug
+from rlif.evals.watching import Pace, duration
+from rlif.rollout import Engine, Key, Sampling
+from rlif.types import Verdict
+from toys import toy_policy, toy_prompts
+
+
+class Scripted:
+    """A back-end that says what it is told to: (problem, sample) -> text; its signals are unknown, or made up."""
+
+    def __init__(
+        self, name: str = "scripted", *, right: float = 0.5, known: bool = True, fail_after: int | None = None
+    ):
+        self.name, self.seconds = name, 0.0
+        self.asked: list[str] = []
+        self._right, self._known, self._fail_after = right, known, fail_after
+
+    def facts(self) -> dict[str, Any]:
+        return {"kind": "scripted"}
+
+    def check(self, asked: Any, sampling: Sampling) -> None: ...
+
+    def close(self) -> None: ...
+
+    def answer(self, asked: Any, *, samples: int, sampling: Sampling, key: Key, progress: Any = None) -> Iterator[Any]:
+        for number, one in enumerate(asked):
+            if number == self._fail_after:
+                raise RlifError("the server is gone")
+            self.asked.append(one.problem.id)
+            self.seconds += 0.001
+            # One answer at a time, the last sample first: order must not matter.
+            yield from ([self._say(one, sample)] for sample in reversed(range(samples)))
+
+    def _say(self, one: Asked, sample: int) -> Answer:
+        draw = np.random.default_rng([*one.problem.id.encode(), sample]).random()
+        answer = one.problem.answer if draw < self._right else "0"
+        text = f"wait, it is \\boxed{{{answer}}}" if sample else f"it is {answer}"
+        tokens = 4 + sample
+        entropy = np.full(tokens, draw, dtype=np.float32)
+        trace = Trace(entropy=entropy) if self._known else None
+        mean = float(entropy.mean()) if self._known else None
+        return Answer(one.problem.id, sample, one.text, text, tokens, "eos", entropy=mean, trace=trace)
+
+
+def settings(**changes: Any) -> Settings:
+    return settings_of(**{"tasks": ("arithmetic",), "limit": 6, "samples": 3, **changes})
+
+
+def candidate(backend: Scripted) -> Candidate:
+    return Candidate(backend.name, lambda: backend)
+
+
+def timeless(results: dict[str, Any]) -> dict[str, Any]:
+    """Results without how long they took."""
+    return {**results, "results": [{k: v for k, v in one.items() if k != "speed"} for one in results["results"]]}
+
+
+def test_protocol_is_met() -> None:
+    assert isinstance(Scripted(), Backend)
+    missing = {name for name in ("facts", "check", "answer", "close") if not hasattr(EngineBackend, name)}
+    assert not missing
+
+
+def test_results_by_hand(tmp_path: Path) -> None:
+    """Counted from the answers themselves, with nothing of the project's but the Parquet files."""
+    results = evaluate([candidate(Scripted())], settings(), tmp_path / "e")
+    rows = parquet.read_table(tmp_path / "e" / "scripted" / "arithmetic").to_pylist()
+    assert len(rows) == 18
+    right = [
+        row["completion"].rstrip("}").endswith(f"{{{row['answer']}") or row["completion"].endswith(f" {row['answer']}")
+        for row in rows
+    ]
+    assert [row["right"] for row in rows] == right
+    assert 0 < sum(right) < 18
+    (found,) = results["results"]
+    assert found["metrics"]["right"] == pytest.approx(sum(right) / 18)
+    assert found["metrics"]["formatted"] == pytest.approx(12 / 18)  # sample 0 has no box
+    assert found["metrics"]["transitional_per_answer"] == pytest.approx(12 / 18)
+    assert found["metrics"]["length"] == 5.0
+    entropy = sum(row["entropy"] * row["length"] for row in rows) / sum(row["length"] for row in rows)
+    assert found["metrics"]["entropy"] == pytest.approx(entropy)
+    assert sum(found["counts"].values()) == 18
+    assert found["counts"]["right_formatted"] == sum(r for r, row in zip(right, rows, strict=True) if row["sample"])
+    solved = [
+        any(right[i] for i, row in enumerate(rows) if row["problem_id"] == name)
+        for name in {row["problem_id"] for row in rows}
+    ]
+    assert found["pass_at"]["3"]["value"] == pytest.approx(np.mean(solved))
+    # The made-up entropy is below one half exactly where the answer is right: confidence knows everything.
+    assert found["confidence"]["entropy"]["auroc"]["value"] == 1.0
+    assert "logprob" not in found["confidence"]
+    assert json.loads((tmp_path / "e" / "results.json").read_text())["results"][0]["counts"] == found["counts"]
+
+
+def test_a_back_end_that_knows_no_signals(tmp_path: Path) -> None:
+    (found,) = evaluate([candidate(Scripted(known=False))], settings(samples=1), tmp_path / "e")["results"]
+    assert "entropy" not in found["metrics"]
+    assert found["confidence"] == {}
+    assert list(found["course"]) == ["transitional"]
+
+
+def test_goes_on_where_it_stopped_with_the_same_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "_EVERY", 0.0)
+    whole = evaluate([candidate(Scripted())], settings(), tmp_path / "whole")
+    with pytest.raises(RlifError, match="the server is gone"):
+        evaluate([candidate(Scripted(fail_after=2))], settings(), tmp_path / "e")
+    assert not (tmp_path / "e" / "results.json").exists()
+    again = Scripted()
+    resumed = evaluate([candidate(again)], settings(), tmp_path / "e")
+    assert len(again.asked) == 4
+    assert timeless(resumed) == timeless(whole)
+    idle = Scripted()
+    assert evaluate([candidate(idle)], settings(), tmp_path / "e") == resumed
+    assert idle.asked == []
+
+
+def test_another_evaluations_folder_is_refused_in_one_line(tmp_path: Path) -> None:
+    out = tmp_path / "e"
+    evaluate([candidate(Scripted())], settings(), out)
+    for changes, what in (
+        ({"temperature": 0.5}, r"tasks\.arithmetic\.temperature was 0.6, is 0.5"),
+        ({"seed": 1}, "seed was 0, is 1"),
+        ({"limit": 5}, r"tasks\.arithmetic\.problems was 6, is 5"),
+    ):
+        with pytest.raises(RlifError, match=rf"holds another evaluation \({what}\)"):
+            evaluate([candidate(Scripted())], settings(**changes), out)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").touch()
+    with pytest.raises(RlifError, match="not empty, and no evaluation"):
+        evaluate([candidate(Scripted())], settings(), tmp_path / "full")
+    with pytest.raises(RlifError, match="a file, not a folder"):
+        evaluate([candidate(Scripted())], settings(), tmp_path / "full" / "thesis.tex")
+
+
+def test_a_model_that_changed_is_refused_and_a_folder_without_answers_is_free(tmp_path: Path) -> None:
+    out = tmp_path / "e"
+    with pytest.raises(RlifError, match="gone"):
+        evaluate([candidate(Scripted(fail_after=0))], settings(), out)
+    with pytest.raises(RlifError, match="gone"):  # nothing was answered, so the settings may change
+        evaluate([candidate(Scripted(fail_after=3))], settings(limit=8), out)
+    changed = Scripted()
+    changed.facts = lambda: {"kind": "other"}  # type: ignore[method-assign]
+    with pytest.raises(RlifError, match=r'scripted has changed since .kind was "scripted", is "other"'):
+        evaluate([candidate(changed)], settings(limit=8), out)
+
+
+def test_a_damaged_part_is_named(tmp_path: Path) -> None:
+    out = tmp_path / "e"
+    evaluate([candidate(Scripted())], settings(), out)
+    part = out / "scripted" / "arithmetic" / "part-000000.parquet"
+    part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(RlifError, match=r"part-000000.parquet: damaged .*delete it and run rlif eval again"):
+        evaluate([candidate(Scripted())], settings(), out)
+
+
+def test_engine_answers_are_those_of_the_engine() -> None:
+    policy = toy_policy()
+    prompts = toy_prompts(policy, ["ab", "1+2"])
+    rollouts = Engine(policy).sample(
+        prompts, group_size=2, sampling=Sampling(max_new_tokens=12), key=Key(0, "eval/toy")
+    )
+    answers = answers_of(rollouts)
+    assert [(answer.problem_id, answer.sample) for answer in answers] == [
+        ("toy/0", 0), ("toy/0", 1), ("toy/1", 0), ("toy/1", 1)
+    ]  # fmt: skip
+    for row, answer in enumerate(answers):
+        mask = rollouts.mask[row]
+        assert answer.n_tokens == int(mask.sum())
+        assert answer.entropy == pytest.approx(rollouts.signals.entropy[row][mask].mean().item(), rel=1e-6)
+        assert answer.trace is not None
+        assert answer.trace.logprob == pytest.approx(rollouts.signals.logprob[row][mask].numpy())
+
+
+def test_weights_that_differ_in_one_layer_have_another_mark() -> None:
+    first, second = toy_policy(), toy_policy()
+    assert weights_mark(first.model) == weights_mark(second.model)
+    with torch.no_grad():
+        list(second.model.parameters())[-2].mul_(1.001)
+    assert weights_mark(first.model) != weights_mark(second.model)
+
+
+TINY = ("--tasks", "arithmetic", "--limit", "10", "--samples", "3", "--dtype", "float32")
+
+
+def test_killed_at_any_moment_it_ends_like_one_that_was_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGKILL in the middle, as soon as the first part is there; then the same command again."""
+    patches = "local._BATCH_TOKENS, run._EVERY = 96 * 6, 0.0"
+    script = f"from rlif.evals import local, run\n{patches}\nfrom rlif.cli import main\nmain()"
+    command = [sys.executable, "-c", script, "eval", "tiny-base", *TINY, "--out", str(tmp_path / "killed")]
+    parts = tmp_path / "killed" / "tiny-base" / "arithmetic"
+    with subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL) as killed:
+        while not list(parts.glob("part-*")):
+            assert killed.poll() is None
+            time.sleep(0.002)
+        killed.send_signal(signal.SIGKILL)
+    assert not (tmp_path / "killed" / "results.json").exists()
+    monkeypatch.setattr(local, "_BATCH_TOKENS", 96 * 6)
+    for name in ("killed", "whole"):
+        done = CliRunner().invoke(app, ["eval", "tiny-base", *TINY, "--out", str(tmp_path / name)])
+        assert done.exit_code == 0, done.output
+    found = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "killed")]
+    assert timeless(found[0]) == timeless(found[1])
+    tables = [parquet.read_table(tmp_path / name / "tiny-base" / "arithmetic") for name in ("whole", "killed")]
+    assert tables[1].sort_by([("position", "ascending"), ("sample", "ascending")]).equals(tables[0])
+
+
+def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    out = tmp_path / "e"
+    done = CliRunner().invoke(app, ["eval", "tiny-base", "tiny-instruct", *TINY, "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    assert "avg@3" in done.output
+    assert "…" not in done.output
+    # The last lines name a folder of the test's own, which may be long.
+    assert max(map(len, done.output.split("\nnumbers:")[0].splitlines())) <= 80
+    both = CliRunner().invoke(app, ["compare", str(out), "--out", str(tmp_path / "c.json")])
+    assert both.exit_code == 0, both.output
+    assert "right and formatted" in both.output
+    written = json.loads((tmp_path / "c.json").read_text())["tasks"][0]
+    answers = [read_answers(out / name / "arithmetic") for name in ("tiny-base", "tiny-instruct")]
+    assert answers[0].ids == answers[1].ids
+    means = [one.sheet.right.mean(axis=1) for one in answers]
+    assert written["metrics"]["right"]["difference"] == pytest.approx((means[1] - means[0]).mean())
+    assert len(written["gained"]) == int(((means[0] <= 0.5) & (means[1] > 0.5)).sum())
+    missing = CliRunner().invoke(app, ["eval", "tiny-base", "no-such", *TINY, "--out", str(tmp_path / "x")])
+    assert isinstance(missing.exception, RlifError)
+    assert not (tmp_path / "x").exists()
+
+
+def test_comparing_needs_two_models_and_common_ground(tmp_path: Path) -> None:
+    a, b = Scripted("a", right=0.9), Scripted("b", right=0.1)
+    evaluate([candidate(a), candidate(b)], settings(), tmp_path / "e")
+    evaluate([candidate(a)], settings(limit=4), tmp_path / "f")
+    evaluate([candidate(a)], settings(tasks=("additions",)), tmp_path / "g")
+    assert model_folders([tmp_path / "e"]) == [tmp_path / "e" / "a", tmp_path / "e" / "b"]
+    with pytest.raises(RlifError, match="two models can be compared, not 1"):
+        model_folders([tmp_path / "f"])
+    with pytest.raises(RlifError, match="holds no evaluation"):
+        model_folders([tmp_path])
+    (same,) = compare(tmp_path / "e" / "a", tmp_path / "f" / "a")
+    assert (same.problems, same.left_out) == (4, 2)
+    assert same.metrics["right"].difference == 0.0
+    assert same.metrics["right"].p == 1.0
+    assert any(difference.startswith("problems: 6 and 4") for difference in same.different)
+    with pytest.raises(RlifError, match="no task in common"):
+        compare(tmp_path / "e" / "a", tmp_path / "g" / "a")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"temperature": 0.0}, "--samples: greedy answers"),
+        ({"temperature": -1.0}, "--temperature: .*given -1.0"),
+        ({"data": {"gsm8k": "x"}}, "--data: gsm8k is not among the tasks"),
+        ({"shots": 99}, "--shots: the fixed set has 8"),
+        ({"shots_from": "x"}, "--shots-from: say how many"),
+        ({"tasks": ()}, "--tasks: name at least one"),
+        ({"tasks": ("../x",), "data": {"../x": "y"}}, "--tasks: '../x' becomes a folder's name"),
+        ({"chat_template": "maybe"}, "--chat-template: .*given 'maybe'"),
+    ],
+)
+def test_settings_that_cannot_be(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RlifError, match=message):
+        settings(**changes)
+
+
+def test_a_plan_says_what_it_asks(tmp_path: Path) -> None:
+    plan = Plan("additions", settings(tasks=("additions",), stop=("END",), template="qa", shots=1))
+    assert plan.sampling.stop == ("Question:", "END")
+    assert plan.format == "hash"
+    assert plan.protocol()["template"] == "qa v1"
+    assert Plan("additions", settings(tasks=("additions",))).format == "last_number"
+    with pytest.raises(RlifError, match="no format"):
+        Plan("additions", settings(tasks=("additions",), format="box"))
+
+
+def test_a_prompt_that_does_not_fit_says_what_would(tmp_path: Path) -> None:
+    out = str(tmp_path / "e")
+    done = CliRunner().invoke(
+        app, ["eval", "tiny-base", "--tasks", "arithmetic", "--limit", "2", "--max-new-tokens", "999", "--out", out]
+    )
+    assert isinstance(done.exception, RlifError)
+    assert "exceed the context of tiny-base (256); give --max-new-tokens 24" in str(done.exception)
+
+
+def sheet(verdicts: list[Verdict], **changes: Any) -> Sheet:
+    n = len(verdicts)
+    values: dict[str, Any] = {
+        "samples": 1,
+        "texts": ("x",) * n,
+        "stops": ("eos",) * n,
+        "lengths": np.ones(n),
+        "means": {},
+        "tenths": {},
+        **changes,
+    }
+    return Sheet(verdicts=tuple(verdicts), **values)
+
+
+def test_the_papers_table_2_counts_undecided_answers_apart() -> None:
+    found = [Verdict(right, formatted, "1") for right in (True, False, None) for formatted in (True, False, False)]
+    assert counts(sheet(found)) == {
+        "right_formatted": 1, "right_unformatted": 2, "wrong_formatted": 1, "wrong_unformatted": 2, "undecided": 3,
+    }  # fmt: skip
+    assert headline(sheet(found))["undecided"] == pytest.approx(1 / 3)
+
+
+def test_course_is_the_mean_over_answers_right_and_wrong_apart() -> None:
+    found = [Verdict(True, True, "1"), Verdict(False, True, "2"), Verdict(False, True, "2"), Verdict(None, True, "3")]
+    along = np.full((4, 10), np.nan)
+    along[:, 0] = [1.0, 3.0, 5.0, 7.0]
+    along[1, 9] = 2.0
+    texts = ("wait, no", "but " * 10, "plain", "plain")
+    entropy = course(sheet(found, tenths={"entropy": along}, texts=texts))["entropy"]
+    assert entropy["all"]["value"][0] == 4.0
+    assert entropy["right"]["value"][0] == 1.0
+    assert entropy["wrong"]["value"][0] == 4.0
+    assert entropy["all"]["value"][9] == 2.0  # answers that have no such token do not count
+    assert np.isnan(entropy["right"]["value"][9])
+    words = course(sheet(found, texts=texts))["transitional"]
+    assert words["right"]["value"] == [1.0] + [0.0] * 9
+    assert words["wrong"]["value"] == [0.5] * 10
+
+
+def test_tenths_of_an_answer() -> None:
+    assert tenths(np.arange(20.0)) == pytest.approx(np.arange(10) * 2 + 0.5)
+    assert tenths(np.array([1.0, 2.0])).tolist()[:1] == [1.0]
+    assert np.flatnonzero(np.isfinite(tenths(np.array([1.0, 2.0])))).tolist() == [0, 5]
+    assert transitional_tenths("but" + " " * 45 + "wait" + " " * 47 + "b").tolist() == [1, 0, 0, 0, 1, 0, 0, 0, 0, 0]
+
+
+def test_repetition() -> None:
+    assert repeated_ngrams("a b c") == 0.0
+    assert repeated_ngrams("a b c d a b c d") == pytest.approx(1 / 5)  # abcd bcda cdab dabc abcd
+    assert repeated_ngrams("no " * 100) == pytest.approx(1 - 1 / 97)
+    assert compression_ratio("") == 1.0
+    assert compression_ratio("so it goes on and on " * 200) > 50
+    assert 1.0 < compression_ratio(Path(__file__).read_text(encoding="utf-8")) < 10
+
+
+def test_names_become_folders() -> None:
+    assert slug("Qwen/Qwen3-1.7B-Base") == "Qwen--Qwen3-1.7B-Base"
+    assert slug("../runs/first/final/") == "first--final"
+    assert slug("~/..") == "model"
+    with pytest.raises(RlifError, match="two models of this name"):
+        evaluate([candidate(Scripted("a/b")), candidate(Scripted("x/a/b"))], settings(), Path("never"))
+
+
+def test_time_left_follows_the_lengths_seen() -> None:
+    pace = Pace(10, 2, 100)
+    pace.advance(80)
+    assert pace.position == pytest.approx(2.8)
+    pace.answered([Answer("p", 0, "", "", 40, "eos"), Answer("p", 1, "", "", 40, "eos")])
+    assert pace.done == 4
+    assert pace.seconds_left == pytest.approx(6 * 40 / pace.speed, rel=0.05)
+    assert [duration(s) for s in (45.0, 600.0, 9000.0)] == ["45 s", "10 min", "2.5 h"]
