@@ -51,7 +51,9 @@ class Scripted:
 
     def close(self) -> None: ...
 
-    def answer(self, asked: Any, *, samples: int, sampling: Sampling, key: Key, progress: Any = None) -> Iterator[Any]:
+    def answer(
+        self, asked: Any, *, samples: int, sampling: Sampling, key: Key, have: Any, progress: Any = None
+    ) -> Iterator[Any]:
         for number, one in enumerate(asked):
             if number == self._fail_after:
                 raise RlifError("the server is gone")

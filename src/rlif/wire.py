@@ -67,10 +67,8 @@ def path_of(ask: Ask) -> str:
 
 def body_of(model: str, ask: Ask, sampling: Sampling, without: Set[str] = frozenset()) -> dict[str, Any]:
     """The request for one answer, less the fields ``without`` that this server refuses."""
-    chat = not isinstance(ask.prompt, str)
     body: dict[str, Any] = {
         "model": model,
-        **({"messages": [dict(message) for message in ask.prompt]} if chat else {"prompt": ask.prompt}),
         "max_tokens": sampling.max_new_tokens,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
@@ -78,9 +76,13 @@ def body_of(model: str, ask: Ask, sampling: Sampling, without: Set[str] = frozen
         "min_p": 0.0,
         "repetition_penalty": 1.0,
         "seed": ask.seed,
-        "logprobs": True if chat else 1,
-        **({"stop": list(sampling.stop)} if sampling.stop else {}),
     }
+    if isinstance(ask.prompt, str):
+        body |= {"prompt": ask.prompt, "logprobs": 1}
+    else:
+        body |= {"messages": [dict(message) for message in ask.prompt], "logprobs": True}
+    if sampling.stop:
+        body["stop"] = list(sampling.stop)
     return {name: value for name, value in body.items() if name not in without}
 
 
