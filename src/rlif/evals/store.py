@@ -160,7 +160,7 @@ def read_answers(folder: Path) -> Answers:
     samples = max(column["sample"]) + 1
     if column["sample"] != list(range(samples)) * (len(order) // samples):
         raise RlifError(
-            f"{folder}: answers are missing or there twice; run the same rlif eval again (delete the folder first if that does not help)"
+            f"{folder}: answers are missing (run the same rlif eval again) or there twice (delete it first)"
         )
     verdicts = zip(column["right"], column["formatted"], column["extracted"], strict=True)
     empty = [length == 0 for length in column["length"]]  # no token, so no mean: not a signal that is not known
