@@ -1,7 +1,9 @@
 """Servers on loopback for the tests of `rlif.endpoint`: one that misbehaves as told, one with a model behind it."""
 
+import contextlib
 import json
 import math
+import socket
 import sys
 import threading
 import time
@@ -55,6 +57,7 @@ class ServerOnLoopback:
         self.heard: list[Heard] = []
         self.most_at_once = 0
         self._at_once, self._lock = 0, threading.Lock()
+        self._connections: list[socket.socket] = []
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -98,6 +101,10 @@ class ServerOnLoopback:
         class Server(ThreadingHTTPServer):
             daemon_threads = True
 
+            def process_request(self, request: Any, client_address: Any) -> None:
+                outer._connections.append(request)
+                super().process_request(request, client_address)
+
             def handle_error(self, request: Any, client_address: Any) -> None:
                 if not isinstance(sys.exc_info()[1], ConnectionError):  # a client that hangs up is part of the tests
                     super().handle_error(request, client_address)
@@ -113,6 +120,9 @@ class ServerOnLoopback:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._server.shutdown()
         self._server.server_close()
+        for connection in self._connections:  # those that are kept open die with their server
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         self._thread.join()
 
     @property

@@ -3,6 +3,7 @@
 import asyncio
 import email.utils
 import itertools
+import re
 import socket
 import threading
 import time
@@ -213,6 +214,15 @@ def test_a_server_that_is_not_there_is_one_line_at_once() -> None:
         _, error = collect(Client(Server(url, "m", first_wait=60.0)).answers(asks(3), SAMPLING))
     assert error.startswith(f"endpoint {url}/v1, model 'm': no connection (")
     assert "start the server" in error
+
+
+def test_a_server_that_dies_is_tried_again_and_then_one_line() -> None:
+    with ServerOnLoopback(echo) as server:
+        found = client(server, concurrency=1, retries=2).answers(asks(500), SAMPLING)
+        next(found)
+    texts, error = collect(found)  # what was on its way when it died
+    assert len(texts) < 499
+    assert re.search(r"(no connection|connection broke) .*\(3 tries\) \(problem \d+, sample 0 failed for good", error)
 
 
 def test_a_server_that_stops_answering_is_asked_once_more() -> None:

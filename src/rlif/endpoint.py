@@ -115,8 +115,9 @@ class Client:
         yield from run.results()
         if run.failures:
             first, problem = run.failures[0]
-            which = f"{first.label} failed for good; {run.answered} of {len(asks)} answers came"
-            raise RlifError(f"endpoint {self._base}, model {self.server.model!r}: {problem} ({which})")
+            which = f" ({first.label} failed for good; {run.answered} of {len(asks)} answers came)"
+            where = f"endpoint {self._base}, model {self.server.model!r}"
+            raise RlifError(f"{where}: {problem}{which if len(asks) > 1 else ''}")
 
     def headers(self) -> dict[str, str]:
         """What every request carries."""
@@ -237,8 +238,9 @@ class _Run:
     def _broken(self, error: httpx2.TransportError) -> _TryError:
         """A connection that could not be made or did not last."""
         reason = self.client.shown(str(error)) or type(error).__name__
-        if isinstance(error, httpx2.ConnectError) and not self._reached:
-            return _TryError(f"no connection ({reason}); start the server, or correct the address", for_all=True)
+        if isinstance(error, httpx2.ConnectError):
+            remedy = "does the server still run?" if self._reached else "start the server, or correct the address"
+            return _TryError(f"no connection ({reason}); {remedy}", again=self._reached, for_all=True)
         return _TryError(f"the connection broke ({reason}); see the server's log", again=True)
 
     async def _try(self, http: httpx2.AsyncClient, ask: Ask) -> Reply:

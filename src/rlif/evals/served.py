@@ -1,5 +1,6 @@
 """A served model as a back-end: questions go to a server that speaks the OpenAI protocol (`rlif.endpoint`)."""
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any, Literal
@@ -34,8 +35,9 @@ class ServedBackend:
         except RlifError as error:
             if chat_template != "auto":
                 raise
-            if "chat template" not in str(error) and "chat_template" not in str(error):
-                raise RlifError(f"{error}; of a base model: add --chat-template off") from error
+            if not re.search("chat.template", str(error)):
+                hint = "; of a base model: add --chat-template off" if re.search("HTTP (400|422|5)", str(error)) else ""
+                raise RlifError(f"{error}{hint}") from error
             self._chat = False
             trial = self._try_out()
         self._logprobs = trial.logprobs is not None
@@ -45,7 +47,7 @@ class ServedBackend:
         """What a user should know of how this server answers: one line each."""
         found = []
         if refused := sorted(self._client.refused - {"seed", "logprobs"}):
-            found.append(f"the server does not take {', '.join(refused)}: what it has set itself holds")
+            found.append(f"the server does not take {', '.join(refused)}: its own settings hold for these")
         if "seed" in self._client.refused:
             found.append("the server takes no seed: the same command may give other answers")
         if not self._logprobs:
@@ -82,11 +84,14 @@ class ServedBackend:
         }
         asks = [Ask(label, self._prompt(one), seed_of(key, one.problem.id, i)) for label, (one, i) in wanted.items()]
         began = time.monotonic()
-        for ask, reply in self._client.answers(asks, sampling):
-            self.seconds += time.monotonic() - began
-            one, sample = wanted[ask.label]
-            yield [_answer(one, sample, self._chat, reply)]
-            began = time.monotonic()
+        try:
+            for ask, reply in self._client.answers(asks, sampling):
+                self.seconds += time.monotonic() - began
+                one, sample = wanted[ask.label]
+                yield [_answer(one, sample, self._chat, reply)]
+                began = time.monotonic()
+        except RlifError as error:
+            raise RlifError(f"{error}; what came is kept, the same command asks for the rest") from error
 
     def close(self) -> None:
         """Connections last no longer than `answer`."""
