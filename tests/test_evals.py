@@ -56,6 +56,7 @@ class Scripted:
     ) -> Iterator[Any]:
         for number, one in enumerate(asked):
             if number == self._fail_after:
+                yield [self._say(one, 0)]  # in the middle of a problem
                 raise RlifError("the server is gone")
             self.asked.append(one.problem.id)
             self.seconds += 0.001
