@@ -43,9 +43,12 @@ def boxed(heard: Heard) -> Said:
     return Said(chat(f"{heard.body['seed']}: \\boxed{{{int(a) + int(b or 0)}}}"))
 
 
+LIMIT = 96  # tokens of an answer to the task; the questions asked before it have fewer
+
+
 def trial_or(answer: Any) -> Any:
-    """The question that is asked first gets its answer; ``answer`` is for all the others."""
-    return lambda heard: Said(chat("2")) if heard.body["max_tokens"] == 1 else answer(heard)
+    """The questions that are asked first get their answers; ``answer`` is for all the others."""
+    return lambda heard: answer(heard) if heard.body["max_tokens"] == LIMIT else Said(chat(str(heard.body["seed"])))
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +117,7 @@ def test_no_answer_is_lost_to_one_that_fails_and_the_next_run_asks_for_that_alon
 
     with ServerOnLoopback(trial_or(boxed)) as moved:  # the server comes back, at another address
         evaluate([candidate(moved)], settings(), tmp_path / "e")
-    assert len(moved.heard) == 2  # the trial, and the answer that was missing
+    assert [heard.body["max_tokens"] for heard in moved.heard] == [1, 32, 32, 32, 32, LIMIT]  # one was missing
     assert [(row["problem_id"], row["sample"]) for row in rows(tmp_path / "e" / "m" / "arithmetic")] == [
         (row["problem_id"], sample) for row in kept[::3] for sample in range(3)
     ]
@@ -153,6 +156,16 @@ def test_a_model_without_a_chat_template_is_given_text() -> None:
             ServedBackend(Client(Server(server.url, "m")), "on")
     with ServerOnLoopback(lambda heard: Said({}, 400)) as server, pytest.raises(RlifError, match="--chat-template off"):
         ServedBackend(Client(Server(server.url, "m")))
+
+
+def test_a_server_that_does_not_sample_is_found_out(tmp_path: Path) -> None:
+    def greedy(heard: Heard) -> Said:
+        return Said(chat("2"))
+
+    with ServerOnLoopback(greedy) as server:
+        with pytest.raises(RlifError, match="4 seeds at temperature 2 give one and the same answer"):
+            evaluate([candidate(server)], settings(), tmp_path / "e")
+        evaluate([candidate(server)], settings(temperature=0.0, samples=1), tmp_path / "greedy")
 
 
 def run(*options: str) -> tuple[int, str]:

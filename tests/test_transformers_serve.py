@@ -20,6 +20,8 @@ from rlif.config import PolicyConfig
 from rlif.draw import Key, Sampling
 from rlif.endpoint import Client, Server
 from rlif.errors import RlifError
+from rlif.evals.records import Asked
+from rlif.evals.served import ServedBackend
 from rlif.policy import load_policy
 from rlif.prompts import render
 from rlif.rollout import Engine
@@ -81,6 +83,16 @@ def test_greedy_answers_are_the_engine_s(served: Server, as_chat: bool, stop: tu
     assert {reply.logprobs for reply in replies.values()} == {None}  # and tells no log-probabilities
     if stop:
         assert "stop_string" in local.stop_reasons
+
+
+def test_a_server_that_does_not_sample_is_found_out(served: Server) -> None:
+    """tiny-instruct has no do_sample in its generation config, and the server goes by that alone."""
+    problem = Problem("sum", "23+74=?")
+    asked = [Asked(problem, ({"role": "user", "content": problem.question},), problem.question)]
+    backend = ServedBackend(Client(served))
+    backend.check(asked, Sampling(temperature=0.0))
+    with pytest.raises(RlifError, match="does not sample; add --temperature 0"):
+        backend.check(asked, Sampling(temperature=0.6))
 
 
 def test_a_length_limit_is_told_from_an_end(served: Server) -> None:

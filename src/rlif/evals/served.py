@@ -16,6 +16,8 @@ from rlif.wire import Ask, Reply, seed_of
 # Sent once before anything is asked for: it shows whether the server is there, has the model, takes the fields.
 _TRIAL = Sampling(temperature=0.0, max_new_tokens=1, stop=("\n\n\n",))
 _TRIAL_QUESTION = "1+1="
+# Sent with several seeds where answers are to be sampled: a model that samples does not say the same every time.
+_HOT, _SEEDS = Sampling(temperature=2.0, max_new_tokens=32), 4
 
 
 class ServedBackend:
@@ -64,7 +66,20 @@ class ServedBackend:
         }
 
     def check(self, asked: Sequence[Asked], sampling: Sampling) -> None:
-        """The server knows its context, and says so when a question does not fit."""
+        """Raise `RlifError` if answers are to be sampled and the server does not: `transformers serve` answers greedily
+        whatever the temperature, if the model's generation config does not say do_sample.
+
+        The context only the server knows, and says so when a question does not fit.
+        """
+        if sampling.temperature == 0.0 or not asked:
+            return
+        tries = [Ask(f"trial {seed}", self._prompt(asked[0]), seed) for seed in range(_SEEDS)]
+        if len({reply.text for _, reply in self._client.answers(tries, _HOT)}) == 1:
+            raise RlifError(
+                f"endpoint {self._client.server.base}, model {self.name!r}: {_SEEDS} seeds at temperature "
+                f"{_HOT.temperature:g} give one and the same answer, so it does not sample; add --temperature 0, or "
+                "let the model's generation_config.json say do_sample"
+            )
 
     def answer(
         self,
