@@ -27,6 +27,8 @@ ORDER = (
     "policy",
     "logprobs",
     "draw",
+    "wire",
+    "endpoint",
     "inflight",
     "graphs",
     "rollout",

@@ -51,10 +51,13 @@ class Scripted:
 
     def close(self) -> None: ...
 
-    def answer(self, asked: Any, *, samples: int, sampling: Sampling, key: Key, progress: Any = None) -> Iterator[Any]:
+    def answer(
+        self, asked: Any, *, samples: int, sampling: Sampling, key: Key, have: Any, progress: Any = None
+    ) -> Iterator[Any]:
         for number, one in enumerate(asked):
             if number == self._fail_after:
-                yield [self._say(one, 0)]  # in the middle of a problem
+                if number:
+                    yield [self._say(one, 0)]  # in the middle of a problem
                 raise RlifError("the server is gone")
             self.asked.append(one.problem.id)
             self.seconds += 0.001
@@ -135,7 +138,9 @@ def test_goes_on_where_it_stopped_with_the_same_results(tmp_path: Path, monkeypa
     with pytest.raises(RlifError, match="the server is gone"):
         evaluate([candidate(Scripted(fail_after=2))], settings(), tmp_path / "e")
     assert not (tmp_path / "e" / "results.json").exists()
-    again = Scripted()
+    kept = parquet.read_table(tmp_path / "e" / "scripted" / "arithmetic")
+    assert kept.num_rows == 2 * 3 + 1  # the answer of the problem that was left in the middle, too
+    again = Scripted()  # says it once more: the one that is kept stays
     resumed = evaluate([candidate(again)], settings(), tmp_path / "e")
     assert len(again.asked) == 4
     assert timeless(resumed) == timeless(whole)

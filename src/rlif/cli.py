@@ -80,11 +80,13 @@ def _train(out: Path, recipe: "Recipe | None") -> None:  # type: ignore[name-def
 
 @app.command("eval")
 def evaluate(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Named models, hub ids, folders, .gguf.")],
     tasks: Annotated[
         str, typer.Option(help="Comma-separated: gsm8k, math500, aime2025, arithmetic, additions, yours.")
     ],
     out: Annotated[Path, typer.Option(help="Folder of the evaluation; one of the same settings is gone on with.")],
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="MODEL...", help="Named models, hub ids, folders, .gguf.")
+    ] = None,
     data: Annotated[list[str] | None, typer.Option(metavar="TASK=PATH", help="A .jsonl or .parquet file.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many problems of each task.")] = None,
     samples: Annotated[int | None, typer.Option(help="Answers to each problem; 8, or 1 if greedy.")] = None,
@@ -101,9 +103,18 @@ def evaluate(
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     device: Annotated[str, typer.Option(help="A torch device; auto takes CUDA when there is one.")] = "auto",
     seed: Annotated[int, typer.Option()] = 0,
+    endpoint: Annotated[
+        str | None, typer.Option(metavar="URL", help="Ask an OpenAI-compatible server (vLLM, llama.cpp ...).")
+    ] = None,
+    model: Annotated[list[str] | None, typer.Option(metavar="NAME", help="What the server calls the model.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests on their way to the server at once.")] = 8,
+    timeout: Annotated[float, typer.Option(min=1.0, help="Seconds that the server has for an answer.")] = 600.0,
+    api_key_env: Annotated[
+        str | None, typer.Option(metavar="VARIABLE", help="Holds the server's key; RLIF_API_KEY, if that is set.")
+    ] = None,
 ) -> None:
     """Judge models: avg@k, pass@k, maj@k, format, signals, every answer kept, error bars on everything."""
-    from rlif.evals.command import run_eval
+    from rlif.evals.command import run_eval, run_served
     from rlif.evals.settings import settings_of
 
     settings = settings_of(
@@ -123,7 +134,19 @@ def evaluate(
         stop=tuple(stop or ()),
         seed=seed,
     )
-    run_eval(models, settings, out, dtype=dtype, device=device)
+    if endpoint is None:
+        if model or not models:
+            raise RlifError("name the models to evaluate (rlif eval MODEL ...); --model NAME belongs to --endpoint URL")
+        run_eval(models, settings, out, dtype=dtype, device=device)
+        return
+    if models or not model:
+        raise RlifError(f"--endpoint {endpoint}: say with --model NAME, and only so, what the server calls the model")
+    if (dtype, device) != ("auto", "auto"):
+        raise RlifError(f"--endpoint {endpoint}: --dtype and --device are the server's to choose")
+    from rlif.endpoint import Server
+
+    servers = [Server(endpoint, name, api_key_env, concurrency, timeout) for name in model]
+    run_served(servers, settings, out)
 
 
 def _assignment(pair: str) -> tuple[str, str]:

@@ -1,6 +1,7 @@
 """What ``rlif eval`` and ``rlif compare`` do once their options are read."""
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,12 @@ from typing import Any
 from rich.console import Console
 
 from rlif.config import PolicyConfig
+from rlif.endpoint import Client, Server
 from rlif.errors import RlifError
 from rlif.evals.compare import as_json, compare, model_folders, print_comparisons
 from rlif.evals.local import EngineBackend
 from rlif.evals.run import Candidate, evaluate
+from rlif.evals.served import ServedBackend
 from rlif.evals.settings import Settings
 from rlif.evals.store import MODEL, RESULTS, read_json
 from rlif.evals.tables import print_results
@@ -38,6 +41,24 @@ def local(model: str, settings: Settings, *, dtype: str, device: str) -> Candida
     return Candidate(model, lambda: EngineBackend(model, config))
 
 
+def run_served(servers: Sequence[Server], settings: Settings, out: Path) -> None:
+    """Evaluate models behind a server, and print the tables. Raises `RlifError` for what the user can mend."""
+    judge([served(server, settings) for server in servers], settings, out)
+
+
+def served(server: Server, settings: Settings) -> Candidate:
+    """A model to be asked through its server when its turn comes."""
+    client = Client(server)  # a wrong address or a missing key is found now
+
+    def connect() -> ServedBackend:
+        backend = ServedBackend(client, settings.chat_template)
+        for note in backend.notes:
+            print(f"{server.model}: {note}", file=sys.stderr)
+        return backend
+
+    return Candidate(server.model, connect)
+
+
 def judge(candidates: Sequence[Candidate], settings: Settings, out: Path) -> None:
     """Evaluate whatever answers, with a bar, and print the tables. Ctrl-C says how to go on."""
     console = Console()
@@ -45,7 +66,7 @@ def judge(candidates: Sequence[Candidate], settings: Settings, out: Path) -> Non
         with watch(console) as watcher:
             results = evaluate(candidates, settings, out, watcher=watcher)
     except KeyboardInterrupt:
-        console.print("interrupted: whole problems are kept; the same command goes on from there", highlight=False)
+        console.print("interrupted: all answers so far are kept; the same command goes on from there", highlight=False)
         raise
     print_results(console, results)
     console.print(f"\nnumbers: {out / RESULTS}", highlight=False, soft_wrap=True)

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -64,8 +64,10 @@ class EngineBackend:
         samples: int,
         sampling: Sampling,
         key: Key,
+        have: Mapping[str, Set[int]],
         progress: Callable[[int], None] | None = None,
     ) -> Iterator[Sequence[Answer]]:
+        del have  # a problem's samples are drawn together
         rendered = [self._prompt(one) for one in asked]
         size = self._batch(rendered, samples, sampling)
         for start in range(0, len(rendered), size):

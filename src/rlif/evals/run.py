@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 from rlif import __version__
 from rlif.draw import Key
 from rlif.errors import RlifError
-from rlif.evals.records import Answer, Backend
+from rlif.evals.records import Answer, Asked, Backend
 from rlif.evals.settings import Plan, Settings
 from rlif.evals.sheet import details, headline
 from rlif.evals.store import MODEL, Answers, Judged, Spent, Store, read_answers, read_json, slug
@@ -86,8 +86,8 @@ def _ask_all(
     candidate: Candidate, plans: Sequence[Plan], seed: int, store: Store, judge: Grader, watcher: Watcher
 ) -> None:
     """Whatever one model has not answered yet; a model with nothing left to do is not even loaded."""
-    done = {plan.name: store.done(candidate.name, plan.name) for plan in plans}
-    open_plans = [plan for plan in plans if len(done[plan.name]) < len(plan.asked)]
+    have = {plan.name: store.have(candidate.name, plan.name) for plan in plans}
+    open_plans = [plan for plan in plans if _missing(plan, have[plan.name])]
     if not open_plans:
         return
     backend = candidate.open()
@@ -97,18 +97,28 @@ def _ask_all(
             backend.check(plan.asked, plan.sampling)
         for plan in open_plans:
             answers = len(plan.asked) * plan.samples
-            kept = len(done[plan.name]) * plan.samples
+            kept = sum(len(samples) for samples in have[plan.name].values())
             watcher.begin(candidate.name, plan.name, answers=answers, done=kept, limit=plan.sampling.max_new_tokens)
-            _ask(backend, plan, done[plan.name], seed, store, judge, watcher)
+            _ask(backend, plan, have[plan.name], seed, store, judge, watcher)
     finally:
         backend.close()
 
 
+def _missing(plan: Plan, have: Mapping[str, Set[int]]) -> list[Asked]:
+    """The problems that lack an answer."""
+    return [asked for asked in plan.asked if len(have.get(asked.problem.id, ())) < plan.samples]
+
+
 def _ask(
-    backend: Backend, plan: Plan, done: set[str], seed: int, store: Store, judge: Grader, watcher: Watcher
+    backend: Backend,
+    plan: Plan,
+    have: Mapping[str, Set[int]],
+    seed: int,
+    store: Store,
+    judge: Grader,
+    watcher: Watcher,
 ) -> None:
-    """The missing problems of one task, written part by part."""
-    missing = [asked for asked in plan.asked if asked.problem.id not in done]
+    """The missing answers of one task, written part by part."""
     places = {asked.problem.id: i for i, asked in enumerate(plan.asked)}
     key = Key(seed, f"eval/{plan.name}")
     whole: list[Judged] = []
@@ -123,19 +133,29 @@ def _ask(
             store.add(backend.name, plan.name, whole, spent)
             whole, written, in_model = [], now, backend.seconds
 
-    handfuls = backend.answer(missing, samples=plan.samples, sampling=plan.sampling, key=key, progress=watcher.advance)
+    handfuls = backend.answer(
+        _missing(plan, have),
+        samples=plan.samples,
+        sampling=plan.sampling,
+        key=key,
+        have=have,
+        progress=watcher.advance,
+    )
     try:
         for handful in handfuls:
-            for judged in _judge(handful, plan, places, judge):
-                same = open_problems[judged.answer.problem_id]
-                same.append(judged)
-                if len(same) == plan.samples:
-                    whole += open_problems.pop(judged.answer.problem_id)
-            watcher.answered(handful)
+            new = [answer for answer in handful if answer.sample not in have.get(answer.problem_id, ())]
+            for judged in _judge(new, plan, places, judge):
+                name = judged.answer.problem_id
+                open_problems[name].append(judged)
+                if len(open_problems[name]) + len(have.get(name, ())) == plan.samples:
+                    whole += open_problems.pop(name)
+            watcher.answered(new)
             if time.monotonic() - written > _EVERY:
                 write()
     except (KeyboardInterrupt, RlifError):
-        write()  # what is whole is kept; after any other error nothing is certain
+        for judged_ones in open_problems.values():  # nothing is lost; after any other error nothing is certain
+            whole += judged_ones
+        write()
         raise
     if open_problems:
         raise RuntimeError(f"{backend.name}, {plan.name}: answers are missing, to {next(iter(open_problems))} first")

@@ -3,9 +3,9 @@
     eval.json                        what was asked: settings, protocol of each task, models
     results.json                     the numbers (docs/evaluation.md)
     MODEL/model.json                 what answered
-    MODEL/TASK/part-000000.parquet   graded answers, whole problems; read the folder as one Parquet data set
+    MODEL/TASK/part-000000.parquet   graded answers; read the folder as one Parquet data set
 
-A folder takes one evaluation. Started again with the same settings it goes on with the problems that are missing.
+A folder takes one evaluation. Started again with the same settings it goes on with the answers that are missing.
 """
 
 import fcntl
@@ -14,6 +14,7 @@ import json
 import math
 import os
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -96,20 +97,24 @@ class Store:
             with _writing(self.out):
                 path.parent.mkdir(exist_ok=True)
                 write_whole(path, _json({"name": name, **facts}))
-        elif difference := _difference(read_json(path), json.loads(_json({"name": name, **facts}))):
+        elif difference := _difference(_settled(read_json(path)), _settled(json.loads(_json({"name": name, **facts})))):
             raise RlifError(f"{path.parent}: {name} has changed since ({difference}); choose another --out")
 
     def add(self, model: str, task: str, judged: Sequence[Judged], spent: Spent) -> None:
-        """Write some graded answers, whole problems of them, as one part."""
+        """Write some graded answers as one part."""
         folder = self.folder(model) / task
         number = max((int(path.stem.removeprefix("part-")) for path in parts(folder)), default=-1) + 1
         with _writing(self.out):
             folder.mkdir(exist_ok=True)
             write_whole(folder / f"part-{number:06d}.parquet", _parquet(judged, spent))
 
-    def done(self, model: str, task: str) -> set[str]:
-        """The problems that are answered."""
-        return set(_read(self.folder(model) / task, ["problem_id"])["problem_id"])
+    def have(self, model: str, task: str) -> dict[str, set[int]]:
+        """The problems that are answered, each with the samples that it has."""
+        columns = _read(self.folder(model) / task, ["problem_id", "sample"])
+        found: dict[str, set[int]] = defaultdict(set)
+        for problem, sample in zip(columns["problem_id"], columns["sample"], strict=True):
+            found[problem].add(sample)
+        return found
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         with _writing(self.out):
@@ -154,7 +159,9 @@ def read_answers(folder: Path) -> Answers:
     column = {name: [values[i] for i in order] for name, values in columns.items() if name != _SPENT.decode()}
     samples = max(column["sample"]) + 1
     if column["sample"] != list(range(samples)) * (len(order) // samples):
-        raise RlifError(f"{folder}: answers are missing or there twice; delete the folder and run rlif eval again")
+        raise RlifError(
+            f"{folder}: answers are missing (run the same rlif eval again) or there twice (delete it first)"
+        )
     verdicts = zip(column["right"], column["formatted"], column["extracted"], strict=True)
     empty = [length == 0 for length in column["length"]]  # no token, so no mean: not a signal that is not known
     means = {name: _filled(column[name], empty, 0.0) for name in SIGNALS}
@@ -257,6 +264,11 @@ def _difference(old: Any, new: Any, where: str = "") -> str:
                 return found
         return ""
     return "" if old == new else f"{where} was {json.dumps(old)}, is {json.dumps(new)}"
+
+
+def _settled(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What must not change between two sittings: a server may have moved to another address."""
+    return {name: value for name, value in facts.items() if name != "endpoint"}
 
 
 def _json(data: Any) -> bytes:

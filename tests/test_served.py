@@ -1,0 +1,233 @@
+"""`rlif eval --endpoint`: a served model is evaluated as a local one is; no answer is lost to a failing server."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyarrow import parquet
+from typer.testing import CliRunner
+
+from rlif.cli import app
+from rlif.config import PolicyConfig
+from rlif.endpoint import Client, Server
+from rlif.errors import RlifError
+from rlif.evals.command import served
+from rlif.evals.local import EngineBackend
+from rlif.evals.records import Backend
+from rlif.evals.run import Candidate, evaluate
+from rlif.evals.served import ServedBackend
+from rlif.types import Problem
+from servers import Heard, ModelServer, Said, ServerOnLoopback, chat
+from test_evals import settings
+
+SECRET = "sk-this-must-be-seen-nowhere"
+
+
+def candidate(server: ServerOnLoopback, model: str = "m", **chosen: Any) -> Candidate:
+    return served(Server(server.url, model, first_wait=0.01, timeout=60.0, **chosen), settings())
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    found = parquet.read_table(folder).to_pylist()
+    return sorted(found, key=lambda row: (row["position"], row["sample"]))
+
+
+def question(heard: Heard) -> str:
+    return str(heard.body["messages"][0]["content"])
+
+
+def boxed(heard: Heard) -> Said:
+    """Right about every sum, in a box; another wording for every seed."""
+    a, _, b = question(heard).removesuffix("=?").partition("+")
+    return Said(chat(f"{heard.body['seed']}: \\boxed{{{int(a) + int(b or 0)}}}"))
+
+
+LIMIT = 96  # tokens of an answer to the task; the questions asked before it have fewer
+
+
+def trial_or(answer: Any) -> Any:
+    """The questions that are asked first get their answers; ``answer`` is for all the others."""
+    return lambda heard: answer(heard) if heard.body["max_tokens"] == LIMIT else Said(chat(str(heard.body["seed"])))
+
+
+@pytest.fixture(scope="module")
+def tiny() -> ModelServer:
+    return ModelServer("tiny-instruct")
+
+
+def test_greedy_results_are_those_of_the_local_engine(tiny: ModelServer, tmp_path: Path) -> None:
+    greedy = settings(temperature=0.0, samples=1, limit=4)
+    config = PolicyConfig(model="tiny-instruct", dtype="float32", device="cpu")
+    with ServerOnLoopback(tiny) as server:
+        through = evaluate([candidate(server, "tiny-instruct")], greedy, tmp_path / "served")
+    local = evaluate(
+        [Candidate("tiny-instruct", lambda: EngineBackend("tiny-instruct", config))], greedy, tmp_path / "local"
+    )
+    pairs = list(
+        zip(*(rows(tmp_path / name / "tiny-instruct" / "arithmetic") for name in ("served", "local")), strict=True)
+    )
+    assert len(pairs) == 4
+    for there, here in pairs:
+        for name in ("problem_id", "completion", "length", "stop_reason", "right", "formatted", "extracted"):
+            assert there[name] == here[name], name
+        assert there["logprob"] == pytest.approx(here["logprob"], abs=1e-6)
+        # Tenths without a token are NaN on both sides.
+        assert there["logprob_tenths"] == pytest.approx(here["logprob_tenths"], abs=1e-5, nan_ok=True)
+        assert there["entropy"] is None
+        assert here["entropy"] is not None
+    (a,), (b,) = through["results"], local["results"]
+    assert a["counts"] == b["counts"]
+    assert a["metrics"]["logprob"] == pytest.approx(b["metrics"]["logprob"], abs=1e-6)
+    assert not {"entropy", "self_certainty"} & set(a["metrics"])
+    assert {"model": "tiny-instruct", "chat_template": True, "logprobs": True, "refused": []}.items() <= a[
+        "facts"
+    ].items()
+
+
+def test_protocol_is_met() -> None:
+    with ServerOnLoopback(lambda heard: Said(chat("2"))) as server:
+        assert isinstance(ServedBackend(Client(Server(server.url, "m"))), Backend)
+
+
+def test_each_answer_has_a_seed_of_its_own_and_the_same_every_time(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        with ServerOnLoopback(trial_or(boxed)) as server:
+            evaluate([candidate(server)], settings(), tmp_path / name)
+    first, second = (rows(tmp_path / name / "m" / "arithmetic") for name in ("a", "b"))
+    assert [row["completion"] for row in first] == [row["completion"] for row in second]
+    assert len({row["completion"] for row in first}) == 18  # 6 problems, 3 samples
+    assert all(row["right"] for row in first)
+
+
+def test_no_answer_is_lost_to_one_that_fails_and_the_next_run_asks_for_that_alone(tmp_path: Path) -> None:
+    count = itertools.count()
+
+    def poisoned(heard: Heard) -> Said:
+        return Said({"message": "out of memory"}, 400) if next(count) == 7 else boxed(heard)
+
+    with ServerOnLoopback(trial_or(poisoned)) as server, pytest.raises(RlifError) as caught:
+        evaluate([candidate(server, concurrency=1)], settings(), tmp_path / "e")
+    kept = rows(tmp_path / "e" / "m" / "arithmetic")
+    assert len(kept) == 17
+    lost = kept[6]["problem_id"]  # the third problem: its first sample stands before it, its last one behind
+    assert [(row["problem_id"], row["sample"]) for row in kept if row["problem_id"] == lost] == [(lost, 0), (lost, 2)]
+    assert f"HTTP 400, out of memory ({lost}, sample 1 failed for good; 17 of 18 answers came)" in str(caught.value)
+    assert not (tmp_path / "e" / "results.json").exists()
+
+    with ServerOnLoopback(trial_or(boxed)) as moved:  # the server comes back, at another address
+        evaluate([candidate(moved)], settings(), tmp_path / "e")
+    assert [heard.body["max_tokens"] for heard in moved.heard] == [1, 32, 32, 32, 32, LIMIT]  # one was missing
+    assert [(row["problem_id"], row["sample"]) for row in rows(tmp_path / "e" / "m" / "arithmetic")] == [
+        (row["problem_id"], sample) for row in kept[::3] for sample in range(3)
+    ]
+    with ServerOnLoopback(trial_or(boxed)) as whole:
+        evaluate([candidate(whole)], settings(), tmp_path / "whole")
+    again, never = (rows(tmp_path / name / "m" / "arithmetic") for name in ("e", "whole"))
+    assert [row["completion"] for row in again] == [row["completion"] for row in never]
+
+
+def test_a_server_that_answers_otherwise_than_before_is_refused(tmp_path: Path) -> None:
+    count = itertools.count()
+
+    def fails_soon(heard: Heard) -> Said:
+        return boxed(heard) if next(count) < 4 else Said({}, 400)
+
+    def strict(heard: Heard) -> Said:
+        return Said({"detail": "unknown: min_p"}, 422) if "min_p" in heard.body else Said(chat("2"))
+
+    with ServerOnLoopback(trial_or(fails_soon)) as server, pytest.raises(RlifError, match="4 of 18 answers came"):
+        evaluate([candidate(server, concurrency=1)], settings(), tmp_path / "e")
+    with ServerOnLoopback(strict) as server, pytest.raises(RlifError, match=r"m has changed since \(refused was"):
+        evaluate([candidate(server)], settings(), tmp_path / "e")
+
+
+def test_a_model_without_a_chat_template_is_given_text() -> None:
+    def base(heard: Heard) -> Said:
+        if heard.path.endswith("/chat/completions"):
+            return Said({"error": {"message": "the tokenizer does not define a chat template"}}, 400)
+        return Said({"choices": [{"text": "2", "finish_reason": "stop"}], "usage": {"completion_tokens": 2}})
+
+    with ServerOnLoopback(base) as server:
+        backend = ServedBackend(Client(Server(server.url, "m")))
+        assert backend.facts()["chat_template"] is False
+        assert backend.notes == ("the server tells no log-probabilities: the results hold no signals",)
+        with pytest.raises(RlifError, match="does not define a chat template"):
+            ServedBackend(Client(Server(server.url, "m")), "on")
+    with ServerOnLoopback(lambda heard: Said({}, 400)) as server, pytest.raises(RlifError, match="--chat-template off"):
+        ServedBackend(Client(Server(server.url, "m")))
+
+
+def test_a_server_that_does_not_sample_is_found_out(tmp_path: Path) -> None:
+    def greedy(heard: Heard) -> Said:
+        return Said(chat("2"))
+
+    with ServerOnLoopback(greedy) as server:
+        with pytest.raises(RlifError, match="4 seeds at temperature 2 give one and the same answer"):
+            evaluate([candidate(server)], settings(), tmp_path / "e")
+        evaluate([candidate(server)], settings(temperature=0.0, samples=1), tmp_path / "greedy")
+
+
+def run(*options: str) -> tuple[int, str]:
+    """Exit code and what was said, the error as `rlif.cli.main` would print it."""
+    done = CliRunner().invoke(app, ["eval", *options], catch_exceptions=True)
+    return done.exit_code, done.output + (f"rlif: {done.exception}" if done.exception else "")
+
+
+def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", SECRET)
+    with ServerOnLoopback(trial_or(boxed)) as server:
+        code, said = run(
+            *("--endpoint", server.url, "--model", "m", "--api-key-env", "MY_KEY", "--concurrency", "2"),
+            *("--tasks", "arithmetic", "--limit", "4", "--samples", "2", "--out", str(tmp_path / "e")),
+        )
+    assert code == 0, said
+    assert "100.0" in said
+    assert {heard.headers["authorization"] for heard in server.heard} == {f"Bearer {SECRET}"}
+    files = [path for path in (tmp_path / "e").rglob("*") if path.is_file()]
+    assert len(files) >= 4
+    assert not any(SECRET.encode() in path.read_bytes() for path in files)
+    assert SECRET not in said
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--endpoint", "http://127.0.0.1:9", "--model", "m"), "no connection"),
+        (("--endpoint", "http://127.0.0.1:9"), "say with --model NAME"),
+        (("tiny-base", "--endpoint", "http://127.0.0.1:9", "--model", "m"), "say with --model NAME, and only so"),
+        (("--model", "m"), "--model NAME belongs to --endpoint URL"),
+        ((), "name the models"),
+        (("--endpoint", "localhost:8000", "--model", "m"), "not an address"),
+        (("--endpoint", "http://127.0.0.1:9", "--model", "m", "--dtype", "float32"), "are the server's to choose"),
+        (("--endpoint", "http://127.0.0.1:9", "--model", "m", "--api-key-env", "NO_SUCH"), "NO_SUCH is not set"),
+    ],
+)
+def test_mistakes_are_one_line(options: tuple[str, ...], expected: str, tmp_path: Path) -> None:
+    code, said = run(*options, "--tasks", "arithmetic", "--limit", "2", "--out", str(tmp_path / "e"))
+    assert code != 0
+    assert expected in said
+    assert "Traceback" not in said
+    assert said.strip().count("\n") == 0
+
+
+def test_problem_ids_survive_a_server(tmp_path: Path) -> None:
+    """Labels are made of problem ids and sample numbers: none may be taken for another's."""
+    from rlif.draw import Key, Sampling
+    from rlif.evals.records import Asked
+
+    asked = [
+        Asked(Problem(name, name), ({"role": "user", "content": name},), name)
+        for name in ("a", "a, sample 1", "a, sample")
+    ]
+    with ServerOnLoopback(lambda heard: Said(chat("=" + question(heard)))) as server:
+        backend = ServedBackend(Client(Server(server.url, "m")))
+        found = backend.answer(asked, samples=2, sampling=Sampling(), key=Key(0, "t"), have={"a": {0}})
+        answers = [one for handful in found for one in handful]
+    assert {(one.problem_id, one.sample, one.text) for one in answers} == {
+        (name, sample, f"={name}")
+        for name in ("a", "a, sample 1", "a, sample")
+        for sample in (0, 1)
+        if (name, sample) != ("a", 0)
+    }
+    assert backend.seconds > 0
