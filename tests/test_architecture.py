@@ -12,6 +12,7 @@ SOURCE = Path(rlif.__file__).parent
 
 ORDER = (
     "errors",
+    "disk",
     "types",
     "config",
     "recipes",

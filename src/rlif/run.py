@@ -29,6 +29,7 @@ from rlif.checkpoint import (
     save_checkpoint,
 )
 from rlif.config import PolicyConfig, Recipe, load_recipe, parse_recipe
+from rlif.disk import disk_reason, system_error
 from rlif.errors import RlifError
 from rlif.evaluate import evaluate
 from rlif.optim import MasterOptimizer, adamw
@@ -36,7 +37,7 @@ from rlif.policy import Policy, compute_dtype, load_policy
 from rlif.prompts import render
 from rlif.rewards import check_rewards, needs_labels
 from rlif.rollout import Engine, Key, Sampling, check_context
-from rlif.runlog import RECIPE, RunLog, collect_info, disk_reason, find_metric, system_error
+from rlif.runlog import RECIPE, RunLog, collect_info, find_metric
 from rlif.sinks import Sinks, open_sinks
 from rlif.tasks import build_task
 from rlif.tasks.base import Task
