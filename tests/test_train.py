@@ -198,6 +198,23 @@ def test_a_loss_that_is_not_finite_stops_before_any_harm(
     assert_same_weights(whole, resume(tmp_path / "run"))
 
 
+def test_weights_that_are_not_finite_are_never_saved(
+    toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradient is finite, the step is not: the checkpoint of the step before stays the last, and is good."""
+    monkeypatch.setattr(trainer, "learning_rate", lambda config, step, steps: 1e-3 if step < 3 else 1e39)
+    every_step = {"checkpoint": {"every": 1}, "eval": {"every": 0}}
+    with pytest.raises(RlifError, match=r"step 3: not finite: .*weight.*begin a new run at it .*step-000002") as caught:
+        train(recipe(toy_model, **every_step), tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept == ["step-000001", "step-000002"]
+    assert not (tmp_path / "run" / "final").exists()
+    good = tmp_path / "run" / "checkpoints" / "step-000002"
+    assert all(tensor.isfinite().all() for tensor in weights(good).values())
+    train(recipe(good, **every_step), tmp_path / "again", until=1)  # the advice can be followed
+
+
 def test_a_full_disk_keeps_the_last_good_checkpoint(
     toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -228,9 +228,11 @@ class Run:
         try:
             yield
         except FloatingPointError as error:
+            last = latest_checkpoint(self.out / "checkpoints")
+            begin = f"begin a new run at it (policy.model={last})" if last else "begin again"
             raise RlifError(
-                f"step {step}: not finite: {error}; stopped before this optimizer step; {self._last_checkpoint()}; "
-                "lower grpo.lr or raise grpo.kl_coef"
+                f"step {step}: not finite: {error}; nothing of this step is kept; {self._last_checkpoint()}; "
+                f"{begin} with a lower grpo.lr or a higher grpo.kl_coef"
             ) from error
         except torch.OutOfMemoryError as error:
             raise RlifError(
