@@ -13,6 +13,7 @@ SOURCE = Path(rlif.__file__).parent
 ORDER = (
     "errors",
     "disk",
+    "interrupts",
     "types",
     "config",
     "recipes",

@@ -24,6 +24,7 @@ from rlif.errors import RlifError
 from rlif.optim import MasterOptimizer
 from rlif.policy import load_policy
 from rlif.runlog import METRICS, find_metric, read_metrics
+from rlif.sinks import SINKS, TensorBoardSink
 from rlif.train import resume, train
 from toys import toy_policy
 
@@ -270,6 +271,14 @@ def test_bad_input_is_one_line_and_leaves_no_folder(
     assert not (tmp_path / "run").exists()
 
 
+def assert_one_line(done: "subprocess.CompletedProcess[str]", said: str) -> None:
+    """A user's mistake: exit code 2 and one line on stderr, which says what."""
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert done.stderr.startswith("rlif: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+
+
 def cli(*arguments: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "rlif", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=240, **options)  # type: ignore[call-overload]
@@ -310,6 +319,53 @@ def test_a_run_resumes_from_another_folder(toy_model: Path, tmp_path: Path, monk
     train(recipe(toy_model, policy=relative), tmp_path / "run", until=2)
     monkeypatch.chdir(tmp_path)
     assert_same_weights(resume(tmp_path / "run"), train(recipe(toy_model), tmp_path / "whole"))
+
+
+def test_a_named_model_stays_named_where_a_folder_is_called_the_same(
+    toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(toy_model, tmp_path / "tiny-base")
+    monkeypatch.chdir(tmp_path)
+    named = recipe("tiny-base", eval={"every": 0}, steps=1)
+    train(named, tmp_path / "run")
+    assert "\n  model: tiny-base\n" in (tmp_path / "run" / "recipe.yaml").read_text()
+    embeddings = "model.embed_tokens.weight"
+    assert weights(tmp_path / "run" / "final")[embeddings].shape != weights(toy_model)[embeddings].shape
+
+
+def test_a_run_in_use_is_refused_untouched(toy_model: Path, tmp_path: Path) -> None:
+    """Somebody who looks at a run while it runs must not be able to cut its log back."""
+
+    class Intruder(StopAfter):
+        def logged(self, step: int, metrics: Mapping[str, float]) -> None:
+            if step == self.step:
+                before = {path: path.stat().st_ino for path in (tmp_path / "run").rglob("*")}
+                done = cli("train", "--resume", tmp_path / "run")
+                assert_one_line(done, "another process is at work in it")
+                assert {path: path.stat().st_ino for path in (tmp_path / "run").rglob("*")} == before
+
+    final = train(recipe(toy_model), tmp_path / "run", watcher=Intruder(3))
+    assert [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [0, 1, 2, 3, 4]
+    assert final.is_dir()
+
+
+@pytest.mark.parametrize("existed", [False, True])
+def test_a_sink_that_cannot_start_leaves_nothing_behind(
+    toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, existed: bool
+) -> None:
+    if existed:
+        (tmp_path / "run").mkdir()
+
+    class Broken(TensorBoardSink):
+        def __init__(self, out: Path, recipe: Recipe, first_step: int) -> None:
+            (out / "wandb").mkdir()
+            raise ImportError("No module named 'wandb'")
+
+    monkeypatch.setitem(SINKS, "wandb", Broken)
+    with pytest.raises(RlifError, match=r"log\.sinks: wandb is not usable"):
+        train(recipe(toy_model, log={"sinks": ["wandb"]}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    train(recipe(toy_model, steps=1), tmp_path / "run")  # the mended command works
 
 
 def test_a_pause_changes_nothing(toy_model: Path, tmp_path: Path) -> None:

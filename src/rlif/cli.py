@@ -4,35 +4,59 @@ Heavy imports stand inside the commands, so that ``rlif --help`` answers at once
 stderr and exit code 2; a run stopped by Ctrl-C exits with 130, by SIGTERM with 143, its checkpoint written.
 """
 
+import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
 
+import rlif
 from rlif.errors import RlifError
+from rlif.interrupts import SIGNALS, AtOnce, Interrupted, end_at_once
+
+UsageError: Any = typer.BadParameter.__bases__[0]  # click's, or that of the copy inside newer typers
 
 app = typer.Typer(
     name="rlif",
     help="Reinforcement learning from internal feedback: train a language model on its own confidence.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-tiny_app = typer.Typer(no_args_is_help=True, help="The two tiny models that ship with rlif.")
+tiny_app = typer.Typer(help="The two tiny models that ship with rlif.")
 app.add_typer(tiny_app, name="tiny")
 
 
 def main() -> None:
     """Entry point of the ``rlif`` command."""
+    for number in SIGNALS:
+        signal.signal(number, end_at_once)
     try:
-        app()
+        sys.exit(app(prog_name="rlif", standalone_mode=False))
     except RlifError as error:
-        print(f"rlif: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("rlif: interrupted", file=sys.stderr)
-        sys.exit(130)
+        _end(2, str(error))
+    except UsageError as error:
+        command = error.ctx.command_path if error.ctx else "rlif"
+        _end(2, f"{' '.join(error.format_message().split()).rstrip('.')}; see {command} --help")
+    except Interrupted as stop:
+        _end(128 + stop.signum, str(stop))
+    except AtOnce as signum:
+        _end(128 + signum.args[0], "interrupted")
+
+
+def _end(code: int, message: str) -> NoReturn:
+    print(f"rlif: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
+    if version:
+        print(f"rlif {rlif.__version__}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 @app.command()
@@ -70,11 +94,7 @@ def _train(out: Path, recipe: "Recipe | None") -> None:  # type: ignore[name-def
     known = recipe or load_recipe(recipe_path(out))
     done = 0 if recipe else resumes_at(out)
     with watch_run(console, known.steps, done) as watcher:
-        try:
-            final = trainer.train(recipe, out, watcher=watcher) if recipe else trainer.resume(out, watcher=watcher)
-        except trainer.Interrupted as stop:
-            print(f"rlif: {stop}", file=sys.stderr)
-            sys.exit(128 + stop.signum)
+        final = trainer.train(recipe, out, watcher=watcher) if recipe else trainer.resume(out, watcher=watcher)
     console.print(f"final model: {final}", highlight=False, soft_wrap=True)
 
 

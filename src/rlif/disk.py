@@ -1,13 +1,20 @@
-"""Writing to a disk that may be full: what was there before stays whole, and the reason is said in the user's words."""
+"""Writing to a disk that may be full, into folders that another process may be writing: what was there stays whole.
+
+What went wrong is said in the user's words.
+"""
 
 import errno
 import os
 import re
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rlif.errors import RlifError
+
+LOCK = ".lock"
+"""The file in a run folder that the process at work in it holds. It stays there, and means nothing, when none does."""
 
 
 @contextmanager
@@ -17,6 +24,40 @@ def writing(path: Path, advice: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise RlifError(f"{path}: {disk_reason(error)}; {advice}") from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder, which is made if it is missing; a killed process lets go of it, too.
+
+    Raises `RlifError` at once if another one is at work in it.
+    """
+    from filelock import FileLock, Timeout
+
+    with writing(folder, "put that right, or choose another folder"):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise RlifError(f"{folder}: another process is at work in it; wait for its end, or stop it first") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def emptied_on_failure(folder: Path) -> Iterator[None]:
+    """For what begins in an empty folder that is `locked`: if it cannot begin, nothing of it stays behind."""
+    try:
+        yield
+    except BaseException:
+        for path in folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        with suppress(OSError):
+            folder.rmdir()
+        raise
 
 
 def disk_reason(error: OSError) -> str:

@@ -29,11 +29,12 @@ from torch import Tensor
 
 import rlif
 from rlif.config import Recipe, dump_recipe
-from rlif.disk import one_line, write_whole, writing
+from rlif.disk import LOCK, one_line, write_whole, writing
 from rlif.errors import RlifError
+from rlif.recipes import RECIPE
 from rlif.types import Scored
 
-RECIPE, INFO, METRICS_FILE, ROLLOUTS = "recipe.yaml", "run.json", "metrics.jsonl", "rollouts"
+INFO, METRICS_FILE, ROLLOUTS = "run.json", "metrics.jsonl", "rollouts"
 _APPEND = os.O_WRONLY | os.O_APPEND
 
 
@@ -148,7 +149,7 @@ class RunLog:
             raise RlifError(f"{out}: a file, not a folder; choose another --out")
         if (out / RECIPE).exists() or (out / METRICS_FILE).exists():
             raise RlifError(_another_run(out))
-        if out.is_dir() and any(out.iterdir()):
+        if out.is_dir() and any(path.name != LOCK for path in out.iterdir()):
             raise RlifError(f"{out}: not empty; choose a new or an empty folder for --out")
 
     @classmethod
