@@ -441,27 +441,10 @@ def test_a_signal_checkpoints_then_stops(tiny_base_path: Path, tmp_path: Path, s
     run.send_signal(signum)
     _, errors = run.communicate(timeout=120)
     assert run.returncode == code, errors
-    assert "Traceback" not in errors
     last = max(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     step = int(last.removeprefix("step-"))
     assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == step
-    assert f"stopped after step {step}" in errors
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["train", "tiny", "grpo.lrr=1", "--out", "x"], "grpo.lrr: unknown key; did you mean grpo.lr?"),
-        (["train", "tiny", "rollout.group_size=1", "--out", "x"], "group_size"),
-        (["train", "tiny", "grpo.lr=-1", "--out", "x"], "grpo.lr"),
-        (["train", "no-such-recipe", "--out", "x"], "no such recipe"),
-        (["train", "tiny"], "--out"),
-        (["train", "--resume", "nowhere"], "holds no run"),
-    ],
-)
-def test_the_command_line_says_one_line_and_exits_with_2(tmp_path: Path, arguments: list[str], message: str) -> None:
-    result = cli(*arguments, cwd=tmp_path)
-    assert result.returncode == 2
-    assert message in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
-    assert not (tmp_path / "x").exists()
+    assert errors.strip().splitlines() == [
+        "stopping after this step, with a checkpoint (once more: at once)",
+        f"rlif: stopped after step {step} of 4000; go on with: rlif train --resume {tmp_path / 'run'}",
+    ]

@@ -32,7 +32,7 @@ def main() -> None:
     for number in SIGNALS:
         signal.signal(number, end_at_once)
     try:
-        sys.exit(app(prog_name="rlif", standalone_mode=False))
+        sys.exit(app(sys.argv[1:] or ["--help"], prog_name="rlif", standalone_mode=False))
     except RlifError as error:
         _end(2, str(error))
     except UsageError as error:
@@ -49,14 +49,20 @@ def _end(code: int, message: str) -> NoReturn:
     sys.exit(code)
 
 
-@app.callback(invoke_without_command=True)
-def root(
-    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
-) -> None:
-    if version:
+def _print_version(asked: bool) -> bool:
+    if asked:
         print(f"rlif {rlif.__version__}")
-    elif context.invoked_subcommand is None:
-        print(context.get_help())
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
