@@ -46,9 +46,12 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFi
 
     def call(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["rlif", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
+        code = 0
+        try:
             cli.main()
-        return Outcome(int(ended.value.code or 0), *capfd.readouterr())
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        return Outcome(code, *capfd.readouterr())
 
     yield call
     for number, handler in handlers.items():

@@ -4,6 +4,7 @@ Heavy imports stand inside the commands, so that ``rlif --help`` answers at once
 stderr and exit code 2; a run stopped by Ctrl-C exits with 130, by SIGTERM with 143, its checkpoint written.
 """
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -31,13 +32,20 @@ def main() -> None:
     """Entry point of the ``rlif`` command."""
     for number in SIGNALS:
         signal.signal(number, end_at_once)
-    try:
-        sys.exit(app(sys.argv[1:] or ["--help"], prog_name="rlif", standalone_mode=False))
+    command = typer.main.get_command(app)
+    try:  # typer's own way of running a command would turn what is caught below into boxes of five lines, or nothing
+        with command.make_context("rlif", sys.argv[1:] or ["--help"]) as context:
+            command.invoke(context)
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
+    except BrokenPipeError:  # the reader of our output has read enough, as in rlif models | head -1
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except RlifError as error:
         _end(2, str(error))
     except UsageError as error:
-        command = error.ctx.command_path if error.ctx else "rlif"
-        _end(2, f"{' '.join(error.format_message().split()).rstrip('.')}; see {command} --help")
+        path = error.ctx.command_path if error.ctx else "rlif"
+        _end(2, f"{' '.join(error.format_message().split()).rstrip('.')}; see {path} --help")
     except Interrupted as stop:
         _end(128 + stop.signum, str(stop))
     except AtOnce as signum:

@@ -24,8 +24,8 @@ class Interrupted(Exception):  # noqa: N818  (a request that was met, not an err
         return self.message
 
 
-class AtOnce(BaseException):
-    """A signal wants the program to end now; no ``except Exception`` on the way shall keep it. Args: its number."""
+class AtOnce(KeyboardInterrupt):
+    """A signal, SIGTERM or that of Ctrl-C, wants the program to end now. Args: its number."""
 
 
 def end_at_once(signum: int, frame: FrameType | None) -> None:
