@@ -130,8 +130,8 @@ def test_a_quickstart_of_other_settings_is_refused(tmp_path: Path) -> None:
         quickstart(tmp_path, steps=7)
 
 
-def start(out: Path) -> "subprocess.Popen[str]":
-    """`rlif quickstart` of two steps, in a session of its own, once its first run has been evaluated."""
+def start(out: Path, *, evaluated: bool) -> "subprocess.Popen[str]":
+    """`rlif quickstart` of two steps, in a session of its own, once its first run has begun, or been evaluated."""
     process = subprocess.Popen(
         [sys.executable, "-m", "rlif", "quickstart", "--out", str(out), "--steps", "2"],
         stdout=subprocess.PIPE,
@@ -141,9 +141,9 @@ def start(out: Path) -> "subprocess.Popen[str]":
     )
     metrics = out / ARMS[0].name / "metrics.jsonl"
     deadline = time.monotonic() + 240
-    while not (metrics.exists() and metrics.stat().st_size):
+    while not (metrics.exists() and metrics.stat().st_size >= evaluated):
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "no evaluation came"
+        assert time.monotonic() < deadline, "it did not begin"
         time.sleep(0.02)
     return process
 
@@ -166,7 +166,7 @@ def wait_until_empty(session: int) -> None:
 def test_stopped_by_a_signal_and_started_again(tmp_path: Path) -> None:
     """Two steps of each run: the machinery, not the finding."""
     out = tmp_path / "out"
-    process = start(out)
+    process = start(out, evaluated=True)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to the parent and its workers
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 130, errors
@@ -193,7 +193,7 @@ def test_stopped_by_a_signal_and_started_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_no_worker_outlives_its_parent(tmp_path: Path, signum: int, code: int) -> None:
-    process = start(tmp_path / "out")
+    process = start(tmp_path / "out", evaluated=False)
     process.send_signal(signum)  # to the parent alone
     _, errors = process.communicate(timeout=240)
     assert process.returncode == code, errors

@@ -205,7 +205,8 @@ class _Bars:
             self._scores[name] = score
             if not self._console.is_terminal:
                 self._console.print(f"{name}: step {step}, right and formatted {score:.2f}", highlight=False)
-        news = "" if reward is None else f"reward {reward:.3f}  right {self._scores.get(name, float('nan')):.2f}"
+        numbers = {"reward": (reward, ".3f"), "right": (self._scores.get(name), ".2f")}
+        news = "  ".join(f"{what} {value:{form}}" for what, (value, form) in numbers.items() if value is not None)
         self._at[name] = step
         self._progress.update(self._bars[name], completed=step, news=news)
         self._progress.update(self._all, completed=sum(self._at.values()))
