@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from rlif.recipes import find_recipe
 from rlif.report.figures import Curve, draw_all
 from rlif.report.summary import explain, markdown, summarise, terminal_table
 from rlif.runlog import read_metrics
+from rlif.train import train
 
 
 def line(
@@ -199,3 +200,19 @@ def test_no_worker_outlives_its_parent(tmp_path: Path, signum: int, code: int) -
     assert process.returncode == code, errors
     assert "Traceback" not in errors
     wait_until_empty(process.pid)
+
+
+def scores(out: Path, *changes: str) -> tuple[Mapping[str, float | int], ...]:
+    """The evaluations of a run of recipes/tiny.yaml: the first and the last."""
+    lean = ["eval.every=20", "checkpoint.every=0", "log.rollouts_every=0"]
+    train(load_recipe(find_recipe(Path("tiny")), [*lean, *changes]), out)
+    lines = [row for row in read_metrics(out / "metrics.jsonl") if "eval/right" in row]
+    return lines[0], lines[-1]
+
+
+def test_the_base_model_rises_on_its_own_certainty(tmp_path: Path) -> None:
+    """A third of the way: measured .631 → .803 (n = 512, one seed). Asked for: half of that, three standard errors."""
+    first, last = scores(tmp_path / "run", "steps=20")
+    assert first["eval/right_and_formatted"] == pytest.approx(0.631, abs=0.01)
+    assert last["eval/right_and_formatted"] - first["eval/right_and_formatted"] > 0.085
+    assert last["eval/entropy"] < first["eval/entropy"]
