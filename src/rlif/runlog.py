@@ -5,6 +5,7 @@
     metrics.jsonl                     one JSON line a step, append-only; every key stands in `METRICS`
     rollouts/step-000001.parquet      completions with per-token signals, verdicts, rewards
     checkpoints/, final/              see rlif.checkpoint
+    .lock                             held by the process at work here (rlif.disk)
 
 A line or a file is whole or absent, also after a kill or on a full disk. ``python -m rlif.runlog`` prints
 docs/metrics.md. A new metric is one line in `METRICS`.
