@@ -139,11 +139,11 @@ def test_buffers_are_not_cast(family: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("start", "lr"), [((1.0, 2.0), 1e39), ((3e38, 1.0), 1e38), ((1.0, math.nan), 0.1)])
+@pytest.mark.parametrize(("start", "lr"), [((3e38, 1.0), 1e38), ((1.0, math.nan), 0.1)])
 def test_weights_that_a_step_leaves_not_finite_are_told(
     dtype: torch.dtype, start: tuple[float, float], lr: float
 ) -> None:
-    # fp32 ends at 3.4e38: beyond it are 1e39, and 3e38 + 1e38. What was not a number stays none.
+    # fp32 ends at 3.4e38: 3e38 + 1e38 is beyond it. What was not a number stays none.
     model = Weights(*start)
     optimizer = MasterOptimizer(model, sgd, compute_dtype=dtype)
     model.pull(-1.0, 0.0)
