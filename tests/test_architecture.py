@@ -13,6 +13,8 @@ SOURCE = Path(rlif.__file__).parent
 ORDER = (
     "errors",
     "memory",
+    "disk",
+    "interrupts",
     "types",
     "config",
     "recipes",

@@ -67,7 +67,7 @@ def test_the_dump_spells_out_every_default() -> None:
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(
     question=TEXT,
-    stop=st.lists(TEXT),
+    stop=st.lists(TEXT.filter(bool)),
     model=TEXT,
     lr=st.floats(1e-12, 1.0),
     weight=st.floats(min_value=0.0, allow_nan=False, allow_infinity=False),
@@ -144,7 +144,16 @@ def test_the_last_override_wins(recipe_file: Path) -> None:
         ("", "override '': write key=value, for example grpo.lr=1e-5"),
         ("steps.more=3", "override 'steps.more=3': steps is not a section in this recipe"),
         ("reward.0.weight=3", "override 'reward.0.weight=3': reward is not a section in this recipe"),
-        ("rollout.stop=[", "override 'rollout.stop=[': the value is not YAML"),
+        (
+            "rollout.stop=[",
+            "override 'rollout.stop=[': the value is not YAML; text with signs in it stands in quotes: "
+            "\"rollout.stop='['\"",
+        ),
+        (
+            "reward={name: random, name: length}",
+            "override 'reward={name: random, name: length}': the value is not YAML; text with signs in it stands in "
+            "quotes: \"reward='{name: random, name: length}'\"",
+        ),
         ("a\nb", "override 'a\\nb': write key=value, for example grpo.lr=1e-5"),
     ],
 )
@@ -156,7 +165,9 @@ def test_an_override_is_checked_like_the_file(recipe_file: Path) -> None:
     message = complaint(load_recipe, recipe_file, ["grop.lr=1e-5"])
     assert message == f"{recipe_file}: grop: unknown key; did you mean grpo?"
     message = complaint(load_recipe, recipe_file, ["task.question={a}+{b}"])  # to YAML, {a} is a mapping
-    assert message == "override 'task.question={a}+{b}': the value is not YAML"
+    said = "override 'task.question={a}+{b}': the value is not YAML; text with signs in it stands in quotes: "
+    assert message == said + "\"task.question='{a}+{b}'\""
+    assert load_recipe(recipe_file, ["task.question='{a}+{b}'"]).task.question == "{a}+{b}"  # and so it does
 
 
 @pytest.mark.parametrize(
@@ -164,6 +175,8 @@ def test_an_override_is_checked_like_the_file(recipe_file: Path) -> None:
     [
         # Misspelt keys: the nearest known one is named, with its whole path.
         ({"step": 3}, "step: unknown key; did you mean steps?"),
+        ({"lr": 1}, "lr: unknown key; did you mean grpo.lr?"),  # a key of another section before a likeness
+        ({"group_size": 4}, "group_size: unknown key; did you mean rollout.group_size?"),
         ({"rewards": "random"}, "rewards: unknown key; did you mean reward?"),
         ({"math": 1}, "math: unknown key; did you mean "),  # the name of a task is no key
         ({"rollout": {"groupsize": 4}}, "rollout.groupsize: unknown key; did you mean rollout.group_size?"),
@@ -179,6 +192,11 @@ def test_an_override_is_checked_like_the_file(recipe_file: Path) -> None:
         ({"steps": 0}, "steps: Input should be greater than or equal to 1 (given 0)"),
         ({"rollout": {"top_p": 1.5}}, "rollout.top_p: Input should be less than or equal to 1 (given 1.5)"),
         ({"rollout": {"top_p": 0}}, "rollout.top_p: Input should be greater than 0 (given 0)"),
+        ({"grpo": {"betas": [0.9, 1.5]}}, "grpo.betas.1: Input should be less than 1 (given 1.5)"),
+        ({"grpo": {"betas": [-0.1, 0.5]}}, "grpo.betas.0: Input should be greater than or equal to 0 (given -0.1)"),
+        ({"grpo": {"lr": 1.5}}, "grpo.lr: Input should be less than or equal to 1 (given 1.5)"),
+        ({"rollout": {"stop": ["."]}, "seed": -1}, "seed: "),
+        ({"rollout": {"stop": [".", ""]}}, "rollout.stop.1: String should have at least 1 character"),
         ({"rollout": {"temperature": -1.0}}, "rollout.temperature: Input should be greater than or equal to 0"),
         ({"grpo": {"lr": "fast"}}, "grpo.lr: Input should be a valid number"),
         ({"grpo": {"lr": float("inf")}}, "grpo.lr: Input should be a finite number (given inf)"),
@@ -231,6 +249,8 @@ def test_a_group_of_one_is_fine_without_standard_deviation() -> None:
         (b"steps: !!python/object/apply:os.getcwd []\n", "not YAML ("),  # YAML that would run code is not read
         (b"steps: \xff\xfe\n", "not YAML ("),
         (b"1: 2\n", "a recipe is a mapping of keys to values"),
+        (b"steps: 3\nseed: 1\nsteps: 4\n", "not YAML ('steps' stands twice in"),
+        (b"grpo:\n  lr: 0.1\n  lr: 0.2\n", "line 3, column 3:"),
     ],
 )
 def test_a_file_that_is_no_recipe(content: bytes, said: str, tmp_path: Path) -> None:

@@ -146,6 +146,28 @@ def test_buffers_are_not_cast(family: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("start", "lr"), [((3e38, 1.0), 1e38), ((1.0, math.nan), 0.1)])
+def test_weights_that_a_step_leaves_not_finite_are_told(
+    dtype: torch.dtype, start: tuple[float, float], lr: float
+) -> None:
+    # fp32 ends at 3.4e38: 3e38 + 1e38 is beyond it. What was not a number stays none.
+    model = Weights(*start)
+    optimizer = MasterOptimizer(model, sgd, compute_dtype=dtype)
+    model.pull(-1.0, 0.0)
+    optimizer.accumulate()
+    with pytest.raises(NonFiniteError, match=r"largest weight after the optimizer step is (inf|nan)"):
+        optimizer.step(lr, NO_CLIP)
+
+
+def test_large_weights_whose_squares_overflow_are_finite() -> None:
+    model = Weights(1e30, 1e30)
+    optimizer = MasterOptimizer(model, sgd)
+    model.pull(1.0, 1.0)
+    optimizer.step(1.0, NO_CLIP)
+    assert model.w.tolist() == pytest.approx([1e30, 1e30])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_gradient_that_is_not_finite_changes_nothing(dtype: torch.dtype, bad: float) -> None:
     model = Weights(1.0, 2.0)

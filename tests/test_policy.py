@@ -1,6 +1,7 @@
 """Loading a policy: from where, what it knows about itself, and what it refuses."""
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -203,8 +204,8 @@ def test_a_prompt_stays_open_and_a_text_closed() -> None:
 # --- what is refused, in one line -------------------------------------------------------------------------------------
 
 
-def no_such(name: str) -> str:
-    return f"policy.model: no such folder or file: {name} (named models: {', '.join(models.MODELS)})"
+def no_such(name: str, why: str = "") -> str:
+    return f"policy.model: no such folder or file: {name}{why} (named models: {', '.join(models.MODELS)})"
 
 
 @pytest.mark.parametrize("name", ["tiny-bose", "gpt2", "./nowhere", "/no/where", "a/b/c"])
@@ -227,7 +228,52 @@ def test_a_gguf_file_that_is_none(content: bytes, tmp_path: Path) -> None:
 
 def test_a_hub_id_while_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert complaint("nobody/no-such-model").startswith("policy.model: cannot load 'nobody/no-such-model': ")
+    why = ", not in the hub's cache either, and the hub is switched off (HF_HUB_OFFLINE)"
+    assert complaint("nobody/no-such-model") == no_such("nobody/no-such-model", why)
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = []
+
+    def unreachable(url: str, timeout: float) -> None:
+        asked.append(url)
+        raise ConnectionError("Name or service not known\nand more")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.is_offline_mode", lambda: False)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unreachable)
+    why = ", and the hub cannot be reached (Name or service not known)"
+    assert complaint("runs/final") == no_such("runs/final", why)
+    assert len(asked) == 1
+    assert complaint("not a/name") == no_such("not a/name")  # can be no hub id: not asked
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    assert complaint("runs/final") == no_such("runs/final")  # nor can this, for runs/ lies here
+    assert len(asked) == 1
+
+
+def test_a_name_comes_before_a_folder_of_the_same_name(
+    good: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shutil.copytree(good, tmp_path / "tiny-base")
+    monkeypatch.chdir(tmp_path)
+    assert load("tiny-base").vocab_size != load("./tiny-base").vocab_size == len(SPECIAL) + len(CHARACTERS)
+
+
+def test_libraries_say_nothing_of_their_own(copy: Path) -> None:
+    said: list[str] = []
+    listener = logging.Handler()
+    listener.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("transformers").addHandler(listener)
+    try:
+        policy = load("tiny-base")
+        assert policy.tokenizer.model_max_length < 5000
+        policy.encode_text("1" * 5000)  # transformers would tell of its length
+        edit(copy / "config.json", intermediate_size=24)
+        complaint(copy)  # and of each weight that does not fit
+    finally:
+        logging.getLogger("transformers").removeHandler(listener)
+    assert said == []
 
 
 def test_a_folder_without_a_model(tmp_path: Path) -> None:
@@ -251,17 +297,10 @@ def spoil_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{")
 
 
-def remove_tokenizer(folder: Path) -> None:
-    for path in folder.glob("tokenizer*"):
-        path.unlink()
-
-
 SPOILERS: dict[str, Callable[[Path], None]] = {
     "half the weights": spoil_weights,
     "tokenizer is no JSON": spoil_tokenizer,
-    "no tokenizer": remove_tokenizer,
     "config is no JSON": lambda folder: (folder / "config.json").write_text("{") and None,
-    "weights of another shape": lambda folder: edit(folder / "config.json", hidden_size=64),
     "unknown architecture": lambda folder: edit(folder / "config.json", model_type="nothing-known"),
     "not a language model": lambda folder: edit(folder / "config.json", model_type="vit"),
 }
@@ -271,6 +310,23 @@ SPOILERS: dict[str, Callable[[Path], None]] = {
 def test_a_spoilt_folder(spoiler: str, copy: Path) -> None:
     SPOILERS[spoiler](copy)
     assert complaint(copy).startswith(f"policy.model: cannot load '{copy}': ")
+
+
+def test_a_folder_without_a_tokenizer(copy: Path) -> None:
+    for path in copy.glob("tokenizer*"):
+        path.unlink()
+    said = f"policy.model: {copy} is a folder without a tokenizer; put its tokenizer.json there"
+    assert complaint(copy) == said
+    (copy / "tokenizer_config.json").write_text("{}")  # there, but of no use: the reason is not cut off at its colon
+    assert "from one of: (1) a `tokenizers` library" in complaint(copy)
+
+
+def test_weights_of_another_shape_are_not_made_up(copy: Path) -> None:
+    edit(copy / "config.json", intermediate_size=24)
+    assert complaint(copy) == (
+        f"policy.model: the weights of '{copy}' do not fit its config.json: "
+        "model.layers.0.mlp.down_proj.weight is (32, 48), expected (32, 24)"
+    )
 
 
 def test_missing_weights_are_not_made_up(copy: Path) -> None:

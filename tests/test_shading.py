@@ -1,6 +1,11 @@
 """Tokens on the terminal: every character once, the colour of its entropy."""
 
+import re
+from io import StringIO
+
+import pytest
 import torch
+from rich.console import Console
 
 from rlif.rollout import Engine, Key, Sampling
 from rlif.shading import colour, legend, shaded
@@ -24,3 +29,12 @@ def test_colours_darken_with_entropy() -> None:
     assert brightness == sorted(brightness, reverse=True)
     assert len(set(shades)) == 7
     assert "3+" in legend().plain
+
+
+@pytest.mark.parametrize("system", ["standard", "256", "truecolor"])
+def test_seven_shades_differ_on_any_terminal(system: str) -> None:
+    out = StringIO()
+    console = Console(file=out, force_terminal=True, color_system=system, width=200, legacy_windows=False)
+    console.print(legend(few=console.color_system == "standard"))
+    backgrounds = re.findall(r"\x1b\[30;([0-9;]+)m [0-9.]+\+ ", out.getvalue())
+    assert len(backgrounds) == len(set(backgrounds)) == 7

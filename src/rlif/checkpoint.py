@@ -25,8 +25,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rlif.disk import disk_reason, flush_folder, one_line, system_error, write_whole
 from rlif.errors import RlifError
-from rlif.runlog import disk_reason, flush_folder, one_line, step_name, step_of, system_error, write_whole
+from rlif.runlog import step_name, step_of
 
 FORMAT = 1
 TENSORS, STATE, MANIFEST = "optimizer.safetensors", "state.json", "manifest.json"

@@ -4,35 +4,73 @@ Heavy imports stand inside the commands, so that ``rlif --help`` answers at once
 stderr and exit code 2; a run stopped by Ctrl-C exits with 130, by SIGTERM with 143, its checkpoint written.
 """
 
+import os
+import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
 
+import rlif
 from rlif.errors import RlifError
+from rlif.interrupts import SIGNALS, AtOnce, Interrupted, end_at_once
+
+UsageError: Any = typer.BadParameter.__bases__[0]  # click's, or that of the copy inside newer typers
 
 app = typer.Typer(
     name="rlif",
     help="Reinforcement learning from internal feedback: train a language model on its own confidence.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-tiny_app = typer.Typer(no_args_is_help=True, help="The two tiny models that ship with rlif.")
+tiny_app = typer.Typer(help="The two tiny models that ship with rlif.")
 app.add_typer(tiny_app, name="tiny")
 
 
 def main() -> None:
     """Entry point of the ``rlif`` command."""
-    try:
-        app()
+    for number in SIGNALS:
+        signal.signal(number, end_at_once)
+    command = typer.main.get_command(app)
+    try:  # typer's own way of running a command would turn what is caught below into boxes of five lines, or nothing
+        with command.make_context("rlif", sys.argv[1:] or ["--help"]) as context:
+            command.invoke(context)
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
+    except BrokenPipeError:  # the reader of our output has read enough, as in rlif models | head -1
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except RlifError as error:
-        print(f"rlif: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("rlif: interrupted", file=sys.stderr)
-        sys.exit(130)
+        _end(2, str(error))
+    except UsageError as error:
+        path = error.ctx.command_path if error.ctx else "rlif"
+        _end(2, f"{' '.join(error.format_message().split()).rstrip('.')}; see {path} --help")
+    except Interrupted as stop:
+        _end(128 + stop.signum, str(stop))
+    except AtOnce as signum:
+        _end(128 + signum.args[0], "interrupted")
+
+
+def _end(code: int, message: str) -> NoReturn:
+    print(f"rlif: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _print_version(asked: bool) -> bool:
+    if asked:
+        print(f"rlif {rlif.__version__}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -70,11 +108,7 @@ def _train(out: Path, recipe: "Recipe | None") -> None:  # type: ignore[name-def
     known = recipe or load_recipe(recipe_path(out))
     done = 0 if recipe else resumes_at(out)
     with watch_run(console, known.steps, done) as watcher:
-        try:
-            final = trainer.train(recipe, out, watcher=watcher) if recipe else trainer.resume(out, watcher=watcher)
-        except trainer.Interrupted as stop:
-            print(f"rlif: {stop}", file=sys.stderr)
-            sys.exit(128 + stop.signum)
+        final = trainer.train(recipe, out, watcher=watcher) if recipe else trainer.resume(out, watcher=watcher)
     console.print(f"final model: {final}", highlight=False, soft_wrap=True)
 
 

@@ -5,17 +5,17 @@ its documentation; the defaults are the setting of the public Intuitor recipe (a
 what was reported of the No Free Lunch runs (arXiv 2506.17219).
 """
 
-import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from rlif.errors import RlifError
+from rlif.errors import RlifError, nearest
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class Section(BaseModel):
@@ -26,7 +26,8 @@ class Section(BaseModel):
 
 class PolicyConfig(Section):
     model: str
-    """Name of a shipped or fetched model (`rlif models`), a hub id, a folder, or a .gguf file."""
+    """Name of a shipped or fetched model (`rlif models`), a hub id, a folder, or a .gguf file. A name comes before a
+    folder called the same: that one is ./NAME."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute type; master weights are always fp32. auto: bfloat16 where the hardware multiplies it, else float32."""
     device: str = "auto"
@@ -76,7 +77,8 @@ class FileTask(Section):
     question_column: str | None = None
     """Column of the question; null: the task's usual one (problem or question)."""
     answer_column: str | None = None
-    """Column of the answer; null: `answer`. Rows without a ground truth may leave it out if no reward needs it."""
+    """Column of the answer; null: `answer`, or none if the first row has none. A row without a ground truth holds null
+    there; no reward that needs labels can be used then."""
     id_column: str | None = None
     """Column of the row's id; null: `id` if there is one, else file name and line number."""
     template: str = "boxed"
@@ -103,7 +105,7 @@ class RolloutConfig(Section):
     """Sample among the k likeliest tokens; 0 is off."""
     max_new_tokens: Positive = 3072
     """Length limit of a completion, in tokens."""
-    stop: tuple[str, ...] = ()
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Strings that end a completion; they are cut from the text, not from the tokens that are trained on."""
     max_rows: Positive | None = None
     """Completions decoded side by side; the others wait. null: as many as a share of the machine's memory holds.
@@ -133,15 +135,15 @@ class AdvantageConfig(Section):
 
 
 class GrpoConfig(Section):
-    lr: Annotated[float, Field(gt=0.0)] = 3e-6
-    """Peak learning rate."""
+    lr: Fraction = 3e-6
+    """Peak learning rate. AdamW moves a weight by about so much a step: 1 is beyond all use."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     """After the warm-up; linear and cosine approach 0 at the end."""
     warmup: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Share of the steps spent raising the learning rate from 0."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     """AdamW's."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """AdamW's."""
     max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
     """Gradients are scaled down to this norm."""
@@ -238,7 +240,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     Raises `RlifError` naming the file and the key of the first mistake.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise RlifError(f"{path}: cannot read the recipe ({error.strerror}); recipes lie in recipes/") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -263,6 +265,20 @@ def dump_recipe(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key that stands twice is a mistake: the first one would be forgotten without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str) and key in seen and key != "<<":
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} stands twice", key_node.start_mark)
+            if isinstance(key, str):
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
 def _apply(data: dict[str, Any], override: str) -> None:
     key, separator, value = override.partition("=")
     if not separator or not key:
@@ -275,9 +291,10 @@ def _apply(data: dict[str, Any], override: str) -> None:
             raise RlifError(f"override {override!r}: {parent} is not a section in this recipe")
         node = child
     try:
-        node[leaf] = yaml.safe_load(value)  # YAML 1.1 leaves 1e-5 a string; pydantic makes it a number
+        node[leaf] = yaml.load(value, _Loader)  # YAML 1.1 leaves 1e-5 a string; pydantic makes it a number
     except yaml.YAMLError as error:
-        raise RlifError(f"override {override!r}: the value is not YAML") from error
+        hint = "" if "'" in value else f"; text with signs in it stands in quotes: \"{key}='{value}'\""
+        raise RlifError(f"override {override!r}: the value is not YAML{hint}") from error
 
 
 def _explain(error: ValidationError) -> str:
@@ -289,11 +306,7 @@ def _explain(error: ValidationError) -> str:
     count = error.error_count()
     more = f" (and {count - 1} more)" if count > 1 else ""
     if first["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1], first["loc"])
-        nearest = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.0)
-        prefix = ".".join(str(part) for part in location[:-1])
-        hint = f"; did you mean {prefix + '.' if prefix else ''}{nearest[0]}?" if nearest else ""
-        return f"{key}: unknown key{hint}{more}"
+        return f"{key}: unknown key; did you mean {_meant(location, first['loc'])}?{more}"
     if first["type"] == "missing":
         return f"{key}: this key is required{more}"
     message = first["msg"].removeprefix("Value error, ")
@@ -302,13 +315,15 @@ def _explain(error: ValidationError) -> str:
     return f"{key + ': ' if key else ''}{message}{shown}{more}"
 
 
-def _known_keys(section: list[Any], location: tuple[Any, ...]) -> list[str]:
-    models: dict[str, type[Section]] = {
-        name: field.annotation
-        for name, field in Recipe.model_fields.items()
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
-    }
-    models["task"] = ArithmeticTask if location[1:2] == ("arithmetic",) else FileTask
-    models["reward"] = RewardConfig
-    model = models[str(section[0])] if section else Recipe
-    return list(model.model_fields)
+def _meant(unknown: list[Any], location: tuple[Any, ...]) -> str:
+    """The key that was meant: one of that name in another section (lr: grpo.lr), else the nearest of the same one."""
+    task = ArithmeticTask if location[1:2] == ("arithmetic",) else FileTask
+    sections: dict[str, type[BaseModel]] = {"task": task, "reward": RewardConfig}
+    for name, field in Recipe.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            sections[name] = field.annotation
+    *parents, leaf = map(str, unknown)
+    if not parents:
+        elsewhere = [f"{name}.{leaf}" for name, section in sections.items() if leaf in section.model_fields]
+        return next(iter(elsewhere), "") or nearest(leaf, Recipe.model_fields)
+    return ".".join([*parents, nearest(leaf, sections[parents[0]].model_fields)])

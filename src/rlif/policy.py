@@ -4,6 +4,7 @@
 safetensors or GGUF only, never from pickles; code that comes with a model runs only on request.
 """
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -61,11 +62,11 @@ class Policy:
                 f"policy.chat_template: the template of {self.source} refuses {roles} ({error}); choose "
                 "another task.template, or set policy.chat_template to off"
             ) from error
-        return text, tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return text, tuple(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def encode_text(self, text: str) -> tuple[str, tuple[int, ...]]:
         """Plain text as (text, token ids), with whatever the tokenizer puts before every text (a BOS, or nothing)."""
-        ids = list(self.tokenizer(text)["input_ids"])
+        ids = list(self.tokenizer(text, verbose=False)["input_ids"])  # check_context has its own say on length
         if ids and ids[-1] in self.eos_ids:  # some tokenizers close every text; a prompt must stay open
             ids.pop()
         return text, tuple(ids)
@@ -96,25 +97,31 @@ def load_policy(config: PolicyConfig, *, dtype: torch.dtype | None = None) -> Po
     # transformers takes seconds to import and decides by the environment; only those who load a model pay.
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
+    from transformers.utils.logging import disable_progress_bar
 
-    logging.disable_progress_bar()
+    disable_progress_bar()
     source = models.resolve(config.model)
     location, options = _locate(source, config)
     options["trust_remote_code"] = config.remote_code
     device = _device(config.device)
     dtype = dtype or compute_dtype(config.dtype, device)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(location, **options)
         weights = {"quantization_config": _dequantise()} if "gguf_file" in options else {"use_safetensors": True}
         with _quietly():
+            tokenizer = AutoTokenizer.from_pretrained(location, **options)
             model, info = AutoModelForCausalLM.from_pretrained(
-                location, **options, **weights, dtype=dtype, output_loading_info=True
+                location, **options, **weights, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
             )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         hint = "; if you trust it, set policy.remote_code=true" if "trust_remote_code" in str(error) else ""
         raise RlifError(f"policy.model: cannot load {config.model!r}: {_first_line(error)}{hint}") from error
-    if info["missing_keys"]:  # transformers would go on with random ones
+    if info["mismatched_keys"]:  # transformers would go on with random ones, here and below
+        key, found, expected = sorted(info["mismatched_keys"])[0]
+        raise RlifError(
+            f"policy.model: the weights of {config.model!r} do not fit its config.json: {key} is {tuple(found)}, "
+            f"expected {tuple(expected)}"
+        )
+    if info["missing_keys"]:
         first, *others = sorted(info["missing_keys"])
         raise RlifError(f"policy.model: {config.model!r} lacks the weights {first} and {len(others)} more")
     if "gguf_file" in options:
@@ -173,6 +180,10 @@ def _device(name: str) -> torch.device:
     return device
 
 
+_TOKENIZERS = ("*token*", "vocab*", "*.model")
+"""What the files of a tokenizer are called."""
+
+
 def _locate(source: str, config: PolicyConfig) -> tuple[str, dict[str, Any]]:
     """Where transformers shall look, and with which options."""
     path = Path(source).expanduser()
@@ -183,24 +194,65 @@ def _locate(source: str, config: PolicyConfig) -> tuple[str, dict[str, Any]]:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise RlifError(f"policy.model: {source} is a folder without a config.json; give a model folder")
+        if not any(next(path.glob(pattern), None) for pattern in _TOKENIZERS):
+            raise RlifError(f"policy.model: {source} is a folder without a tokenizer; put its tokenizer.json there")
         return str(path), {}
-    if path.is_absolute() or source.startswith((".", "~")) or source.count("/") != 1:
+    why_not = "" if _names_a_path(source) else _missing_on_hub(source)
+    if why_not is not None:
         known = ", ".join(models.MODELS)
-        raise RlifError(f"policy.model: no such folder or file: {config.model} (named models: {known})")
+        raise RlifError(f"policy.model: no such folder or file: {config.model}{why_not} (named models: {known})")
     return source, {}
+
+
+def _names_a_path(source: str) -> bool:
+    """Whether what is not there can only have been a folder: OWNER/NAME may be a hub id, unless OWNER lies here."""
+    path = Path(source).expanduser()
+    return path.is_absolute() or source.startswith((".", "~")) or source.count("/") != 1 or path.parent.is_dir()
+
+
+def _missing_on_hub(source: str) -> str | None:
+    """Why the hub cannot give ``source``, as the end of a sentence; None if it can.
+
+    Asked once, and quickly: transformers would try for a minute, and tell of each attempt.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, is_offline_mode, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        if isinstance(try_to_load_from_cache(source, "config.json"), str):
+            return None
+        if is_offline_mode():
+            return ", not in the hub's cache either, and the hub is switched off (HF_HUB_OFFLINE)"
+        get_hf_file_metadata(hf_hub_url(source, "config.json"), timeout=10)
+    except HFValidationError:
+        return ""
+    except HfHubHTTPError as error:
+        return f", nor can the hub give it ({_first_line(error)})"
+    except Exception as error:  # whatever the HTTP client raises when there is no network
+        return f", and the hub cannot be reached ({_first_line(error)})"
+    return None
 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without the progress bar that transformers draws for GGUF files whatever its settings say."""
+    """Without what libraries tell while they load: warnings whose cause is raised, or checked here, as well.
+
+    And without the progress bar that transformers draws for GGUF files whatever its settings say.
+    """
     from transformers import modeling_gguf_pytorch_utils as gguf
 
     bar = getattr(gguf, "tqdm", None)
     if bar is not None:
         gguf.tqdm = lambda items, **options: items
+    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         if bar is not None:
             gguf.tqdm = bar
 
@@ -249,4 +301,6 @@ def _assemble(model: Any, tokenizer: Any, config: PolicyConfig) -> Policy:
 
 
 def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """The first line with anything on it, and the ones it announces by a colon at its end."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines) if lines[0].endswith(":") else lines[0]

@@ -1,6 +1,6 @@
 """What a run looks like while it runs: two live bars on a terminal, one plain line a step anywhere else."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import monotonic
 
@@ -18,26 +18,42 @@ class _Speed(ProgressColumn):
         return Text(shown, style="cyan")
 
 
-def step_line(step: int, metrics: Mapping[str, float | int]) -> str:
-    """One step in one line: reward, entropy, length, verdicts, speed, and the evaluation if there was one."""
+def step_parts(step: int, metrics: Mapping[str, float | int]) -> list[str]:
+    """What one line says of a step, the most telling first: reward, entropy, verdicts, length, speed."""
     parts = [f"step {step:4d}"]
     rewards = [key for key in metrics if key.startswith("reward/") and key.endswith("/mean")]
     parts += [f"{key.split('/')[1]} {metrics[key]:.3f}" for key in rewards]
     known = (
         ("entropy", "signal/entropy", "{:.3f}"),
-        ("length", "length/mean", "{:.0f}"),
         ("right", "verdict/right", "{:.2f}"),
         ("formatted", "verdict/formatted", "{:.2f}"),
+        ("length", "length/mean", "{:.0f}"),
         ("tokens/s", "tokens_per_second/rollout", "{:,.0f}"),
     )
-    parts += [f"{label} {form.format(metrics[key])}" for label, key, form in known if key in metrics]
-    if "eval/right" in metrics:
-        right, both, entropy, n = (metrics[f"eval/{key}"] for key in ("right", "right_and_formatted", "entropy", "n"))
-        parts.append(
-            f"| eval: right {right:.3f} ± {metrics['eval/right_stderr']:.3f}, right and formatted {both:.3f}, "
-            f"entropy {entropy:.3f} (n = {n:.0f})"
-        )
-    return "  ".join(parts)
+    return parts + [f"{label} {form.format(metrics[key])}" for label, key, form in known if key in metrics]
+
+
+def eval_parts(metrics: Mapping[str, float | int]) -> list[str]:
+    """What one line says of an evaluation; nothing if the step had none."""
+    if "eval/right" not in metrics:
+        return []
+    right, both, entropy, n = (metrics[f"eval/{key}"] for key in ("right", "right_and_formatted", "entropy", "n"))
+    return [
+        f"eval: right {right:.3f} ± {metrics['eval/right_stderr']:.3f}",
+        f"right and formatted {both:.3f}",
+        f"entropy {entropy:.3f}",
+        f"n {n:.0f}",
+    ]
+
+
+def fitting(parts: Sequence[str], width: int) -> str:
+    """As many of the parts, from the first on, as a line of this width holds."""
+    line = parts[0]
+    for part in parts[1:]:
+        if len(line) + 2 + len(part) > width:
+            break
+        line += f"  {part}"
+    return line[:width]
 
 
 class LiveProgress:
@@ -56,7 +72,13 @@ class LiveProgress:
 
     def logged(self, step: int, metrics: Mapping[str, float | int]) -> None:
         self._progress.update(self._run, completed=step)
-        self._progress.console.print(step_line(step, metrics), highlight=False)
+        console = self._progress.console
+        for parts in filter(None, (step_parts(step, metrics), eval_parts(metrics))):
+            console.print(fitting(parts, console.width), highlight=False)
+
+    def close(self) -> None:
+        """Take the bar of the phase away: what stays on the screen is the run's."""
+        self._progress.update(self._phase, visible=False)
 
 
 class PlainProgress:
@@ -75,7 +97,8 @@ class PlainProgress:
         if step > self._first:
             seconds = (monotonic() - self._started) / (step - self._first) * (self._steps - step)
             left = f"  {seconds:,.0f} s left"
-        self._console.print(step_line(step, metrics) + left, highlight=False, soft_wrap=True)
+        line = "  ".join([*step_parts(step, metrics), *eval_parts(metrics)])
+        self._console.print(line + left, highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -84,6 +107,10 @@ def watch_run(console: Console, steps: int, done: int = 0) -> Iterator[LiveProgr
     if not console.is_terminal:
         yield PlainProgress(console, steps, done)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
-        yield LiveProgress(progress, steps, done)
+        watcher = LiveProgress(progress, steps, done)
+        try:
+            yield watcher
+        finally:
+            watcher.close()

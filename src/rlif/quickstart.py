@@ -2,28 +2,34 @@
 
 The base model is trained on each internal reward and on the verifiable one, the instruct model on self-certainty; the
 prompts, seeds and settings are the same. Runs go side by side, one CPU thread each, so that the numbers do not depend
-on how many cores there are.
+on how many cores there are. A quickstart that was broken off goes on when it is started again in its folder.
 """
 
 import json
-import math
 import multiprocessing
 import os
+import signal
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Task as Bar
+from rich.text import Text
 
 from rlif.config import Recipe, load_recipe, parse_recipe
+from rlif.disk import LOCK, locked
 from rlif.errors import RlifError
-from rlif.recipes import find_recipe
+from rlif.interrupts import AtOnce, Interrupted, stop_on_signal
+from rlif.recipes import RECIPE, find_recipe
 
 
 @dataclass(frozen=True)
@@ -53,16 +59,34 @@ ARMS = (
 def quickstart(out: Path, *, steps: int = 60, processes: int = 2) -> None:
     """Run all arms into ``out/<arm>``, then print the table and write table.md, results.json and the figures there.
 
-    Raises `RlifError` if ``out`` is not new or empty.
+    Raises `RlifError` if ``out`` holds anything but a quickstart of the same settings, which is gone on with;
+    `Interrupted` after SIGINT or SIGTERM, each run's checkpoint written.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RlifError(f"{out}: not an empty folder; choose a new one for --out")
+    recipes = {arm.name: _recipe(arm, steps) for arm in ARMS}
+    _check_ours(out, recipes)
     console = Console()
     started = time.monotonic()
-    recipes = {arm.name: _recipe(arm, steps) for arm in ARMS}
-    _run_all(recipes, out, processes, console)
+    with locked(out):
+        _run_all(recipes, out, processes, console)
+        _report(out, console)
+    console.print(f"done in {time.monotonic() - started:.0f} s", highlight=False)
 
+
+def _check_ours(out: Path, recipes: Mapping[str, Recipe]) -> None:
+    if out.exists() and not out.is_dir():
+        raise RlifError(f"{out}: a file, not a folder; choose another --out")
+    ours = {LOCK, "figures", "results.json", "table.md", *recipes}
+    if out.is_dir() and (strangers := sorted(path.name for path in out.iterdir() if path.name not in ours)):
+        raise RlifError(f"{out}: not an empty folder, it holds {strangers[0]}; choose a new one for --out")
+    for name, recipe in recipes.items():
+        path = out / name / RECIPE
+        if path.is_file() and load_recipe(path) != recipe:
+            raise RlifError(f"{out}: holds a quickstart of other settings (see {path}); choose a new folder for --out")
+
+
+def _report(out: Path, console: Console) -> None:
     from rlif.report.figures import Curve, draw_all
+    from rlif.report.summary import explain, markdown, summarise, terminal_table
     from rlif.runlog import read_metrics
 
     curves = [
@@ -70,7 +94,7 @@ def quickstart(out: Path, *, steps: int = 60, processes: int = 2) -> None:
         for arm in ARMS
     ]
     results = [summarise(curve.label, curve.lines) for curve in curves]
-    console.print(_table(results))
+    console.print(terminal_table(results))
     meaning = explain(results)
     console.print(meaning + "\n", highlight=False)
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -78,132 +102,6 @@ def quickstart(out: Path, *, steps: int = 60, processes: int = 2) -> None:
     for path in draw_all(curves, out / "figures"):
         console.print(f"figure: {path}", highlight=False, soft_wrap=True)
     console.print(f"table:  {out / 'table.md'}", highlight=False, soft_wrap=True)
-    console.print(f"done in {time.monotonic() - started:.0f} s", highlight=False)
-
-
-def summarise(label: str, lines: Sequence[Mapping[str, float | int]]) -> dict[str, Any]:
-    """Start, best and last of one run's evaluations; ``score`` is the share right and formatted."""
-    best = max(lines, key=lambda line: line["eval/right_and_formatted"])
-    keys = {
-        "score": "right_and_formatted",
-        "stderr": "right_and_formatted_stderr",
-        "right": "right",
-        "formatted": "formatted",
-        "entropy": "entropy",
-        "transitional": "transitional_share",
-        "length": "length",
-    }
-    points = {"start": lines[0], "best": best, "last": lines[-1]}
-    return {
-        "label": label,
-        "n": int(lines[0]["eval/n"]),
-        **{
-            name: {"step": int(line["step"]), **{key: line[f"eval/{metric}"] for key, metric in keys.items()}}
-            for name, line in points.items()
-        },
-    }
-
-
-def explain(results: Sequence[Mapping[str, Any]]) -> str:
-    """Two sentences made from the numbers: what became of each run, and what it was that changed."""
-    fates = "; ".join(f"{result['label']}: {_fate(result)}" for result in results)
-    first = results[0]
-    start, best, last = first["start"], first["best"], first["last"]
-    return (
-        f"Right and formatted at T = 1 ({first['n']} problems, one run each, ± one standard error): {fates}. "
-        f"With self-certainty on the base model the share of formatted answers went {start['formatted']:.2f} → "
-        f"{best['formatted']:.2f} (best) → {last['formatted']:.2f} (last) and of answers right in any form "
-        f"{start['right']:.2f} → {best['right']:.2f} → {last['right']:.2f}, while its entropy went "
-        f"{start['entropy']:.3f} → {best['entropy']:.3f} → {last['entropy']:.3f}{_blindness(first)}."
-    )
-
-
-def _blindness(result: Mapping[str, Any]) -> str:
-    """What a confidence that rose while the answers got worse tells, if that is what happened."""
-    start, best, last = result["start"], result["best"], result["last"]
-    surer = last["entropy"] < best["entropy"] < start["entropy"]
-    if surer and _differs(best, last) and last["score"] < best["score"]:
-        return ": the model grew ever surer, and its confidence does not tell the rise from the fall"
-    return ""
-
-
-def _fate(result: Mapping[str, Any]) -> str:
-    start, best, last = result["start"], result["best"], result["last"]
-    rose = _differs(best, start) and best["score"] > start["score"]
-    fell = _differs(best, last) and last["score"] < best["score"]
-    below = _differs(last, start) and last["score"] < start["score"]
-    words = {
-        (True, True): f"rose from {_pm(start)} to {_pm(best)} at step {best['step']}, then fell to {_pm(last)}",
-        (True, False): f"rose from {_pm(start)} to {_pm(last)} and held",
-        (False, True): f"did not rise above {_pm(start)} and fell to {_pm(last)}",
-        (False, False): f"stayed near {_pm(start)} (last {_pm(last)})",
-    }[rose, fell]
-    return words + (", below its start" if rose and below else "")
-
-
-def _differs(a: Mapping[str, float | int], b: Mapping[str, float | int]) -> bool:
-    """More than two standard errors of the difference apart.
-
-    Two biases oppose each other: both points share their problems, and the best one was chosen among several.
-    """
-    return abs(a["score"] - b["score"]) > 2.0 * math.hypot(a["stderr"], b["stderr"])
-
-
-def _pm(point: Mapping[str, float | int]) -> str:
-    return f"{point['score']:.2f} ± {point['stderr']:.2f}"
-
-
-_COLUMNS = ("run", "start", "best @ step", "last", "right, any form", "formatted", "entropy", "transitional", "length")
-
-
-def _cells(result: Mapping[str, Any]) -> tuple[str, ...]:
-    start, best, last = result["start"], result["best"], result["last"]
-
-    def change(key: str, form: str) -> str:
-        return f"{start[key]:{form}} → {last[key]:{form}}"
-
-    return (
-        result["label"],
-        f"{start['score']:.3f}",
-        f"{best['score']:.3f} @ {best['step']}",
-        f"{last['score']:.3f}",
-        change("right", ".2f"),
-        change("formatted", ".2f"),
-        change("entropy", ".3f"),
-        change("transitional", ".2f"),
-        change("length", ".0f"),
-    )
-
-
-def markdown(results: Sequence[Mapping[str, Any]]) -> str:
-    """The table as markdown."""
-    rows = [_COLUMNS, ("---",) * len(_COLUMNS), *(_cells(result) for result in results)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
-
-
-def _table(results: Sequence[Mapping[str, Any]]) -> Table:
-    """The same for a terminal of 80 columns: no leading zeros, two decimals (the error is .02), short headers."""
-    title = f"right and formatted answers, {results[0]['n']} problems, T = 1"
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    headers = ("run", "start", "best@", "last", "right", "format", "entropy", "trans-\nitional", "len.")
-    for header in headers:
-        table.add_column(header, justify="left" if header == "run" else "right", no_wrap=True)
-    for result in results:
-        start, best, last = ({**result[name]} for name in ("start", "best", "last"))
-
-        def change(key: str, form: str, start: Any = start, last: Any = last) -> str:
-            return f"{start[key]:{form}}→{last[key]:{form}}"
-
-        row = (
-            result["label"].replace(",", "").replace(" (labels)", ""),
-            f"{start['score']:.2f}",
-            f"{best['score']:.2f}@{best['step']}",
-            f"{last['score']:.2f}",
-            *(change(key, ".2f") for key in ("right", "formatted", "entropy", "transitional")),
-            change("length", ".0f"),
-        )
-        table.add_row(row[0], *(cell.replace("0.", ".") for cell in row[1:]))
-    return table
 
 
 def _recipe(arm: Arm, steps: int) -> Recipe:
@@ -217,42 +115,131 @@ def _run_all(recipes: Mapping[str, Recipe], out: Path, processes: int, console: 
     """Run every arm, a stretch of each in turn.
 
     Five whole runs on two cores would leave one core idle during the fifth. A paused and resumed run equals one that
-    was never paused, so the cut changes nothing.
+    was never paused, so the cut changes nothing. Signals are heard here alone: workers are asked through shared memory.
     """
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    context: Any = _workers()
+    news, asked = context.SimpleQueue(), context.Value("i", 0)
+    waiting = deque(name for name in recipes if not (out / name / "final").is_dir())
+    running: dict[Future[int], str] = {}
     with (
-        Progress(*columns, console=console) as progress,
-        ProcessPoolExecutor(processes, mp_context=_workers(), initializer=_one_thread) as pool,
+        _Bars(recipes, waiting, console) as bars,
+        stop_on_signal() as stop,
+        ProcessPoolExecutor(processes, mp_context=context, initializer=_begin, initargs=(news, asked)) as pool,
     ):
-
-        def submit(name: str, until: int) -> Future[int]:
-            return pool.submit(_stretch, recipes[name], out / name, until)
-
-        bars = {arm.name: progress.add_task(arm.label, total=recipes[arm.name].steps) for arm in ARMS}
-        running = {submit(name, _STRETCH): name for name in recipes}
         try:
-            while running:
-                for stretch in wait(running, return_when=FIRST_COMPLETED).done:
-                    name, step = running.pop(stretch), stretch.result()
-                    progress.update(bars[name], completed=step)
-                    if step < recipes[name].steps:
-                        running[submit(name, step + _STRETCH)] = name
+            while running or (waiting and not asked.value):
+                while waiting and len(running) < processes and not asked.value:
+                    name = waiting.popleft()
+                    with _deaf_to_ctrl_c():
+                        running[pool.submit(_stretch, name, recipes[name], out / name)] = name
+                done = wait(running, timeout=0.2, return_when=FIRST_COMPLETED).done
+                asked.value = stop()
+                while not news.empty():
+                    bars.show(*news.get())
+                for stretch in done:
+                    name = running.pop(stretch)
+                    with suppress(Interrupted):  # told once, below
+                        if stretch.result() < recipes[name].steps:
+                            waiting.append(name)
         except BrokenProcessPool as error:
-            raise RlifError(f"{out}: a run was killed, for lack of memory perhaps; try --processes 1") from error
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            if not stop():
+                why = "a run was killed, for lack of memory perhaps; try --processes 1"
+                raise RlifError(f"{out}: {why}, and the same --out to go on") from error
+        except AtOnce:
+            for process in multiprocessing.active_children():
+                process.kill()
             raise
+        except BaseException:
+            asked.value = signal.SIGTERM  # the other runs keep what they have before this one's error is told
+            raise
+        if signum := stop():
+            steps = max(recipe.steps for recipe in recipes.values())
+            raise Interrupted(signum, f"stopped; go on with: rlif quickstart --out {out} --steps {steps}")
 
 
-def _stretch(recipe: Recipe, out: Path, until: int) -> int:
-    """Start a run or go on with it; returns the step it is at."""
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes started meanwhile never hear it. A terminal sends it to all of them; the parent answers for all."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+class _TimeLeft(TimeRemainingColumn):
+    """Of the whole; the runs take turns, so that of one of them says nothing."""
+
+    def render(self, task: Bar) -> Text:
+        return super().render(task) if task.fields["whole"] else Text()
+
+
+class _Bars:
+    """A bar for each run, with its newest reward and evaluation, and one for all; plain lines where no terminal is."""
+
+    def __init__(self, recipes: Mapping[str, Recipe], waiting: Collection[str], console: Console) -> None:
+        description, news = TextColumn("{task.description}"), TextColumn("{task.fields[news]}")
+        self._console = console
+        self._progress = Progress(description, BarColumn(10), MofNCompleteColumn(), news, _TimeLeft(), console=console)
+        self._at = {name: 0 if name in waiting else recipe.steps for name, recipe in recipes.items()}
+        self._bars = {
+            arm.name: self._progress.add_task(
+                arm.label, total=recipes[arm.name].steps, completed=self._at[arm.name], news="", whole=False
+            )
+            for arm in ARMS
+        }
+        total = sum(recipe.steps for recipe in recipes.values())
+        self._all = self._progress.add_task("all", total=total, completed=sum(self._at.values()), news="", whole=True)
+        self._scores: dict[str, float] = {}
+
+    def __enter__(self) -> "_Bars":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def show(self, name: str, step: int, reward: float | None, score: float | None) -> None:
+        """A run has done a step; ``score`` is the share right and formatted, if it was evaluated."""
+        if score is not None:
+            self._scores[name] = score
+            if not self._console.is_terminal:
+                self._console.print(f"{name}: step {step}, right and formatted {score:.2f}", highlight=False)
+        numbers = {"reward": (reward, ".3f"), "right": (self._scores.get(name), ".2f")}
+        news = "  ".join(f"{what} {value:{form}}" for what, (value, form) in numbers.items() if value is not None)
+        self._at[name] = step
+        self._progress.update(self._bars[name], completed=step, news=news)
+        self._progress.update(self._all, completed=sum(self._at.values()))
+
+
+def _stretch(name: str, recipe: Recipe, out: Path) -> int:
+    """In a worker: start a run or go on with it; returns the step it is at."""
     from rlif import train
+    from rlif.run import resumes_at
 
-    if out.exists():
-        train.resume(out, until=until)
+    begun = (out / RECIPE).is_file()
+    until = (resumes_at(out) if begun else 0) + _STRETCH
+    reporter, stop = _Reporter(name), lambda: int(_asked.value)
+    if begun:
+        train.resume(out, watcher=reporter, until=until, stop=stop)
     else:
-        train.train(recipe, out, until=until)
+        train.train(recipe, out, watcher=reporter, until=until, stop=stop)
     return min(until, recipe.steps)
+
+
+class _Reporter:
+    """A `rlif.run.Watcher` that sends each step's news to the parent."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def begin(self, phase: str, step: int, total: int) -> None: ...
+
+    def advance(self, tokens: int) -> None: ...
+
+    def logged(self, step: int, metrics: Mapping[str, float | int]) -> None:
+        rewards = [metrics[key] for key in metrics if key.startswith("reward/") and key.endswith("/mean")]
+        _news.put((self._name, step, rewards[0] if rewards else None, metrics.get("eval/right_and_formatted")))
 
 
 def _workers() -> multiprocessing.context.BaseContext:
@@ -264,8 +251,24 @@ def _workers() -> multiprocessing.context.BaseContext:
     return context
 
 
-def _one_thread() -> None:
+_news: Any = None
+_asked: Any = None
+"""A worker's lines to its parent: where it sends its news, and where it reads which signal asks it to stop, or 0."""
+
+
+def _begin(news: Any, asked: Any) -> None:
+    """What a worker does first: one thread, and no life after its parent's."""
+    global _news, _asked
+    _news, _asked = news, asked
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["HF_HUB_OFFLINE"] = "1"  # the tiny models are in the package
     import torch
 
     torch.set_num_threads(1)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

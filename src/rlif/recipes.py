@@ -4,6 +4,9 @@ from pathlib import Path
 
 from rlif.errors import RlifError
 
+RECIPE = "recipe.yaml"
+"""What the resolved recipe is called in the folder of a run."""
+
 # Beside the package in a wheel; at the top of the repository in a checkout.
 _FOLDERS = (Path(__file__).parent / "recipes", Path(__file__).parents[2] / "recipes")
 

@@ -5,7 +5,6 @@ rewards read the signals recorded while sampling and never see a label; `verifia
 rest are the controls without which no gain may be credited to a signal (arXiv 2506.10947).
 """
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from rlif.config import AdvantageConfig, RewardConfig
 from rlif.draw import Key, uniforms
-from rlif.errors import RlifError
+from rlif.errors import RlifError, nearest
 from rlif.signals import REDUCERS, SIGNALS, Signal
 from rlif.types import Rollouts, Scored, Verdict
 
@@ -109,8 +108,8 @@ def needs_labels(configs: Sequence[RewardConfig]) -> list[str]:
 
 def _check_name(key: str, name: str, known: list[str]) -> None:
     if name not in known:
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-        raise RlifError(f"reward.{key}: no reward {name!r}; did you mean {nearest}? (there are {', '.join(known)})")
+        meant = nearest(name, known)
+        raise RlifError(f"reward.{key}: no reward {name!r}; did you mean {meant}? (there are {', '.join(known)})")
 
 
 def score(

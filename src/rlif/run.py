@@ -27,15 +27,18 @@ from rlif.checkpoint import (
     save_checkpoint,
 )
 from rlif.config import PolicyConfig, Recipe, load_recipe, parse_recipe
+from rlif.disk import disk_reason, emptied_on_failure, locked, system_error
 from rlif.errors import RlifError
 from rlif.evaluate import evaluate
 from rlif.memory import peak_memory_gb
+from rlif.models import MODELS
 from rlif.optim import MasterOptimizer, adamw
 from rlif.policy import Policy, compute_dtype, load_policy
 from rlif.prompts import render
+from rlif.recipes import RECIPE
 from rlif.rewards import check_rewards, needs_labels
 from rlif.rollout import Engine, Key, Sampling, check_context
-from rlif.runlog import RECIPE, RunLog, collect_info, disk_reason, find_metric, system_error
+from rlif.runlog import RunLog, collect_info, find_metric
 from rlif.sinks import Sinks, open_sinks
 from rlif.tasks import build_task
 from rlif.tasks.base import Task
@@ -104,12 +107,15 @@ class Run:
     @classmethod
     @contextmanager
     def start(cls, recipe: Recipe, out: Path, watcher: Watcher) -> Iterator["Run"]:
-        """A new run in a new folder. Everything that can be wrong is found before the folder is made."""
+        """A new run in a new folder. If anything is wrong, no folder is left behind."""
         RunLog.check_free(out)
         recipe = _with_absolute_paths(recipe)
         run = cls(recipe, out, watcher, None)
-        run._log = RunLog.create(out, recipe, info=collect_info(model=recipe.policy.model))
-        with run._open():
+        with locked(out), ExitStack() as stack:
+            RunLog.check_free(out)  # again: nobody else can take it from here on
+            with emptied_on_failure(out):
+                run._log = RunLog.create(out, recipe, info=collect_info(model=recipe.policy.model))
+                stack.enter_context(run._open())
             yield run
 
     @classmethod
@@ -117,16 +123,17 @@ class Run:
     def resume(cls, out: Path, watcher: Watcher) -> Iterator["Run"]:
         """An old run, from its last checkpoint (from the beginning if it has none)."""
         recipe = load_recipe(recipe_path(out))
-        remove_leftovers(out / "checkpoints")
-        path = latest_checkpoint(out / "checkpoints")
-        checkpoint = load_checkpoint(path) if path else None
-        run = cls(recipe, out, watcher, checkpoint)
-        # Without a checkpoint nothing is kept, the evaluation of step 0 included: it will be made again.
-        run._log = RunLog.resume(
-            out, checkpoint.step if checkpoint else -1, info=collect_info(model=recipe.policy.model)
-        )
-        with run._open():
-            yield run
+        with locked(out):
+            remove_leftovers(out / "checkpoints")
+            path = latest_checkpoint(out / "checkpoints")
+            checkpoint = load_checkpoint(path) if path else None
+            run = cls(recipe, out, watcher, checkpoint)
+            # Without a checkpoint nothing is kept, the evaluation of step 0 included: it will be made again.
+            run._log = RunLog.resume(
+                out, checkpoint.step if checkpoint else -1, info=collect_info(model=recipe.policy.model)
+            )
+            with run._open():
+                yield run
 
     @contextmanager
     def _open(self) -> Iterator[None]:
@@ -226,9 +233,11 @@ class Run:
         try:
             yield
         except FloatingPointError as error:
+            last = latest_checkpoint(self.out / "checkpoints")
+            begin = f"begin a new run at it (policy.model={last})" if last else "begin again"
             raise RlifError(
-                f"step {step}: not finite: {error}; stopped before this optimizer step; {self._last_checkpoint()}; "
-                "lower grpo.lr or raise grpo.kl_coef"
+                f"step {step}: not finite: {error}; nothing of this step is kept; {self._last_checkpoint()}; "
+                f"{begin} with a lower grpo.lr or a higher grpo.kl_coef"
             ) from error
         except torch.OutOfMemoryError as error:
             raise RlifError(
@@ -283,7 +292,7 @@ def weights_digest(model: nn.Module) -> str:
 def _with_absolute_paths(recipe: Recipe) -> Recipe:
     """Local paths made absolute, so that the run can be resumed from another folder."""
     data = recipe.model_dump(mode="json")
-    if Path(recipe.policy.model).expanduser().exists():
+    if recipe.policy.model not in MODELS and Path(recipe.policy.model).expanduser().exists():
         data["policy"]["model"] = str(Path(recipe.policy.model).expanduser().resolve())
     for key in ("path", "eval_path"):
         if data["task"].get(key):

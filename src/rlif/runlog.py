@@ -5,6 +5,7 @@
     metrics.jsonl                     one JSON line a step, append-only; every key stands in `METRICS`
     rollouts/step-000001.parquet      completions with per-token signals, verdicts, rewards
     checkpoints/, final/              see rlif.checkpoint
+    .lock                             held by the process at work here (rlif.disk)
 
 A line or a file is whole or absent, also after a kill or on a full disk. ``python -m rlif.runlog`` prints
 docs/metrics.md. A new metric is one line in `METRICS`.
@@ -19,7 +20,6 @@ import platform
 import re
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
@@ -30,10 +30,12 @@ from torch import Tensor
 
 import rlif
 from rlif.config import Recipe, dump_recipe
+from rlif.disk import LOCK, one_line, write_whole, writing
 from rlif.errors import RlifError
+from rlif.recipes import RECIPE
 from rlif.types import Scored
 
-RECIPE, INFO, METRICS_FILE, ROLLOUTS = "recipe.yaml", "run.json", "metrics.jsonl", "rollouts"
+INFO, METRICS_FILE, ROLLOUTS = "run.json", "metrics.jsonl", "rollouts"
 _APPEND = os.O_WRONLY | os.O_APPEND
 
 
@@ -155,7 +157,7 @@ class RunLog:
             raise RlifError(f"{out}: a file, not a folder; choose another --out")
         if (out / RECIPE).exists() or (out / METRICS_FILE).exists():
             raise RlifError(_another_run(out))
-        if out.is_dir() and any(out.iterdir()):
+        if out.is_dir() and any(path.name != LOCK for path in out.iterdir()):
             raise RlifError(f"{out}: not empty; choose a new or an empty folder for --out")
 
     @classmethod
@@ -166,7 +168,7 @@ class RunLog:
         run, or cannot be written.
         """
         cls.check_free(out)
-        with _writing(out, "put that right, or choose another --out"):
+        with writing(out, "put that right, or choose another --out"):
             out.mkdir(parents=True, exist_ok=True)
             try:  # O_EXCL: of two runs started in one folder at the same moment, the second fails here
                 descriptor = os.open(out / METRICS_FILE, _APPEND | os.O_CREAT | os.O_EXCL, 0o644)
@@ -195,7 +197,7 @@ class RunLog:
                 raise RlifError(f"{out}: no {name} here, so no run to resume; start one with rlif train RECIPE --out")
         path = out / METRICS_FILE
         kept = b"".join(line + b"\n" for record, line in _lines(path) if record["step"] <= step)
-        with _writing(path, _resume_later(out)):
+        with writing(path, _resume_later(out)):
             write_whole(path, kept)
             _remove_rollouts_after(out / ROLLOUTS, step)
             if info is not None:
@@ -212,7 +214,7 @@ class RunLog:
         if unknown:
             raise ValueError(f"not a key of rlif.runlog.METRICS to be given here: {', '.join(unknown)}")
         record = {"step": step, **{key: _number(value) for key, value in metrics.items()}}
-        with _writing(self.out / METRICS_FILE, _resume_later(self.out)):
+        with writing(self.out / METRICS_FILE, _resume_later(self.out)):
             self._append(json.dumps(record, allow_nan=False).encode() + b"\n")
 
     def _append(self, line: bytes) -> None:
@@ -233,7 +235,7 @@ class RunLog:
         Raises `RlifError` if the disk is full.
         """
         path = self.out / ROLLOUTS / f"{step_name(step)}.parquet"
-        with _writing(path, _resume_later(self.out)):
+        with writing(path, _resume_later(self.out)):
             path.parent.mkdir(exist_ok=True)
             write_whole(path, _parquet(step, scored))
 
@@ -297,65 +299,11 @@ def step_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def disk_reason(error: OSError) -> str:
-    """Why a write failed, in the user's words."""
-    full = {errno.ENOSPC: "disk full", errno.EDQUOT: "disk quota used up"}
-    return full.get(error.errno or 0, f"cannot write ({error.strerror or one_line(error)})")
-
-
-def system_error(error: BaseException) -> OSError | None:
-    """The operating system's error behind ``error``, None if there is none.
-
-    Libraries written in Rust (safetensors, tokenizers) report it as text of an exception of their own.
-    """
-    if isinstance(error, OSError):
-        return error
-    code = re.search(r"\(os error (\d+)\)", str(error))
-    return OSError(int(code[1]), os.strerror(int(code[1]))) if code else None
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that is, at every moment, the old one or the new one. Raises OSError, leaving the old one."""
-    temp = path.with_name(f".{path.name}.tmp")
-    try:
-        with temp.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temp.replace(path)
-        flush_folder(path.parent)
-    except BaseException:
-        temp.unlink(missing_ok=True)
-        raise
-
-
-def flush_folder(folder: Path) -> None:
-    """Make the names in a folder (new, renamed, removed files) outlast a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def one_line(error: BaseException) -> str:
-    """An error's text without its line breaks."""
-    return " ".join(str(error).split())
-
-
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-@contextmanager
-def _writing(path: Path, advice: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise RlifError(f"{path}: {disk_reason(error)}; {advice}") from error
 
 
 def _resume_later(out: Path) -> str:

@@ -12,10 +12,12 @@ from rlif.errors import RlifError
 from rlif.policy import Policy, load_policy
 from rlif.prompts import render
 from rlif.rollout import Engine, Key, Sampling
-from rlif.types import Problem, Rollouts
+from rlif.types import Problem, Prompt, Rollouts
 
-# Background from certain to unsure: the darker the ground, the more the model could have said something else.
-_RAMP = ("#ffffff", "#fff2d9", "#ffdfa8", "#ffc373", "#ff9d5c", "#ee6a50", "#c73e4f")
+# Background from certain to unsure: the darker the ground, the more the model could have said something else. Each is
+# a colour of the 256 that nearly every terminal has; those that have but 16 get their own seven.
+_RAMP = ("#ffffff", "#ffffd7", "#ffd7af", "#ffaf87", "#ff875f", "#d75f5f", "#af5f5f")
+_RAMP_OF_16 = ("bright_white", "white", "bright_yellow", "yellow", "bright_red", "red", "magenta")
 _STEPS = (0.05, 0.25, 0.6, 1.2, 2.0, 3.0)  # nats; above the last: the last colour
 
 
@@ -37,8 +39,12 @@ def print_samples(
     if chat_template not in ("auto", "on", "off"):
         raise RlifError(f"--chat-template: {chat_template!r}; choose auto, on or off")
     choice = cast(Literal["auto", "on", "off"], chat_template)
-    policy = load_policy(PolicyConfig(model=model, chat_template=choice))
+    try:
+        policy = load_policy(PolicyConfig(model=model, chat_template=choice))
+    except RlifError as error:
+        raise RlifError(_in_own_words(error)) from error
     prompts = render(policy, "plain", [Problem("prompt", prompt)])
+    _check_fits(policy, prompts[0], max_new_tokens)
     started = monotonic()
     rollouts = Engine(policy).sample(
         prompts,
@@ -48,37 +54,54 @@ def print_samples(
     )
     seconds = monotonic() - started
     console = Console(highlight=False)
-    console.print(legend())
+    few = console.color_system in ("standard", "windows")
+    console.print(legend(few))
     for row in range(rollouts.n_rows):
         console.print()
-        console.print(shaded(policy, rollouts, row), soft_wrap=True)
+        console.print(shaded(policy, rollouts, row, few), soft_wrap=True)
         console.print(Text(_summary(rollouts, row), style="dim"))
     speed = int(rollouts.mask.sum()) / seconds
     console.print(Text(f"\n{int(rollouts.mask.sum())} tokens in {seconds:.1f} s ({speed:,.0f} tokens/s)", style="dim"))
 
 
-def shaded(policy: Policy, rollouts: Rollouts, row: int) -> Text:
-    """A completion as rich text; EOS is shown as the token's own name."""
+def shaded(policy: Policy, rollouts: Rollouts, row: int, few: bool = False) -> Text:
+    """A completion as rich text; EOS is shown as the token's own name. ``few``: the terminal has 16 colours."""
     tokens = rollouts.tokens[row][rollouts.mask[row]].tolist()
     text = Text()
     for piece, entropy in _pieces(policy, tokens, rollouts.signals.entropy[row].tolist()):
-        text.append(piece, style=f"black on {colour(entropy)}")
+        text.append(piece, style=f"black on {colour(entropy, few)}")
     if rollouts.stop_reasons[row] == "eos":
         text.append(policy.tokenizer.convert_ids_to_tokens(tokens[-1]), style="dim")
     return text
 
 
-def colour(entropy: float) -> str:
+def colour(entropy: float, few: bool = False) -> str:
     """The background of a token whose distribution has this entropy (nats)."""
-    return _RAMP[sum(entropy >= step for step in _STEPS)]
+    return (_RAMP_OF_16 if few else _RAMP)[sum(entropy >= step for step in _STEPS)]
 
 
-def legend() -> Text:
+def legend(few: bool = False) -> Text:
     """The colours and what they mean."""
     text = Text("entropy in nats: ")
-    for step, shade in zip((0.0, *_STEPS), _RAMP, strict=True):
-        text.append(f" {step:g}+ ", style=f"black on {shade}")
+    for step in (0.0, *_STEPS):
+        text.append(f" {step:g}+ ", style=f"black on {colour(step, few)}")
     return text
+
+
+def _in_own_words(error: RlifError) -> str:
+    """A mistake in the words of `rlif sample`, which has an argument and an option where a recipe has keys."""
+    return str(error).replace("policy.model: ", "MODEL: ").replace("policy.chat_template", "--chat-template")
+
+
+def _check_fits(policy: Policy, prompt: Prompt, max_new_tokens: int) -> None:
+    length, context = len(prompt.token_ids), policy.context
+    if not length:
+        raise RlifError("PROMPT: it is empty; a model needs at least one token to go on from")
+    if context is not None and length + max_new_tokens > context:
+        raise RlifError(
+            f"PROMPT: {length} tokens and --max-new-tokens {max_new_tokens} exceed the context of {policy.source} "
+            f"({context}); shorten the prompt or lower the limit"
+        )
 
 
 def _pieces(policy: Policy, tokens: Sequence[int], entropies: Sequence[float]) -> Iterator[tuple[str, float]]:

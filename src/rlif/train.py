@@ -5,20 +5,16 @@ step, prompt), so a run killed at any moment and resumed from its last checkpoin
 killed.
 """
 
-import signal
-import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from types import FrameType
 
 from rlif.analysis import transitional
 from rlif.config import Recipe
 from rlif.entropy_watch import change, watch
 from rlif.evaluate import grade
 from rlif.grpo import grpo_step
+from rlif.interrupts import Interrupted, Stop, stop_on_signal
 from rlif.optim import learning_rate
 from rlif.rewards import score
 from rlif.rollout import Key
@@ -26,47 +22,41 @@ from rlif.run import Run, Unwatched, Watcher
 from rlif.types import Rollouts, Scored, Update
 
 
-class Interrupted(Exception):  # noqa: N818  (a request that was met, not an error)
-    """A signal asked the run to stop; it did, with a checkpoint. ``signum`` is the signal's number."""
-
-    def __init__(self, signum: int, message: str) -> None:
-        super().__init__(signum, message)  # all arguments, so that it travels between processes
-        self.signum, self.message = signum, message
-
-    def __str__(self) -> str:
-        return self.message
-
-
-def train(recipe: Recipe, out: Path, *, watcher: Watcher | None = None, until: int | None = None) -> Path | None:
+def train(
+    recipe: Recipe, out: Path, *, watcher: Watcher | None = None, until: int | None = None, stop: Stop | None = None
+) -> Path | None:
     """Run a recipe into a new folder; returns the folder of the final model.
 
     With ``until`` the run pauses after that step, with a checkpoint, and returns None unless it was the last; `resume`
     goes on, and the pause changes nothing.
 
     Raises `RlifError` for what the user can mend, `Interrupted` after SIGINT or SIGTERM (the checkpoint is written).
+    Where ``stop`` is given, it is asked instead of listening for these signals.
     """
     with ExitStack() as stack:
         run = stack.enter_context(Run.start(recipe, out, watcher or Unwatched()))
-        return _loop(run, until)
+        return _loop(run, until, stop)
 
 
-def resume(out: Path, *, watcher: Watcher | None = None, until: int | None = None) -> Path | None:
+def resume(
+    out: Path, *, watcher: Watcher | None = None, until: int | None = None, stop: Stop | None = None
+) -> Path | None:
     """Go on with a run from its last checkpoint, as if it had never stopped; as `train` otherwise."""
     with ExitStack() as stack:
         run = stack.enter_context(Run.resume(out, watcher or Unwatched()))
-        return _loop(run, until)
+        return _loop(run, until, stop)
 
 
-def _loop(run: Run, until: int | None) -> Path | None:
+def _loop(run: Run, until: int | None, stop: Stop | None) -> Path | None:
     recipe, policy = run.recipe, run.policy
     last = recipe.steps if until is None else min(until, recipe.steps)
-    with _stop_on_signal() as stop:
+    with nullcontext(stop) if stop else stop_on_signal() as asked_by:
         if run.step == 0 and recipe.eval.every:
             with run.guarded(0):
                 run.log(0, run.evaluate(0))
         while run.step < last:
-            if stop and run.step == 0:
-                raise Interrupted(stop[0], f"stopped before the first step; begin with: rlif train --resume {run.out}")
+            if (signum := asked_by()) and run.step == 0:
+                raise Interrupted(signum, f"stopped before the first step; begin with: rlif train --resume {run.out}")
             step, key, clock = run.step + 1, Key(recipe.seed, run.step + 1), _Clock()
 
             prompts = run.prompts(step)
@@ -113,12 +103,12 @@ def _loop(run: Run, until: int | None) -> Path | None:
                     metrics |= run.evaluate(step)
                 clock.lap("eval")
             run.log(step, metrics | clock.laps(rollouts), scored)
-            signums = tuple(stop)  # read once: a signal from here on waits for the next step
-            if run.checkpoint_due() or signums or step == last:
+            signum = asked_by()  # once: a signal from here on waits for the next step
+            if run.checkpoint_due() or signum or step == last:
                 run.save_checkpoint()
-            if signums and step < recipe.steps:
+            if signum and step < recipe.steps:
                 raise Interrupted(
-                    signums[0],
+                    signum,
                     f"stopped after step {step} of {recipe.steps}; go on with: rlif train --resume {run.out}",
                 )
         return run.finish() if last == recipe.steps else None
@@ -172,25 +162,3 @@ class _Clock:
     def laps(self, rollouts: Rollouts) -> dict[str, float]:
         speed = int(rollouts.mask.sum()) / max(self._laps["time/rollout"], 1e-9)
         return {**self._laps, "tokens_per_second/rollout": speed}
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[list[int]]:
-    """A list that a first SIGINT or SIGTERM is put into: the loop ends after the step. A second one ends it at once."""
-    caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # Python hands signals to the main thread alone
-        yield caught
-        return
-
-    def on_signal(signum: int, frame: FrameType | None) -> None:
-        if caught:
-            raise KeyboardInterrupt
-        caught.append(signum)
-        print("\nstopping after this step, with a checkpoint (once more: at once)", file=sys.stderr)
-
-    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from rlif.config import PolicyConfig
+from rlif.disk import disk_reason, write_whole
 from rlif.endpoint import Client, Server
 from rlif.errors import RlifError
 from rlif.evals.compare import as_json, compare, model_folders, print_comparisons
@@ -20,7 +21,6 @@ from rlif.evals.store import MODEL, RESULTS, read_json
 from rlif.evals.tables import print_results
 from rlif.evals.watching import watch
 from rlif.policy import check_source
-from rlif.runlog import disk_reason, write_whole
 
 
 def run_eval(models: Sequence[str], settings: Settings, out: Path, *, dtype: str, device: str) -> None:

@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 
 from rlif.analysis import TENTHS, tenths
+from rlif.disk import disk_reason, one_line, write_whole
 from rlif.errors import RlifError
 from rlif.evals.records import SIGNALS, Answer
 from rlif.evals.sheet import Sheet
-from rlif.runlog import disk_reason, one_line, write_whole
 from rlif.types import Problem, Verdict
 
 ASKED, RESULTS, MODEL = "eval.json", "results.json", "model.json"

@@ -1,10 +1,9 @@
 """How a question is put to a model. A template is data with a version: change the wording, raise the version."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rlif.errors import RlifError
+from rlif.errors import RlifError, nearest
 from rlif.tasks.shots import Shot
 
 
@@ -89,9 +88,9 @@ TEMPLATES: Mapping[str, Template] = {
 def find_template(name: str) -> Template:
     """A template by its name. Raises `RlifError` for an unknown one."""
     if name not in TEMPLATES:
-        nearest = difflib.get_close_matches(name, TEMPLATES, n=1, cutoff=0.0)[0]
+        meant = nearest(name, TEMPLATES)
         known = ", ".join(TEMPLATES)
-        raise RlifError(f"task.template: no template {name!r}; did you mean {nearest}? (there are {known})")
+        raise RlifError(f"task.template: no template {name!r}; did you mean {meant}? (there are {known})")
     return TEMPLATES[name]
 
 

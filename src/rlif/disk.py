@@ -1,0 +1,106 @@
+"""Writing to a disk that may be full, into folders that another process may be writing: what was there stays whole.
+
+What went wrong is said in the user's words.
+"""
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from rlif.errors import RlifError
+
+LOCK = ".lock"
+"""The file in a run folder that the process at work in it holds. It stays there, and means nothing, when none does."""
+
+
+@contextmanager
+def writing(path: Path, advice: str) -> Iterator[None]:
+    """Turn the system's refusal to write ``path`` into an `RlifError` that says why and gives ``advice``."""
+    try:
+        yield
+    except OSError as error:
+        raise RlifError(f"{path}: {disk_reason(error)}; {advice}") from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder, which is made if it is missing; a killed process lets go of it, too.
+
+    Raises `RlifError` at once if another one is at work in it.
+    """
+    from filelock import FileLock, Timeout
+
+    with writing(folder, "put that right, or choose another folder"):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise RlifError(f"{folder}: another process is at work in it; wait for its end, or stop it first") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def emptied_on_failure(folder: Path) -> Iterator[None]:
+    """For what begins in an empty folder that is `locked`: if it cannot begin, nothing of it stays behind."""
+    try:
+        yield
+    except BaseException:
+        for path in folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        with suppress(OSError):
+            folder.rmdir()
+        raise
+
+
+def disk_reason(error: OSError) -> str:
+    """Why a write failed, in the user's words."""
+    full = {errno.ENOSPC: "disk full", errno.EDQUOT: "disk quota used up"}
+    return full.get(error.errno or 0, f"cannot write ({error.strerror or one_line(error)})")
+
+
+def system_error(error: BaseException) -> OSError | None:
+    """The operating system's error behind ``error``, None if there is none.
+
+    Libraries written in Rust (safetensors, tokenizers) report it as text of an exception of their own.
+    """
+    if isinstance(error, OSError):
+        return error
+    code = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(code[1]), os.strerror(int(code[1]))) if code else None
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file that is, at every moment, the old one or the new one. Raises OSError, leaving the old one."""
+    temp = path.with_name(f".{path.name}.tmp")
+    try:
+        with temp.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temp.replace(path)
+        flush_folder(path.parent)
+    except BaseException:
+        temp.unlink(missing_ok=True)
+        raise
+
+
+def flush_folder(folder: Path) -> None:
+    """Make the names in a folder (new, renamed, removed files) outlast a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def one_line(error: BaseException) -> str:
+    """An error's text without its line breaks."""
+    return " ".join(str(error).split())
