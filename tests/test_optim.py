@@ -66,6 +66,17 @@ def test_gradients_of_the_model_do_not_pile_up() -> None:
     assert all(master.grad is not None and master.grad.dtype == torch.float32 for master in optimizer.masters)
 
 
+def test_a_frozen_weight_of_a_bf16_model_is_left_alone() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    model[0].requires_grad_(False)
+    optimizer = MasterOptimizer(model, sgd, compute_dtype=torch.bfloat16)
+    optimizer.backward(model(torch.ones(1, 2, dtype=torch.bfloat16)).sum())
+    before = [master.clone() for master in optimizer.masters]
+    optimizer.step(0.1, NO_CLIP)
+    moved = [not torch.equal(*pair) for pair in zip(before, optimizer.masters, strict=True)]
+    assert moved == [False, False, True, True]
+
+
 def test_gradients_are_summed_in_fp32() -> None:
     # 1 + 256 · 2⁻⁹ = 1.5. Summed in bf16, whose numbers above 1 lie 2⁻⁷ apart, each 2⁻⁹ would be lost.
     model = Weights(0.0)
@@ -153,8 +164,7 @@ def test_weights_that_a_step_leaves_not_finite_are_told(
     # fp32 ends at 3.4e38: 3e38 + 1e38 is beyond it. What was not a number stays none.
     model = Weights(*start)
     optimizer = MasterOptimizer(model, sgd, compute_dtype=dtype)
-    model.pull(-1.0, 0.0)
-    optimizer.accumulate()
+    optimizer.backward(model.loss(-1.0, 0.0))
     with pytest.raises(NonFiniteError, match=r"largest weight after the optimizer step is (inf|nan)"):
         optimizer.step(lr, NO_CLIP)
 
@@ -162,7 +172,7 @@ def test_weights_that_a_step_leaves_not_finite_are_told(
 def test_large_weights_whose_squares_overflow_are_finite() -> None:
     model = Weights(1e30, 1e30)
     optimizer = MasterOptimizer(model, sgd)
-    model.pull(1.0, 1.0)
+    optimizer.backward(model.loss(1.0, 1.0))
     optimizer.step(1.0, NO_CLIP)
     assert model.w.tolist() == pytest.approx([1e30, 1e30])
 

@@ -151,6 +151,11 @@ class RowCache:
             value_buffer[old:new, :, columns] = values[right].transpose(1, 2)
         self._starts = torch.cat([self._starts, self._end - lengths[copies]])
 
+    @property
+    def lengths(self) -> Int[Tensor, " row"]:
+        """Tokens of each row so far: the position of its next."""
+        return self._end - self._starts
+
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
         """Let all other rows leave; row i is then the former ``rows[i]``. Only rows whose place changes are copied."""
         self._starts = self._starts[rows]

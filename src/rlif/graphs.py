@@ -83,14 +83,12 @@ class SlotCache:
         self.longest = int(self.lengths.max())
 
     def grown(self) -> None:
-        """Every row has one more token."""
-        self.lengths[: len(self.slots)] += 1
-        self.longest += 1
+        """Every row has one more token; one that is full, finished and carried along a little, overwrites its last."""
+        self.lengths[: len(self.slots)].add_(1).clamp_(max=self._columns - 1)
+        self.longest = min(self.longest + 1, self._columns - 1)
 
     def bucket(self) -> tuple[int, int]:
         """Slots and columns that the next token needs, rounded up."""
-        if self.longest >= self._columns:
-            raise ValueError(f"a row of {self.longest} tokens has no room for another")
         columns = max(_FEWEST_COLUMNS, _up(self.longest + 1))
         return min(_up(len(self.slots)), self._rows), min(columns, self._columns)
 
@@ -126,19 +124,20 @@ Step = Callable[[], Tensor]
 the next step. Until the rows are `grown` it may run any number of times: the same numbers go to the same places."""
 
 
-def replayed(step: Step, device: torch.device, pool: Any) -> Step:
+def replayed(step: Step, device: torch.device, pool: Any, stream: Any) -> Step:
     """The step recorded as a CUDA graph; where there is no CUDA, the step itself.
 
-    ``pool``: of `torch.cuda.graph_pool_handle`. Steps never run at once, so they share memory for what is in between.
+    ``pool``: of `torch.cuda.graph_pool_handle`. Steps never run at once, so they share memory for what is in between,
+    and the ``stream`` on which they are recorded.
     """
     if device.type != "cuda":
         return step
-    with torch.cuda.stream(torch.cuda.Stream(device)):  # a first run chooses kernels and workspaces; not to be recorded
-        torch.cuda.current_stream().wait_stream(torch.cuda.default_stream(device))
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):  # a first run chooses kernels and workspaces; not to be recorded
         step()
     torch.cuda.synchronize(device)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
+    with torch.cuda.graph(graph, pool=pool, stream=stream):
         logits = step()
 
     def replay() -> Tensor:
@@ -160,7 +159,9 @@ class GraphRows(LineRows):
         self._cache: SlotCache = SlotCache(rows, columns, policy.device)  # type: ignore[assignment]
         self._tokens = torch.zeros(rows, dtype=torch.long, device=policy.device)
         self._found = torch.zeros(rows, policy.vocab_size, device=policy.device)
-        self._pool = torch.cuda.graph_pool_handle() if policy.device.type == "cuda" else None
+        on_gpu = policy.device.type == "cuda"
+        self._pool = torch.cuda.graph_pool_handle() if on_gpu else None
+        self._stream = torch.cuda.Stream(policy.device) if on_gpu else None
         self._steps: dict[tuple[int, int], Step] = {}
 
     @torch.no_grad()
@@ -168,7 +169,7 @@ class GraphRows(LineRows):
         slots, bucket = self._cache.slots, self._cache.bucket()
         self._tokens[slots] = tokens
         if bucket not in self._steps:
-            self._steps[bucket] = replayed(lambda: self._static_step(*bucket), self._device, self._pool)
+            self._steps[bucket] = replayed(lambda: self._static_step(*bucket), self._device, self._pool, self._stream)
         logits = self._steps[bucket]()[slots]
         self._cache.grown()
         return logits

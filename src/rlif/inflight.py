@@ -54,7 +54,6 @@ class LineRows:
         self._head = head_of(policy.model, policy.vocab_size)
         self._project = joined([policy.model.get_output_embeddings()])  # type: ignore[operator]
         self._cache = RowCache()
-        self._lengths = torch.zeros(0, dtype=torch.long, device=policy.device)
 
     def enter(self, prompts: Sequence[Prompt]) -> Float[Tensor, "entered vocab"]:
         groups = [(prompt, sum(1 for _ in copies)) for prompt, copies in groupby(prompts)]
@@ -74,18 +73,16 @@ class LineRows:
         counts = torch.tensor([count for _, count in groups], device=self._device)
         copies = torch.arange(len(groups), device=self._device).repeat_interleave(counts)
         self._cache.enter(layers, line.prompt_places, lengths, copies)
-        self._lengths = torch.cat([self._lengths, lengths[copies]])
         return self._logits(hidden[line.lasts])[copies]
 
     def step(self, tokens: Int[Tensor, " row"]) -> Float[Tensor, "row vocab"]:
+        positions = self._cache.lengths
         with self._cache.step() as attend:
-            hidden = self._decoder(tokens, self._lengths, attend)
-        self._lengths = self._lengths + 1
+            hidden = self._decoder(tokens, positions, attend)
         return self._logits(hidden)
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
         self._cache.keep(rows)
-        self._lengths = self._lengths[rows]
 
     def _logits(self, hidden: Float[Tensor, "row hidden"]) -> Float[Tensor, "row vocab"]:
         (products,) = self._project(hidden)

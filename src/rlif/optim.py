@@ -45,10 +45,10 @@ class MasterOptimizer:
         """The backward pass of a loss, its gradients added to the masters'. Each bf16 gradient is freed as soon as it
         is whole, so that they are never all in memory."""
         hooks = []
-        if self._separate:
-            for parameter, master in zip(self._parameters, self.masters, strict=True):
-                hooks.append(parameter.register_post_accumulate_grad_hook(partial(_move_gradient, master)))
         try:
+            for parameter, master in zip(self._parameters, self.masters, strict=True):
+                if self._separate and parameter.requires_grad:
+                    hooks.append(parameter.register_post_accumulate_grad_hook(partial(_move_gradient, master)))
             loss.backward()
         finally:
             for hook in hooks:

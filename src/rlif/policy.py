@@ -175,6 +175,8 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # Triton kernels and CUDA graphs run on the current one
     except (RuntimeError, AssertionError) as error:
         raise RlifError(f"policy.device: cannot use {name!r}: {_first_line(error)}") from error
     return device

@@ -93,7 +93,7 @@ class Engine:
         decoder = decoder_of(self.policy.model, joined)
         if decoder is None:
             return TransformersRows(self.policy, room=room)
-        if self.cuda_graphs:
+        if self.cuda_graphs and self.policy.device.type == "cuda":
             return GraphRows(self.policy, decoder, rows=rows, columns=columns)
         return LineRows(self.policy, decoder)
 
