@@ -4,7 +4,8 @@
         [--prompts 128] [--group 8] [--prompt-tokens 300] [--tokens 3072]
 
 Nothing here is measured. Decoding is bound by memory: each step reads the weights once and the keys and values of every
-row; training by the matrix rate. The efficiencies are assumptions, printed with the result.
+row; training by the matrix rate. The efficiencies are assumptions, printed with the result. Left out: the exchange of
+gradients between GPUs, and the forward pass of a reference model if there is a KL term.
 """
 
 import argparse

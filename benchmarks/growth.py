@@ -6,7 +6,8 @@ Each point is a process of its own (a peak cannot be taken back), and makes one 
 prompts of 32 tokens, self-certainty, no KL, bf16 where the hardware has it. Length, group and vocabulary vary on a
 Llama of 8 layers of 512 with random weights, which all but never ends a completion early, so that the number of tokens
 is what was asked for; model size on tiny-base, SmolLM2-135M and Gemma 3 270M. The exponent b of a curve is that of
-c · x^b fitted to its medians; beside it that of the floor, 8 · P · N operations and attention's share.
+c · x^b fitted to its medians; beside it that of the floor, 8 · P · N operations and attention's share. Working memory
+is the peak beyond what stays from step to step (interpreter, weights, optimizer): the part that could grow.
 """
 
 import argparse
@@ -60,7 +61,6 @@ def policy_of(name: str, vocabulary: int) -> Any:
 
 def measure(point: dict[str, Any], steps: int) -> None:
     """Print one JSON line a step of this point: seconds, tokens, peak memory, floor."""
-    import torch
     from common import matrix_rate
 
     from rlif.config import AdvantageConfig, GrpoConfig, RewardConfig
@@ -108,11 +108,18 @@ def measure(point: dict[str, Any], steps: int) -> None:
                     "tokens": float(tokens.sum()),
                     "parameters": parameters,
                     "floor": floor,
-                    "peak_gb": peak_memory_gb(torch.device("cpu")),
+                    "peak_gb": peak_memory_gb(policy.device),
+                    "working_gb": peak_memory_gb(policy.device) - resident_gb(),
                 }
             ),
             flush=True,
         )
+
+
+def resident_gb() -> float:
+    """Memory of the process as it stands (Linux)."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e9
 
 
 def main() -> None:
@@ -144,7 +151,7 @@ def run(point: dict[str, Any], steps: int) -> list[dict[str, float]]:
         check=False,
     )
     if done.returncode:
-        sys.exit(f"{point}: {done.stderr.strip().splitlines()[-1]}")
+        sys.exit(f"{point}: exit code {done.returncode}; {' '.join(done.stderr.strip().splitlines()[-1:])}")
     return [json.loads(line) for line in done.stdout.splitlines()[1:]]
 
 
@@ -158,6 +165,7 @@ def row(axis: str, entry: dict[str, Any]) -> dict[str, Any]:
         "update, s": spread([run["update"] for run in runs]),
         "step / floor": spread([run["step"] / run["floor"] for run in runs], 1),
         "peak, GB": f"{max(run['peak_gb'] for run in runs):.2f}",
+        "of it working": f"{max(run['working_gb'] for run in runs):.2f}",
     }
 
 
@@ -166,7 +174,7 @@ def exponents(axis: str, entries: Sequence[dict[str, Any]]) -> str:
     xs = [entry["runs"][0]["parameters"] if axis == "model" else entry["point"] for entry in entries]
     median = {
         key: fitted(xs, [statistics.median(run[key] for run in entry["runs"]) for entry in entries])
-        for key in ("step", "rollout", "update", "peak_gb", "floor")
+        for key in ("step", "rollout", "update", "working_gb", "floor")
     }
     return "exponents: " + ", ".join(f"{key} {value:.2f}" for key, value in median.items())
 

@@ -47,7 +47,9 @@ def rlif() -> None:
 
     from rlif.config import AdvantageConfig, GrpoConfig, PolicyConfig, RewardConfig
     from rlif.grpo import grpo_step
+    from rlif.logprobs import micro_batches
     from rlif.optim import MasterOptimizer, adamw
+    from rlif.packing import rounded
     from rlif.policy import compute_dtype, load_policy
     from rlif.prompts import render
     from rlif.rewards import score
@@ -74,6 +76,10 @@ def rlif() -> None:
         grpo_step(policy, optimizer, scored, config, lr=config.lr)
         done = time.perf_counter()
         tokens = int(rollouts.mask.sum())
+        lengths, line = rollouts.lengths.tolist(), []
+        for part in micro_batches(policy.model, rollouts, range(rollouts.n_rows), config.micro_batch_tokens):
+            owners = {row // GROUP for row in part}
+            line.append(sum(len(prompts[i].token_ids) for i in owners) + sum(lengths[row] - 1 for row in part))
         once = tokens + sum(len(prompt.token_ids) for prompt in prompts)
         return {
             "tokens": tokens,
@@ -81,6 +87,7 @@ def rlif() -> None:
             "update": done - sampled,
             "step": done - started,
             "rate": rate,
+            "filling": 1 - sum(line) / sum(map(rounded, line)),
             "rollout_floor": 2 * parameters * once / rate / 1e9,
             "update_floor": 6 * parameters * once / rate / 1e9,
         }
@@ -234,7 +241,8 @@ def main() -> None:
         for phase in ("rollout", "update"):
             ratios = [r[phase] / r[f"{phase}_floor"] for r in ours]
             print(f"{phase} {spread([r[phase] for r in ours])} s, {spread(ratios)} times its floor; ", end="")
-        print(f"{statistics.median([r['tokens'] / r['rollout'] for r in ours]):.0f} tokens/s")
+        print(f"{statistics.median([r['tokens'] / r['rollout'] for r in ours]):.0f} tokens/s; ", end="")
+        print(f"filling {spread([100 * r['filling'] for r in ours], 1)} % of an update's tokens")
     write(arguments.out, "w1", {"steps": results})
 
 

@@ -42,7 +42,7 @@ def policy_logprobs(
 
 
 def micro_batches(model: nn.Module, rollouts: Rollouts, rows: Sequence[int], budget: int) -> list[list[int]]:
-    """Split rows into parts of at most ``budget`` tokens each, counted as `policy_logprobs` runs them.
+    """Split rows into parts of at most ``budget`` tokens each, counted as `policy_logprobs` runs them, but for filling.
 
     A single row that exceeds the budget is a part of its own. Every row is in one part.
     """
