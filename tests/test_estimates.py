@@ -45,6 +45,13 @@ def test_majority_takes_the_commonest_answer_shares_ties_and_hears_no_unread_one
     assert estimates.majority(answers, right).value == pytest.approx((1 + 0.5 + 0 + 0) / 4)
 
 
+def test_spellings_of_one_answer_vote_together() -> None:
+    given = ("18", "18.00", "18.0", "17", "17", "3", "4", "5")
+    right = np.array([[answer.startswith("18") for answer in given]])
+    assert estimates.majority([given], right).value == 1.0
+    assert estimates.self_agreement([given]).value == 3 / 8
+
+
 def test_majority_equals_a_vote_with_every_order_of_breaking_ties() -> None:
     for given in product("ab", repeat=4):
         right = np.array([answer == "a" for answer in given])

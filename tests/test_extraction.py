@@ -100,12 +100,6 @@ def test_gsm8k_extractors_agree_with_lm_evaluation_harness(text: str) -> None:
     assert EXTRACTORS["gsm8k_flexible"](text) == harness(r"(-?[$0-9.,]{2,})|(-?[0-9]+)", -1, text)
 
 
-@settings(max_examples=15, deadline=None)
-@given(st.lists(st.sampled_from(PIECES), max_size=3), st.lists(st.sampled_from(PIECES), min_size=1, max_size=4))
-def test_time_grows_no_faster_than_the_text(start: list[str], repeated: list[str]) -> None:
-    """A pattern that looks at every pair of its 100,000 characters would take minutes, and the test be ended."""
-    unit = "".join(repeated)
-    text = "".join(start) + unit * (100_000 // len(unit))
-    for extractor in EXTRACTORS.values():
-        extractor(text)
-        extractor(text + "!")
+def test_a_giant_answer_is_found_but_not_cleaned() -> None:
+    assert extract_any("the answer is $" + "9" * 10_001) == "$" + "9" * 10_001
+    assert extract_any("the answer is $" + "9" * 9_000) == "9" * 9_000

@@ -65,6 +65,9 @@ HOSTILE = {
     "fractions": r"\frac{1}{" * 50_000,
     "control characters": "\\boxed{\x00\x07\x1b[2J\u2028\ud800}",
     "markup": "####" * 100_000,
+    "sine of digits": r"\boxed{\sin " + "9" * 100_000 + "}",
+    "sine of number groups": r"\boxed{\sin " + "111," * 30_000 + "}",
+    "the sine of digits": r"the answer is \sin " + "9" * 100_000,
 }
 
 
@@ -128,6 +131,14 @@ def test_an_answer_longer_than_any_ground_truth_is_wrong_unread(grader: Grader) 
     assert right(grader, "x" + " + x" * LONGEST_ANSWER, "x") is False
     gold = "x" + "+y" * LONGEST_ANSWER
     assert right(grader, gold, gold) is True  # measured by the ground truth
+
+
+def test_an_answer_too_long_to_be_read_is_not_even_cleaned(monkeypatch: pytest.MonkeyPatch) -> None:
+    cleaned = []
+    monkeypatch.setattr("rlif.grading.clean", lambda text: cleaned.append(text) or text)
+    long = "9" * (LONGEST_ANSWER + 2)
+    verdict = Grader().grade(rf"\boxed{{{long}}}", "5", format="boxed", row_id="row")
+    assert (verdict.right, verdict.formatted, verdict.extracted, cleaned) == (False, True, None, [])
 
 
 # A worker whose algebra is replaced: everything it can do to us.

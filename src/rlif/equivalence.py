@@ -22,7 +22,18 @@ _CHARACTERS = str.maketrans(
 )
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _BOX = r"\\(?:text|textnormal|mbox|mathrm|textrm|textbf|mathbf) ?\{"
+_ORDINAL = (
+    r"(?:(?:third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|eleventh|twelfth|[a-z]{3,5}teenth|[a-z]{3,5}tieth"
+    r"|hundredth|thousandth|[mbtr]{1,2}illionth)(?:s|(?= of\b|[ .}]{0,3}$)))"
+)
+_STOP = (
+    rf"(?:(?:or|not|plus|minus|multiplied|divided|over|choose|factorial|squared|cubed|root|half|halves|dozens?|pair"
+    rf"|(?:more|less|fewer) than|times(?= [a-z])|to the [a-z]{{1,20}} power|{_ORDINAL})(?![A-Za-z]))"
+)
+"""Words that make another number of the one before them. ``10 times``, ``3 more`` count something, as units do."""
+_NO_STOP = rf"(?![A-Za-z .,/²³]*?(?<![A-Za-z]){_STOP})"
 _UNITS = (  # of one letter only after a space: 5 m is a length, 5m a product
+    rf"{_NO_STOP}"
     r"(?: (?:[mgsh]|(?:sq|cu)\.? [a-z]+\.?|(?!sin|cos|tan|cot|sec|csc|log|sqrt)[A-Za-z]{3,}(?: [A-Za-z]+)*)"
     r"| ?(?:mm|cm|dm|km|in|ft|yd|mi|kg|lbs?|oz|hrs?|min|sec|mph))"
 )
@@ -32,7 +43,7 @@ _QUANTITY = (
 )
 _TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 _DEGREES = r"\^ ?(?:\\circ(?![A-Za-z])|\{ ?\\circ ?\})|\\degree(?![A-Za-z])"
-_RADIANS = (re.compile(rf"({DIGITS}) ?(?:{_DEGREES})"), r"(\1 \\cdot \\frac{\\pi}{180})")  # sin 30° is not sin 30
+_ANGLE = re.compile(rf"({DIGITS})( ?(?:{_DEGREES}))?")  # any number is one, so that none is read twice
 _CLEANING: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     (re.compile(r"(?<=[\w)}])\*\*(?=[\w({])"), "^"),
     (re.compile(r"(?<!\\)\\[()\[\]]|\\?\$|\*\*|^\\approx(?![A-Za-z])"), ""),  # maths delimiters, currency, bold
@@ -54,12 +65,13 @@ _CLEANING: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], .
     (re.compile(r"\\varnothing|\\\{ ?\\\}"), r"\\emptyset"),
     (re.compile(r"^\\\{ ?[A-Za-z] ?(?:\\mid|\||:)([^{}|:]*)\\\}$"), r"\1"),  # {x | 1 < x < 3}
     (re.compile(_DEGREES), ""),
-    (re.compile(rf",? ?{_BOX} ?,? ?(?:and|or) ?,? ?\}} ?,? ?|(?:,|(?<=[^A-Za-z ,])) ?(?:and|or) "), ", "),
+    (re.compile(rf",? ?{_BOX} ?,? ?(?:and|or) ?,? ?\}} ?,? ?|(?:,|(?<=[^A-Za-z ,{{])) ?(?:and|or) "), ", "),
     (re.compile(rf"(?<=[0-9]) ?(\\(?:text|mbox|mathrm) ?\{{)? ?({SCALE})"), lambda m: _scale(m[2]) + (m[1] or "")),
     (re.compile(rf"(?<=[0-9]) ?(?:{_BOX} ?percent ?\}}|percent$)"), r"\\%"),
     (
         re.compile(
-            rf"(?<=[0-9A-Za-z}})]) ?{_BOX}(?! ?(?i:base|[ap]\.? ?m\b))[A-Za-z .,/²³]*\}} ?(?:\^ ?\{{?[23]\}}?)?\.?$"
+            rf"(?<=[0-9A-Za-z}})]) ?{_BOX}(?! ?(?i:base|[ap]\.? ?m\b)){_NO_STOP}"
+            r"[A-Za-z .,/²³]*\} ?(?:\^ ?\{?[23]\}?)?\.?$"
         ),
         "",
     ),
@@ -75,10 +87,15 @@ def clean(text: str) -> str:
     """
     text = " ".join(text.translate(_CHARACTERS).split())
     if _TRIGONOMETRY.search(text):
-        text = _RADIANS[0].sub(_RADIANS[1], text)
+        text = _ANGLE.sub(_radians, text)
     for pattern, replacement in _CLEANING:
         text = pattern.sub(replacement, text)
     return text.strip().rstrip(".,;: ")
+
+
+def _radians(angle: re.Match[str]) -> str:
+    """sin 30° is not sin 30."""
+    return rf"({angle[1]} \cdot \frac{{\pi}}{{180}})" if angle[2] else angle[0]
 
 
 def _scale(word: str) -> str:
@@ -88,6 +105,7 @@ def _scale(word: str) -> str:
 _TEXT = re.compile(r"\\(?:text|textnormal|textbf|textit|textrm|mathrm|mathbf|mbox) ?\{([^{}]*)\}")
 _LOOSE_SPACE = re.compile(r"(?<![0-9,]) | (?![0-9])")  # it counts between digits, 1 2 is not 12, and in 58, 500
 _UNWORKED = re.compile(r"[-+]?[0-9.,]+(?:(?:\\times|\\cdot|[-+*])[0-9.,]+)+")
+_MAKES_ANOTHER = re.compile(rf"(?<![A-Za-z\\]){_STOP}")
 _SIDES = re.compile(r"=|\\approx(?![A-Za-z])")
 _LETTER = re.compile(r"[A-Za-z]")
 
@@ -96,18 +114,20 @@ def compare_quickly(gold: str, answer: str) -> bool | None:
     """Compare two cleaned answers without algebra: as text, as numbers, as words. None: cannot tell."""
     if not answer:
         return False
-    keys = [_LOOSE_SPACE.sub("", _TEXT.sub(r"\1", text)) for text in (gold, answer)]
-    bare = [key.removesuffix("%").removesuffix("\\") for key in keys]
-    if bare[0] and bare[0] == bare[1]:
-        return True  # 50 for 50% is what was meant
+    keys = [_loosely_spaced(text) for text in (gold, answer)]
+    numbers = [_number(key) for key in keys]
+    bare = [_without_percent(key) for key in keys]
+    if bare[0] and bare[0] == bare[1] and (keys[0] == keys[1] or numbers[0] is None):
+        return True
     decimals = [_decimal(key) for key in keys]
     if None not in decimals:
         return decimals[0] == decimals[1]
     if _is_time(keys[0]):
         return _time(keys[0]) == _time(keys[1])
-    numbers = [_number(key) for key in keys]
     if numbers[0] is not None and numbers[1] is not None:
         return _same_number(numbers[0], numbers[1])
+    if numbers[0] is not None and _is_another_number(numbers[0], answer):
+        return False
     if (based := _compare_based(keys[0], keys[1])) is not None:
         return based
     if decimals[0] and _UNWORKED.fullmatch(keys[1]):
@@ -115,6 +135,33 @@ def compare_quickly(gold: str, answer: str) -> bool | None:
     if _is_tuple(gold) and answer.startswith(r"\{") and "|" not in answer and r"\mid" not in answer:
         return False  # braces say that the order does not matter, where it does
     return _compare_words(gold, answer, keys)
+
+
+def canonical(answer: str) -> str:
+    r"""What a cleaned answer is counted under where answers are counted: spellings of one number have one key.
+
+    18, 18.00 and 36/2 are 18; 0.5 and \frac12 are 1/2; 50% is 50, as it is to `compare_quickly`, and 0.5% is 1/200.
+    What is no number goes by its text without ``\text{}`` and loose space. No algebra: 2 + x and x + 2 are two answers.
+    """
+    key = _loosely_spaced(answer)
+    number = _number(key)
+    if number is not None:
+        value, percent, _ = number
+        return str(value / 100 if percent and abs(value) < 1 else value)
+    decimal = _decimal(key)
+    if decimal is not None:  # too long for a fraction
+        sign, integer, decimals = decimal
+        return f"{sign}{integer or 0}{'.' if decimals else ''}{decimals}"
+    return key or answer
+
+
+def _loosely_spaced(text: str) -> str:
+    r"""Without ``\text{}`` and the space that does not count."""
+    return _LOOSE_SPACE.sub("", _TEXT.sub(r"\1", text))
+
+
+def _without_percent(key: str) -> str:
+    return key.removesuffix("%").removesuffix("\\") if key.endswith("%") else key
 
 
 def alternatives(gold: str) -> tuple[str, ...]:
@@ -145,13 +192,13 @@ _RATIONAL = re.compile(rf"([-+]?)(?:({_INT})(?: |(?=\\)))?(?:\\frac ?{_PART} ?{_
 _POWER = re.compile(r"([-+]?)(?:([0-9,.]{1,300})(?:\\times|\\cdot|\*))?10\^(?:\{([-+]?[0-9]{1,3})\}|([0-9]))")
 _REPEATING = re.compile(rf"([-+]?)([0-9]{{0,300}})\.([0-9]{{0,300}})\\overline\{{({_INT})\}}")
 _SHORT = 300
-"""Characters of a decimal that is worth turning into a fraction."""
+"""Digits of a decimal that is worth turning into a fraction."""
 
 
 def _number(key: str) -> tuple[Fraction, bool, bool] | None:
     r"""A decimal, ``a/b``, ``\frac{a}{b}``, a mixed number or ``a·10^n``; whether in per cent; whether a decimal."""
-    bare = key.removesuffix("%").removesuffix("\\") if key.endswith("%") else key
-    if (decimal := _decimal(bare)) and len(bare) <= _SHORT:
+    bare = _without_percent(key)
+    if (decimal := _decimal(bare)) and len(decimal[1]) + len(decimal[2]) <= _SHORT:
         value = Fraction("".join((decimal[0], decimal[1] or "0", ".", decimal[2] or "0")))
     elif match := _RATIONAL.fullmatch(bare):
         sign, whole, *parts = match.groups()
@@ -177,13 +224,26 @@ def _number(key: str) -> tuple[Fraction, bool, bool] | None:
 
 
 def _same_number(gold: tuple[Fraction, bool, bool], answer: tuple[Fraction, bool, bool]) -> bool:
-    """Exactly the same, as written or with per cent as hundredths; a decimal may also be an endless fraction's."""
-    written = (gold[0], answer[0])
-    meant = tuple(value / 100 if percent else value for value, percent, _ in (gold, answer))
-    if written[0] == written[1] or meant[0] == meant[1]:
+    """Exactly the same, as written or with per cent as hundredths; a decimal may also be an endless fraction's.
+
+    As written, 50 for 50% is what was meant; below 1 a sign of per cent counts: 0.5 is not 0.5%.
+    """
+    pairs = [tuple(value / 100 if percent else value for value, percent, _ in (gold, answer))]
+    if gold[1] == answer[1] or max(abs(gold[0]), abs(answer[0])) >= 1:
+        pairs.append((gold[0], answer[0]))
+    if any(left == right for left, right in pairs):
         return True
-    endless = not (_ends(meant[0]) and _ends(meant[1]))
-    return endless and (gold[2] or answer[2]) and (_near(*written) or _near(meant[0], meant[1]))
+    endless = not all(_ends(value) for value in pairs[0])
+    return endless and (gold[2] or answer[2]) and any(_near(left, right) for left, right in pairs)
+
+
+def _is_another_number(gold: tuple[Fraction, bool, bool], answer: str) -> bool:
+    """Whether what does not read as a number says that it is not this one: ``5 dozen``, ``8 = 7``."""
+    if _MAKES_ANOTHER.search(answer):
+        return True
+    left, equals, _ = answer.partition("=")
+    number = _number(_loosely_spaced(left)) if equals else None
+    return number is not None and not _same_number(gold, number)
 
 
 def _ends(value: Fraction) -> bool:
@@ -240,6 +300,7 @@ def _is_tuple(text: str) -> bool:
 _OPENING = re.compile(r"[(\[]")
 _ARTICLE = re.compile(r"^(?:an?|the) ", re.IGNORECASE)
 _LABEL = re.compile(r"[A-Z]{3,}")
+_WORD = re.compile(r"[A-Za-z]{3,}")
 _OPTIONS = re.compile(r"\(?[A-Z]\)?(?:, ?\(?[A-Z]\)?)*")
 
 
@@ -249,6 +310,7 @@ def _compare_words(gold: str, answer: str, keys: list[str]) -> bool | None:
     if all(_OPTIONS.fullmatch(word) for word in words) and "," in words[0]:
         return sorted(_LETTER.findall(words[0])) == sorted(_LETTER.findall(words[1]))
     words = [word.strip("()").casefold() for word in words]
-    if (_TEXT.fullmatch(gold) or _LABEL.fullmatch(keys[0])) and all(word.isalpha() for word in words):
+    named = _TEXT.fullmatch(gold) or _LABEL.fullmatch(keys[0]) or _WORD.fullmatch(gold)
+    if named and all(word.isalpha() for word in words):
         return words[0] == words[1]
     return None

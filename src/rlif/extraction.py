@@ -6,7 +6,6 @@ A *strict* extractor sees one prescribed form and nothing else: it tells whether
 Every pattern is linear in the length of the text, however hostile: they read what a model wrote.
 """
 
-import difflib
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from rlif.equivalence import DIGITS, SCALE, clean
-from rlif.errors import RlifError
+from rlif.errors import RlifError, nearest
 
 
 @dataclass(frozen=True)
@@ -192,10 +191,17 @@ CHAIN = (boxed, answer_tag, after_hash, after_answer_is, last_number)
 """Surest first: the order in which `extract_any` tries them."""
 
 
+_LONGEST_CLEANED = 10_000
+
+
 def extract_any(text: str) -> str | None:
-    """The answer in whatever form it was given, without its packaging (see `clean`); None if there is none."""
-    found = (extract(text) for extract in CHAIN)
-    return next((answer for answer in map(clean, filter(None, found)) if answer), None)
+    """The answer in whatever form it was given, without its packaging (see `clean`); None if there is none.
+
+    One of more than 10,000 characters is given as written: it is not going to be read.
+    """
+    found = filter(None, (extract(text) for extract in CHAIN))
+    answers = (answer if len(answer) > _LONGEST_CLEANED else clean(answer) for answer in found)
+    return next(filter(None, answers), None)
 
 
 EXTRACTORS: Mapping[str, Extractor] = MappingProxyType(
@@ -227,6 +233,8 @@ EXTRACTORS: Mapping[str, Extractor] = MappingProxyType(
 def find_extractor(name: str) -> Extractor:
     """An extractor by its name. Raises `RlifError` for an unknown one."""
     if name not in EXTRACTORS:
-        nearest = difflib.get_close_matches(name, EXTRACTORS, n=1, cutoff=0.0)[0]
-        raise RlifError(f"task.format: no format {name!r}; did you mean {nearest}? (there are {', '.join(EXTRACTORS)})")
+        raise RlifError(
+            f"task.format: no format {name!r}; did you mean {nearest(name, EXTRACTORS)}?"
+            f" (there are {', '.join(EXTRACTORS)})"
+        )
     return EXTRACTORS[name]

@@ -48,27 +48,29 @@ class Grader:
     def grade(self, text: str, answer: str | None, *, format: str, row_id: str) -> "rlif.types.Verdict":
         """Judge a completion against the ground truth ``answer``; ``format`` is a key of `EXTRACTORS`.
 
-        ``right`` is None if there is no ground truth, or if the algebra could not tell (a limit, an undefined value).
+        An answer too long to be read is wrong, and not ``extracted``. ``right`` is None if there is no ground truth,
+        or if the algebra could not tell (a limit, an undefined value).
         Raises `RlifError` for an unknown format, RuntimeError naming ``row_id`` if grading itself fails.
         """
         from rlif.types import Verdict
 
         in_form = find_extractor(format)
         try:
-            answered = in_form(text)
-            formatted = answered is not None
+            found = in_form(text)
+            formatted = found is not None
             # The answer in the asked form is the answer: another one elsewhere in the text neither saves nor spoils it.
-            extracted = clean(answered) if answered is not None else extract_any(text)
+            found = found if found is not None else extract_any(text)
+            too_long = found is not None and len(found) > len(answer or "") + LONGEST_ANSWER
+            extracted = clean(found) if found is not None and not too_long else None
             right = self._right(answer, extracted) if answer is not None else None
         except Exception as error:
             raise RuntimeError(f"{row_id}: grading failed: {error}") from error
         return Verdict(right, formatted, extracted)
 
     def _right(self, answer: str, extracted: str | None) -> bool | None:
-        gold = clean(answer)
-        if extracted is None or len(extracted) > len(gold) + LONGEST_ANSWER:
+        if extracted is None:
             return False
-        golds = alternatives(gold)
+        golds = alternatives(clean(answer))
         verdicts = [compare_quickly(gold, extracted) for gold in golds]
         if True in verdicts:
             return True

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from rlif.equivalence import canonical
+
 
 class Estimate(NamedTuple):
     """A number and its standard error."""
@@ -64,34 +66,40 @@ def pass_at_k(right: Bool[np.ndarray, "problem sample"], k: int) -> Estimate:
 
 
 def majority(answers: Sequence[Sequence[str | None]], right: Bool[np.ndarray, "problem sample"]) -> Estimate:
-    """maj@k: is the commonest of a problem's k answers right? Answers are the same if they read the same.
+    """maj@k: is the commonest of a problem's k answers right? Answers are the same if `canonical` says so: 18, 18.00.
 
     One that could not be read never votes. Among answers equally common each wins with the same chance; if nobody
     votes the problem is lost.
     """
     won = []
     for given, verdicts in zip(answers, right, strict=True):
-        winners = _winners(given)
+        votes = _votes(given)
         chances = [
-            float(np.mean([r for a, r in zip(given, verdicts, strict=True) if a == winner])) for winner in winners
+            float(np.mean([r for vote, r in zip(votes, verdicts, strict=True) if vote == winner]))
+            for winner in _winners(votes)
         ]
         won.append(sum(chances) / len(chances) if chances else 0.0)
     return over_problems(np.array(won))
 
 
 def self_agreement(answers: Sequence[Sequence[str | None]]) -> Estimate:
-    """Mean over problems of the share of samples that give the problem's commonest answer.
+    """Mean over problems of the share of samples that give the problem's commonest answer, counted as in `majority`.
 
     An answer that could not be read never votes and agrees with nobody. 1 by definition for one sample with an answer.
     """
     shares = []
     for given in answers:
-        winners = _winners(given)
-        shares.append(given.count(winners[0]) / len(given) if winners else 0.0)
+        votes = _votes(given)
+        winners = _winners(votes)
+        shares.append(votes.count(winners[0]) / len(votes) if winners else 0.0)
     return over_problems(np.array(shares))
 
 
-def _winners(answers: Sequence[str | None]) -> list[str]:
-    votes = Counter(answer for answer in answers if answer)
-    most = max(votes.values(), default=0)
-    return [answer for answer, count in votes.items() if count == most]
+def _votes(answers: Sequence[str | None]) -> list[str | None]:
+    return [canonical(answer) if answer else None for answer in answers]
+
+
+def _winners(votes: Sequence[str | None]) -> list[str]:
+    counts = Counter(vote for vote in votes if vote is not None)
+    most = max(counts.values(), default=0)
+    return [vote for vote, count in counts.items() if count == most]
