@@ -4,6 +4,7 @@ import json
 import re
 import statistics
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,7 @@ def test_a_run_is_held_against_the_lemma(tmp_path: Path) -> None:
     r = statistics.correlation(predicted, measured)
     for text in (
         f"r = {r:.2f}",
+        f"r = {statistics.correlation(*([b - a for a, b in pairwise(x)] for x in (predicted, measured))):.2f}",
         "n = 5",
         "-0.0700",
         "-0.0600",
@@ -143,8 +145,12 @@ def test_a_run_is_held_against_the_lemma(tmp_path: Path) -> None:
         "0.0319",
     ):
         assert text in done.output, done.output
+    one_row = [{key: value for key, value in line.items() if not key.endswith("stderr")} for line in lines]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in one_row))
+    done = CliRunner().invoke(app, ["theory", "--run", str(tmp_path)])
+    assert "standard error unknown (one row)" in done.output, done.output
     (tmp_path / "metrics.jsonl").write_text(json.dumps(lines[1]) + "\n")
-    with pytest.raises(RlifError, match=r"fewer than 4 steps.*log\.entropy_share"):
+    with pytest.raises(RlifError, match=r"fewer than 4 steps.*log\.entropy_share.*rollout\.top_p"):
         print_run(tmp_path)
 
 
