@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from rlif.config import AdvantageConfig, GrpoConfig, RewardConfig, parse_recipe
-from rlif.entropy_watch import advantage_covariance, change, compare, correlation, watch, watched_rows
+from rlif.entropy_watch import (
+    advantage_covariance,
+    change,
+    correlation,
+    measured,
+    predicted,
+    sees_every_action,
+    watch,
+    watched_rows,
+)
 from rlif.grpo import grpo_step
 from rlif.logprobs import policy_signals
 from rlif.optim import MasterOptimizer, adamw
@@ -90,8 +99,9 @@ def test_the_estimate_is_the_covariance_and_its_error_is_honest(temperature: flo
 
     rollouts, tokens = drawn(logits, 40_000, temperature, seed=2)
     after = token_signals((logits + step).expand(40_000, -1, -1), tokens)
-    found = compare(rollouts, list(range(40_000)), rollouts.signals, after)
-    assert found["entropy/measured"] == pytest.approx(float(truth), abs=1e-6)
+    found = predicted(rollouts, list(range(40_000)), rollouts.signals, after)
+    change_of_entropy = measured(rollouts, list(range(40_000)), rollouts.signals, after)
+    assert change_of_entropy == pytest.approx(float(truth), abs=1e-6)
     error = found["entropy/predicted_stderr"]
     assert 0 < error < abs(float(covariance)) / 5  # the sample says something
     assert abs(found["entropy/predicted"] + float(covariance)) < 5 * error
@@ -100,10 +110,42 @@ def test_the_estimate_is_the_covariance_and_its_error_is_honest(temperature: flo
     parts = torch.arange(40_000).view(200, 200).tolist()
     before = [TokenSignals(*(values[part] for values in rollouts.signals)) for part in parts]
     later = [TokenSignals(*(values[part] for values in after)) for part in parts]
-    each = [compare(rollouts, part, b, a) for part, b, a in zip(parts, before, later, strict=True)]
+    each = [predicted(rollouts, part, b, a) for part, b, a in zip(parts, before, later, strict=True)]
     spread = torch.tensor([one["entropy/predicted"] for one in each]).std()
     stated = torch.tensor([one["entropy/predicted_stderr"] for one in each]).mean()
     assert float(stated / spread) == pytest.approx(1.0, abs=0.25)  # 200 estimates know their spread to 5 %
+
+
+def test_the_standard_error_of_few_rows_is_that_of_their_mean() -> None:
+    """Rows of one length: the ratio of sums is a mean, whose standard error is s/√n with n − 1 degrees of freedom."""
+    generator = torch.Generator().manual_seed(1)
+    logits, step = torch.randn(6, 5, generator=generator), 0.01 * torch.randn(6, 5, generator=generator)
+    rollouts, tokens = drawn(logits, 3, 1.0, seed=2)
+    after = token_signals((logits + step).expand(3, -1, -1), tokens)
+    before = rollouts.signals
+    found = predicted(rollouts, [0, 1, 2], before, after)
+    means = -((before.logprob + before.entropy) * (after.logprob - before.logprob)).mean(dim=1)
+    assert found["entropy/predicted"] == pytest.approx(float(means.mean()), rel=1e-4)
+    assert found["entropy/predicted_stderr"] == pytest.approx(float(means.std()) / 3**0.5, rel=1e-4)
+    first = (TokenSignals(*(values[:1] for values in signals)) for signals in (before, after))
+    assert list(predicted(rollouts, [0], *first)) == ["entropy/predicted"]  # one row knows no error of its own
+
+
+def test_the_bias_of_a_token_the_update_was_made_from() -> None:
+    """docs/theory.md, in float64: what a step cA(e_a − π) of free logits enters the estimate as, and what it does."""
+    generator = torch.Generator().manual_seed(5)
+    logits = 1.5 * torch.randn(6, generator=generator, dtype=torch.float64)
+    log_policy = logits.log_softmax(dim=0)
+    policy, size = log_policy.exp(), 1e-6
+    entropy = -(policy * log_policy).sum()
+    square, within = policy.square().sum(), (policy * (log_policy + entropy) * policy).sum()
+    for action in range(6):
+        moved = (logits + size * (torch.eye(6, dtype=torch.float64)[action] - policy)).log_softmax(dim=0)
+        own = log_policy[action] + entropy
+        entered = -own * (moved - log_policy)[action] / size
+        true = (-(moved.exp() * moved).sum() - entropy) / size
+        assert float(entered) == pytest.approx(float(-own * (1 - 2 * policy[action] + square)), abs=1e-5)
+        assert float(true) == pytest.approx(float(-policy[action] * own + within), abs=1e-5)
 
 
 def test_the_advantage_covariance_is_that_of_each_state() -> None:
@@ -125,7 +167,7 @@ def test_the_advantage_covariance_is_that_of_each_state() -> None:
 def updated(policy: Policy, scored: Scored, lr: float, share: float) -> dict[str, float]:
     config = GrpoConfig(lr=lr, kl_coef=0.0)
     optimizer = MasterOptimizer(policy.model, adamw(config))
-    watched = watch(policy, scored, share=share, budget=40)
+    watched = watch(policy, scored, sampling=Sampling(), share=share, budget=40)
     grpo_step(policy, optimizer, scored, config, lr=lr)
     return change(policy, scored, watched, budget=40)
 
@@ -153,17 +195,37 @@ def test_the_share_decides_the_rows() -> None:
     scored = sampled(policy)  # 3 groups of 4
     expected = {
         1.0: [*range(12)],
-        0.7: [*range(8)],
-        0.5: [0, 1, 2, 3, 4, 5],
-        0.34: [0, 1, 2, 3],
-        0.01: [0],
+        0.8: [*range(10)],
+        0.01: [*range(8)],
         0.0: [],
     }
     assert {share: watched_rows(scored.rollouts, share) for share in expected} == expected
     many = sampled_rows(prompts=100, group_size=2)
-    assert watched_rows(many, 0.04) == [0, 1, 50, 51, 100, 101, 150, 151]
-    nothing = watch(policy, scored, share=0.0, budget=999)
+    assert watched_rows(many, 0.05) == [0, 1, 40, 41, 80, 81, 120, 121, 160, 161]
+    assert watched_rows(many, 0.001) == watched_rows(many, 0.04) == [0, 1, 50, 51, 100, 101, 150, 151]
+    assert watched_rows(sampled_rows(prompts=2, group_size=3), 0.001) == [*range(6)]  # fewer than 8: all
+    nothing = watch(policy, scored, sampling=Sampling(), share=0.0, budget=999)
     assert list(change(policy, scored, nothing, budget=999)) == ["entropy/advantage_covariance"]
+
+
+@pytest.mark.parametrize(
+    ("sampling", "whole"),
+    [
+        (Sampling(temperature=0.7), True),
+        (Sampling(temperature=0.0), False),
+        (Sampling(top_p=0.9), False),
+        (Sampling(top_k=5), False),
+    ],
+    ids=["warm", "greedy", "top-p", "top-k"],
+)
+def test_nothing_is_predicted_from_actions_that_could_not_be_drawn(sampling: Sampling, whole: bool) -> None:
+    policy = toy_policy()
+    sampling = replace(sampling, max_new_tokens=8)
+    assert sees_every_action(sampling) == whole
+    scored = sampled(policy, sampling)
+    found = change(policy, scored, watch(policy, scored, sampling=sampling, share=1.0, budget=99), budget=99)
+    predictions = {"entropy/predicted", "entropy/predicted_stderr", "entropy/advantage_covariance"}
+    assert set(found) == {"entropy/measured"} | (predictions if whole else set())
 
 
 def sampled_rows(prompts: int, group_size: int) -> Rollouts:
@@ -178,36 +240,39 @@ def test_in_bf16_the_trainer_looks_twice() -> None:
     policy.model.to(torch.bfloat16)
     scored = sampled(policy)
     rollouts = scored.rollouts
-    watched = watch(policy, scored, share=1.0, budget=60)
+    watched = watch(policy, scored, sampling=Sampling(), share=1.0, budget=60)
     assert float((watched.before.logprob - rollouts.signals.logprob).abs().max()) > 1e-3
     found = change(policy, scored, watched, budget=60)
     assert found["entropy/predicted"] == found["entropy/measured"] == 0.0
     # What one pass would have said: a change of the size of the rounding, squared.
-    naive = compare(rollouts, watched.rows, rollouts.signals, watched.before)
+    naive = predicted(rollouts, watched.rows, rollouts.signals, watched.before)
     assert naive["entropy/predicted"] != 0.0
 
 
 def test_watching_changes_no_weight(tmp_path: Path, tiny_base_path: Path) -> None:
-    def finals(share: float) -> tuple[bytes, dict[str, float]]:
+    def finals(share: float, top_k: int = 0) -> tuple[bytes, dict[str, float]]:
         recipe = parse_recipe(
             {
                 "steps": 1,
                 "policy": {"model": str(tiny_base_path), "dtype": "float32"},
                 "task": {"name": "arithmetic"},
-                "rollout": {"prompts": 2, "group_size": 4, "max_new_tokens": 8},
+                "rollout": {"prompts": 2, "group_size": 4, "max_new_tokens": 8, "top_k": top_k},
                 "reward": "self_certainty",
                 "log": {"entropy_share": share},
             }
         )
-        final = train(recipe, tmp_path / str(share))
+        out = tmp_path / f"{share}-{top_k}"
+        final = train(recipe, out)
         assert final is not None
-        return (final / "model.safetensors").read_bytes(), read_metrics(tmp_path / str(share) / "metrics.jsonl")[-1]
+        return (final / "model.safetensors").read_bytes(), read_metrics(out / "metrics.jsonl")[-1]
 
     (watched, with_it), (unwatched, without) = finals(1.0), finals(0.0)
     assert watched == unwatched
     assert {"entropy/predicted", "entropy/measured", "entropy/predicted_stderr", "time/watch"} <= set(with_it)
     assert "entropy/measured" not in without
     assert with_it["entropy/advantage_covariance"] == without["entropy/advantage_covariance"]
+    _, filtered = finals(1.0, top_k=5)
+    assert [key for key in filtered if key.startswith("entropy/")] == ["entropy/measured"]
 
 
 def test_correlation_is_pearsons_with_fishers_interval() -> None:
@@ -221,6 +286,7 @@ def test_correlation_is_pearsons_with_fishers_interval() -> None:
         assert found is not None
         assert found.n == 40
         assert found.r == pytest.approx(float(np.corrcoef(x, y)[0, 1]))
+        assert found.of_differences == pytest.approx(float(np.corrcoef(np.diff(x), np.diff(y))[0, 1]))
         return found.low <= true <= found.high
 
     # 300 intervals that hold in 95 %: between 90 and 99 % but for one chance in ten thousand; the seed is fixed.

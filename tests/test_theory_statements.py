@@ -4,6 +4,7 @@ import json
 import re
 import statistics
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 
 from rlif.cli import app
 from rlif.errors import RlifError
-from rlif.theory import STATEMENTS, entropy, equivalence, flows, practice
+from rlif.theory import STATEMENTS, entropy, equivalence, flows, practice, token_rewards
 from rlif.theory import report as reporting
 from rlif.theory.plots import draw_all
 from rlif.theory.report import print_run
@@ -34,7 +35,7 @@ def test_a_statement_holds_and_its_negation_does_not(name: str) -> None:
 
 def test_names_are_formulas_and_sources_are_there() -> None:
     assert len(STATEMENTS) == sum(
-        len(room.STATEMENTS) for room in (entropy, equivalence, practice)
+        len(room.STATEMENTS) for room in (entropy, token_rewards, equivalence, practice)
     )  # none hides another
     for statement in STATEMENTS.values():
         assert all((statement.says, statement.assumes, statement.formula, statement.source))
@@ -52,14 +53,16 @@ def turned(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
         (Policies, "covariance", "entropy difference, trajectories"),
         (Policies, "covariance", "trajectory entropy, many choices"),
         (Policies, "covariance", "token entropy, likelier is surer"),
+        (token_rewards, "natural_gradient", "token entropy, in order"),
+        (token_rewards, "natural_gradient", "self-certainty, in order"),
         (Policies, "covariance", "self-certainty, likelier is surer"),
         (entropy, "_second_order", "entropy difference, 2nd order"),
         (entropy, "natural_gradient", "trajectory entropy, one choice"),
         (entropy, "natural_gradient", "trajectory entropy, whole flow"),
         (entropy, "trajectory_entropy", "trajectory entropy, closed form"),
-        (entropy, "token_entropy", "token rewards, one choice"),
-        (entropy, "natural_gradient", "token entropy, no assumption"),
-        (entropy, "natural_gradient", "self-certainty, no assumption"),
+        (token_rewards, "token_entropy", "token rewards, one choice"),
+        (token_rewards, "natural_gradient", "token entropy, no assumption"),
+        (token_rewards, "natural_gradient", "self-certainty, no assumption"),
         (equivalence, "policy_gradient", "one full gradient"),
         (equivalence, "token_entropy", "two detached gradients"),
         (equivalence, "natural_gradient", "mean over tokens"),
@@ -76,6 +79,50 @@ def test_a_wrong_sign_in_the_mathematics_is_seen(
     else:
         monkeypatch.setattr(owner, function, turned(getattr(owner, function)))
     assert not check(STATEMENTS[red], trials=TRIALS, seed=0).as_stated
+
+
+@pytest.mark.parametrize(
+    ("owner", "function", "red"),
+    [
+        (Policies, "covariance", "token entropy, slope"),
+        (Policies, "covariance", "self-certainty, slope of a state"),
+        (Policies, "covariance", "self-certainty, slope of a text"),
+        (equivalence, "policy_gradient", "one full gradient"),
+        (equivalence, "trajectory_entropy", "one full gradient"),
+        (equivalence, "trajectory_entropy", "two detached gradients"),
+    ],
+)
+def test_a_wrong_size_in_the_mathematics_is_seen(
+    monkeypatch: pytest.MonkeyPatch, owner: object, function: str, red: str
+) -> None:
+    right = getattr(owner, function)
+    monkeypatch.setattr(owner, function, lambda *args: 5 * right(*args))
+    assert not check(STATEMENTS[red], trials=TRIALS, seed=0).as_stated
+
+
+def test_an_optimum_wrong_but_for_its_likeliest_text_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = equivalence._tilted
+
+    def others_even(*args: object) -> torch.Tensor:
+        exact = right(*args)  # type: ignore[arg-type]
+        top = exact.max(dim=1, keepdim=True)
+        others = (1 - top.values) / (exact.shape[1] - 1)
+        return others.expand_as(exact).scatter(1, top.indices, top.values)
+
+    monkeypatch.setattr(equivalence, "_tilted", others_even)
+    assert not check(STATEMENTS["optimum under KL"], trials=100, seed=0).as_stated
+
+
+def test_the_order_of_second_choices_stands_in_the_policy() -> None:
+    """What "in order" assumes is read off the table; random policies, whose second choices changed places, have it."""
+    (policies,) = entropy.drawn((token_rewards._TREES[0],), 1000, torch.Generator().manual_seed(0))
+    made = token_rewards._ordered(lambda p: -p.entropy)(policies)
+    for each, always in ((made, True), (policies, False)):
+        likelier = each.policy[:, 0].argsort(dim=1)
+        surer = (-each.entropy[:, 1:]).gather(1, likelier).diff(dim=1)
+        assert bool((surer >= 0).all()) == always
+    assert torch.equal(made.logits[:, 0], policies.logits[:, 0])
+    assert torch.equal(made.entropy.sort(dim=1).values, policies.entropy.sort(dim=1).values)
 
 
 def test_counter_examples_come_from_the_seed() -> None:
@@ -134,6 +181,7 @@ def test_a_run_is_held_against_the_lemma(tmp_path: Path) -> None:
     r = statistics.correlation(predicted, measured)
     for text in (
         f"r = {r:.2f}",
+        f"r = {statistics.correlation(*([b - a for a, b in pairwise(x)] for x in (predicted, measured))):.2f}",
         "n = 5",
         "-0.0700",
         "-0.0600",
@@ -143,8 +191,12 @@ def test_a_run_is_held_against_the_lemma(tmp_path: Path) -> None:
         "0.0319",
     ):
         assert text in done.output, done.output
+    one_row = [{key: value for key, value in line.items() if not key.endswith("stderr")} for line in lines]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in one_row))
+    done = CliRunner().invoke(app, ["theory", "--run", str(tmp_path)])
+    assert "standard error unknown (one row)" in done.output, done.output
     (tmp_path / "metrics.jsonl").write_text(json.dumps(lines[1]) + "\n")
-    with pytest.raises(RlifError, match=r"fewer than 4 steps.*log\.entropy_share"):
+    with pytest.raises(RlifError, match=r"fewer than 4 steps.*log\.entropy_share.*rollout\.top_p"):
         print_run(tmp_path)
 
 

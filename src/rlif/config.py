@@ -189,8 +189,8 @@ class LogConfig(Section):
     rollouts_every: Annotated[int, Field(ge=0)] = 1
     """Write every so many steps' rollouts, with per-token signals, to rollouts/*.parquet; 0 is never."""
     entropy_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0625
-    """Share of rows looked at again after each update (in bf16 also before it): the predicted and measured change
-    of entropy, see docs/theory.md. At 0.0625 one pass costs 1 to 2 % of a step; 0 is never."""
+    """Share of rows, at least 8 of them, looked at again after each update (in bf16 also before it): the predicted
+    and measured change of entropy, see docs/theory.md, which has what it costs. 0 is never."""
     sinks: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Mirrors of metrics.jsonl; each needs its package."""
 

@@ -15,7 +15,9 @@ Differences from the lemma:
 3. in bf16 both passes run in the trainer's arithmetic: with the sampler's numbers as the first its rounding (0.04 nats
    a token) would enter the product squared and pass for a change. In fp32 the sampler's are the same to 1e-5;
 4. the actions are those the update was made from, and a token moves its own probability most: the estimate overstates
-   the share that each token had in its own state (docs/theory.md has how much in practice).
+   the share that each token had in its own state (docs/theory.md has how much in practice);
+5. where sampling was greedy, top-p or top-k, E_a[ln π + H] is not 0 over what could be drawn, no weight mends that, and
+   nothing is predicted: only the measured change is logged.
 """
 
 import math
@@ -26,36 +28,50 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rlif.draw import Sampling
 from rlif.logprobs import micro_batches, policy_signals
 from rlif.policy import Policy
 from rlif.types import Rollouts, Scored, TokenSignals
 
+_LEAST_ROWS = 8  # fewer know neither the change nor their own standard error
+
 
 @dataclass(frozen=True)
 class EntropyWatch:
-    """A policy's signals on some rows of a batch, before its update."""
+    """A policy's signals on some rows of a batch, before its update.
+
+    ``covariance``: Cov(ln π, A) over the whole batch; None where the rows' actions cannot tell it.
+    """
 
     rows: list[int]
     before: TokenSignals
-    covariance: float
+    covariance: float | None
 
 
-def watch(policy: Policy, scored: Scored, *, share: float, budget: int) -> EntropyWatch:
-    """Look at the states of about this share of the rows before the update; ``budget`` as in `change`."""
+def watch(policy: Policy, scored: Scored, *, sampling: Sampling, share: float, budget: int) -> EntropyWatch:
+    """Look at the states of about this share of the rows before the update; ``budget`` as in `change`.
+
+    ``sampling``: how the rows were drawn.
+    """
     rollouts = scored.rollouts
     rows = watched_rows(rollouts, share)
     if next(policy.model.parameters()).dtype == torch.float32:
         before = TokenSignals(*(values[rows] for values in rollouts.signals))
     else:
         before = _signals(policy, rollouts, rows, budget)
-    return EntropyWatch(rows, before, advantage_covariance(scored))
+    return EntropyWatch(rows, before, advantage_covariance(scored) if sees_every_action(sampling) else None)
+
+
+def sees_every_action(sampling: Sampling) -> bool:
+    """Whether each action of π could be drawn: only then do weighted sums over drawn actions estimate those over π."""
+    return sampling.temperature > 0.0 and sampling.top_p == 1.0 and not sampling.top_k
 
 
 def watched_rows(rollouts: Rollouts, share: float) -> list[int]:
-    """This share of the rows, at least one, none if it is 0: whole groups, for each prompt is run but once."""
+    """This share of the rows, at least 8 or all, none if it is 0: whole groups, for each prompt is run but once."""
     if not share:
         return []
-    n, size = max(1, round(share * rollouts.n_rows)), rollouts.group_size
+    n, size = min(rollouts.n_rows, max(_LEAST_ROWS, round(share * rollouts.n_rows))), rollouts.group_size
     groups = -(-n // size)
     first = [size * (i * len(rollouts.prompts) // groups) for i in range(groups)]  # spread evenly over the prompts
     return [row for start in first for row in range(start, start + size)][:n]
@@ -66,29 +82,37 @@ def change(policy: Policy, scored: Scored, watched: EntropyWatch, *, budget: int
 
     ``budget``: most tokens in one forward pass, as in an update.
     """
-    metrics = {"entropy/advantage_covariance": watched.covariance}
+    metrics = {} if watched.covariance is None else {"entropy/advantage_covariance": watched.covariance}
     if watched.rows:
         after = _signals(policy, scored.rollouts, watched.rows, budget)
-        metrics |= compare(scored.rollouts, watched.rows, watched.before, after)
+        metrics["entropy/measured"] = measured(scored.rollouts, watched.rows, watched.before, after)
+        if watched.covariance is not None:
+            metrics |= predicted(scored.rollouts, watched.rows, watched.before, after)
     return metrics
 
 
-def compare(rollouts: Rollouts, rows: list[int], before: TokenSignals, after: TokenSignals) -> dict[str, float]:
-    """Predicted change of entropy with its standard error over rows, and measured change, nats a token.
+def measured(rollouts: Rollouts, rows: list[int], before: TokenSignals, after: TokenSignals) -> float:
+    """The change of entropy on the states of ``rows``, nats a token; signals as in `predicted`."""
+    return float((after.entropy - before.entropy).sum() / rollouts.lengths[rows].sum())
+
+
+def predicted(rollouts: Rollouts, rows: list[int], before: TokenSignals, after: TokenSignals) -> dict[str, float]:
+    """What the lemma makes of the step of ln π, nats a token, and its standard error over rows, if there are two.
+
+    The rows are those of a few prompts: the error is within these prompts, and not over prompts.
 
     Args:
         before, after: signals at the completion tokens of ``rows``, 0 where masked, of two policies that lie close.
     """
     weights = _weights(rollouts, before.logprob, rows)
-    predicted = -weights * (before.logprob + before.entropy) * (after.logprob - before.logprob)
+    changes = -weights * (before.logprob + before.entropy) * (after.logprob - before.logprob)
     lengths = rollouts.lengths[rows].float()
-    mean = predicted.sum() / lengths.sum()
-    deviations = predicted.sum(dim=1) - mean * lengths  # of a ratio of two sums over rows
-    return {
-        "entropy/predicted": float(mean),
-        "entropy/predicted_stderr": float(deviations.norm() / lengths.sum()),
-        "entropy/measured": float((after.entropy - before.entropy).sum() / lengths.sum()),
-    }
+    mean = changes.sum() / lengths.sum()
+    found = {"entropy/predicted": float(mean)}
+    if (n := len(rows)) > 1:  # of a ratio of two sums over rows, of which its mean has taken one degree of freedom
+        deviations = changes.sum(dim=1) - mean * lengths
+        found["entropy/predicted_stderr"] = float(deviations.norm() / lengths.sum()) * (n / (n - 1)) ** 0.5
+    return found
 
 
 def advantage_covariance(scored: Scored) -> float:
@@ -106,12 +130,17 @@ def advantage_covariance(scored: Scored) -> float:
 
 @dataclass(frozen=True)
 class Correlation:
-    """Pearson's r of n steps, with the bounds of its 95 % confidence interval (Fisher's z)."""
+    """Pearson's r of n steps, with the bounds of its 95 % confidence interval (Fisher's z).
+
+    The interval takes steps for independent; those of a run that trends are not. ``of_differences`` is r of the first
+    differences, from each step to the next: what is left of r without a shared trend.
+    """
 
     n: int
     r: float
     low: float
     high: float
+    of_differences: float
 
 
 def correlation(lines: Sequence[Mapping[str, float | int]]) -> Correlation | None:
@@ -122,11 +151,12 @@ def correlation(lines: Sequence[Mapping[str, float | int]]) -> Correlation | Non
     ]
     if len(pairs) < 4:
         return None
-    r = float(torch.corrcoef(torch.tensor(pairs, dtype=torch.float64).T)[0, 1])
+    series = torch.tensor(pairs, dtype=torch.float64).T
+    r, of_differences = (float(torch.corrcoef(each)[0, 1]) for each in (series, series.diff(dim=1)))
     if not abs(r) < 1.0:  # also what is not a number, where nothing changed
-        return Correlation(len(pairs), r, r, r)
+        return Correlation(len(pairs), r, r, r, of_differences)
     z, width = math.atanh(r), 1.96 / math.sqrt(len(pairs) - 3)
-    return Correlation(len(pairs), r, math.tanh(z - width), math.tanh(z + width))
+    return Correlation(len(pairs), r, math.tanh(z - width), math.tanh(z + width), of_differences)
 
 
 def _signals(policy: Policy, rollouts: Rollouts, rows: list[int], budget: int) -> TokenSignals:

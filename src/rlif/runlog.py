@@ -79,11 +79,15 @@ METRICS: dict[str, Metric] = {
     "loss": Metric("nats", "the GRPO loss with its KL term, mean over the optimizer steps"),
     "grad_norm": Metric("norm", "global gradient norm before clipping, mean over the optimizer steps"),
     "entropy/predicted": Metric(
-        "nats", "change of entropy by the update, −Cov(ln π, Δ ln π), mean over watched tokens"
+        "nats", "change of entropy by the update, −Cov(ln π, Δ ln π), a watched token; not if greedy, top-p or top-k"
     ),
-    "entropy/predicted_stderr": Metric("nats", "standard error of entropy/predicted over the watched rows"),
+    "entropy/predicted_stderr": Metric(
+        "nats", "standard error of entropy/predicted over watched rows, within the watched prompts; from 2 rows"
+    ),
     "entropy/measured": Metric("nats", "change of entropy by the update on the same states, mean over watched tokens"),
-    "entropy/advantage_covariance": Metric("nats", "Cov(ln π, A) in a state, mean over tokens; above 0: entropy falls"),
+    "entropy/advantage_covariance": Metric(
+        "nats", "Cov(ln π, A) in a state, mean over tokens; above 0: entropy falls; not if greedy, top-p or top-k"
+    ),
     "lr": Metric("1", "learning rate of the last optimizer step"),
     "kl": Metric("nats", "k3 estimate of KL(policy, reference), mean over completion tokens"),
     "clip/fraction_low": Metric("share", "completion tokens whose ratio was clipped from below"),

@@ -79,7 +79,8 @@ def _loop(run: Run, until: int | None, stop: Stop | None) -> Path | None:
             run.watcher.begin("update", step, int(rollouts.mask.sum()) * recipe.grpo.epochs)
             lr, budget = learning_rate(recipe.grpo, step, recipe.steps), recipe.grpo.micro_batch_tokens
             with run.guarded(step):
-                watched = watch(policy, scored, share=recipe.log.entropy_share, budget=budget)
+                share = recipe.log.entropy_share
+                watched = watch(policy, scored, sampling=run.sampling, share=share, budget=budget)
                 clock.lap("watch")
                 update = grpo_step(
                     policy,

@@ -1,7 +1,7 @@
-"""Statements on entropy: what a step of the logits does to it, and which rewards lower it.
+"""Statements on entropy: what a step of the logits does to it, and that trajectory entropy as reward lowers it.
 
-Lemma 1 and Propositions 1 to 3 of arXiv 2506.17219, made exact: the lemma with a bound on its remainder, its form for
-whole trajectories, and each proposition with the assumption it needs and the counter-example where that is dropped.
+Lemma 1 and Proposition 1 of arXiv 2506.17219, made exact: the lemma with a bound on its remainder, its form for whole
+trajectories, and what rewarding ln p(τ) does. Propositions 2 and 3 are in `rlif.theory.token_rewards`.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,28 +13,30 @@ from torch import Tensor
 from torch.nn import functional
 
 from rlif.theory.exact import (
-    Reward,
     entropy_slope,
-    gradient_of,
     natural_gradient,
-    q_values,
-    self_certainty,
-    token_entropy,
     trajectory_entropy,
 )
 from rlif.theory.flows import flow
 from rlif.theory.statements import Claim, Statement
 from rlif.theory.tabular import Language, Policies, bandit, language, random_policies, tree
 
-_ROUNDING = 1e-10
+SOURCE = "arXiv 2506.17219"
+ROUNDING = 1e-10
 _BANDITS = (bandit(2), bandit(3), bandit(10), bandit(50))
 _LANGUAGES = (tree(3, 2), tree(2, 3), language(3, 3), language(3, 4, memory=1))
-_TREES = (tree(3, 2), tree(4, 2))
 
 
 def drawn(languages: Sequence[Language], trials: int, generator: torch.Generator) -> list[Policies]:
     """Random policies over each language, ``trials`` in all."""
     return [random_policies(each, -(-trials // len(languages)), generator) for each in languages]
+
+
+def side_by_side(values: Sequence[Float[Tensor, "_ ..."]]) -> Float[Tensor, "trial element"]:
+    """Numbers of policies of different size, flat, one policy a row; 0 where there are none."""
+    flat = [each.view(len(each), -1) for each in values]
+    width = max(each.shape[1] for each in flat)
+    return torch.cat([functional.pad(each, (0, width - each.shape[1])) for each in flat])
 
 
 def entropy_change(policies: Policies, step: Float[Tensor, "policy state action"]) -> Float[Tensor, "policy state"]:
@@ -91,7 +93,7 @@ def _trajectory_difference(trials: int, generator: torch.Generator) -> Claim:
         own = natural_gradient(policies, trajectory_entropy(policies))
         left.append(-(policies.occupancy * policies.covariance(own, advantage)).sum(dim=1))
         right.append(entropy_slope(policies, advantage))
-    return Claim(torch.cat(left), torch.cat(right), _ROUNDING)
+    return Claim(torch.cat(left), torch.cat(right), ROUNDING)
 
 
 def _tree_is_a_bandit(trials: int, generator: torch.Generator) -> Claim:
@@ -101,7 +103,7 @@ def _tree_is_a_bandit(trials: int, generator: torch.Generator) -> Claim:
         own, mean = policies.logprob, policies.expected(policies.logprob)
         left.append(-policies.expected((own - mean[:, None]) * rewards))
         right.append(entropy_slope(policies, natural_gradient(policies, rewards)))
-    return Claim(torch.cat(left), torch.cat(right), _ROUNDING)
+    return Claim(torch.cat(left), torch.cat(right), ROUNDING)
 
 
 def _bandit_falls(trials: int, generator: torch.Generator) -> Claim:
@@ -122,7 +124,7 @@ def _bandit_power(trials: int, generator: torch.Generator) -> Claim:
         power = Policies(policies.language, policies.logits * (1 + eta) ** steps, policies.right)
         left.append(power.trajectory_entropy)
         right.append(end.trajectory_entropy)
-    return Claim(torch.cat(left), torch.cat(right), _ROUNDING)
+    return Claim(torch.cat(left), torch.cat(right), ROUNDING)
 
 
 def _tree_falls(trials: int, generator: torch.Generator) -> Claim:
@@ -131,7 +133,7 @@ def _tree_falls(trials: int, generator: torch.Generator) -> Claim:
         advantage = natural_gradient(policies, trajectory_entropy(policies))
         left.append(-(policies.occupancy * policies.covariance(advantage, advantage)).sum(dim=1))
         right.append(entropy_slope(policies, advantage))
-    return Claim(torch.cat(left), torch.cat(right), _ROUNDING)
+    return Claim(torch.cat(left), torch.cat(right), ROUNDING)
 
 
 def _tree_monotone(trials: int, generator: torch.Generator) -> Claim:
@@ -142,73 +144,26 @@ def _tree_monotone(trials: int, generator: torch.Generator) -> Claim:
     return Claim(left, torch.zeros_like(left), 1e-12)
 
 
-def _bandit_still(trials: int, generator: torch.Generator) -> Claim:
-    left, right = [], []
-    for policies in drawn(_BANDITS, trials, generator):
-        pairs = (token_entropy, -policies.entropy), (self_certainty, policies.self_certainty)
-        for reward, value in pairs:
-            q = q_values(policies, reward(policies)).squeeze(1)
-            left.append(torch.stack([q.amin(dim=-1), q.amax(dim=-1)], dim=1))
-            right.append(value.expand(-1, 2))
-    return Claim(torch.cat(left), torch.cat(right), _ROUNDING)
+def _stands_only_uniform(trials: int, generator: torch.Generator) -> Claim:
+    missing, ends = [], []
+    for policies in drawn((tree(2, 3), language(3, 4, memory=1)), trials, generator):
+        end = flow(policies, lambda p: -trajectory_entropy(p), step=0.5, steps=200, tolerance=1e-13).end
+        slope = entropy_slope(end, natural_gradient(end, trajectory_entropy(end)))
+        top = log(len(end.language.sequences))
+        still = (slope.abs() < 1e-15).nonzero().squeeze(1)
+        missing.append(top - end.trajectory_entropy[still])
+        ends += [
+            (end.language.name, top, *pair)
+            for pair in zip(end.trajectory_entropy[still].tolist(), slope[still].tolist(), strict=True)
+        ]
+    left = torch.cat(missing)
 
+    def example(number: int) -> str:
+        name, top, entropy, slope = ends[number]
+        return f"{name}: H(τ) stands at {entropy:.4f} nats (slope {slope:.0e}), below ln N = {top:.4f}"
 
-def _alignment(policies: Policies, reward: Reward) -> tuple[Tensor, Tensor]:
-    """The reward's advantage, and Cov_{a∼π(·|s)}(ln π, Q) in each state."""
-    advantage = natural_gradient(policies, reward(policies))
-    return advantage, policies.covariance(policies.log_policy, advantage)
+    return Claim(left, torch.zeros_like(left), 1e-9, example)
 
-
-def _where(
-    reward: Reward,
-    condition: Callable[[Policies, Tensor, Tensor], Tensor] | None,
-    measured: Callable[[Policies, Tensor], Tensor],
-    languages: Sequence[Language],
-) -> Callable[[int, torch.Generator], Claim]:
-    """A trial of ``measured ≤ 0`` among random policies that meet the condition, as many of 8 times ``trials``."""
-
-    def trial(trials: int, generator: torch.Generator) -> Claim:
-        values, roots = [], []
-        for policies in drawn(languages, trials * (8 if condition else 1), generator):
-            advantage, covariance = _alignment(policies, reward)
-            keep = condition(policies, advantage, covariance) if condition else torch.ones_like(policies.right).bool()
-            keep = keep.nonzero().squeeze(1)[: -(-trials // len(languages))]
-            values.append(measured(policies.chosen(keep), advantage[keep]))
-            roots += [(policies.language.name, root) for root in policies.chosen(keep).policy[:, 0].tolist()]
-        width = max(each[0].numel() for each in values)  # trees of different sizes: states that are not there rise by 0
-        left = torch.cat([functional.pad(each.view(len(each), -1), (0, width - each[0].numel())) for each in values])
-
-        def example(number: int) -> str:
-            name, root = roots[number]
-            chances = " ".join(f"{chance:.2f}" for chance in root)
-            return f"{name}, first choice ({chances}): rises by {float(left[number].max()):.3g} nats"
-
-        return Claim(left, torch.zeros_like(left), 1e-12, example)
-
-    return trial
-
-
-def _aligned(policies: Policies, advantage: Tensor, covariance: Tensor) -> Tensor:
-    return (covariance >= 0.0).all(dim=1)
-
-
-def _doubly_aligned(policies: Policies, advantage: Tensor, covariance: Tensor) -> Tensor:
-    """... and likelier to lead to low entropy wherever it leads to high self-certainty."""
-    other = policies.covariance(natural_gradient(policies, token_entropy(policies)), advantage)
-    return (covariance >= 0.0).all(dim=1) & (other >= 0.0).all(dim=1)
-
-
-def _state_slopes(policies: Policies, advantage: Tensor) -> Float[Tensor, "policy state"]:
-    """d H(s)/dη along the advantage, by automatic differentiation."""
-    return (gradient_of(lambda p: p.entropy.sum(dim=1), policies) * advantage).sum(dim=-1)
-
-
-def _after_a_step(policies: Policies, advantage: Tensor) -> Float[Tensor, " policy"]:
-    """The change of trajectory entropy by one real step of 0.01, no derivative."""
-    return policies.moved(0.01 * advantage).trajectory_entropy - policies.trajectory_entropy
-
-
-_SOURCE = "arXiv 2506.17219"
 
 STATEMENTS = (
     Statement(
@@ -216,7 +171,7 @@ STATEMENTS = (
         says="a step of the logits changes entropy by minus its covariance with ln π",
         assumes="tabular softmax, any step Δz with range R; S² = ln²(A−1)/4 + 1",
         formula="|ΔH(s) + Cov_{a∼π}(ln π, Δz)| ≤ R²(1/4 + S)/2",
-        source=f"{_SOURCE} Lemma 1; the bound: project",
+        source=f"{SOURCE} Lemma 1; the bound: project",
         trial=_difference(1),
     ),
     Statement(
@@ -248,7 +203,7 @@ STATEMENTS = (
         says="rewarding ln π lowers entropy, whatever the step size",
         assumes="one choice, natural gradient, η in [0.01, 10]",
         formula="H(π^{1+η}/Z) ≤ H(π); first order −η Var(ln π)",
-        source=f"{_SOURCE} Prop. 1",
+        source=f"{SOURCE} Prop. 1",
         trial=_bandit_falls,
         relation="≤",
     ),
@@ -265,7 +220,7 @@ STATEMENTS = (
         says="rewarding ln p(τ) lowers trajectory entropy",
         assumes="natural gradient, any language",
         formula="dH(τ)/dη = −Σ_s d(s) Var_{a∼π}(A^ln p) ≤ 0",
-        source=f"{_SOURCE} Prop. 1; exact: project",
+        source=f"{SOURCE} Prop. 1; exact: project",
         trial=_tree_falls,
     ),
     Statement(
@@ -273,63 +228,18 @@ STATEMENTS = (
         says="and does so at every step on the way",
         assumes="natural gradient, 100 steps of 0.05",
         formula="H(τ) after step k+1 ≤ H(τ) after step k",
-        source=f"{_SOURCE} Prop. 1",
+        source=f"{SOURCE} Prop. 1",
         trial=_tree_monotone,
         relation="≤",
     ),
     Statement(
-        name="token rewards, one choice",
-        says="rewarding a state's entropy or certainty moves nothing there",
-        assumes="one choice; reward −H(s) or KL(U‖π), detached",
-        formula="Q(s, a) = V(s) for every a",
-        source="project",
-        trial=_bandit_still,
-    ),
-    Statement(
-        name="token entropy, likelier is surer",
-        says="rewarding −H lowers trajectory entropy",
-        assumes="Cov_{a∼π}(ln π, Q) ≥ 0 in every state",
-        formula="dH(τ)/dη = −Σ_s d(s)(Var(A) + Cov(ln π, A)) ≤ 0",
-        source=f"{_SOURCE} Prop. 2; the assumption: project",
-        trial=_where(token_entropy, _aligned, entropy_slope, _TREES),
+        name="entropy stands only when uniform",
+        says="where rewarding ln p(τ) moves nothing, all texts are equally likely",
+        assumes="the highest point of the entropy, climbed to; half trees, half states shared by texts",
+        formula="dH(τ)/dη = 0 ⇒ H(τ) = ln N for N texts",
+        source="project; so on trees, not where states are shared",
+        trial=_stands_only_uniform,
         relation="≤",
-    ),
-    Statement(
-        name="token entropy, no assumption",
-        says="the same without the assumption",
-        assumes="random trees of two choices, one step of 0.01",
-        formula="ΔH(τ) ≤ 0",
-        source=f"{_SOURCE} Prop. 2, assumption dropped",
-        trial=_where(token_entropy, None, _after_a_step, _TREES),
-        relation="≤",
-        share=(0.52, 0.65),
-    ),
-    Statement(
-        name="self-certainty, likelier is surer",
-        says="rewarding KL(U‖π) lowers the entropy of every state",
-        assumes="Cov_{a∼π}(ln π, Q) ≥ 0 in every state",
-        formula="dH(s)/dη = −Cov(ln π, Q) ≤ 0 for all s",
-        source=f"{_SOURCE} Prop. 3; the assumption: project",
-        trial=_where(self_certainty, _aligned, _state_slopes, _TREES),
-        relation="≤",
-    ),
-    Statement(
-        name="self-certainty, surer both ways",
-        says="and of whole trajectories",
-        assumes="also Cov_{a∼π}(Q^−H, Q) ≥ 0 in every state",
-        formula="dH(τ)/dη = −Σ_s d(s)(Cov(ln π, A) + Cov(Q^−H, A)) ≤ 0",
-        source="project",
-        trial=_where(self_certainty, _doubly_aligned, entropy_slope, _TREES),
-        relation="≤",
-    ),
-    Statement(
-        name="self-certainty, no assumption",
-        says="the same without an assumption",
-        assumes="random trees of two choices, one step of 0.01",
-        formula="ΔH(τ) ≤ 0",
-        source=f"{_SOURCE} Prop. 3, assumption dropped",
-        trial=_where(self_certainty, None, _after_a_step, _TREES),
-        relation="≤",
-        share=(0.52, 0.65),
+        share=(0.5, 0.5),
     ),
 )

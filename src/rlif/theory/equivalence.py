@@ -11,7 +11,7 @@ from math import log
 import torch
 from torch import Tensor
 
-from rlif.theory.entropy import drawn
+from rlif.theory.entropy import ROUNDING, drawn, side_by_side
 from rlif.theory.exact import (
     Reward,
     entropy_slope,
@@ -29,7 +29,6 @@ from rlif.theory.flows import flow
 from rlif.theory.statements import Claim, Statement
 from rlif.theory.tabular import Policies, bandit, language, random_policies, random_spread, tree
 
-_ROUNDING = 1e-10
 _LANGUAGES = (tree(3, 2), tree(2, 3), language(3, 3), language(3, 4, memory=1))
 _VARIABLE = (language(3, 3), language(3, 4, memory=1))  # texts of different lengths
 _BANDITS = (bandit(3), bandit(10), bandit(50))
@@ -39,17 +38,14 @@ def _same_expectation(trials: int, generator: torch.Generator) -> Claim:
     groups = drawn(_LANGUAGES, trials, generator)
     left = [-each.expected(each.logprob) for each in groups]
     right = [(each.occupancy * each.entropy).sum(dim=1) for each in groups]
-    return Claim(torch.cat(left), torch.cat(right), _ROUNDING)
+    return Claim(torch.cat(left), torch.cat(right), ROUNDING)
 
 
 def _detached_is_full(trials: int, generator: torch.Generator) -> Claim:
-    left, right = [], []
-    for policies in drawn(_LANGUAGES, trials, generator):
-        left.append(policy_gradient(policies, trajectory_entropy(policies)).flatten(1).norm(dim=1))
-        exact = -gradient_of(lambda p: p.expected(p.along_states(p.entropy)), policies)
-        mine = policy_gradient(policies, trajectory_entropy(policies))
-        right.append((mine * exact).flatten(1).sum(dim=1) / exact.flatten(1).norm(dim=1))  # equal only if parallel
-    return Claim(torch.cat(left), torch.cat(right), _ROUNDING)
+    groups = drawn(_LANGUAGES, trials, generator)
+    left = [policy_gradient(each, trajectory_entropy(each)) for each in groups]
+    right = [-gradient_of(lambda p: p.expected(p.along_states(p.entropy)), each) for each in groups]
+    return Claim(side_by_side(left), side_by_side(right), ROUNDING)
 
 
 def _missing_term(trials: int, generator: torch.Generator) -> Claim:
@@ -58,11 +54,9 @@ def _missing_term(trials: int, generator: torch.Generator) -> Claim:
         # −∇H(s) in closed form, each state as often as it is visited.
         own = policies.log_policy + policies.entropy[..., None]
         direct = policies.occupancy[..., None] * policies.policy * own
-        ours = policy_gradient(policies, token_entropy(policies)) + direct
-        exact = policy_gradient(policies, trajectory_entropy(policies))
-        left.append((ours * exact).flatten(1).sum(dim=1) / exact.flatten(1).norm(dim=1))
-        right.append(ours.flatten(1).norm(dim=1))
-    return Claim(torch.cat(left), torch.cat(right), _ROUNDING)
+        left.append(policy_gradient(policies, trajectory_entropy(policies)))
+        right.append(policy_gradient(policies, token_entropy(policies)) + direct)
+    return Claim(side_by_side(left), side_by_side(right), ROUNDING)
 
 
 def _variance(policies: Policies, values: Tensor) -> Tensor:
@@ -98,7 +92,7 @@ def _affine(trials: int, generator: torch.Generator) -> Claim:
         uniform = -log(policies.language.actions)
         left.append((policies.policy * (policies.log_policy - uniform)).sum(dim=(1, 2)) + uniform)
         right.append(-policies.entropy.squeeze(1))
-    return Claim(torch.cat(left), torch.cat(right), _ROUNDING)
+    return Claim(torch.cat(left), torch.cat(right), ROUNDING)
 
 
 def _same_order(trials: int, generator: torch.Generator) -> Claim:
@@ -131,10 +125,9 @@ def _optimum(reward: Reward) -> Callable[[int, torch.Generator], Claim]:
             beta = 0.2 + 1.8 * torch.rand(len(reference.logits), 1, generator=generator, dtype=torch.float64)
             regularised = with_kl(reward, reference, beta)
             end = flow(reference, regularised, step=0.5 / beta[..., None], steps=400, tolerance=1e-14).end
-            top = _tilted(reward, reference, beta).max(dim=1)
-            left.append(top.values)
-            right.append(end.probability.gather(1, top.indices[:, None]).squeeze(1))
-        return Claim(torch.cat(left), torch.cat(right), 1e-8)
+            left.append(_tilted(reward, reference, beta))
+            right.append(end.probability)
+        return Claim(side_by_side(left), side_by_side(right), 1e-8)
 
     return trial
 

@@ -63,18 +63,24 @@ def print_run(run: Path) -> None:
     lines = read_metrics(path)
     found = correlation(lines)
     if found is None:
-        raise RlifError(f"{path}: fewer than 4 steps with entropy/predicted; train with log.entropy_share above 0")
+        raise RlifError(
+            f"{path}: fewer than 4 steps with entropy/predicted; train with log.entropy_share and rollout.temperature "
+            "above 0, rollout.top_p 1 and rollout.top_k 0"
+        )
     kept = [line for line in lines if "entropy/predicted" in line]
     predicted, measured = ([line[f"entropy/{key}"] for line in kept] for key in ("predicted", "measured"))
     spread = statistics.stdev(measured)
-    error = statistics.fmean(line["entropy/predicted_stderr"] for line in kept)
+    errors = [line["entropy/predicted_stderr"] for line in kept if "entropy/predicted_stderr" in line]
+    error = f"{statistics.fmean(errors):.4f}" if errors else "unknown (one row)"
     agree = sum((line["entropy/predicted"] < 0) == (line["entropy/measured"] < 0) for line in kept)
     falling = sum(line["entropy/advantage_covariance"] > 0 for line in kept)
     console = Console()
     for text in (
         f"{run}: change of entropy by each update, predicted −Cov(ln π, Δ ln π) against measured on the same states",
-        f"correlation r = {found.r:.2f} (95 % interval {found.low:.2f} to {found.high:.2f}, n = {found.n} steps)",
-        f"a prediction's standard error {error:.4f}, spread of the measured changes {spread:.4f} nats",
+        f"correlation r = {found.r:.2f} (95 % interval {found.low:.2f} to {found.high:.2f} if steps were independent, "
+        f"n = {found.n} steps)",
+        f"from step to step (first differences, free of a shared trend) r = {found.of_differences:.2f}",
+        f"a prediction's standard error {error}, spread of the measured changes {spread:.4f} nats",
         f"summed over the run: predicted {sum(predicted):+.4f}, measured {sum(measured):+.4f} nats a token",
         f"same sign in {agree} of {len(kept)} steps; Cov(ln π, A) above 0 in {falling} of {len(kept)}",
     ):
