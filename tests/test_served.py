@@ -1,6 +1,7 @@
 """`rlif eval --endpoint`: a served model is evaluated as a local one is; no answer is lost to a failing server."""
 
 import itertools
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from rlif.evals.run import Candidate, evaluate
 from rlif.evals.served import ServedBackend
 from rlif.types import Problem
 from servers import Heard, ModelServer, Said, ServerOnLoopback, chat
-from test_evals import settings
+from test_evals import Crashing, settings
 
 SECRET = "sk-this-must-be-seen-nowhere"
 
@@ -125,6 +126,13 @@ def test_no_answer_is_lost_to_one_that_fails_and_the_next_run_asks_for_that_alon
         evaluate([candidate(whole)], settings(), tmp_path / "whole")
     again, never = (rows(tmp_path / name / "m" / "arithmetic") for name in ("e", "whole"))
     assert [row["completion"] for row in again] == [row["completion"] for row in never]
+
+
+def test_nothing_more_is_asked_once_the_evaluation_has_failed(tmp_path: Path) -> None:
+    with ServerOnLoopback(trial_or(boxed)) as server, pytest.raises(RuntimeError, match="out of memory"):
+        evaluate([candidate(server)], settings(), tmp_path / "e", grader=Crashing(0))
+        # The error, and with it the loop that was asking, is still held here.
+    assert not [thread for thread in threading.enumerate() if thread.name == "rlif-endpoint"]
 
 
 def test_a_server_that_answers_otherwise_than_before_is_refused(tmp_path: Path) -> None:

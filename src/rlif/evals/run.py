@@ -3,7 +3,8 @@
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -121,19 +122,18 @@ def _ask(
     """The missing answers of one task, written part by part."""
     places = {asked.problem.id: i for i, asked in enumerate(plan.asked)}
     key = Key(seed, f"eval/{plan.name}")
-    whole: list[Judged] = []
+    part = _Part(store.next_part(backend.name, plan.name), time.monotonic(), backend.seconds)
     open_problems: dict[str, list[Judged]] = defaultdict(list)
-    written, in_model = time.monotonic(), backend.seconds
 
     def write() -> None:
-        nonlocal whole, written, in_model
-        now = time.monotonic()
-        if whole:
-            spent = Spent(now - written, backend.seconds - in_model)
-            store.add(backend.name, plan.name, whole, spent)
-            whole, written, in_model = [], now, backend.seconds
+        nonlocal part
+        now, in_model = time.monotonic(), backend.seconds
+        if part.judged:
+            spent = Spent(now - part.began, in_model - part.in_model)
+            store.add(backend.name, plan.name, part.number, part.judged, spent)
+            part = _Part(part.number + 1, now, in_model)  # broken off before this, the same part is written once more
 
-    handfuls = backend.answer(
+    answers = backend.answer(
         _missing(plan, have),
         samples=plan.samples,
         sampling=plan.sampling,
@@ -142,24 +142,35 @@ def _ask(
         progress=watcher.advance,
     )
     try:
-        for handful in handfuls:
-            new = [answer for answer in handful if answer.sample not in have.get(answer.problem_id, ())]
-            for judged in _judge(new, plan, places, judge):
-                name = judged.answer.problem_id
-                open_problems[name].append(judged)
-                if len(open_problems[name]) + len(have.get(name, ())) == plan.samples:
-                    whole += open_problems.pop(name)
-            watcher.answered(new)
-            if time.monotonic() - written > _EVERY:
-                write()
-    except (KeyboardInterrupt, RlifError):
-        for judged_ones in open_problems.values():  # nothing is lost; after any other error nothing is certain
-            whole += judged_ones
+        with closing(answers):
+            for handful in answers:
+                new = [answer for answer in handful if answer.sample not in have.get(answer.problem_id, ())]
+                for judged in _judge(new, plan, places, judge):
+                    name = judged.answer.problem_id
+                    open_problems[name].append(judged)
+                    if len(open_problems[name]) + len(have.get(name, ())) == plan.samples:
+                        part.judged.extend(open_problems.pop(name))
+                watcher.answered(new)
+                if time.monotonic() - part.began > _EVERY:
+                    write()
+    except BaseException:  # whatever it is, what has been judged is right
+        for judged_ones in open_problems.values():
+            part.judged.extend(judged_ones)
         write()
         raise
     if open_problems:
         raise RuntimeError(f"{backend.name}, {plan.name}: answers are missing, to {next(iter(open_problems))} first")
     write()
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Judged answers that are still to be written: into which part, and when they and the model's clock began."""
+
+    number: int
+    began: float
+    in_model: float
+    judged: list[Judged] = field(default_factory=list)
 
 
 def _judge(handful: Sequence[Answer], plan: Plan, places: Mapping[str, int], judge: Grader) -> Iterator[Judged]:

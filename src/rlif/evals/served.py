@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Generator, Mapping, Sequence, Set
 from typing import Any, Literal
 
 import numpy as np
@@ -90,7 +90,7 @@ class ServedBackend:
         key: Key,
         have: Mapping[str, Set[int]],
         progress: Callable[[int], None] | None = None,
-    ) -> Iterator[Sequence[Answer]]:
+    ) -> Generator[Sequence[Answer], None, None]:
         wanted = {
             f"{one.problem.id}, sample {i}": (one, i)
             for one in asked

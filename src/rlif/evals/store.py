@@ -100,10 +100,14 @@ class Store:
         elif difference := _difference(_settled(read_json(path)), _settled(json.loads(_json({"name": name, **facts})))):
             raise RlifError(f"{path.parent}: {name} has changed since ({difference}); choose another --out")
 
-    def add(self, model: str, task: str, judged: Sequence[Judged], spent: Spent) -> None:
-        """Write some graded answers as one part."""
+    def next_part(self, model: str, task: str) -> int:
+        """The number of the first part that is not there yet."""
+        found = parts(self.folder(model) / task)
+        return max((int(path.stem.removeprefix("part-")) for path in found), default=-1) + 1
+
+    def add(self, model: str, task: str, number: int, judged: Sequence[Judged], spent: Spent) -> None:
+        """Write some graded answers as the part of that number, in the place of one that is there."""
         folder = self.folder(model) / task
-        number = max((int(path.stem.removeprefix("part-")) for path in parts(folder)), default=-1) + 1
         with _writing(self.out):
             folder.mkdir(exist_ok=True)
             write_whole(folder / f"part-{number:06d}.parquet", _parquet(judged, spent))
@@ -148,20 +152,22 @@ class Answers:
 
 
 def read_answers(folder: Path) -> Answers:
-    """Read a task's folder back: problems in the order of the data, an answer to each from every sample.
+    """Read a task's folder back: problems in the order of the data, an answer to each from every sample. Of an answer
+    that stands there twice the first one counts.
 
     Raises `RlifError` for a folder without answers or with damaged ones.
     """
     columns = _read(folder, None)
     if not columns["problem_id"]:
         raise RlifError(f"{folder}: holds no answers; run rlif eval first")
-    order = sorted(range(len(columns["problem_id"])), key=lambda i: (columns["position"][i], columns["sample"][i]))
+    first = {}
+    for i, answer in enumerate(zip(columns["position"], columns["problem_id"], columns["sample"], strict=True)):
+        first.setdefault(answer, i)
+    order = [first[answer] for answer in sorted(first)]
     column = {name: [values[i] for i in order] for name, values in columns.items() if name != _SPENT.decode()}
     samples = max(column["sample"]) + 1
     if column["sample"] != list(range(samples)) * (len(order) // samples):
-        raise RlifError(
-            f"{folder}: answers are missing (run the same rlif eval again) or there twice (delete it first)"
-        )
+        raise RlifError(f"{folder}: answers are missing; run the same rlif eval again")
     verdicts = zip(column["right"], column["formatted"], column["extracted"], strict=True)
     empty = [length == 0 for length in column["length"]]  # no token, so no mean: not a signal that is not known
     means = {name: _filled(column[name], empty, 0.0) for name in SIGNALS}
