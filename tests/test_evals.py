@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from rlif.config import PolicyConfig
 from rlif.errors import RlifError
 from rlif.evals import local
 from rlif.evals import run as loop
+from rlif.evals import settings as how
 from rlif.evals.compare import compare, model_folders
-from rlif.evals.local import EngineBackend, answers_of, weights_mark
+from rlif.evals.local import EngineBackend, answers_of, tokenizer_mark, weights_mark
 from rlif.evals.records import Answer, Asked, Backend, Trace
 from rlif.evals.run import Candidate, evaluate
 from rlif.evals.settings import Plan, Settings, settings_of
@@ -258,6 +260,28 @@ def test_a_model_that_changed_is_refused_and_a_folder_without_answers_is_free(tm
         evaluate([candidate(changed)], settings(limit=8), out)
 
 
+def test_a_finished_folder_does_not_answer_for_a_model_or_a_grader_that_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate([candidate(Scripted())], settings(), tmp_path / "e")
+    changed = Scripted()
+    changed.facts = lambda: {"kind": "other"}  # type: ignore[method-assign]
+    with pytest.raises(RlifError, match="scripted has changed since"):
+        evaluate([candidate(changed)], settings(), tmp_path / "e")
+    assert changed.asked == []
+    monkeypatch.setattr(how, "grader_mark", lambda: "another grader")
+    with pytest.raises(RlifError, match=r'tasks.arithmetic.grader was "rlif .*", is "another grader"'):
+        evaluate([candidate(Scripted())], settings(), tmp_path / "e")
+
+
+def test_another_tokenizer_or_chat_template_has_another_mark() -> None:
+    first, second, third = toy_policy(), toy_policy(), toy_policy()
+    assert tokenizer_mark(first) == tokenizer_mark(second)
+    second.tokenizer.chat_template = "{{ messages }}"
+    third.tokenizer.add_tokens(["12"])
+    assert len({tokenizer_mark(policy) for policy in (first, second, third)}) == 3
+
+
 def test_a_damaged_part_is_named(tmp_path: Path) -> None:
     out = tmp_path / "e"
     evaluate([candidate(Scripted())], settings(), out)
@@ -366,6 +390,63 @@ def test_comparing_needs_two_models_and_common_ground(tmp_path: Path) -> None:
     assert any(difference.startswith("problems: 6 and 4") for difference in same.different)
     with pytest.raises(RlifError, match="no task in common"):
         compare(tmp_path / "e" / "a", tmp_path / "g" / "a")
+
+
+def test_an_evaluation_that_is_not_finished_is_not_compared(tmp_path: Path) -> None:
+    evaluate([candidate(Scripted("a"))], settings(samples=1), tmp_path / "a")
+    with pytest.raises(RlifError, match="gone"):
+        evaluate(
+            [candidate(Scripted("b", fail_after=2)), candidate(Scripted("c"))], settings(samples=1), tmp_path / "b"
+        )
+    with pytest.raises(RlifError, match=r"b/arithmetic: 3 of 6 problems, 1 of 1 answers each; run the same rlif eval"):
+        compare(tmp_path / "a" / "a", tmp_path / "b" / "b")
+    with pytest.raises(RlifError, match=r"b/c: not asked yet; run the same rlif eval again"):
+        model_folders([tmp_path / "b"])
+
+
+def own(out: Path, ids: str, questions: list[str]) -> Path:
+    """The folder of a model that was asked these questions, under such ids."""
+    rows = [{"id": f"{ids}{i}", "problem": question, "answer": "1"} for i, question in enumerate(questions)]
+    out.with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = settings(tasks=("own",), data={"own": str(out.with_suffix(".jsonl"))}, limit=None)
+    evaluate([candidate(Scripted())], asked, out)
+    return out / "scripted"
+
+
+def test_a_pair_is_the_same_question(tmp_path: Path) -> None:
+    first = own(tmp_path / "a", "p", ["What?", "What?", "Who?", "Why?"])
+    (one,) = compare(first, own(tmp_path / "b", "p", ["What?", "What?", "Who?", "Whence?"]))
+    assert (one.problems, one.left_out) == (3, 2)
+    with pytest.raises(RlifError, match="3 of 4 problems of the same id ask something else"):
+        compare(first, own(tmp_path / "c", "p", ["What?", "When?", "Where?", "Whence?"]))
+    (other,) = compare(first, own(tmp_path / "d", "q", ["Who?", "What?", "What?", "How?"]))
+    assert (other.problems, other.left_out) == (3, 2)
+    twice = read_answers(tmp_path / "d" / "scripted" / "own").sheet.right.mean(axis=1)[:3].mean()
+    assert other.metrics["right"].b == pytest.approx(twice)
+
+
+class Forgetful(Scripted):
+    """Does not know the signals of every problem's second answer; that one is empty."""
+
+    def _say(self, one: Asked, sample: int) -> Answer:
+        answer = super()._say(one, sample)
+        return replace(answer, text="", n_tokens=0, entropy=None, trace=None) if sample == 1 else answer
+
+
+def test_numbers_of_a_signal_are_made_of_the_answers_that_have_it(tmp_path: Path) -> None:
+    found = evaluate([candidate(Forgetful("a")), candidate(Forgetful("b", right=0.6))], settings(), tmp_path / "e")[
+        "results"
+    ][0]
+    rows = parquet.read_table(tmp_path / "e" / "a" / "arithmetic").to_pylist()
+    known = [row for row in rows if row["entropy"] is not None]
+    assert len(known) == 12
+    weighed = sum(row["entropy"] * row["length"] for row in known) / sum(row["length"] for row in known)
+    assert found["metrics"]["entropy"] == pytest.approx(weighed)
+    assert found["confidence"]["entropy"]["known"] == 12
+    assert found["confidence"]["entropy"]["auroc"]["value"] == 1.0  # as if the empty answers were not there
+    (one,) = compare(*model_folders([tmp_path / "e"]))
+    assert one.metrics["entropy"].n == 6
+    assert one.metrics["undecided"].a == 0.0
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`rlif eval --endpoint`: a served model is evaluated as a local one is; no answer is lost to a failing server."""
 
 import itertools
+import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,17 @@ def test_nothing_more_is_asked_once_the_evaluation_has_failed(tmp_path: Path) ->
         evaluate([candidate(server)], settings(), tmp_path / "e", grader=Crashing(0))
         # The error, and with it the loop that was asking, is still held here.
     assert not [thread for thread in threading.enumerate() if thread.name == "rlif-endpoint"]
+
+
+def test_a_complaint_that_repeats_the_request_costs_no_field(tmp_path: Path) -> None:
+    count = itertools.count()
+
+    def echoes(heard: Heard) -> Said:
+        return Said({"message": f"too long: {json.dumps(heard.body)}"}, 400) if next(count) == 7 else boxed(heard)
+
+    with ServerOnLoopback(trial_or(echoes)) as server, pytest.raises(RlifError, match="17 of 18 answers came"):
+        evaluate([candidate(server, concurrency=1)], settings(), tmp_path / "e")
+    assert all({"seed", "logprobs", "top_k", "min_p"} <= heard.body.keys() for heard in server.asked)
 
 
 def test_a_server_that_answers_otherwise_than_before_is_refused(tmp_path: Path) -> None:

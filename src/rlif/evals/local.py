@@ -12,7 +12,7 @@ from torch import nn
 from rlif.config import PolicyConfig
 from rlif.errors import RlifError
 from rlif.evals.records import Answer, Asked, Trace
-from rlif.policy import load_policy
+from rlif.policy import Policy, load_policy
 from rlif.rollout import Engine, Key, Sampling
 from rlif.types import Prompt, Rollouts
 
@@ -36,6 +36,7 @@ class EngineBackend:
             "model": policy.source,
             "parameters": sum(parameter.numel() for parameter in policy.model.parameters()),
             "weights": weights_mark(policy.model),
+            "tokenizer": tokenizer_mark(policy),
             "dtype": str(weight.dtype).removeprefix("torch."),
             "device": policy.device.type,
             "chat_template": policy.chat_template,
@@ -111,6 +112,18 @@ def answers_of(rollouts: Rollouts) -> list[Answer]:
             )
         )
     return found
+
+
+def tokenizer_mark(policy: Policy) -> str:
+    """16 hexadecimal digits that differ if questions become other tokens: a hash of tokenizer and chat template.
+
+    Not of the questions' tokens themselves: some templates say what day it is.
+    """
+    tokenizer = policy.tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    text = policy.encode_text("Is 12+7 = 19?\n")
+    return hashlib.sha256(repr((rules, getattr(tokenizer, "chat_template", None), text)).encode()).hexdigest()[:16]
 
 
 def weights_mark(model: nn.Module) -> str:

@@ -62,7 +62,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Ask every candidate every task into the folder ``out``; returns what results.json holds.
 
-    In a folder of the same evaluation only the missing problems are asked. Raises `RlifError` for what the user can
+    In a folder of the same evaluation only the missing answers are asked for. Raises `RlifError` for what the user can
     mend; however it ends, the answers written so far stay.
     """
     if twice := _first_twice([slug(candidate.name) for candidate in candidates]):
@@ -86,21 +86,20 @@ def evaluate(
 def _ask_all(
     candidate: Candidate, plans: Sequence[Plan], seed: int, store: Store, judge: Grader, watcher: Watcher
 ) -> None:
-    """Whatever one model has not answered yet; a model with nothing left to do is not even loaded."""
+    """Whatever one model has not answered yet. One with nothing left to do is loaded as well: it may have changed."""
     have = {plan.name: store.have(candidate.name, plan.name) for plan in plans}
     open_plans = [plan for plan in plans if _missing(plan, have[plan.name])]
-    if not open_plans:
-        return
     backend = candidate.open()
     try:
         store.begin_model(candidate.name, backend.facts())
         for plan in open_plans:
             backend.check(plan.asked, plan.sampling)
-        for plan in open_plans:
+        for plan in plans:
             answers = len(plan.asked) * plan.samples
             kept = sum(len(samples) for samples in have[plan.name].values())
             watcher.begin(candidate.name, plan.name, answers=answers, done=kept, limit=plan.sampling.max_new_tokens)
-            _ask(backend, plan, have[plan.name], seed, store, judge, watcher)
+            if plan in open_plans:
+                _ask(backend, plan, have[plan.name], seed, store, judge, watcher)
     finally:
         backend.close()
 

@@ -42,6 +42,7 @@ class ServedBackend:
                 raise RlifError(f"{error}{hint}") from error
             self._chat = False
             trial = self._try_out()
+        self._client.settled = True  # all answers are had with the same fields
         self._logprobs = trial.logprobs is not None
 
     @property

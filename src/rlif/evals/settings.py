@@ -1,11 +1,14 @@
 """What an evaluation is asked to do: everything that decides its answers, checked, and written beside them."""
 
+import hashlib
 import re
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from rlif import __version__
 from rlif.config import Fraction, Positive, Section
 from rlif.errors import RlifError
 from rlif.evals.records import Asked
@@ -15,6 +18,8 @@ from rlif.tasks.benchmarks import Benchmark, digest, find_benchmark, load_benchm
 from rlif.tasks.shots import FIXED, Shot, read_shots
 from rlif.tasks.templates import Template, find_template, render_messages, render_text
 from rlif.types import Problem
+
+_GRADING = ("extraction.py", "equivalence.py", "grading.py", "_math_worker.py")
 
 
 class Settings(Section):
@@ -135,7 +140,15 @@ class Plan:
             "top_k": self.sampling.top_k,
             "max_new_tokens": self.sampling.max_new_tokens,
             "stop": list(self.sampling.stop),
+            "grader": grader_mark(),
         }
+
+
+def grader_mark() -> str:
+    """Who judges: the versions of rlif and math-verify, and a hash of the code that reads and compares answers."""
+    code = [Path(__file__).parents[1].joinpath(name).read_bytes() for name in _GRADING]
+    mark = hashlib.sha256(b"\0".join(code)).hexdigest()[:16]
+    return f"rlif {__version__}, math-verify {version('math-verify')}, {mark}"
 
 
 def _digest(shots: tuple[Shot, ...]) -> str:

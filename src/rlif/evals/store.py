@@ -169,24 +169,26 @@ def read_answers(folder: Path) -> Answers:
     if column["sample"] != list(range(samples)) * (len(order) // samples):
         raise RlifError(f"{folder}: answers are missing; run the same rlif eval again")
     verdicts = zip(column["right"], column["formatted"], column["extracted"], strict=True)
-    empty = [length == 0 for length in column["length"]]  # no token, so no mean: not a signal that is not known
-    means = {name: _filled(column[name], empty, 0.0) for name in SIGNALS}
-    along = {name: _filled(column[f"{name}_tenths"], empty, [math.nan] * TENTHS) for name in SIGNALS}
+    means = {name: _known(column[name], math.nan) for name in SIGNALS}
+    along = {name: _known(column[f"{name}_tenths"], [math.nan] * TENTHS) for name in SIGNALS}
     sheet = Sheet(
         samples=samples,
         texts=tuple(column["completion"]),
         verdicts=tuple(Verdict(*verdict) for verdict in verdicts),
         stops=tuple(column["stop_reason"]),
         lengths=np.array(column["length"], dtype=np.float64),
-        means={name: np.array(values, dtype=np.float64) for name, values in means.items() if None not in values},
-        tenths={name: np.array(values, dtype=np.float64) for name, values in along.items() if None not in values},
+        means={name: np.array(values, dtype=np.float64) for name, values in means.items() if values},
+        tenths={name: np.array(values, dtype=np.float64) for name, values in along.items() if values},
     )
     spent = sum((Spent(**one) for one in columns[_SPENT.decode()]), Spent())
     return Answers(tuple(column["problem_id"][::samples]), tuple(column["question"][::samples]), sheet, spent)
 
 
-def _filled(values: list[Any], where: list[bool], filling: Any) -> list[Any]:
-    return [filling if value is None and fill else value for value, fill in zip(values, where, strict=True)]
+def _known(values: list[Any], unknown: Any) -> list[Any]:
+    """A signal of every answer, ``unknown`` where there is none; nothing if none is known at all."""
+    if all(value is None for value in values):
+        return []
+    return [unknown if value is None else value for value in values]
 
 
 def read_json(path: Path) -> Any:
