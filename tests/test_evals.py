@@ -473,8 +473,18 @@ def test_a_plan_says_what_it_asks(tmp_path: Path) -> None:
     assert plan.format == "hash"
     assert plan.protocol()["template"] == "qa v1"
     assert Plan("additions", settings(tasks=("additions",))).format == "last_number"
-    with pytest.raises(RlifError, match="no format"):
+    with pytest.raises(RlifError, match=r"^--format: no format"):
         Plan("additions", settings(tasks=("additions",), format="box"))
+    with pytest.raises(RlifError, match=r"^--template: no template"):
+        Plan("additions", settings(tasks=("additions",), template="box"))
+    file = tmp_path / "own.jsonl"
+    with pytest.raises(RlifError, match=r"too few|lower --limit"):
+        Plan("arithmetic", settings(limit=9_999))
+    for text in ('{"problem": "1+1=", "answer": ""}\n', '{"text": "1+1=", "answer": "2"}\n'):
+        file.write_text(text)
+        with pytest.raises(RlifError) as caught:
+            Plan("own", settings(tasks=("own",), data={"own": str(file)}))
+        assert "task." not in str(caught.value)
 
 
 def test_a_prompt_that_does_not_fit_says_what_would(tmp_path: Path) -> None:

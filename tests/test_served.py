@@ -3,6 +3,7 @@
 import itertools
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,10 +131,15 @@ def test_no_answer_is_lost_to_one_that_fails_and_the_next_run_asks_for_that_alon
 
 
 def test_nothing_more_is_asked_once_the_evaluation_has_failed(tmp_path: Path) -> None:
-    with ServerOnLoopback(trial_or(boxed)) as server, pytest.raises(RuntimeError, match="out of memory"):
-        evaluate([candidate(server)], settings(), tmp_path / "e", grader=Crashing(0))
-        # The error, and with it the loop that was asking, is still held here.
-    assert not [thread for thread in threading.enumerate() if thread.name == "rlif-endpoint"]
+    def slowly(heard: Heard) -> Said:
+        return replace(boxed(heard), slow=0.1)
+
+    with ServerOnLoopback(trial_or(slowly)) as server:
+        with pytest.raises(RuntimeError, match="out of memory") as caught:
+            evaluate([candidate(server, concurrency=1)], settings(), tmp_path / "e", grader=Crashing(0))
+        assert not [thread for thread in threading.enumerate() if thread.name == "rlif-endpoint"]
+        assert len(server.asked) < 5 + 18  # five questions come before the 18
+    assert caught.traceback  # the error was alive until now, and with it the loop that asked
 
 
 def test_a_complaint_that_repeats_the_request_costs_no_field(tmp_path: Path) -> None:

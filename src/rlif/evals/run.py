@@ -16,6 +16,7 @@ from rlif.evals.settings import Plan, Settings
 from rlif.evals.sheet import details, headline
 from rlif.evals.store import MODEL, Answers, Judged, Spent, Store, read_answers, read_json, slug
 from rlif.grading import Grader
+from rlif.wire import mended
 
 _EVERY = 20.0  # seconds between two parts: small enough to lose little, large enough for few files
 
@@ -176,8 +177,7 @@ def _judge(handful: Sequence[Answer], plan: Plan, places: Mapping[str, int], jud
     for answer in handful:
         place = places[answer.problem_id]
         problem = plan.problems[place]
-        # Half a character (a lone surrogate, which JSON can carry) is no text: neither Parquet nor a terminal takes it.
-        text = answer.text.encode("utf-8", "replace").decode("utf-8")
+        text = mended(answer.text)  # neither Parquet nor a terminal takes half a character
         row_id = f"{plan.name}, {problem.id}, sample {answer.sample}"
         verdict = judge.grade(text, problem.answer, format=plan.format, row_id=row_id)
         yield Judged(replace(answer, text=text), problem, place, verdict)

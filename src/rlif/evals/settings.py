@@ -22,6 +22,17 @@ from rlif.types import Problem
 _GRADING = ("extraction.py", "equivalence.py", "grading.py", "_math_worker.py")
 
 
+# What the rooms shared with training call by a recipe's keys, in the words of somebody who has options and a file.
+_WORDS = {
+    "task.template:": "--template:",
+    "task.format:": "--format:",
+    "task.low, task.high: ": "",
+    "widen the range or lower eval.problems": "lower --limit",
+    "name another in task.answer_column": "put the answers into a column called answer",
+    "name the question's in task.question_column": "call the question's question",
+}
+
+
 class Settings(Section):
     """One evaluation: the tasks and the protocol. null: what the task usually takes."""
 
@@ -93,6 +104,15 @@ class Plan:
     with any of them."""
 
     def __init__(self, name: str, settings: Settings) -> None:
+        try:
+            self._read(name, settings)
+        except RlifError as error:
+            message = str(error)
+            for keys, options in _WORDS.items():
+                message = message.replace(keys, options)
+            raise RlifError(message) from error
+
+    def _read(self, name: str, settings: Settings) -> None:
         path = settings.data.get(name)
         self.name = name
         self.benchmark: Benchmark = find_benchmark(name, has_file=path is not None)

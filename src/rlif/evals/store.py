@@ -160,7 +160,7 @@ def read_answers(folder: Path) -> Answers:
     columns = _read(folder, None)
     if not columns["problem_id"]:
         raise RlifError(f"{folder}: holds no answers; run rlif eval first")
-    first = {}
+    first: dict[tuple[int, str, int], int] = {}
     for i, answer in enumerate(zip(columns["position"], columns["problem_id"], columns["sample"], strict=True)):
         first.setdefault(answer, i)
     order = [first[answer] for answer in sorted(first)]

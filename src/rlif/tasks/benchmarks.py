@@ -123,8 +123,8 @@ def find_benchmark(name: str, *, has_file: bool) -> Benchmark:
     if has_file:
         return Benchmark(name, schema="file", template="boxed", max_new_tokens=_OWN_TOKENS, citation="a file of yours")
     raise RlifError(
-        f"--tasks: no benchmark {name!r}; did you mean {nearest(name, BENCHMARKS)}? (there are {', '.join(BENCHMARKS)}; for a file of "
-        f"your own add --data {name}=PATH)"
+        f"--tasks: no benchmark {name!r}; did you mean {nearest(name, BENCHMARKS)}? "
+        f"(there are {', '.join(BENCHMARKS)}; for a file of your own add --data {name}=PATH)"
     )
 
 
