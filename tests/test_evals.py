@@ -1,5 +1,6 @@
 """The evaluation loop: what is asked, kept, gone on with, counted; and the two commands."""
 
+import itertools
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +20,20 @@ from typer.testing import CliRunner
 
 from rlif.analysis import compression_ratio, repeated_ngrams, tenths, transitional_tenths
 from rlif.cli import app
+from rlif.config import PolicyConfig
 from rlif.errors import RlifError
 from rlif.evals import local
 from rlif.evals import run as loop
+from rlif.evals import settings as how
 from rlif.evals.compare import compare, model_folders
-from rlif.evals.local import EngineBackend, answers_of, weights_mark
+from rlif.evals.local import EngineBackend, answers_of, tokenizer_mark, weights_mark
 from rlif.evals.records import Answer, Asked, Backend, Trace
 from rlif.evals.run import Candidate, evaluate
 from rlif.evals.settings import Plan, Settings, settings_of
 from rlif.evals.sheet import Sheet, counts, course, headline
-from rlif.evals.store import read_answers, slug
+from rlif.evals.store import Store, read_answers, slug
 from rlif.evals.watching import Pace, duration
+from rlif.grading import Grader
 from rlif.rollout import Engine, Key, Sampling
 from rlif.types import Verdict
 from toys import toy_policy, toy_prompts
@@ -149,6 +154,82 @@ def test_goes_on_where_it_stopped_with_the_same_results(tmp_path: Path, monkeypa
     assert idle.asked == []
 
 
+class Crashing(Grader):
+    """Judges so many answers, then breaks down as no user could mend."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self._left = after
+
+    def grade(self, *args: Any, **options: Any) -> Verdict:
+        self._left -= 1
+        if self._left < 0:
+            raise RuntimeError("out of memory")
+        return super().grade(*args, **options)
+
+
+def test_whatever_ends_it_what_was_judged_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="out of memory"):
+        evaluate([candidate(Scripted())], settings(), tmp_path / "e", grader=Crashing(8))
+    assert parquet.read_table(tmp_path / "e" / "scripted" / "arithmetic").num_rows == 8
+    resumed = evaluate([candidate(Scripted())], settings(), tmp_path / "e")
+    assert timeless(resumed) == timeless(evaluate([candidate(Scripted())], settings(), tmp_path / "whole"))
+
+
+def test_broken_off_right_after_a_part_was_written_it_stands_there_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add, calls = Store.add, itertools.count()
+
+    def broken_off(*args: Any) -> None:
+        add(*args)
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "_EVERY", 0.0)
+    monkeypatch.setattr(Store, "add", broken_off)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate([candidate(Scripted())], settings(), tmp_path / "e")
+    kept = parquet.read_table(tmp_path / "e" / "scripted" / "arithmetic").to_pylist()
+    assert len({(row["problem_id"], row["sample"]) for row in kept}) == len(kept) == 6
+    resumed = evaluate([candidate(Scripted())], settings(), tmp_path / "e")
+    assert timeless(resumed) == timeless(evaluate([candidate(Scripted())], settings(), tmp_path / "whole"))
+
+
+def test_an_answer_that_stands_there_twice_counts_once(tmp_path: Path) -> None:
+    found = evaluate([candidate(Scripted())], settings(), tmp_path / "e")
+    part = tmp_path / "e" / "scripted" / "arithmetic" / "part-000000.parquet"
+    part.with_name("part-000001.parquet").write_bytes(part.read_bytes())
+    assert timeless(evaluate([candidate(Scripted())], settings(), tmp_path / "e")) == timeless(found)
+
+
+def test_problems_are_handed_out_as_they_are_finished_and_kept_when_broken_off(tmp_path: Path) -> None:
+    """One batch holds the whole task; Ctrl-C comes in its middle, as the engine's progress sees it."""
+    policy = toy_policy()
+    prompts = toy_prompts(policy, ["ab", "1+2", "c", "12"])
+    options: Any = {"group_size": 2, "sampling": Sampling(max_new_tokens=40), "key": Key(3, "eval/toy")}
+    whole = {answer[:2]: answer[2:] for answer in map(told, answers_of(Engine(policy).sample(prompts, **options)))}
+    handed = [answers_of(group) for group in Engine(policy, max_rows=3).groups(prompts, **options)]
+    assert {answer[:2]: answer[2:] for answers in handed for answer in map(told, answers)} == whole
+    assert len(handed) > 1
+
+    class Impatient(loop.Unwatched):
+        def answered(self, answers: Any) -> None:
+            raise KeyboardInterrupt
+
+    config = PolicyConfig(model="tiny-base", dtype="float32", device="cpu")
+    tiny = Candidate("tiny-base", lambda: EngineBackend("tiny-base", config))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate([tiny], settings(samples=2, limit=8), tmp_path / "e", watcher=Impatient())
+    kept = parquet.read_table(tmp_path / "e" / "tiny-base" / "arithmetic")
+    assert 2 <= kept.num_rows < 16
+    assert kept.num_rows % 2 == 0
+
+
+def told(answer: Answer) -> tuple[Any, ...]:
+    return answer.problem_id, answer.sample, answer.text, answer.n_tokens, answer.stop
+
+
 def test_another_evaluations_folder_is_refused_in_one_line(tmp_path: Path) -> None:
     out = tmp_path / "e"
     evaluate([candidate(Scripted())], settings(), out)
@@ -177,6 +258,28 @@ def test_a_model_that_changed_is_refused_and_a_folder_without_answers_is_free(tm
     changed.facts = lambda: {"kind": "other"}  # type: ignore[method-assign]
     with pytest.raises(RlifError, match=r'scripted has changed since .kind was "scripted", is "other"'):
         evaluate([candidate(changed)], settings(limit=8), out)
+
+
+def test_a_finished_folder_does_not_answer_for_a_model_or_a_grader_that_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate([candidate(Scripted())], settings(), tmp_path / "e")
+    changed = Scripted()
+    changed.facts = lambda: {"kind": "other"}  # type: ignore[method-assign]
+    with pytest.raises(RlifError, match="scripted has changed since"):
+        evaluate([candidate(changed)], settings(), tmp_path / "e")
+    assert changed.asked == []
+    monkeypatch.setattr(how, "grader_mark", lambda: "another grader")
+    with pytest.raises(RlifError, match=r'tasks.arithmetic.grader was "rlif .*", is "another grader"'):
+        evaluate([candidate(Scripted())], settings(), tmp_path / "e")
+
+
+def test_another_tokenizer_or_chat_template_has_another_mark() -> None:
+    first, second, third = toy_policy(), toy_policy(), toy_policy()
+    assert tokenizer_mark(first) == tokenizer_mark(second)
+    second.tokenizer.chat_template = "{{ messages }}"
+    third.tokenizer.add_tokens(["12"])
+    assert len({tokenizer_mark(policy) for policy in (first, second, third)}) == 3
 
 
 def test_a_damaged_part_is_named(tmp_path: Path) -> None:
@@ -234,9 +337,17 @@ def test_killed_at_any_moment_it_ends_like_one_that_was_not(tmp_path: Path, monk
         done = CliRunner().invoke(app, ["eval", "tiny-base", *TINY, "--out", str(tmp_path / name)])
         assert done.exit_code == 0, done.output
     found = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "killed")]
-    assert timeless(found[0]) == timeless(found[1])
+    for name in ("right", "formatted", "length"):
+        assert found[0]["results"][0]["metrics"][name] == found[1]["results"][0]["metrics"][name]
     tables = [parquet.read_table(tmp_path / name / "tiny-base" / "arithmetic") for name in ("whole", "killed")]
-    assert tables[1].sort_by([("position", "ascending"), ("sample", "ascending")]).equals(tables[0])
+    whole, killed_one = (
+        table.sort_by([("position", "ascending"), ("sample", "ascending")]).to_pylist() for table in tables
+    )
+    assert len(whole) == len(killed_one) == 30
+    for one, other in zip(whole, killed_one, strict=True):  # other batches round otherwise
+        for name, value in one.items():
+            rounded = isinstance(value, float) or name.endswith("_tenths")
+            assert other[name] == (pytest.approx(value, abs=1e-5, nan_ok=True) if rounded else value), name
 
 
 def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,6 +392,63 @@ def test_comparing_needs_two_models_and_common_ground(tmp_path: Path) -> None:
         compare(tmp_path / "e" / "a", tmp_path / "g" / "a")
 
 
+def test_an_evaluation_that_is_not_finished_is_not_compared(tmp_path: Path) -> None:
+    evaluate([candidate(Scripted("a"))], settings(samples=1), tmp_path / "a")
+    with pytest.raises(RlifError, match="gone"):
+        evaluate(
+            [candidate(Scripted("b", fail_after=2)), candidate(Scripted("c"))], settings(samples=1), tmp_path / "b"
+        )
+    with pytest.raises(RlifError, match=r"b/arithmetic: 3 of 6 problems, 1 of 1 answers each; run the same rlif eval"):
+        compare(tmp_path / "a" / "a", tmp_path / "b" / "b")
+    with pytest.raises(RlifError, match=r"b/c: not asked yet; run the same rlif eval again"):
+        model_folders([tmp_path / "b"])
+
+
+def own(out: Path, ids: str, questions: list[str]) -> Path:
+    """The folder of a model that was asked these questions, under such ids."""
+    rows = [{"id": f"{ids}{i}", "problem": question, "answer": "1"} for i, question in enumerate(questions)]
+    out.with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = settings(tasks=("own",), data={"own": str(out.with_suffix(".jsonl"))}, limit=None)
+    evaluate([candidate(Scripted())], asked, out)
+    return out / "scripted"
+
+
+def test_a_pair_is_the_same_question(tmp_path: Path) -> None:
+    first = own(tmp_path / "a", "p", ["What?", "What?", "Who?", "Why?"])
+    (one,) = compare(first, own(tmp_path / "b", "p", ["What?", "What?", "Who?", "Whence?"]))
+    assert (one.problems, one.left_out) == (3, 2)
+    with pytest.raises(RlifError, match="3 of 4 problems of the same id ask something else"):
+        compare(first, own(tmp_path / "c", "p", ["What?", "When?", "Where?", "Whence?"]))
+    (other,) = compare(first, own(tmp_path / "d", "q", ["Who?", "What?", "What?", "How?"]))
+    assert (other.problems, other.left_out) == (3, 2)
+    twice = read_answers(tmp_path / "d" / "scripted" / "own").sheet.right.mean(axis=1)[:3].mean()
+    assert other.metrics["right"].b == pytest.approx(twice)
+
+
+class Forgetful(Scripted):
+    """Does not know the signals of every problem's second answer; that one is empty."""
+
+    def _say(self, one: Asked, sample: int) -> Answer:
+        answer = super()._say(one, sample)
+        return replace(answer, text="", n_tokens=0, entropy=None, trace=None) if sample == 1 else answer
+
+
+def test_numbers_of_a_signal_are_made_of_the_answers_that_have_it(tmp_path: Path) -> None:
+    found = evaluate([candidate(Forgetful("a")), candidate(Forgetful("b", right=0.6))], settings(), tmp_path / "e")[
+        "results"
+    ][0]
+    rows = parquet.read_table(tmp_path / "e" / "a" / "arithmetic").to_pylist()
+    known = [row for row in rows if row["entropy"] is not None]
+    assert len(known) == 12
+    weighed = sum(row["entropy"] * row["length"] for row in known) / sum(row["length"] for row in known)
+    assert found["metrics"]["entropy"] == pytest.approx(weighed)
+    assert found["confidence"]["entropy"]["known"] == 12
+    assert found["confidence"]["entropy"]["auroc"]["value"] == 1.0  # as if the empty answers were not there
+    (one,) = compare(*model_folders([tmp_path / "e"]))
+    assert one.metrics["entropy"].n == 6
+    assert one.metrics["undecided"].a == 0.0
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -305,8 +473,18 @@ def test_a_plan_says_what_it_asks(tmp_path: Path) -> None:
     assert plan.format == "hash"
     assert plan.protocol()["template"] == "qa v1"
     assert Plan("additions", settings(tasks=("additions",))).format == "last_number"
-    with pytest.raises(RlifError, match="no format"):
+    with pytest.raises(RlifError, match=r"^--format: no format"):
         Plan("additions", settings(tasks=("additions",), format="box"))
+    with pytest.raises(RlifError, match=r"^--template: no template"):
+        Plan("additions", settings(tasks=("additions",), template="box"))
+    file = tmp_path / "own.jsonl"
+    with pytest.raises(RlifError, match=r"too few|lower --limit"):
+        Plan("arithmetic", settings(limit=9_999))
+    for text in ('{"problem": "1+1=", "answer": ""}\n', '{"text": "1+1=", "answer": "2"}\n'):
+        file.write_text(text)
+        with pytest.raises(RlifError) as caught:
+            Plan("own", settings(tasks=("own",), data={"own": str(file)}))
+        assert "task." not in str(caught.value)
 
 
 def test_a_prompt_that_does_not_fit_says_what_would(tmp_path: Path) -> None:

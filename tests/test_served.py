@@ -1,6 +1,9 @@
 """`rlif eval --endpoint`: a served model is evaluated as a local one is; no answer is lost to a failing server."""
 
 import itertools
+import json
+import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from rlif.evals.run import Candidate, evaluate
 from rlif.evals.served import ServedBackend
 from rlif.types import Problem
 from servers import Heard, ModelServer, Said, ServerOnLoopback, chat
-from test_evals import settings
+from test_evals import Crashing, settings
 
 SECRET = "sk-this-must-be-seen-nowhere"
 
@@ -125,6 +128,29 @@ def test_no_answer_is_lost_to_one_that_fails_and_the_next_run_asks_for_that_alon
         evaluate([candidate(whole)], settings(), tmp_path / "whole")
     again, never = (rows(tmp_path / name / "m" / "arithmetic") for name in ("e", "whole"))
     assert [row["completion"] for row in again] == [row["completion"] for row in never]
+
+
+def test_nothing_more_is_asked_once_the_evaluation_has_failed(tmp_path: Path) -> None:
+    def slowly(heard: Heard) -> Said:
+        return replace(boxed(heard), slow=0.1)
+
+    with ServerOnLoopback(trial_or(slowly)) as server:
+        with pytest.raises(RuntimeError, match="out of memory") as caught:
+            evaluate([candidate(server, concurrency=1)], settings(), tmp_path / "e", grader=Crashing(0))
+        assert not [thread for thread in threading.enumerate() if thread.name == "rlif-endpoint"]
+        assert len(server.asked) < 5 + 18  # five questions come before the 18
+    assert caught.traceback  # the error was alive until now, and with it the loop that asked
+
+
+def test_a_complaint_that_repeats_the_request_costs_no_field(tmp_path: Path) -> None:
+    count = itertools.count()
+
+    def echoes(heard: Heard) -> Said:
+        return Said({"message": f"too long: {json.dumps(heard.body)}"}, 400) if next(count) == 7 else boxed(heard)
+
+    with ServerOnLoopback(trial_or(echoes)) as server, pytest.raises(RlifError, match="17 of 18 answers came"):
+        evaluate([candidate(server, concurrency=1)], settings(), tmp_path / "e")
+    assert all({"seed", "logprobs", "top_k", "min_p"} <= heard.body.keys() for heard in server.asked)
 
 
 def test_a_server_that_answers_otherwise_than_before_is_refused(tmp_path: Path) -> None:

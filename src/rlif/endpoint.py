@@ -98,11 +98,13 @@ class Client:
 
     Attributes:
         refused: optional fields that the server turned out not to take, and that are no longer sent.
+        settled: whether it is known what the server takes: from then on a refusal is a failure of that request alone.
     """
 
     def __init__(self, server: Server) -> None:
         self.server = server
         self.refused: frozenset[str] = frozenset()
+        self.settled = False
         self._base = server.base
         self._key = server.key()
 
@@ -250,7 +252,7 @@ class _Run:
             body = body_of(client.server.model, ask, self.sampling, client.refused)
             status, headers, content = await _exchange(http, "POST", f"{client.server.base}/{path_of(ask)}", body)
             self._reached = True
-            if status in (400, 422):
+            if status in (400, 422) and not client.settled:
                 refused = refused_fields(content.decode("utf-8", "replace"), self.sampling, body.keys())
                 if refused:
                     client.refused |= refused

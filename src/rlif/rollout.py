@@ -5,7 +5,7 @@ signal from the very logits it samples from. `sample_slowly` is the same thing s
 cache, no padding; the tests hold the two together.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -58,8 +58,36 @@ class Engine:
         ``progress`` is told the number of tokens drawn after each decode step. Raises `RlifError` for a prompt that
         does not fit into the model's context together with ``sampling.max_new_tokens``.
         """
-        check_context(self.policy, prompts, sampling.max_new_tokens)
         recorder = _Recorder(self.policy, prompts, group_size, sampling, key)
+        for drawn in self._steps(recorder):
+            if progress is not None:
+                progress(drawn)
+        return recorder.rollouts(range(len(prompts)))
+
+    def groups(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        group_size: int,
+        sampling: Sampling,
+        key: Key,
+        progress: Callable[[int], None] | None = None,
+    ) -> Iterator[Rollouts]:
+        """The same completions as `sample`, handed out as soon as all those of a prompt are finished, in that order."""
+        recorder = _Recorder(self.policy, prompts, group_size, sampling, key)
+        under_way = list(range(len(prompts)))
+        for drawn in self._steps(recorder):
+            if progress is not None:
+                progress(drawn)
+            whole = recorder.finished.view(-1, group_size).all(dim=1).tolist()
+            if done := [i for i in under_way if whole[i]]:
+                under_way = [i for i in under_way if not whole[i]]
+                yield recorder.rollouts(done)
+
+    def _steps(self, recorder: "_Recorder") -> Iterator[int]:
+        """Draw what the recorder is to hold; yields the number of tokens drawn after each decode step."""
+        prompts, sampling = recorder.prompts, recorder.sampling
+        check_context(self.policy, prompts, sampling.max_new_tokens)
         columns = max(len(prompt.token_ids) for prompt in prompts) + sampling.max_new_tokens
         most = min(self.max_rows or rows_that_fit(self.policy, columns), recorder.n_rows)
         in_flight = self._in_flight(most, columns, room=min(sampling.max_new_tokens, _ROOM))
@@ -67,27 +95,27 @@ class Engine:
         rows = torch.zeros(0, dtype=torch.long, device=self.policy.device)  # the completion that each row belongs to
         tokens = rows
         while waiting or len(rows):
-            alive = ~recorder.finished[rows]
-            n_alive = int(alive.sum())
-            entering = _entering(in_flight, most, n_alive, len(waiting))
-            if len(rows) and (entering or n_alive <= (1.0 - _LEAVE_SHARE) * len(rows)):
-                kept = _closed_up(alive)
-                rows, tokens = rows[kept], tokens[kept]
-                in_flight.keep(kept)
-            logits = [in_flight.step(tokens)] if len(rows) else []
-            if entering:
-                first = recorder.n_rows - len(waiting)
-                logits.append(in_flight.enter(waiting[:entering]))
-                rows = torch.cat([rows, torch.arange(first, first + entering, device=rows.device)])
-                del waiting[:entering]
+            with torch.no_grad():  # not over a yield: what others do meanwhile is their affair
+                alive = ~recorder.finished[rows]
+                n_alive = int(alive.sum())
+                entering = _entering(in_flight, most, n_alive, len(waiting))
+                if len(rows) and (entering or n_alive <= (1.0 - _LEAVE_SHARE) * len(rows)):
+                    kept = _closed_up(alive)
+                    rows, tokens = rows[kept], tokens[kept]
+                    in_flight.keep(kept)
+                logits = [in_flight.step(tokens)] if len(rows) else []
+                if entering:
+                    first = recorder.n_rows - len(waiting)
+                    logits.append(in_flight.enter(waiting[:entering]))
+                    rows = torch.cat([rows, torch.arange(first, first + entering, device=rows.device)])
+                    del waiting[:entering]
+                if len(rows):
+                    tokens, sampler_logprobs, signals = draw(torch.cat(logits), recorder.numbers(rows), sampling)
+                    drawn = recorder.record(rows, tokens, sampler_logprobs, signals)
             if len(rows):
-                tokens, sampler_logprobs, signals = draw(torch.cat(logits), recorder.numbers(rows), sampling)
-                drawn = recorder.record(rows, tokens, sampler_logprobs, signals)
-                if progress is not None:
-                    progress(drawn)
+                yield drawn
         del in_flight
         release_free_memory(self.policy.device)
-        return recorder.rollouts()
 
     def _in_flight(self, rows: int, columns: int, *, room: int) -> InFlight:
         decoder = decoder_of(self.policy.model, joined)
@@ -120,7 +148,8 @@ class _Recorder:
     def __init__(
         self, policy: Policy, prompts: Sequence[Prompt], group_size: int, sampling: Sampling, key: Key
     ) -> None:
-        self._policy, self._prompts, self._group_size, self._sampling = policy, tuple(prompts), group_size, sampling
+        self.prompts, self.sampling = tuple(prompts), sampling
+        self._policy, self._group_size = policy, group_size
         self.owners = [prompt for prompt in prompts for _ in range(group_size)]
         self.n_rows = len(self.owners)
         device, shape = policy.device, (self.n_rows, sampling.max_new_tokens)
@@ -137,7 +166,7 @@ class _Recorder:
 
     def numbers(self, rows: Int[Tensor, " slot"]) -> Float[Tensor, " slot"]:
         """The random number each row draws its next token with."""
-        return self._numbers[rows, self._lengths[rows].clamp_max(self._sampling.max_new_tokens - 1)]
+        return self._numbers[rows, self._lengths[rows].clamp_max(self.sampling.max_new_tokens - 1)]
 
     def record(
         self,
@@ -158,9 +187,9 @@ class _Recorder:
         ended = torch.isin(tokens, self._eos)
         for row in rows[ended].tolist():
             self._stop_reasons[row] = "eos"
-        if self._sampling.stop:
+        if self.sampling.stop:
             ended |= self._at_stop_string(rows, ended)
-        self.finished[rows] = ended | (self._lengths[rows] == self._sampling.max_new_tokens)
+        self.finished[rows] = ended | (self._lengths[rows] == self.sampling.max_new_tokens)
         return len(rows)
 
     def _at_stop_string(self, rows: Int[Tensor, " slot"], ended: Bool[Tensor, " slot"]) -> Bool[Tensor, " slot"]:
@@ -171,7 +200,7 @@ class _Recorder:
             length = int(self._lengths[row])
             tail = self._tokens[row, max(0, length - self._tail) : length].tolist()
             text = self._policy.tokenizer.decode(tail, skip_special_tokens=True)
-            if any(stop in text for stop in self._sampling.stop):
+            if any(stop in text for stop in self.sampling.stop):
                 self._stop_reasons[row] = "stop_string"
                 stopped[slot] = True
         return stopped
@@ -180,21 +209,24 @@ class _Recorder:
         """The completion's text, cut before the first stop string."""
         text = self._policy.decode(self._tokens[row, : int(self._lengths[row])].tolist())
         if self._stop_reasons[row] == "stop_string":
-            text = text[: min((text.find(stop) for stop in self._sampling.stop if stop in text), default=len(text))]
+            text = text[: min((text.find(stop) for stop in self.sampling.stop if stop in text), default=len(text))]
         return text
 
-    def rollouts(self) -> Rollouts:
-        """Everything on the CPU, as wide as the longest completion."""
-        width = int(self._lengths.max())
+    def rollouts(self, groups: Sequence[int]) -> Rollouts:
+        """The completions of some prompts on the CPU, as wide as the longest of them."""
+        numbers = [group * self._group_size + i for group in groups for i in range(self._group_size)]
+        rows = torch.tensor(numbers, device=self._lengths.device)
+        lengths = self._lengths[rows]
+        width = int(lengths.max())
         return Rollouts(
-            prompts=self._prompts,
+            prompts=tuple(self.prompts[group] for group in groups),
             group_size=self._group_size,
-            tokens=self._tokens[:, :width].cpu(),
-            mask=(torch.arange(width, device=self._lengths.device) < self._lengths[:, None]).cpu(),
-            sampler_logprobs=self._sampler_logprobs[:, :width].cpu(),
-            signals=TokenSignals(*(signal[:, :width].cpu() for signal in self._signals)),
-            texts=tuple(self._text(row) for row in range(self.n_rows)),
-            stop_reasons=tuple(self._stop_reasons),
+            tokens=self._tokens[rows, :width].cpu(),
+            mask=(torch.arange(width, device=rows.device) < lengths[:, None]).cpu(),
+            sampler_logprobs=self._sampler_logprobs[rows, :width].cpu(),
+            signals=TokenSignals(*(signal[rows, :width].cpu() for signal in self._signals)),
+            texts=tuple(self._text(row) for row in numbers),
+            stop_reasons=tuple(self._stop_reasons[row] for row in numbers),
         )
 
 
@@ -211,7 +243,7 @@ def sample_slowly(
             tokens, sampler_logprobs, _ = draw(logits, recorder.numbers(row), sampling)
             recorder.record(row, tokens, sampler_logprobs, token_signals(logits, tokens))
             text.append(int(tokens))
-    return recorder.rollouts()
+    return recorder.rollouts(range(len(prompts)))
 
 
 def check_context(policy: Policy, prompts: Sequence[Prompt], max_new_tokens: int) -> None:

@@ -105,7 +105,7 @@ def read_reply(payload: Any, sampling: Sampling) -> Reply:
     choice = _choice(payload)
     thoughts, whole = _written(choice)
     cut = min((whole.find(stop) for stop in sampling.stop if stop in whole), default=None)
-    text = _mended(thoughts + whole[:cut])
+    text = mended(thoughts + whole[:cut])
     logprobs = _token_logprobs(choice.get("logprobs"))
     n_tokens = _tokens(payload.get("usage"), logprobs)
     if cut is not None and not whole.endswith(sampling.stop):
@@ -147,7 +147,7 @@ def _string(holder: Mapping[str, Any], name: str) -> str:
     return value
 
 
-def _mended(text: str) -> str:
+def mended(text: str) -> str:
     """Half a character (a lone surrogate, which JSON can say and UTF-8 cannot) becomes U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 

@@ -66,7 +66,7 @@ def judge(candidates: Sequence[Candidate], settings: Settings, out: Path) -> Non
         with watch(console) as watcher:
             results = evaluate(candidates, settings, out, watcher=watcher)
     except KeyboardInterrupt:
-        console.print("interrupted: all answers so far are kept; the same command goes on from there", highlight=False)
+        console.print("interrupted: what was finished is kept; the same command goes on from there", highlight=False)
         raise
     print_results(console, results)
     console.print(f"\nnumbers: {out / RESULTS}", highlight=False, soft_wrap=True)

@@ -4,6 +4,7 @@ Both models answered the same problems, so what is compared is each problem's me
 bootstrap over problems; the p-value comes from a sign-flip permutation test, exact if the two models are alike.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ _SHOWN = 8  # flipped problems on the screen
 
 
 class Paired(NamedTuple):
-    """A metric of both models, the difference B − A, its interval and its p-value (two-sided)."""
+    """A metric of both models, the difference B − A, its interval and its p-value (two-sided), over n problems."""
 
     a: float
     b: float
@@ -36,6 +37,7 @@ class Paired(NamedTuple):
     low: float
     high: float
     p: float
+    n: int
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Comparison:
     task: str
     problems: int
     left_out: int
-    """Problems that only one of the two was asked."""
+    """Problems that only one of the two was asked, or that are another question under the same id."""
     metrics: Mapping[str, Paired]
     gained: tuple[str, ...]
     """Problems that only B solves."""
@@ -59,7 +61,7 @@ def paired(a: Differences, b: Differences, *, seed: int = 0) -> Paired:
     """Compare one number per problem. The random draws are seeded: the same data give the same interval."""
     d = b - a
     low, high = bootstrap_interval(d, seed=seed)
-    return Paired(float(a.mean()), float(b.mean()), float(d.mean()), low, high, sign_flip_test(d, seed=seed))
+    return Paired(float(a.mean()), float(b.mean()), float(d.mean()), low, high, sign_flip_test(d, seed=seed), len(d))
 
 
 def bootstrap_interval(differences: Differences, *, seed: int = 0, draws: int = _DRAWS) -> tuple[float, float]:
@@ -94,9 +96,9 @@ def _pieces(draws: int, n: int) -> list[int]:
 def compare(a: Path, b: Path) -> list[Comparison]:
     """Compare two models by the folders of their answers (see `model_folders`), task by task.
 
-    Raises `RlifError` if they have no task, or in a task no problem, in common.
+    Raises `RlifError` if they have no task, or in a task no problem, in common, or if one of them is not finished.
     """
-    tasks = [path.name for path in sorted(a.iterdir()) if path.is_dir() and (b / path.name).is_dir()]
+    tasks = sorted(_tasks(a) & _tasks(b))
     if not tasks:
         raise RlifError(f"{a} and {b}: no task in common")
     return [_compare(task, a, b) for task in tasks]
@@ -112,7 +114,10 @@ def model_folders(paths: Sequence[Path]) -> list[Path]:
         if (path / MODEL).is_file():
             found.append(path)
         elif (path / ASKED).is_file():
-            found += [path / slug(name) for name in read_json(path / ASKED)["models"]]
+            models = [path / slug(name) for name in read_json(path / ASKED)["models"]]
+            if absent := [model for model in models if not (model / MODEL).is_file()]:
+                raise RlifError(f"{absent[0]}: not asked yet; run the same rlif eval again to finish it first")
+            found += models
         else:
             raise RlifError(f"{path}: holds no evaluation; give the --out folder of an rlif eval, or a model's in it")
     if len(found) != 2:
@@ -122,17 +127,18 @@ def model_folders(paths: Sequence[Path]) -> list[Path]:
 
 
 def _compare(task: str, a: Path, b: Path) -> Comparison:
-    first, second = read_answers(a / task), read_answers(b / task)
-    rows = _matched(first, second)
+    first, second = _finished(a, task), _finished(b, task)
+    rows = _matched(first, second, f"{a / task} and {b / task}")
     if not rows:
         raise RlifError(f"{a / task} and {b / task}: not a single problem in common; evaluate both on the same data")
     mine, theirs = [i for i, _ in rows], [j for _, j in rows]
     of_a, of_b = _per_problem(first.sheet), _per_problem(second.sheet)
-    metrics = {
-        name: paired(of_a[name][mine], of_b[name][theirs])
-        for name in of_a
-        if name in of_b and np.isfinite(of_a[name][mine]).all() and np.isfinite(of_b[name][theirs]).all()
-    }
+    metrics = {}
+    for name in (name for name in of_a if name in of_b):
+        values = np.stack([of_a[name][mine], of_b[name][theirs]])
+        known = values[:, np.isfinite(values).all(axis=0)]
+        if known.size:
+            metrics[name] = paired(*known)
     solved_a, solved_b = of_a["right"][mine] > 0.5, of_b["right"][theirs] > 0.5
     names = np.array([first.ids[i] for i in mine], dtype=object)
     return Comparison(
@@ -146,28 +152,71 @@ def _compare(task: str, a: Path, b: Path) -> Comparison:
     )
 
 
-def _matched(a: Answers, b: Answers) -> list[tuple[int, int]]:
-    """Which problem of A is which of B: by id; if no id is shared (other sources have other ids), by the question."""
-    for mine, theirs in ((a.ids, b.ids), (a.questions, b.questions)):
-        places = {name: j for j, name in enumerate(theirs)}
-        if rows := [(i, places[name]) for i, name in enumerate(mine) if name in places]:
-            return rows
-    return []
+def _tasks(folder: Path) -> set[str]:
+    """The tasks of a model, those that it has not come to yet included."""
+    asked = folder.parent / ASKED
+    begun = {path.name for path in folder.iterdir() if path.is_dir()}
+    return begun | set(read_json(asked)["tasks"] if asked.is_file() else ())
+
+
+def _finished(folder: Path, task: str) -> Answers:
+    """A task's answers. Raises `RlifError` if there are fewer of them than were to be."""
+    answers, protocol = read_answers(folder / task), _protocol(folder, task)
+    have = len(answers.ids), answers.sheet.samples
+    due = protocol.get("problems", have[0]), protocol.get("samples", have[1])
+    if have != due:
+        raise RlifError(
+            f"{folder / task}: {have[0]} of {due[0]} problems, {have[1]} of {due[1]} answers each; run the same rlif "
+            "eval again to finish it first"
+        )
+    return answers
+
+
+def _matched(a: Answers, b: Answers, where: str) -> list[tuple[int, int]]:
+    """Which problem of A is which of B: by id and question; if no id is shared (other sources have other ids), by the
+    question alone, the first of several equal ones with the first."""
+    shared = len(set(a.ids) & set(b.ids))
+    mine, theirs = (_named(one.ids, one.questions) if shared else _named(one.questions) for one in (a, b))
+    places = {name: j for j, name in enumerate(theirs)}
+    rows = [(i, places[name]) for i, name in enumerate(mine) if name in places]
+    if 2 * len(rows) < shared:
+        raise RlifError(
+            f"{where}: {shared - len(rows)} of {shared} problems of the same id ask something else; evaluate both on "
+            "the same data"
+        )
+    return rows
+
+
+def _named(*columns: Sequence[str]) -> list[tuple[Any, int]]:
+    """A name for every row: what it holds, and how often the same has stood there before."""
+    seen: Counter[tuple[str, ...]] = Counter()
+    names = []
+    for row in zip(*columns, strict=True):
+        names.append((row, seen[row]))
+        seen[row] += 1
+    return names
 
 
 def _per_problem(sheet: Sheet) -> dict[str, Differences]:
-    """Numbers of an answer, averaged over each problem's answers."""
+    """Numbers of an answer, averaged over those of a problem's answers that have them; NaN if none has."""
     right, formatted = sheet.right, sheet.formatted
     cut = np.array([float(stop == "length") for stop in sheet.stops])
     rows = {
         "right": right.reshape(-1),
         "formatted": formatted.reshape(-1),
         "right_and_formatted": (right & formatted).reshape(-1),
+        "undecided": np.array([verdict.right is None for verdict in sheet.verdicts]),
         "truncated": cut,
         "length": sheet.lengths,
         **sheet.means,
     }
-    return {name: values.astype(np.float64).reshape(-1, sheet.samples).mean(axis=1) for name, values in rows.items()}
+    return {name: _mean_of_known(values.astype(np.float64).reshape(-1, sheet.samples)) for name, values in rows.items()}
+
+
+def _mean_of_known(values: Float[np.ndarray, "problem sample"]) -> Differences:
+    known = np.isfinite(values)
+    sums, counts = np.where(known, values, 0.0).sum(axis=1), known.sum(axis=1)
+    return np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0)
 
 
 def _protocol(folder: Path, task: str) -> dict[str, Any]:
@@ -195,7 +244,7 @@ def print_comparisons(console: Console, names: Sequence[str], comparisons: Seque
         console.print(_view(comparison))
 
 
-_PERCENT = ("right", "formatted", "right_and_formatted", "truncated")
+_PERCENT = ("right", "formatted", "right_and_formatted", "undecided", "truncated")
 _LABELS = {
     "right_and_formatted": "right and formatted",
     "truncated": "cut off",
@@ -213,19 +262,21 @@ def _view(comparison: Comparison) -> RenderableType:
     table.add_column("", no_wrap=True)
     for column in ("A", "B", "B − A", "95 % interval", "p"):
         table.add_column(column, justify="right", no_wrap=True)
+    most = comparison.problems
     for name, row in comparison.metrics.items():
         percent = name in _PERCENT
         numbers = [100 * value if percent else value for value in row[:5]]
         form = "{:.1f}" if percent or name == "length" else "{:.3f}"
         signed = form.replace(":", ":+")
         table.add_row(
-            _LABELS.get(name, name) + (", %" if percent else ""),
+            _LABELS.get(name, name) + (", %" if percent else "") + (f", n = {row.n}" if row.n < most else ""),
             *(form.format(value) for value in numbers[:2]),
             signed.format(numbers[2]),
             f"{signed.format(numbers[3])} to {signed.format(numbers[4])}",
             f"{row.p:.4f}",
         )
     views.append(table)
+    views.append(Text("p decides; the interval shows how large, and is too narrow for few problems", style="dim"))
     for word, problems in (("gained (only B solves)", comparison.gained), ("lost (only A solves)", comparison.lost)):
         shown = ", ".join(problems[:_SHOWN]) + (", …" if len(problems) > _SHOWN else "")
         views.append(Text(f"{word}: {len(problems)}" + (f": {shown}" if problems else "")))

@@ -1,8 +1,8 @@
-"""The engine as a back-end: a model in this process, answers in batches that keep it busy, every signal known."""
+"""The engine as a back-end: a model in this process, answers handed over problem by problem, every signal known."""
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Generator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,10 @@ from torch import nn
 from rlif.config import PolicyConfig
 from rlif.errors import RlifError
 from rlif.evals.records import Answer, Asked, Trace
-from rlif.inflight import rows_that_fit
-from rlif.policy import load_policy
+from rlif.policy import Policy, load_policy
 from rlif.rollout import Engine, Key, Sampling
 from rlif.types import Prompt, Rollouts
 
-# A batch ends with a tail of few rows, and is what a kill can lose: so many times the rows decoded side by side.
-_BATCH = 2
 _BATCH_TOKENS = 4_000_000  # the engine's records take some 40 bytes for each token that a batch may have
 _HASHED = 4096  # numbers of each weight that tell one model from another
 
@@ -39,6 +36,7 @@ class EngineBackend:
             "model": policy.source,
             "parameters": sum(parameter.numel() for parameter in policy.model.parameters()),
             "weights": weights_mark(policy.model),
+            "tokenizer": tokenizer_mark(policy),
             "dtype": str(weight.dtype).removeprefix("torch."),
             "device": policy.device.type,
             "chat_template": policy.chat_template,
@@ -66,21 +64,22 @@ class EngineBackend:
         key: Key,
         have: Mapping[str, Set[int]],
         progress: Callable[[int], None] | None = None,
-    ) -> Iterator[Sequence[Answer]]:
+    ) -> Generator[Sequence[Answer], None, None]:
         del have  # a problem's samples are drawn together
         rendered = [self._prompt(one) for one in asked]
-        size = self._batch(rendered, samples, sampling)
+        size = max(1, _BATCH_TOKENS // (sampling.max_new_tokens * samples))
         for start in range(0, len(rendered), size):
             prompts = rendered[start : start + size]
             began = time.monotonic()
             try:
-                rollouts = self._engine.sample(
+                for rollouts in self._engine.groups(
                     prompts, group_size=samples, sampling=sampling, key=key, progress=progress
-                )
+                ):
+                    self.seconds += time.monotonic() - began
+                    yield answers_of(rollouts)
+                    began = time.monotonic()
             except FloatingPointError as error:
                 raise RlifError(f"{self.name}: not finite: {error}; the model is damaged, or needs float32") from error
-            self.seconds += time.monotonic() - began
-            yield answers_of(rollouts)
 
     def close(self) -> None:
         del self._engine, self._policy
@@ -91,12 +90,6 @@ class EngineBackend:
         policy = self._policy
         text, ids = policy.encode_messages(one.messages) if policy.chat_template else policy.encode_text(one.text)
         return Prompt(one.problem.id, text, ids, one.problem)
-
-    def _batch(self, prompts: Sequence[Prompt], samples: int, sampling: Sampling) -> int:
-        """Problems in a batch."""
-        longest = max((len(prompt.token_ids) for prompt in prompts), default=1)
-        rows = _BATCH * rows_that_fit(self._policy, longest + sampling.max_new_tokens)
-        return max(1, min(rows, _BATCH_TOKENS // sampling.max_new_tokens) // samples)
 
 
 def answers_of(rollouts: Rollouts) -> list[Answer]:
@@ -119,6 +112,18 @@ def answers_of(rollouts: Rollouts) -> list[Answer]:
             )
         )
     return found
+
+
+def tokenizer_mark(policy: Policy) -> str:
+    """16 hexadecimal digits that differ if questions become other tokens: a hash of tokenizer and chat template.
+
+    Not of the questions' tokens themselves: some templates say what day it is.
+    """
+    tokenizer = policy.tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    text = policy.encode_text("Is 12+7 = 19?\n")
+    return hashlib.sha256(repr((rules, getattr(tokenizer, "chat_template", None), text)).encode()).hexdigest()[:16]
 
 
 def weights_mark(model: nn.Module) -> str:

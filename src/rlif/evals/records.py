@@ -5,7 +5,7 @@ given questions in both of their forms, as messages and as plain text, and uses 
 answers back as they are finished, in whatever order, and says None to what it cannot know.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Generator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -100,17 +100,18 @@ class Backend(Protocol):
         key: Key,
         have: Mapping[str, Set[int]],
         progress: Callable[[int], None] | None = None,
-    ) -> Iterator[Sequence[Answer]]:
+    ) -> Generator[Sequence[Answer], None, None]:
         """``samples`` answers to each question, some at a time, in whatever order, each exactly once.
 
         ``have`` are the samples of these problems that are kept from before: they need not come again, and may.
         ``progress`` is told of tokens as they are drawn, where that is known before an answer is finished.
 
-        An evaluation is saved between two of these handfuls, in whole problems (if it ends with an error of the user's,
-        in single answers), and goes on from there: a handful should not take longer than a minute or two, and a
-        problem's samples should come close together. Where the back-end can, the randomness of an answer is keyed by
-        (``key``, problem id, sample) alone. Raises `RlifError` for what the user can mend (a server that is gone, a
-        context that is too short), after the last answer that could be had.
+        An evaluation is saved between two of these handfuls, in whole problems (in single answers if it is broken off),
+        and goes on from there: a handful should not take longer than a minute or two, and a problem's samples should
+        come close together. One that is broken off closes the generator: what is on its way then is given up. Where
+        the back-end can, the randomness of an answer is keyed by (``key``, problem id, sample) alone. Raises
+        `RlifError` for what the user can mend (a server that is gone, a context that is too short), after the last
+        answer that could be had.
         """
 
     def close(self) -> None:

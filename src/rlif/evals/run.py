@@ -3,7 +3,8 @@
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,6 +16,7 @@ from rlif.evals.settings import Plan, Settings
 from rlif.evals.sheet import details, headline
 from rlif.evals.store import MODEL, Answers, Judged, Spent, Store, read_answers, read_json, slug
 from rlif.grading import Grader
+from rlif.wire import mended
 
 _EVERY = 20.0  # seconds between two parts: small enough to lose little, large enough for few files
 
@@ -61,7 +63,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Ask every candidate every task into the folder ``out``; returns what results.json holds.
 
-    In a folder of the same evaluation only the missing problems are asked. Raises `RlifError` for what the user can
+    In a folder of the same evaluation only the missing answers are asked for. Raises `RlifError` for what the user can
     mend; however it ends, the answers written so far stay.
     """
     if twice := _first_twice([slug(candidate.name) for candidate in candidates]):
@@ -85,21 +87,20 @@ def evaluate(
 def _ask_all(
     candidate: Candidate, plans: Sequence[Plan], seed: int, store: Store, judge: Grader, watcher: Watcher
 ) -> None:
-    """Whatever one model has not answered yet; a model with nothing left to do is not even loaded."""
+    """Whatever one model has not answered yet. One with nothing left to do is loaded as well: it may have changed."""
     have = {plan.name: store.have(candidate.name, plan.name) for plan in plans}
     open_plans = [plan for plan in plans if _missing(plan, have[plan.name])]
-    if not open_plans:
-        return
     backend = candidate.open()
     try:
         store.begin_model(candidate.name, backend.facts())
         for plan in open_plans:
             backend.check(plan.asked, plan.sampling)
-        for plan in open_plans:
+        for plan in plans:
             answers = len(plan.asked) * plan.samples
             kept = sum(len(samples) for samples in have[plan.name].values())
             watcher.begin(candidate.name, plan.name, answers=answers, done=kept, limit=plan.sampling.max_new_tokens)
-            _ask(backend, plan, have[plan.name], seed, store, judge, watcher)
+            if plan in open_plans:
+                _ask(backend, plan, have[plan.name], seed, store, judge, watcher)
     finally:
         backend.close()
 
@@ -121,19 +122,18 @@ def _ask(
     """The missing answers of one task, written part by part."""
     places = {asked.problem.id: i for i, asked in enumerate(plan.asked)}
     key = Key(seed, f"eval/{plan.name}")
-    whole: list[Judged] = []
+    part = _Part(store.next_part(backend.name, plan.name), time.monotonic(), backend.seconds)
     open_problems: dict[str, list[Judged]] = defaultdict(list)
-    written, in_model = time.monotonic(), backend.seconds
 
     def write() -> None:
-        nonlocal whole, written, in_model
-        now = time.monotonic()
-        if whole:
-            spent = Spent(now - written, backend.seconds - in_model)
-            store.add(backend.name, plan.name, whole, spent)
-            whole, written, in_model = [], now, backend.seconds
+        nonlocal part
+        now, in_model = time.monotonic(), backend.seconds
+        if part.judged:
+            spent = Spent(now - part.began, in_model - part.in_model)
+            store.add(backend.name, plan.name, part.number, part.judged, spent)
+            part = _Part(part.number + 1, now, in_model)  # broken off before this, the same part is written once more
 
-    handfuls = backend.answer(
+    answers = backend.answer(
         _missing(plan, have),
         samples=plan.samples,
         sampling=plan.sampling,
@@ -142,19 +142,20 @@ def _ask(
         progress=watcher.advance,
     )
     try:
-        for handful in handfuls:
-            new = [answer for answer in handful if answer.sample not in have.get(answer.problem_id, ())]
-            for judged in _judge(new, plan, places, judge):
-                name = judged.answer.problem_id
-                open_problems[name].append(judged)
-                if len(open_problems[name]) + len(have.get(name, ())) == plan.samples:
-                    whole += open_problems.pop(name)
-            watcher.answered(new)
-            if time.monotonic() - written > _EVERY:
-                write()
-    except (KeyboardInterrupt, RlifError):
-        for judged_ones in open_problems.values():  # nothing is lost; after any other error nothing is certain
-            whole += judged_ones
+        with closing(answers):
+            for handful in answers:
+                new = [answer for answer in handful if answer.sample not in have.get(answer.problem_id, ())]
+                for judged in _judge(new, plan, places, judge):
+                    name = judged.answer.problem_id
+                    open_problems[name].append(judged)
+                    if len(open_problems[name]) + len(have.get(name, ())) == plan.samples:
+                        part.judged.extend(open_problems.pop(name))
+                watcher.answered(new)
+                if time.monotonic() - part.began > _EVERY:
+                    write()
+    except BaseException:  # whatever it is, what has been judged is right
+        for judged_ones in open_problems.values():
+            part.judged.extend(judged_ones)
         write()
         raise
     if open_problems:
@@ -162,12 +163,21 @@ def _ask(
     write()
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Judged answers that are still to be written: into which part, and when they and the model's clock began."""
+
+    number: int
+    began: float
+    in_model: float
+    judged: list[Judged] = field(default_factory=list)
+
+
 def _judge(handful: Sequence[Answer], plan: Plan, places: Mapping[str, int], judge: Grader) -> Iterator[Judged]:
     for answer in handful:
         place = places[answer.problem_id]
         problem = plan.problems[place]
-        # Half a character (a lone surrogate, which JSON can carry) is no text: neither Parquet nor a terminal takes it.
-        text = answer.text.encode("utf-8", "replace").decode("utf-8")
+        text = mended(answer.text)  # neither Parquet nor a terminal takes half a character
         row_id = f"{plan.name}, {problem.id}, sample {answer.sample}"
         verdict = judge.grade(text, problem.answer, format=plan.format, row_id=row_id)
         yield Judged(replace(answer, text=text), problem, place, verdict)

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Generator, Mapping, Sequence, Set
 from typing import Any, Literal
 
 import numpy as np
@@ -42,6 +42,7 @@ class ServedBackend:
                 raise RlifError(f"{error}{hint}") from error
             self._chat = False
             trial = self._try_out()
+        self._client.settled = True  # all answers are had with the same fields
         self._logprobs = trial.logprobs is not None
 
     @property
@@ -90,7 +91,7 @@ class ServedBackend:
         key: Key,
         have: Mapping[str, Set[int]],
         progress: Callable[[int], None] | None = None,
-    ) -> Iterator[Sequence[Answer]]:
+    ) -> Generator[Sequence[Answer], None, None]:
         wanted = {
             f"{one.problem.id}, sample {i}": (one, i)
             for one in asked

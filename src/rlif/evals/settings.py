@@ -1,11 +1,14 @@
 """What an evaluation is asked to do: everything that decides its answers, checked, and written beside them."""
 
+import hashlib
 import re
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from rlif import __version__
 from rlif.config import Fraction, Positive, Section
 from rlif.errors import RlifError
 from rlif.evals.records import Asked
@@ -15,6 +18,19 @@ from rlif.tasks.benchmarks import Benchmark, digest, find_benchmark, load_benchm
 from rlif.tasks.shots import FIXED, Shot, read_shots
 from rlif.tasks.templates import Template, find_template, render_messages, render_text
 from rlif.types import Problem
+
+_GRADING = ("extraction.py", "equivalence.py", "grading.py", "_math_worker.py")
+
+
+# What the rooms shared with training call by a recipe's keys, in the words of somebody who has options and a file.
+_WORDS = {
+    "task.template:": "--template:",
+    "task.format:": "--format:",
+    "task.low, task.high: ": "",
+    "widen the range or lower eval.problems": "lower --limit",
+    "name another in task.answer_column": "put the answers into a column called answer",
+    "name the question's in task.question_column": "call the question's question",
+}
 
 
 class Settings(Section):
@@ -88,6 +104,15 @@ class Plan:
     with any of them."""
 
     def __init__(self, name: str, settings: Settings) -> None:
+        try:
+            self._read(name, settings)
+        except RlifError as error:
+            message = str(error)
+            for keys, options in _WORDS.items():
+                message = message.replace(keys, options)
+            raise RlifError(message) from error
+
+    def _read(self, name: str, settings: Settings) -> None:
         path = settings.data.get(name)
         self.name = name
         self.benchmark: Benchmark = find_benchmark(name, has_file=path is not None)
@@ -135,7 +160,15 @@ class Plan:
             "top_k": self.sampling.top_k,
             "max_new_tokens": self.sampling.max_new_tokens,
             "stop": list(self.sampling.stop),
+            "grader": grader_mark(),
         }
+
+
+def grader_mark() -> str:
+    """Who judges: the versions of rlif and math-verify, and a hash of the code that reads and compares answers."""
+    code = [Path(__file__).parents[1].joinpath(name).read_bytes() for name in _GRADING]
+    mark = hashlib.sha256(b"\0".join(code)).hexdigest()[:16]
+    return f"rlif {__version__}, math-verify {version('math-verify')}, {mark}"
 
 
 def _digest(shots: tuple[Shot, ...]) -> str:

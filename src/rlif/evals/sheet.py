@@ -23,7 +23,8 @@ class Sheet:
     """One model's graded answers to one task: rows as (problem, sample), the samples of a problem adjacent.
 
     ``means`` are each answer's mean signals (nats per token at temperature 1), ``tenths`` the same over the tenths of
-    the answer (NaN where a tenth has no token); a signal that the back-end does not know is left out.
+    the answer (NaN where a tenth has no token). A signal is NaN in an answer of which the back-end does not know it (in
+    an empty one, say), and left out if it knows it of none.
     """
 
     samples: int
@@ -64,7 +65,7 @@ def headline(sheet: Sheet) -> dict[str, float]:
         "formatted": estimates.mean(formatted.astype(np.float64)),
         "right_and_formatted": estimates.mean((right & formatted).astype(np.float64)),
         "undecided": estimates.mean(table([float(verdict.right is None) for verdict in sheet.verdicts])),
-        **{name: estimates.ratio(table(means) * lengths, lengths) for name, means in sheet.means.items()},
+        **{name: _per_token(table(means), lengths) for name, means in sheet.means.items()},
         "length": estimates.mean(lengths),
         "truncated": estimates.mean(table([float(stop == "length") for stop in sheet.stops])),
         "self_agreement": estimates.self_agreement(sheet.answers),
@@ -78,6 +79,12 @@ def headline(sheet: Sheet) -> dict[str, float]:
     for name, estimate in found.items():
         values |= {name: estimate.value, f"{name}_stderr": estimate.stderr}
     return values
+
+
+def _per_token(means: Float[np.ndarray, "problem sample"], lengths: Float[np.ndarray, "problem sample"]) -> Estimate:
+    """The mean of a signal over the tokens of all answers in which it is known."""
+    known = np.isfinite(means)
+    return estimates.ratio(np.where(known, means, 0.0) * lengths, np.where(known, lengths, 0.0))
 
 
 def counts(sheet: Sheet) -> dict[str, int]:
@@ -104,16 +111,18 @@ def details(sheet: Sheet) -> dict[str, Any]:
         "counts": counts(sheet),
         "stops": {reason: sheet.stops.count(reason) for reason in ("eos", "stop_string", "length")},
         "confidence": {
-            name: {
-                key: value._asdict() if isinstance(value, Estimate) else value
-                for key, value in confidence(DIRECTIONS[name] * means[decided], right[decided], problem[decided])
-                ._asdict()
-                .items()
-            }
+            name: _confidence(DIRECTIONS[name] * means, right, problem, decided & np.isfinite(means))
             for name, means in sheet.means.items()
         },
         "course": course(sheet),
     }
+
+
+def _confidence(values: np.ndarray, right: np.ndarray, problem: np.ndarray, usable: np.ndarray) -> dict[str, Any]:
+    """Of the ``known`` answers that are decided and whose signal is there."""
+    found = confidence(values[usable], right[usable], problem[usable])._asdict()
+    numbers = {key: value._asdict() if isinstance(value, Estimate) else value for key, value in found.items()}
+    return {"known": int(usable.sum()), **numbers}
 
 
 def course(sheet: Sheet) -> dict[str, Any]:

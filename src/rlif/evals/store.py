@@ -100,10 +100,14 @@ class Store:
         elif difference := _difference(_settled(read_json(path)), _settled(json.loads(_json({"name": name, **facts})))):
             raise RlifError(f"{path.parent}: {name} has changed since ({difference}); choose another --out")
 
-    def add(self, model: str, task: str, judged: Sequence[Judged], spent: Spent) -> None:
-        """Write some graded answers as one part."""
+    def next_part(self, model: str, task: str) -> int:
+        """The number of the first part that is not there yet."""
+        found = parts(self.folder(model) / task)
+        return max((int(path.stem.removeprefix("part-")) for path in found), default=-1) + 1
+
+    def add(self, model: str, task: str, number: int, judged: Sequence[Judged], spent: Spent) -> None:
+        """Write some graded answers as the part of that number, in the place of one that is there."""
         folder = self.folder(model) / task
-        number = max((int(path.stem.removeprefix("part-")) for path in parts(folder)), default=-1) + 1
         with _writing(self.out):
             folder.mkdir(exist_ok=True)
             write_whole(folder / f"part-{number:06d}.parquet", _parquet(judged, spent))
@@ -148,39 +152,43 @@ class Answers:
 
 
 def read_answers(folder: Path) -> Answers:
-    """Read a task's folder back: problems in the order of the data, an answer to each from every sample.
+    """Read a task's folder back: problems in the order of the data, an answer to each from every sample. Of an answer
+    that stands there twice the first one counts.
 
     Raises `RlifError` for a folder without answers or with damaged ones.
     """
     columns = _read(folder, None)
     if not columns["problem_id"]:
         raise RlifError(f"{folder}: holds no answers; run rlif eval first")
-    order = sorted(range(len(columns["problem_id"])), key=lambda i: (columns["position"][i], columns["sample"][i]))
+    first: dict[tuple[int, str, int], int] = {}
+    for i, answer in enumerate(zip(columns["position"], columns["problem_id"], columns["sample"], strict=True)):
+        first.setdefault(answer, i)
+    order = [first[answer] for answer in sorted(first)]
     column = {name: [values[i] for i in order] for name, values in columns.items() if name != _SPENT.decode()}
     samples = max(column["sample"]) + 1
     if column["sample"] != list(range(samples)) * (len(order) // samples):
-        raise RlifError(
-            f"{folder}: answers are missing (run the same rlif eval again) or there twice (delete it first)"
-        )
+        raise RlifError(f"{folder}: answers are missing; run the same rlif eval again")
     verdicts = zip(column["right"], column["formatted"], column["extracted"], strict=True)
-    empty = [length == 0 for length in column["length"]]  # no token, so no mean: not a signal that is not known
-    means = {name: _filled(column[name], empty, 0.0) for name in SIGNALS}
-    along = {name: _filled(column[f"{name}_tenths"], empty, [math.nan] * TENTHS) for name in SIGNALS}
+    means = {name: _known(column[name], math.nan) for name in SIGNALS}
+    along = {name: _known(column[f"{name}_tenths"], [math.nan] * TENTHS) for name in SIGNALS}
     sheet = Sheet(
         samples=samples,
         texts=tuple(column["completion"]),
         verdicts=tuple(Verdict(*verdict) for verdict in verdicts),
         stops=tuple(column["stop_reason"]),
         lengths=np.array(column["length"], dtype=np.float64),
-        means={name: np.array(values, dtype=np.float64) for name, values in means.items() if None not in values},
-        tenths={name: np.array(values, dtype=np.float64) for name, values in along.items() if None not in values},
+        means={name: np.array(values, dtype=np.float64) for name, values in means.items() if values},
+        tenths={name: np.array(values, dtype=np.float64) for name, values in along.items() if values},
     )
     spent = sum((Spent(**one) for one in columns[_SPENT.decode()]), Spent())
     return Answers(tuple(column["problem_id"][::samples]), tuple(column["question"][::samples]), sheet, spent)
 
 
-def _filled(values: list[Any], where: list[bool], filling: Any) -> list[Any]:
-    return [filling if value is None and fill else value for value, fill in zip(values, where, strict=True)]
+def _known(values: list[Any], unknown: Any) -> list[Any]:
+    """A signal of every answer, ``unknown`` where there is none; nothing if none is known at all."""
+    if all(value is None for value in values):
+        return []
+    return [unknown if value is None else value for value in values]
 
 
 def read_json(path: Path) -> Any:

@@ -4,7 +4,6 @@ Rows come from a local file (``--data NAME=PATH``) or, through the optional pack
 is not in the table is a file of your own. A new benchmark is one line in `BENCHMARKS`.
 """
 
-import difflib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlif.config import ArithmeticTask, FileTask
-from rlif.errors import RlifError
+from rlif.errors import RlifError, nearest
 from rlif.tasks.arithmetic import Arithmetic
 from rlif.tasks.files import problems_of, rows_of
 from rlif.types import Problem
@@ -123,10 +122,9 @@ def find_benchmark(name: str, *, has_file: bool) -> Benchmark:
         return BENCHMARKS[name]
     if has_file:
         return Benchmark(name, schema="file", template="boxed", max_new_tokens=_OWN_TOKENS, citation="a file of yours")
-    nearest = difflib.get_close_matches(name, BENCHMARKS, n=1, cutoff=0.0)[0]
     raise RlifError(
-        f"--tasks: no benchmark {name!r}; did you mean {nearest}? (there are {', '.join(BENCHMARKS)}; for a file of "
-        f"your own add --data {name}=PATH)"
+        f"--tasks: no benchmark {name!r}; did you mean {nearest(name, BENCHMARKS)}? "
+        f"(there are {', '.join(BENCHMARKS)}; for a file of your own add --data {name}=PATH)"
     )
 
 
