@@ -16,6 +16,8 @@ Each answer is judged twice, by the rules strict-match and flexible-extract; rli
 with the extractor that repeats the rule. Every problem on which the two disagree is listed with its reason: the same
 answer judged otherwise, or another answer. Of another answer it says where the two part, and how far apart the model
 in float64 holds the two tokens there: less than the rounding of the number format is a tie that rounding decides.
+
+Stopped, the same command goes on from the answers that either system has kept in --out; then its seconds mean nothing.
 """
 
 import argparse
@@ -64,7 +66,7 @@ def harness_task(problems: Path, max_new_tokens: int) -> dict[str, Any]:
     return {**task, **files, "task": "gsm8k_local", "num_fewshot": 0}
 
 
-def ask_harness(task: dict[str, Any], given: argparse.Namespace, ids: Sequence[str]) -> dict[str, Answered]:
+def ask_harness(task: dict[str, Any], given: argparse.Namespace, ids: Sequence[str], work: Path) -> dict[str, Answered]:
     """What lm-evaluation-harness answers and how it judges, by problem id."""
     import lm_eval
 
@@ -74,6 +76,7 @@ def ask_harness(task: dict[str, Any], given: argparse.Namespace, ids: Sequence[s
         tasks=[task],
         batch_size=given.batch,
         device="cpu",
+        use_cache=str(work / "lm-eval"),
         bootstrap_iters=0,
     )
     found: dict[str, dict[str, Any]] = {}
@@ -185,7 +188,7 @@ def main() -> None:
     if version("lm-eval") != VERSION:
         raise SystemExit(f"lm-eval {version('lm-eval')} is installed, {VERSION} is what is compared with")
 
-    work = given.out / f"lm-eval-gsm8k-{given.dtype}-{given.limit}"
+    work = given.out / f"lm-eval-gsm8k-{slug(given.model)}-{given.dtype}-{given.limit}"
     work.mkdir(parents=True, exist_ok=True)
     task = harness_task(work / "problems.jsonl", given.max_new_tokens)
     settings = Settings(
@@ -207,7 +210,7 @@ def main() -> None:
     began = time.perf_counter()
     rlif, speed = ask_rlif(settings, given, work / "rlif")
     answered = time.perf_counter()
-    harness = ask_harness(task, given, [one.id for one in problems])
+    harness = ask_harness(task, given, [one.id for one in problems], work)
     seconds = {"rlif": answered - began, "lm-eval": time.perf_counter() - answered}
     answers = {one.id: one.answer or "" for one in problems}
     judged, parted = differences(harness, rlif, answers, Referee(given.model))
