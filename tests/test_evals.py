@@ -22,7 +22,7 @@ from rlif.analysis import compression_ratio, repeated_ngrams, tenths, transition
 from rlif.cli import app
 from rlif.config import PolicyConfig
 from rlif.errors import RlifError
-from rlif.evals import local
+from rlif.evals import local, watching
 from rlif.evals import run as loop
 from rlif.evals import settings as how
 from rlif.evals.compare import compare, model_folders
@@ -559,11 +559,14 @@ def test_names_become_folders() -> None:
         evaluate([candidate(Scripted("a/b")), candidate(Scripted("x/a/b"))], settings(), Path("never"))
 
 
-def test_time_left_follows_the_lengths_seen() -> None:
+def test_time_left_follows_the_lengths_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([100.0])
+    monkeypatch.setattr(watching, "monotonic", lambda: next(clock, 108.0))  # the start, and eight seconds later
     pace = Pace(10, 2, 100)
     pace.advance(80)
     assert pace.position == pytest.approx(2.8)
     pace.answered([Answer("p", 0, "", "", 40, "eos"), Answer("p", 1, "", "", 40, "eos")])
     assert pace.done == 4
-    assert pace.seconds_left == pytest.approx(6 * 40 / pace.speed, rel=0.05)
+    assert pace.speed == 10.0
+    assert pace.seconds_left == pytest.approx(6 * 40 / 10)
     assert [duration(s) for s in (45.0, 600.0, 9000.0)] == ["45 s", "10 min", "2.5 h"]
