@@ -16,6 +16,7 @@ ORDER = (
     "disk",
     "interrupts",
     "types",
+    "drawing",
     "config",
     "recipes",
     "signals",

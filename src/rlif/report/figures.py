@@ -4,16 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Colour-blind safe (Okabe and Ito), in the order of the curves.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#555555", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442")
+from rlif.drawing import BLUE, COLOURS, GREY, ORANGE, RED, bare, png
 
 
 @dataclass(frozen=True)
@@ -45,15 +40,14 @@ def draw_all(curves: Sequence[Curve], folder: Path) -> list[Path]:
     paths = []
     for name, figure in figures.items():
         paths.append(folder / f"{name}.png")
-        figure.savefig(paths[-1], dpi=150)
-        plt.close(figure)
+        paths[-1].write_bytes(png(figure))
     return paths
 
 
 def accuracy(curves: Sequence[Curve]) -> Figure:
     """Right-and-formatted answers over steps, with bands of one standard error."""
     figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
-    for curve, colour in zip(curves, _COLOURS, strict=False):
+    for curve, colour in zip(curves, COLOURS, strict=False):
         values, errors = curve.values("right_and_formatted"), curve.values("right_and_formatted_stderr")
         axes.plot(curve.steps, values, color=colour, marker="o", markersize=3, label=curve.label)
         low = [value - error for value, error in zip(values, errors, strict=True)]
@@ -74,12 +68,12 @@ def right_against_formatted(curves: Sequence[Curve]) -> Figure:
         rows, columns, figsize=(3.2 * columns, 2.7 * rows), sharey=True, squeeze=False, layout="constrained"
     )
     for axes, curve in zip(grid.flat, curves, strict=False):
-        axes.plot(curve.steps, curve.values("formatted"), color="#E69F00", label="formatted")
-        axes.plot(curve.steps, curve.values("right"), color="#0072B2", label="right in any form")
+        axes.plot(curve.steps, curve.values("formatted"), color=ORANGE, label="formatted")
+        axes.plot(curve.steps, curve.values("right"), color=BLUE, label="right in any form")
         axes.plot(
             curve.steps,
             curve.values("right_and_formatted"),
-            color="#555555",
+            color=GREY,
             linestyle=":",
             label="right and formatted",
         )
@@ -96,14 +90,14 @@ def right_against_formatted(curves: Sequence[Curve]) -> Figure:
 def confidence(curves: Sequence[Curve]) -> Figure:
     """Token entropy and the share of completions with a transitional word, over steps."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
-    for curve, colour in zip(curves, _COLOURS, strict=False):
+    for curve, colour in zip(curves, COLOURS, strict=False):
         left.plot(curve.steps, curve.values("entropy"), color=colour, label=curve.label)
         right.plot(curve.steps, curve.values("transitional_share"), color=colour, label=curve.label)
     for axes, title in ((left, "mean token entropy, nats"), (right, "completions with a transitional word, share")):
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("step")
         axes.set_ylim(bottom=0.0)
-        _plain(axes)
+        bare(axes)
     left.legend(frameon=False, fontsize=8)
     return figure
 
@@ -112,19 +106,19 @@ def overview(curve: Curve) -> Figure:
     """One run: right answers, answers cut off and self-agreement on the left; token entropy on the right."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
     shares = {"right": "right", "truncated": "cut off", "self_agreement": "samples agree"}
-    for (key, label), colour in zip(shares.items(), ("#0072B2", "#E69F00", "#555555"), strict=True):
+    for (key, label), colour in zip(shares.items(), (BLUE, ORANGE, GREY), strict=True):
         left.plot(curve.steps, curve.values(key), color=colour, marker="o", markersize=3, label=label)
     values, errors = curve.values("right"), curve.values("right_stderr")
     low = [value - error for value, error in zip(values, errors, strict=True)]
     high = [value + error for value, error in zip(values, errors, strict=True)]
-    left.fill_between(curve.steps, low, high, color="#0072B2", alpha=0.15, linewidth=0)
+    left.fill_between(curve.steps, low, high, color=BLUE, alpha=0.15, linewidth=0)
     _share(left, "share of completions")
     left.legend(frameon=False, fontsize=8)
-    right.plot(curve.steps, curve.values("entropy"), color="#D55E00", marker="o", markersize=3)
+    right.plot(curve.steps, curve.values("entropy"), color=RED, marker="o", markersize=3)
     right.set_title("mean token entropy, nats", fontsize=10)
     right.set_xlabel("step")
     right.set_ylim(bottom=0.0)
-    _plain(right)
+    bare(right)
     n = int(curve.lines[0]["eval/n"])
     figure.suptitle(f"{curve.label} ({n} completions, band: one standard error)", fontsize=10)
     return figure
@@ -134,10 +128,4 @@ def _share(axes: Axes, label: str) -> None:
     axes.set_ylim(0.0, 1.0)
     axes.set_xlabel("step")
     axes.set_ylabel(label)
-    _plain(axes)
-
-
-def _plain(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
+    bare(axes)

@@ -5,10 +5,6 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
 import torch
 from jaxtyping import Float
@@ -16,16 +12,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from rlif.drawing import BLUE, GREEN, GREY, ORANGE, PINK, png
 from rlif.theory.exact import REWARDS, natural_gradient
 from rlif.theory.flows import Flow, flow
 from rlif.theory.tabular import Language, Policies, random_policies, tree
 
 _COLOURS = {
-    "self_certainty": "#0072B2",
-    "token_entropy": "#E69F00",
-    "trajectory_entropy": "#009E73",
-    "verifiable": "#555555",
-    "majority_vote": "#CC79A7",
+    "self_certainty": BLUE,
+    "token_entropy": ORANGE,
+    "trajectory_entropy": GREEN,
+    "verifiable": GREY,
+    "majority_vote": PINK,
 }
 _CORNERS = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.5, 0.75**0.5]], dtype=torch.float64)
 _STEP, _STEPS, _POLICIES = 0.2, 200, 200
@@ -39,8 +36,7 @@ def draw_all(folder: Path, *, seed: int) -> list[Path]:
     paths = []
     for name, figure in figures.items():
         paths.append(folder / f"{name}.png")
-        figure.savefig(paths[-1], dpi=100)
-        plt.close(figure)
+        paths[-1].write_bytes(png(figure, dpi=100))
     return paths
 
 
