@@ -9,11 +9,12 @@ from typing import Any
 from rich.console import Console
 
 from rlif.config import PolicyConfig
-from rlif.disk import disk_reason, write_whole
+from rlif.disk import write_whole, writing
 from rlif.endpoint import Client, Server
 from rlif.errors import RlifError
 from rlif.evals.compare import as_json, compare, model_folders, print_comparisons
 from rlif.evals.local import EngineBackend
+from rlif.evals.pictures import draw_all
 from rlif.evals.run import Candidate, evaluate
 from rlif.evals.served import ServedBackend
 from rlif.evals.settings import Settings
@@ -69,8 +70,10 @@ def judge(candidates: Sequence[Candidate], settings: Settings, out: Path) -> Non
         console.print("interrupted: what was finished is kept; the same command goes on from there", highlight=False)
         raise
     print_results(console, results)
+    pictures = draw_all(results, out)
     console.print(f"\nnumbers: {out / RESULTS}", highlight=False, soft_wrap=True)
     console.print(f"answers: {out}/MODEL/TASK/part-*.parquet", highlight=False, soft_wrap=True)
+    console.print(f"along the answers: {', '.join(map(str, pictures))}", highlight=False, soft_wrap=True)
 
 
 def run_compare(folders: Sequence[Path], out: Path | None) -> None:
@@ -80,9 +83,6 @@ def run_compare(folders: Sequence[Path], out: Path | None) -> None:
     names = [f"{read_json(path / MODEL)['name']} ({path})" for path in (a, b)]
     print_comparisons(Console(), names, comparisons)
     if out is not None:
-        try:
-            write_whole(
-                out, json.dumps({"a": names[0], "b": names[1], "tasks": as_json(comparisons)}, indent=1).encode()
-            )
-        except OSError as error:
-            raise RlifError(f"{out}: {disk_reason(error)}; choose another --out") from error
+        content = json.dumps({"a": names[0], "b": names[1], "tasks": as_json(comparisons)}, indent=1)
+        with writing(out, "choose another --out"):
+            write_whole(out, content.encode())

@@ -8,15 +8,13 @@
 A folder takes one evaluation. Started again with the same settings it goes on with the answers that are missing.
 """
 
-import fcntl
 import io
 import json
 import math
-import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +22,13 @@ from typing import Any
 import numpy as np
 
 from rlif.analysis import TENTHS, tenths
-from rlif.disk import disk_reason, one_line, write_whole
+from rlif.disk import locked, one_line, write_whole, writing
 from rlif.errors import RlifError
 from rlif.evals.records import SIGNALS, Answer
 from rlif.evals.sheet import Sheet
 from rlif.types import Problem, Verdict
 
 ASKED, RESULTS, MODEL = "eval.json", "results.json", "model.json"
-_LOCK = ".lock"
 _PART = "part-*.parquet"
 _SPENT = b"rlif"  # key of a part's metadata
 
@@ -76,7 +73,7 @@ class Store:
         known = out / ASKED
         if not known.exists() and out.is_dir() and any(path.name[0] != "." for path in out.iterdir()):
             raise RlifError(f"{out}: not empty, and no evaluation; choose a new or an empty folder for --out")
-        with _locked(out):
+        with locked(out):
             if known.exists() and not any(out.glob(f"*/*/{_PART}")):
                 for path in out.glob(f"*/{MODEL}"):  # not a single answer: nothing that could be mixed up
                     path.unlink()
@@ -292,27 +289,5 @@ def _finite(data: Any) -> Any:
     return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise RlifError(
-            f"{out}: {disk_reason(error)}; what was written before is intact: put that right and run the same command"
-        ) from error
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """One writer a folder; the system lifts the lock of a process that is killed."""
-    with _writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(out / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RlifError(f"{out}: another rlif eval is writing here; wait for it, or choose another --out") from None
-        yield
-    finally:
-        os.close(descriptor)
+def _writing(out: Path) -> AbstractContextManager[None]:
+    return writing(out, "what was written before is intact: put that right and run the same command")
