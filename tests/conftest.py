@@ -19,7 +19,7 @@ if not torch.cuda.is_available():  # read when Triton is imported: its kernels t
 assert "rlif" not in sys.modules, "rlif was imported before the hook that checks its shapes"
 install_import_hook("rlif", "beartype.beartype")
 
-from rlif import models  # noqa: E402  (after the hook)
+from rlif import cpu, models  # noqa: E402  (after the hook)
 from rlif.errors import RlifError  # noqa: E402
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
@@ -35,6 +35,19 @@ def fetched(name: str) -> Path:
     if os.environ.get("CI") == "true":
         pytest.fail(f"CI needs the real models: {reason}", pytrace=False)
     pytest.skip(reason)
+
+
+@pytest.fixture
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's own operations instead of `rlif.cpu`."""
+    monkeypatch.setattr(cpu, "kernels", lambda dtype: None)
+
+
+@pytest.fixture(params=["kernels", "pytorch"])
+def either_way(request: pytest.FixtureRequest) -> None:
+    """The test runs twice: with the kernels of `rlif.cpu`, and with PyTorch's own operations."""
+    if request.param == "pytorch":
+        request.getfixturevalue("without_kernels")
 
 
 @pytest.fixture(scope="session")

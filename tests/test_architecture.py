@@ -22,6 +22,8 @@ ORDER = (
     "signals",
     "tiny",
     "models",
+    "cpu",
+    "layers",
     "head_triton",
     "head",
     "decoder",

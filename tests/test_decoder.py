@@ -15,6 +15,8 @@ from rlif.rollout import Engine, Key, Sampling, sample_slowly
 from rlif.signals import token_signals
 from toys import toy_policy, toy_prompts
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 READ = ("llama", "qwen3", "gemma3")
 PROMPTS = [[5, 9, 11], [7, 8, 9, 10, 11, 12, 13, 14, 15], [20, 21, 22, 23, 24]]
 COMPLETIONS = [(0, 4), (1, 1), (2, 7), (0, 12), (1, 2), (2, 9), (2, 1)]  # of which prompt, how many tokens

@@ -13,12 +13,15 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from rlif import graphs
+from rlif.cache import RowCache
 from rlif.decoder import decoder_of, joined
 from rlif.graphs import GraphRows, SlotCache, Step
 from rlif.inflight import LineRows
 from rlif.policy import Policy
 from rlif.rollout import Engine, Key, Sampling
 from toys import toy_policy, toy_prompts
+
+pytestmark = pytest.mark.usefixtures("without_kernels")
 
 
 @pytest.fixture
@@ -48,7 +51,7 @@ def test_replayed_steps_equal_line_rows_through_a_random_life(recorded: list[Ste
     prompts = toy_prompts(policy, ["ab", "12+3=?", "a", "what is it"])
     decoder = decoder_of(policy.model, joined)
     assert decoder is not None
-    both = (LineRows(policy, decoder), graph_rows(policy, rows=6, columns=48))
+    both = (LineRows(policy, decoder, RowCache()), graph_rows(policy, rows=6, columns=48))
 
     def each(event: str, argument: object) -> None:
         with torch.no_grad():

@@ -41,6 +41,8 @@ from rlif.signals import token_signals
 from rlif.types import Rollouts, TokenSignals
 from toys import CHARACTERS, FAMILIES, PADDED_ROWS, SPECIAL, toy_policy, toy_prompts
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 PAD, EOS, UNKNOWN = range(len(SPECIAL))
 VOCABULARY = len(SPECIAL) + len(CHARACTERS)
 KEY = Key(seed=1, step=3)

@@ -4,7 +4,8 @@ transformers' own dynamic cache copies every layer's keys and values for each to
 with room to grow and hands out views of the filled part, so a token costs one write. Rows can be selected (finished
 ones leave) and repeated (a prompt is prefilled once and expanded to its group).
 
-`RowCache` serves `rlif.decoder`; `append_cache` makes one for transformers' own forward pass.
+`KernelCache` (on a CPU, with `rlif.cpu`) and `RowCache` serve `rlif.decoder`; `append_cache` makes one for
+transformers' own forward pass.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,9 +15,12 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from rlif.cpu import Kernels, padded
 from rlif.decoder import Attend, Heads
+from rlif.layers import Rotation
 
 _COLUMNS = 32  # a `RowCache` grows by so many columns
 
@@ -103,6 +107,72 @@ def append_cache(config: Any, *, room: int) -> Cache:
     return cache
 
 
+class KernelCache:
+    """Keys and values of rows that each own a slot until they leave, for `rlif.cpu.Kernels.attend`.
+
+    A row's text begins in column 0 of its slot and nothing is ever moved: rows that leave free their slots, rows that
+    enter take free ones. The buffers are as large as they can get, but memory that was never written costs nothing.
+
+    Attributes:
+        lengths: tokens of each row so far: the position of its next.
+    """
+
+    def __init__(self, rows: int, columns: int, kernels: Kernels) -> None:
+        """For at most ``rows`` rows of at most ``columns`` tokens."""
+        self._columns, self._kernels = columns, kernels
+        self._free = list(range(rows))
+        self._slots = torch.zeros(0, dtype=torch.long)
+        self.lengths = self._slots
+        self._keys: list[Tensor] = []
+        self._values: list[Tensor] = []
+
+    def enter(
+        self,
+        layers: Sequence[tuple[Tensor, Tensor]],
+        places: Int[Tensor, "prompt position"],
+        lengths: Int[Tensor, " prompt"],
+        copies: Int[Tensor, " entered"],
+    ) -> None:
+        """Add rows with the keys and values of their prompts; see `RowCache.enter`."""
+        if not self._keys:
+            for buffers, states in zip((self._keys, self._values), zip(*layers, strict=True), strict=True):
+                buffers += [x.new_empty(len(self._free), x.shape[1], self._columns, padded(x.shape[2])) for x in states]
+        taken, self._free = self._free[: len(copies)], self._free[len(copies) :]
+        slots, right = torch.tensor(taken), places[copies]
+        for states, key_buffer, value_buffer in zip(layers, self._keys, self._values, strict=True):
+            for x, buffer in zip(states, (key_buffer, value_buffer), strict=True):
+                padding = 0, buffer.shape[-1] - x.shape[-1]
+                buffer[slots, :, : places.shape[1]] = functional.pad(x[right], padding).transpose(1, 2)
+        self._slots = torch.cat([self._slots, slots])
+        self.lengths = torch.cat([self.lengths, lengths[copies]])
+
+    def keep(self, rows: Int[Tensor, " kept"]) -> None:
+        """Let all other rows leave; row i is then the former ``rows[i]``."""
+        left = torch.ones(len(self._slots), dtype=torch.bool)
+        left[rows] = False
+        self._free += self._slots[left].tolist()
+        self._slots, self.lengths = self._slots[rows], self.lengths[rows]
+
+    @contextmanager
+    def step(self) -> Iterator[Attend]:
+        """Give the attention of one more token in each row; it is written behind the row's last."""
+
+        def attend(heads: Heads, q: Tensor, k: Tensor, v: Tensor, rotation: Rotation) -> Tensor:
+            norms = None
+            if heads.q_norm is not None and heads.k_norm is not None:
+                norms = heads.q_norm.weight, heads.k_norm.weight, heads.q_norm.offset, heads.q_norm.eps
+            return self._kernels.attend(
+                *(q, k, v, norms, rotation, self._keys[heads.layer], self._values[heads.layer]),
+                *(self._slots, self.lengths),
+                window=heads.window,
+                scaling=heads.scaling,
+            )
+
+        yield attend
+        # A finished row that is carried along a little may be full: it overwrites its last token.
+        self.lengths = (self.lengths + 1).clamp_max_(self._columns - 1)
+
+
 class RowCache:
     """Keys and values of rows that share a time axis; rows enter and leave at any time.
 
@@ -172,7 +242,8 @@ class RowCache:
         self._end += 1
         newest, biases = self._end - 1, dict[int | None, Tensor]()
 
-        def attend(heads: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        def attend(heads: Heads, q: Tensor, k: Tensor, v: Tensor, rotation: Rotation) -> Tensor:
+            q, k = heads.placed(q, k, rotation)
             keys, values = self._keys[heads.layer][:n], self._values[heads.layer][:n]
             keys.select(3, newest).copy_(k)
             values.select(2, newest).copy_(v)

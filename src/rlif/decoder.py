@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from rlif.layers import Gated, Norm, Rotation, rotated
+
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
 """``model_type`` of the models whose layers `decoder_of` knows how to read."""
 
@@ -28,16 +30,25 @@ _ROPE = ("default", "linear", "llama3", "yarn")  # those whose frequencies do no
 
 @dataclass(frozen=True)
 class Heads:
-    """What attention must know of a layer: its place, its scale, how far back it sees (None: everything)."""
+    """What attention must know of a layer: its place, its scale, how far back it sees (None: everything), and the norms
+    of its queries and keys (None: there are none)."""
 
     layer: int
     scaling: float
     window: int | None
+    q_norm: Norm | None = None
+    k_norm: Norm | None = None
+
+    def placed(self, q: Tensor, k: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+        """Queries and keys as they are compared: normed, and turned to their positions."""
+        q = q if self.q_norm is None else self.q_norm(q)
+        k = k if self.k_norm is None else self.k_norm(k)
+        return rotated(q, rotation), rotated(k, rotation)
 
 
-Attend = Callable[[Heads, Tensor, Tensor, Tensor], Tensor]
-"""Attention over a line of tokens: (heads, q (tok, head, feature), k and v (tok, kv_head, feature)) ->
-(tok, head * feature)."""
+Attend = Callable[[Heads, Tensor, Tensor, Tensor, Rotation], Tensor]
+"""Attention over a line of tokens: (heads, q (tok, head, feature), k and v (tok, kv_head, feature), rotation) ->
+(tok, head * feature); q and k as the products with the weights left them, see `Heads.placed`."""
 
 
 @runtime_checkable
@@ -106,48 +117,6 @@ def joined(modules: Sequence[nn.Linear]) -> Linears:
     return JoinedLinears(modules) if same else PlainLinears(modules)
 
 
-class _Norm:
-    """RMSNorm, Llama's way or Gemma's (which stores weight − 1)."""
-
-    def __init__(self, module: Any) -> None:
-        self._module = module
-        self._eps = getattr(module, "variance_epsilon", None) or module.eps
-        self._gemma = type(module).__name__.startswith("Gemma")
-
-    def __call__(self, x: Tensor) -> Tensor:
-        weight = self._module.weight
-        if self._gemma:  # in fp32 to the end, as Gemma does it
-            weight = 1.0 + weight.float()
-        result: Tensor = _RmsNorm.apply(x, weight, self._eps)
-        return result
-
-
-class _RmsNorm(torch.autograd.Function):
-    """PyTorch's RMSNorm, whose backward pass on a CPU is a dozen fp32 operations over several tensors kept from the
-    forward pass. This one keeps the input alone, and its derivative is written out."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.eps = eps
-        wide = x if weight.dtype == x.dtype else x.to(weight.dtype)
-        return functional.rms_norm(wide, weight.shape, weight, eps).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        wide, size = x.float(), x.shape[-1]
-        scale = torch.linalg.vecdot(wide, wide).div_(size).add_(ctx.eps).rsqrt_()[..., None]
-        normed = wide * scale
-        gradient = gradients[0].float()
-        product = gradient * normed
-        to_weight = product.flatten(0, -2).sum(dim=0).to(weight.dtype)
-        # d normed_i / d x_j = scale · (1[i = j] − normed_i · normed_j / size)
-        along = (product @ weight.float()).div_(size)[..., None]
-        to_x = (gradient * weight.float()).addcmul_(normed, along, value=-1.0).mul_(scale)
-        return to_x.to(x.dtype), to_weight, None
-
-
 @dataclass(frozen=True)
 class _Layer:
     """One layer's parts. A norm that the family does not have is None."""
@@ -155,20 +124,15 @@ class _Layer:
     heads: Heads
     kind: str
     feature: int
-    before_attention: _Norm
+    before_attention: Norm
     qkv: Linears
-    q_norm: _Norm | None
-    k_norm: _Norm | None
     out: Linears
-    after_attention: _Norm | None
-    before_mlp: _Norm
+    after_attention: Norm | None
+    before_mlp: Norm
     gate_up: Linears
-    activation: Callable[[Tensor], Tensor]
+    gated: Gated
     down: Linears
-    after_mlp: _Norm | None
-
-
-Rotation = tuple[Tensor, Tensor]  # cosines, and sines signed so that a half-turn of x needs no negation
+    after_mlp: Norm | None
 
 
 class Decoder:
@@ -176,7 +140,7 @@ class Decoder:
 
     def __init__(self, model: Any, linears: Callable[[Sequence[nn.Linear]], Linears], *, recompute: bool) -> None:
         body = model.model
-        self._embed, self._rotary, self._norm = body.embed_tokens, body.rotary_emb, _Norm(body.norm)
+        self._embed, self._rotary, self._norm = body.embed_tokens, body.rotary_emb, Norm(body.norm)
         self._layers = [_read_layer(layer, i, linears) for i, layer in enumerate(body.layers)]
         self._by_kind = "layer_type" in inspect.signature(self._rotary.forward).parameters
         self._recompute = recompute
@@ -253,45 +217,34 @@ def _read_layer(layer: Any, index: int, linears: Callable[[Sequence[nn.Linear]],
     everywhere = attention.config.sliding_window if attention.config.model_type == "mistral" else None
     window = getattr(attention, "sliding_window", everywhere)
 
-    def norm(owner: Any, name: str) -> _Norm | None:
-        return _Norm(getattr(owner, name)) if hasattr(owner, name) else None
+    def norm(owner: Any, name: str) -> Norm | None:
+        return Norm(getattr(owner, name)) if hasattr(owner, name) else None
 
     return _Layer(
-        heads=Heads(index, attention.scaling, window),
+        heads=Heads(
+            index, attention.scaling, window, q_norm=norm(attention, "q_norm"), k_norm=norm(attention, "k_norm")
+        ),
         kind=getattr(attention, "layer_type", None) or "full_attention",
         feature=attention.head_dim,
-        before_attention=_Norm(layer.input_layernorm),
+        before_attention=Norm(layer.input_layernorm),
         qkv=linears([attention.q_proj, attention.k_proj, attention.v_proj]),
-        q_norm=norm(attention, "q_norm"),
-        k_norm=norm(attention, "k_norm"),
         out=linears([attention.o_proj]),
-        after_attention=_Norm(layer.post_attention_layernorm) if sandwich else None,
-        before_mlp=_Norm(layer.pre_feedforward_layernorm if sandwich else layer.post_attention_layernorm),
+        after_attention=Norm(layer.post_attention_layernorm) if sandwich else None,
+        before_mlp=Norm(layer.pre_feedforward_layernorm if sandwich else layer.post_attention_layernorm),
         gate_up=linears([mlp.gate_proj, mlp.up_proj]),
-        activation=mlp.act_fn,
+        gated=Gated(mlp.act_fn),
         down=linears([mlp.down_proj]),
-        after_mlp=_Norm(layer.post_feedforward_layernorm) if sandwich else None,
+        after_mlp=Norm(layer.post_feedforward_layernorm) if sandwich else None,
     )
 
 
 def _run_layer(x: Tensor, layer: _Layer, rotation: Rotation, attend: Attend) -> Tensor:
     q, k, v = (part.unflatten(-1, (-1, layer.feature)) for part in layer.qkv(layer.before_attention(x)))
-    q = q if layer.q_norm is None else layer.q_norm(q)
-    k = k if layer.k_norm is None else layer.k_norm(k)
-    context = attend(layer.heads, _rotate(q, rotation), _rotate(k, rotation), v)
-    x = _add(x, layer.out, context, layer.after_attention)
-    gate, up = layer.gate_up(layer.before_mlp(x))
-    return _add(x, layer.down, layer.activation(gate) * up, layer.after_mlp)
+    x = _add(x, layer.out, attend(layer.heads, q, k, v, rotation), layer.after_attention)
+    return _add(x, layer.down, layer.gated(*layer.gate_up(layer.before_mlp(x))), layer.after_mlp)
 
 
-def _add(x: Tensor, linears: Linears, inner: Tensor, norm: _Norm | None) -> Tensor:
+def _add(x: Tensor, linears: Linears, inner: Tensor, norm: Norm | None) -> Tensor:
     if norm is None:
         return linears(inner, residual=x)[0]
     return x + norm(linears(inner)[0])
-
-
-def _rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Rotary position embedding: halves swapped, not neighbours."""
-    cos, sin = rotation
-    first, second = x.chunk(2, dim=-1)
-    return torch.addcmul(x * cos, torch.cat((second, first), dim=-1), sin)

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rlif.config import RolloutConfig
+from rlif.cpu import kernels_for
 from rlif.types import TokenSignals
 
 _BLOCK = 256  # tokens summed together when the cumulative probability is searched
@@ -62,6 +63,12 @@ def draw(
     The signals are those of `rlif.signals.token_signals` (temperature 1, nothing filtered). Raises FloatingPointError
     if a row's logits are not a distribution: the model has been blown up or is damaged.
     """
+    filtered = sampling.top_p < 1.0 or sampling.top_k > 0
+    if not filtered and (kernels := kernels_for(logits)) is not None:
+        tokens, sampler_logprobs, signals, bad = kernels.draw(logits, numbers, sampling.temperature)
+        if bad:
+            raise FloatingPointError("the policy's logits")
+        return tokens, sampler_logprobs, signals
     maximum = logits.amax(dim=-1, keepdim=True)
     if not bool(maximum.isfinite().all()):
         raise FloatingPointError("the policy's logits")
@@ -69,7 +76,7 @@ def draw(
     weights = z.exp()
     total = weights.sum(dim=-1)
     log_total = total.log()
-    untouched = sampling.temperature == 1.0 and sampling.top_p == 1.0 and not sampling.top_k
+    untouched = sampling.temperature == 1.0 and not filtered
     if sampling.temperature == 0.0:
         tokens = z.argmax(dim=-1)
         sampler_logprobs = torch.zeros_like(total)

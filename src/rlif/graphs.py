@@ -23,6 +23,7 @@ from torch import Tensor
 
 from rlif.decoder import Attend, Decoder, Heads
 from rlif.inflight import LineRows
+from rlif.layers import Rotation
 from rlif.policy import Policy
 
 _FEWEST_COLUMNS = 128
@@ -96,7 +97,8 @@ class SlotCache:
         """Attention of one more token in each of the first slots: it is written, and sees what its row holds."""
         each, at, biases = self._each[:rows], self.lengths[:rows], dict[int | None, Tensor]()
 
-        def attend(heads: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        def attend(heads: Heads, q: Tensor, k: Tensor, v: Tensor, rotation: Rotation) -> Tensor:
+            q, k = heads.placed(q, k, rotation)
             keys, values = self._keys[heads.layer], self._values[heads.layer]
             keys[each, :, at] = k
             values[each, :, at] = v
@@ -155,8 +157,7 @@ class GraphRows(LineRows):
     """
 
     def __init__(self, policy: Policy, decoder: Decoder, *, rows: int, columns: int) -> None:
-        super().__init__(policy, decoder)
-        self._cache: SlotCache = SlotCache(rows, columns, policy.device)  # type: ignore[assignment]
+        super().__init__(policy, decoder, SlotCache(rows, columns, policy.device))
         self._tokens = torch.zeros(rows, dtype=torch.long, device=policy.device)
         self._found = torch.zeros(rows, policy.vocab_size, device=policy.device)
         on_gpu = policy.device.type == "cuda"

@@ -14,10 +14,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rlif.cache import RowCache, append_cache
+from rlif.cache import append_cache
 from rlif.decoder import Decoder, Heads, joined
 from rlif.errors import RlifError
 from rlif.head import head_of
+from rlif.layers import Rotation
 from rlif.packing import Packed
 from rlif.policy import Policy
 from rlif.types import Prompt
@@ -45,15 +46,15 @@ class InFlight(Protocol):
 
 
 class LineRows:
-    """Rows that share a time axis in a `RowCache`, run by a `Decoder`."""
+    """Rows run by a `Decoder`, whose keys and values lie in a cache of ours: a `RowCache` or a `KernelCache`."""
 
     joins = True
 
-    def __init__(self, policy: Policy, decoder: Decoder) -> None:
+    def __init__(self, policy: Policy, decoder: Decoder, cache: Any) -> None:
         self._decoder, self._device = decoder, policy.device
         self._head = head_of(policy.model, policy.vocab_size)
         self._project = joined([policy.model.get_output_embeddings()])  # type: ignore[operator]
-        self._cache = RowCache()
+        self._cache = cache
 
     def enter(self, prompts: Sequence[Prompt]) -> Float[Tensor, "entered vocab"]:
         groups = [(prompt, sum(1 for _ in copies)) for prompt, copies in groupby(prompts)]
@@ -64,9 +65,10 @@ class LineRows:
         line = Packed([prompt.token_ids for prompt, _ in groups], device=self._device)
         layers: list[tuple[Tensor, Tensor]] = []
 
-        def attend(heads: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        def attend(heads: Heads, q: Tensor, k: Tensor, v: Tensor, rotation: Rotation) -> Tensor:
+            q, k = heads.placed(q, k, rotation)
             layers.append((k, v))
-            return line.attend(heads, q, k, v)
+            return line.attend_placed(heads, q, k, v)
 
         hidden = self._decoder(line.tokens, line.positions, attend)
         lengths = torch.tensor([len(prompt.token_ids) for prompt, _ in groups], device=self._device)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from rlif.decoder import Heads
+from rlif.layers import Rotation
 
 _ROUND = 64  # the line, and what it predicts, are as long as a multiple of this
 _SIMILAR = 0.7  # rows of a block are at least this share of its longest ...
@@ -83,8 +84,19 @@ class Packed:
         q: Float[Tensor, "tok head feature"],
         k: Float[Tensor, "tok kv_head feature"],
         v: Float[Tensor, "tok kv_head feature"],
+        rotation: Rotation,
     ) -> Float[Tensor, "tok head*feature"]:
         """Causal attention of every token to its own text, within the layer's window; 0 for the filling."""
+        return self.attend_placed(heads, *heads.placed(q, k, rotation), v)
+
+    def attend_placed(
+        self,
+        heads: Heads,
+        q: Float[Tensor, "tok head feature"],
+        k: Float[Tensor, "tok kv_head feature"],
+        v: Float[Tensor, "tok kv_head feature"],
+    ) -> Float[Tensor, "tok head*feature"]:
+        """The same of queries and keys in their places (`Heads.placed`)."""
         queries, keys, values = (self._spread(x[: self._length]) for x in (q, k, v))
         outputs = []
         for block, query, key, value in zip(self._blocks, queries, keys, values, strict=True):

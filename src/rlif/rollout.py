@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from rlif.cache import KernelCache, RowCache
+from rlif.cpu import kernels_for
 from rlif.decoder import decoder_of, joined
 from rlif.draw import Key, Sampling, draw, uniforms
 from rlif.errors import RlifError
@@ -123,7 +125,9 @@ class Engine:
             return TransformersRows(self.policy, room=room)
         if self.cuda_graphs and self.policy.device.type == "cuda":
             return GraphRows(self.policy, decoder, rows=rows, columns=columns)
-        return LineRows(self.policy, decoder)
+        if (kernels := kernels_for(next(self.policy.model.parameters()))) is not None:
+            return LineRows(self.policy, decoder, KernelCache(rows, columns, kernels))
+        return LineRows(self.policy, decoder, RowCache())
 
 
 def _entering(in_flight: InFlight, most: int, n_alive: int, n_waiting: int) -> int:
