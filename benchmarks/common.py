@@ -25,6 +25,17 @@ def matrix_rate(dtype: torch.dtype, seconds: float = 0.5) -> float:
     return done * 2 * 1024 * 576 * 1536 / (time.perf_counter() - started) / 1e9
 
 
+def memory_rate(seconds: float = 0.3) -> float:
+    """GB/s at which all threads together read memory: a sum over more than any cache of one processor holds."""
+    numbers = torch.ones(1 << 26)
+    numbers.sum()
+    done, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        numbers.sum()
+        done += 1
+    return done * numbers.nbytes / (time.perf_counter() - started) / 1e9
+
+
 def machine() -> dict[str, Any]:
     """Processor, cores, versions, commit."""
     model = platform.processor() or platform.machine()

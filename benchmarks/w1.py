@@ -1,11 +1,12 @@
 """W1: one step of self-certainty on SmolLM2-135M-Instruct, beside TRL and beside transformers' generate.
 
-    python benchmarks/w1.py [--steps 5] [--systems rlif,trl-bf16,trl-fp32,generate-bf16] [--out runs/bench]
+    python benchmarks/w1.py [--steps 5] [--systems rlif,trl-bf16,trl-fp32,generate-bf16] [--group 8] [--out runs/bench]
 
-4 prompts x 8 completions x at most 128 tokens, T = 1, one optimizer step, no KL. Each system lives in a process of its
-own and waits; the parent lets them step in turn, so that a slow minute of the machine hits all of them. Completions
-differ in length from system to system: times are divided by completion tokens. TRL has its defaults (gradient
-checkpointing and a scoring pass of the model for the reward, as its public hooks ask for) but for what W1 fixes.
+4 prompts x 8 completions x at most 128 tokens, T = 1, one optimizer step, no KL; --group for more completions. Each
+system lives in a process of its own and waits; the parent lets them step in turn, so that a slow minute of the machine
+hits all of them. Completions differ in length from system to system: times are divided by completion tokens. TRL has
+its defaults (gradient checkpointing and a scoring pass of the model for the reward, as its public hooks ask for) but
+for what W1 fixes.
 """
 
 import argparse
@@ -21,12 +22,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import matrix_rate, print_table, spread, write
+from common import matrix_rate, memory_rate, print_table, spread, write
 
 MODEL = "smollm2-135m-instruct"
 SUMS = ((3, 4), (12, 9), (17, 5), (20, 11))
 QUESTIONS = [f"What is {a} + {b}? Explain step by step." for a, b in SUMS]
-GROUP, LIMIT = 8, 128
+GROUP = int(os.environ.get("W1_GROUP", "8"))  # set by --group, for the workers
+LIMIT = 128
 
 Step = Callable[[], dict[str, float]]
 
@@ -63,11 +65,16 @@ def rlif() -> None:
     prompts = render(policy, "plain", [Problem(str(i), question) for i, question in enumerate(QUESTIONS)])
     engine, n = Engine(policy), 0
     parameters = sum(parameter.numel() for parameter in policy.model.parameters())
+    text = policy.model.config
+    width = torch.finfo(dtype).bits // 8
+    column = (
+        2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * width
+    )  # bytes of the cache, a token
 
     def step() -> dict[str, float]:
         nonlocal n
         n += 1
-        rate = matrix_rate(dtype)
+        rate, bandwidth = matrix_rate(dtype), memory_rate()
         started = time.perf_counter()
         rollouts = engine.sample(prompts, group_size=GROUP, sampling=Sampling(max_new_tokens=LIMIT), key=Key(0, n))
         sampled = time.perf_counter()
@@ -81,8 +88,14 @@ def rlif() -> None:
             owners = {row // GROUP for row in part}
             line.append(sum(len(prompts[i].token_ids) for i in owners) + sum(lengths[row] - 1 for row in part))
         once = tokens + sum(len(prompt.token_ids) for prompt in prompts)
+        # A decode step reads every weight once, and each row the keys and values before its token.
+        ahead = [len(prompt.token_ids) for prompt in rollouts.row_prompts]
+        seen = sum(n * prompt + n * n / 2 for prompt, n in zip(ahead, lengths, strict=True))
+        read = max(lengths) * parameters * width + seen * column
         return {
             "tokens": tokens,
+            "bandwidth": bandwidth,
+            "rollout_memory_floor": read / bandwidth / 1e9,
             "rollout": sampled - started,
             "update": done - sampled,
             "step": done - started,
@@ -214,9 +227,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--systems", default=",".join(SYSTEMS))
+    parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    os.environ["W1_GROUP"] = str(arguments.group)
     if arguments.serve:
         SYSTEMS[arguments.serve]()
         return
@@ -237,10 +252,13 @@ def main() -> None:
     print_table([row(name, runs, results.get("rlif", [])) for name, runs in results.items()])
     if "rlif" in results:
         ours = results["rlif"]
-        print(f"\nrlif, n = {len(ours)} steps: matrix rate {spread([r['rate'] for r in ours], 0)} GFLOP/s; ", end="")
+        print(f"\nrlif, n = {len(ours)} steps: matrix rate {spread([r['rate'] for r in ours], 0)} GFLOP/s, ", end="")
+        print(f"memory {spread([r['bandwidth'] for r in ours], 0)} GB/s; ", end="")
         for phase in ("rollout", "update"):
             ratios = [r[phase] / r[f"{phase}_floor"] for r in ours]
             print(f"{phase} {spread([r[phase] for r in ours])} s, {spread(ratios)} times its floor; ", end="")
+        beside = spread([r["rollout"] / r["rollout_memory_floor"] for r in ours])
+        print(f"rollout {beside} times its floor of memory; ", end="")
         print(f"{statistics.median([r['tokens'] / r['rollout'] for r in ours]):.0f} tokens/s; ", end="")
         print(f"filling {spread([100 * r['filling'] for r in ours], 1)} % of an update's tokens")
     write(arguments.out, "w1", {"steps": results})

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,7 +22,9 @@ from rlif.signals import token_signals
 
 BF16, F32 = torch.bfloat16, torch.float32
 TOLERANCE = {BF16: 2.0**-8, F32: 2e-6}  # relative: one rounding to 8 bits, or a few to 24
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="compiled on Linux only")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or shutil.which("cc") is None, reason="kernels are compiled on Linux, where there is a cc"
+)
 
 
 @pytest.fixture(params=[BF16, F32], ids=["bf16", "fp32"])
@@ -33,7 +36,7 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 @pytest.fixture
 def compiled(dtype: torch.dtype) -> Kernels:
     found = kernels(dtype)
-    assert found is not None, "no C compiler: tests need one (apt install gcc)"
+    assert found is not None
     return found
 
 

@@ -22,7 +22,7 @@ from rlif.analysis import compression_ratio, repeated_ngrams, tenths, transition
 from rlif.cli import app
 from rlif.config import PolicyConfig
 from rlif.errors import RlifError
-from rlif.evals import local, watching
+from rlif.evals import local, pictures, watching
 from rlif.evals import run as loop
 from rlif.evals import settings as how
 from rlif.evals.compare import compare, model_folders
@@ -533,6 +533,24 @@ def test_course_is_the_mean_over_answers_right_and_wrong_apart() -> None:
     words = course(sheet(found, texts=texts))["transitional"]
     assert words["right"]["value"] == [1.0] + [0.0] * 9
     assert words["wrong"]["value"] == [0.5] * 10
+
+
+def test_the_picture_of_the_course_shows_its_numbers(tmp_path: Path) -> None:
+    results = evaluate([candidate(Scripted()), candidate(Scripted("knows", known=False))], settings(), tmp_path / "e")
+    figure = pictures.course("arithmetic", results["results"])
+    grid = np.array(figure.axes).reshape(2, 2)  # transitional words and entropy of two models
+    for row, result in zip(grid, results["results"], strict=True):
+        for axes, name in zip(row, ("transitional", "entropy"), strict=True):
+            lines = {line.get_label().split()[0]: line.get_ydata() for line in axes.get_lines()}
+            if name not in result["course"]:
+                assert not lines
+                assert axes.texts[0].get_text() == "not known"
+                continue
+            assert set(lines) == {"right", "wrong"}
+            for group, drawn in lines.items():
+                np.testing.assert_array_equal(drawn, result["course"][name][group]["value"])
+    (path,) = pictures.draw_all(results, tmp_path / "e")
+    assert path.read_bytes().startswith(b"\x89PNG")
 
 
 def test_tenths_of_an_answer() -> None:

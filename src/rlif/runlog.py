@@ -30,6 +30,7 @@ from torch import Tensor
 
 import rlif
 from rlif.config import Recipe, dump_recipe
+from rlif.cpu import kernels
 from rlif.disk import LOCK, one_line, write_whole, writing
 from rlif.errors import RlifError
 from rlif.recipes import RECIPE
@@ -271,6 +272,7 @@ def collect_info(*, model: str) -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
+        "cpu_kernels": kernels(torch.float32) is not None,  # with and without them numbers differ by rounding
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 

@@ -245,9 +245,10 @@ class Kernels:
         are no distribution. See `rlif.draw.draw`, of which this is the case without top-k and top-p.
 
         Args:
-            numbers: float64, one in [0, 1) a row.
+            numbers: one in [0, 1) a row.
             temperature: 0 is greedy.
         """
+        logits, numbers = logits.contiguous(), numbers.double().contiguous()
         rows, vocab = logits.shape
         tokens = torch.empty(rows, dtype=torch.long)
         values = [torch.empty(rows) for _ in range(4)]
