@@ -26,8 +26,8 @@ def matrix_rate(dtype: torch.dtype, seconds: float = 0.5) -> float:
 
 
 def memory_rate(seconds: float = 0.3) -> float:
-    """GB/s at which all threads together read memory: a sum over more than any cache of one processor holds."""
-    numbers = torch.ones(1 << 26)
+    """GB/s at which all threads together add up 1 GiB: near what memory gives (or a very large cache: see lscpu)."""
+    numbers = torch.ones(1 << 28)
     numbers.sum()
     done, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:

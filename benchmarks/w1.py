@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ from common import matrix_rate, memory_rate, print_table, spread, write
 MODEL = "smollm2-135m-instruct"
 SUMS = ((3, 4), (12, 9), (17, 5), (20, 11))
 QUESTIONS = [f"What is {a} + {b}? Explain step by step." for a, b in SUMS]
-GROUP = int(os.environ.get("W1_GROUP", "8"))  # set by --group, for the workers
 LIMIT = 128
 
 Step = Callable[[], dict[str, float]]
@@ -44,7 +44,7 @@ def peak_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def rlif() -> None:
+def rlif(group: int) -> None:
     import torch
 
     from rlif.config import AdvantageConfig, GrpoConfig, PolicyConfig, RewardConfig
@@ -76,7 +76,7 @@ def rlif() -> None:
         n += 1
         rate, bandwidth = matrix_rate(dtype), memory_rate()
         started = time.perf_counter()
-        rollouts = engine.sample(prompts, group_size=GROUP, sampling=Sampling(max_new_tokens=LIMIT), key=Key(0, n))
+        rollouts = engine.sample(prompts, group_size=group, sampling=Sampling(max_new_tokens=LIMIT), key=Key(0, n))
         sampled = time.perf_counter()
         unjudged = (Verdict(None, False, None),) * rollouts.n_rows
         scored = score(rollouts, unjudged, [RewardConfig(name="self_certainty")], AdvantageConfig(), Key(0, n))
@@ -85,12 +85,12 @@ def rlif() -> None:
         tokens = int(rollouts.mask.sum())
         lengths, line = rollouts.lengths.tolist(), []
         for part in micro_batches(policy.model, rollouts, range(rollouts.n_rows), config.micro_batch_tokens):
-            owners = {row // GROUP for row in part}
+            owners = {row // group for row in part}
             line.append(sum(len(prompts[i].token_ids) for i in owners) + sum(lengths[row] - 1 for row in part))
         once = tokens + sum(len(prompt.token_ids) for prompt in prompts)
         # A decode step reads every weight once, and each row the keys and values before its token.
         ahead = [len(prompt.token_ids) for prompt in rollouts.row_prompts]
-        seen = sum(n * prompt + n * n / 2 for prompt, n in zip(ahead, lengths, strict=True))
+        seen = sum(drawn * before + drawn * drawn / 2 for before, drawn in zip(ahead, lengths, strict=True))
         read = max(lengths) * parameters * width + seen * column
         return {
             "tokens": tokens,
@@ -108,7 +108,7 @@ def rlif() -> None:
     serve(step)
 
 
-def trl(bf16: bool) -> None:
+def trl(group: int, *, bf16: bool) -> None:
     import torch
     from datasets import Dataset
     from transformers import TrainerCallback
@@ -159,9 +159,9 @@ def trl(bf16: bool) -> None:
             output_dir=tempfile.mkdtemp(),
             use_cpu=True,
             bf16=bf16,
-            per_device_train_batch_size=GROUP,
+            per_device_train_batch_size=group,
             gradient_accumulation_steps=len(QUESTIONS),
-            num_generations=GROUP,
+            num_generations=group,
             max_completion_length=LIMIT,
             temperature=1.0,
             learning_rate=1e-6,
@@ -177,7 +177,7 @@ def trl(bf16: bool) -> None:
     trainer.train()
 
 
-def generate() -> None:
+def generate(group: int) -> None:
     """transformers' generate on the same prompts, in bf16."""
     import torch
 
@@ -189,7 +189,7 @@ def generate() -> None:
 
     policy = load_policy(PolicyConfig(model=MODEL, dtype="bfloat16"))
     prompts = render(policy, "plain", [Problem(str(i), question) for i, question in enumerate(QUESTIONS)])
-    rows = [prompt.token_ids for prompt in prompts for _ in range(GROUP)]
+    rows = [prompt.token_ids for prompt in prompts for _ in range(group)]
     tokens, mask = left_pad(rows, policy.pad_id, policy.device)
     eos = torch.tensor(policy.eos_ids)
 
@@ -215,10 +215,10 @@ def generate() -> None:
     serve(step)
 
 
-SYSTEMS: dict[str, Callable[[], None]] = {
+SYSTEMS: dict[str, Callable[[int], None]] = {
     "rlif": rlif,
-    "trl-bf16": lambda: trl(bf16=True),
-    "trl-fp32": lambda: trl(bf16=False),
+    "trl-bf16": partial(trl, bf16=True),
+    "trl-fp32": partial(trl, bf16=False),
     "generate-bf16": generate,
 }
 
@@ -231,12 +231,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    os.environ["W1_GROUP"] = str(arguments.group)
     if arguments.serve:
-        SYSTEMS[arguments.serve]()
+        SYSTEMS[arguments.serve](arguments.group)
         return
     names = arguments.systems.split(",")
-    workers = {name: start(name) for name in names}
+    workers = {name: start(name, arguments.group) for name in names}
     results: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for i in range(arguments.steps + 1):
         for name, worker in workers.items():
@@ -261,7 +260,7 @@ def main() -> None:
         print(f"rollout {beside} times its floor of memory; ", end="")
         print(f"{statistics.median([r['tokens'] / r['rollout'] for r in ours]):.0f} tokens/s; ", end="")
         print(f"filling {spread([100 * r['filling'] for r in ours], 1)} % of an update's tokens")
-    write(arguments.out, "w1", {"steps": results})
+    write(arguments.out, "w1", {"group": arguments.group, "steps": results})
 
 
 def row(name: str, runs: list[dict[str, float]], ours: list[dict[str, float]]) -> dict[str, str]:
@@ -280,11 +279,11 @@ def row(name: str, runs: list[dict[str, float]], ours: list[dict[str, float]]) -
     }
 
 
-def start(name: str) -> subprocess.Popen[str]:
+def start(name: str, group: int) -> subprocess.Popen[str]:
     """A worker that has loaded its model and waits."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).parent)}
     worker = subprocess.Popen(
-        [sys.executable, __file__, "--serve", name],
+        [sys.executable, __file__, "--serve", name, "--group", str(group)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

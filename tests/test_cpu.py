@@ -13,8 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
+from transformers.activations import GELUTanh, SiLUActivation
 
 from rlif import cpu
+from rlif.cache import KernelCache
 from rlif.cpu import Kernels, kernels, padded
 from rlif.draw import Sampling, draw
 from rlif.layers import Gated, Norm, rotated
@@ -102,11 +104,23 @@ class Gemma3RMSNorm(LlamaRMSNorm):
     pass
 
 
-LAYERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "norm": lambda x, y: Norm(LlamaRMSNorm(y[0]))(x),
-    "gemma's norm": lambda x, y: Norm(Gemma3RMSNorm(y[0]))(x),
-    "silu": lambda x, y: Gated(torch.nn.SiLU())(x, y),
-    "rotation": lambda x, y: rotated(x.unflatten(1, (4, -1)), _rotation(x)),
+def _rms(x: Tensor) -> Tensor:
+    return (x.pow(2).mean(dim=-1, keepdim=True) + 1e-5).sqrt()
+
+
+def _turned(x: Tensor) -> Tensor:
+    cos, sin = _rotation(x)
+    heads = x.unflatten(1, (4, -1))
+    return heads * cos + torch.cat([heads[..., 16:], heads[..., :16]], dim=-1) * sin
+
+
+Function = Callable[[Tensor, Tensor], Tensor]
+LAYERS: dict[str, tuple[Function, Function]] = {  # ours, and the definition
+    "norm": (lambda x, y: Norm(LlamaRMSNorm(y[0]))(x), lambda x, y: y[0] * x / _rms(x)),
+    "gemma's norm": (lambda x, y: Norm(Gemma3RMSNorm(y[0]))(x), lambda x, y: (1.0 + y[0]) * x / _rms(x)),
+    "silu": (lambda x, y: Gated(SiLUActivation())(x, y), lambda x, y: x * x.sigmoid() * y),
+    "gelu": (lambda x, y: Gated(GELUTanh())(x, y), lambda x, y: functional.gelu(x, approximate="tanh") * y),
+    "rotation": (lambda x, y: rotated(x.unflatten(1, (4, -1)), _rotation(x)), lambda x, y: _turned(x)),
 }
 
 
@@ -116,30 +130,46 @@ def _rotation(x: Tensor) -> tuple[Tensor, Tensor]:
     return cos.to(BF16).to(x.dtype), sin.to(BF16).to(x.dtype)  # the same angles, whatever the numbers are
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("name", LAYERS)
-def test_gradients_are_those_of_pytorchs_operations_in_float64(
-    compiled: Kernels, dtype: torch.dtype, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_values_and_gradients_are_those_of_the_definition_in_float64(dtype: torch.dtype, name: str) -> None:
     inputs = [numbers(20, 128, dtype=dtype, seed=seed) for seed in (0, 1)]
     direction = numbers(20, 128, dtype=dtype, seed=2)
 
-    def gradients(kind: torch.dtype) -> list[Tensor]:
+    def found(function: Function, kind: torch.dtype) -> list[Tensor]:
         leaves = [x.to(kind).requires_grad_() for x in inputs]
-        result = LAYERS[name](*leaves).flatten(1)
-        found = torch.autograd.grad(result, leaves, direction.to(kind), allow_unused=True)
-        return [result.detach(), *(x for x in found if x is not None)]
+        result = function(*leaves).flatten(1)
+        gradients = torch.autograd.grad(result, leaves, direction.to(kind), allow_unused=True)
+        return [result.detach(), *(x for x in gradients if x is not None)]
 
-    got = gradients(dtype)
-    monkeypatch.setattr(cpu, "kernels", lambda dtype: None)
-    for one, expected in zip(got, gradients(torch.float64), strict=True):
-        assert_near(one, expected, dtype, times=6)
+    ours, definition = LAYERS[name]
+    for one, expected in zip(found(ours, dtype), found(definition, torch.float64), strict=True):
+        assert_near(one, expected, dtype, times=12)  # a few roundings, of which PyTorch makes more
+
+
+@pytest.mark.usefixtures("either_way")
+def test_a_norm_in_another_type_than_its_input() -> None:
+    x, weight = numbers(5, 64, dtype=BF16), numbers(64, dtype=F32, seed=1)
+    got = Norm(LlamaRMSNorm(weight))(x)
+    assert got.dtype == BF16
+    assert_near(got, weight.double() * x.double() / _rms(x.double()), BF16)
 
 
 def test_results_do_not_depend_on_the_number_of_threads(compiled: Kernels, dtype: torch.dtype) -> None:
     x, weight, gradient = (numbers(*shape, dtype=dtype) for shape in ((301, 96), (96,), (301, 96)))
+    line, rotation = numbers(40, 8 * 64, dtype=dtype), 2 * (numbers(40, 1, 64, dtype=dtype),)
+    q, k, v = (part.unflatten(1, (-1, 64)) for part in line.split([256, 128, 128], dim=1))
+    cache = numbers(40, 2, 50, 64, dtype=dtype)
 
-    def found() -> tuple[Tensor, ...]:
-        return compiled.rms_norm_backward(x, weight, 0.0, 1e-5, gradient)
+    def found() -> list[Tensor]:
+        rows, lengths = torch.arange(40), torch.arange(40)
+        attended = compiled.attend(
+            *(q, k, v, None, rotation, cache.clone(), cache.clone(), rows, lengths), window=None, scaling=0.1
+        )
+        fp32 = kernels(F32)
+        assert fp32 is not None
+        drawn = fp32.draw(numbers(40, 1000, dtype=F32), torch.linspace(0, 0.999, 40), 0.7)
+        return [*compiled.rms_norm_backward(x, weight, 0.0, 1e-5, gradient), attended, drawn[0], drawn[1], *drawn[2]]
 
     alone = found()
     try:
@@ -238,6 +268,49 @@ def test_attention_of_one_more_token(
         assert keys[slot, :, n + 1 :].isnan().all(), "nothing is written behind"
 
 
+def test_attention_takes_q_k_and_v_of_matrices_of_their_own(compiled: Kernels, dtype: torch.dtype) -> None:
+    line, rotation = numbers(3, 8 * 64, dtype=dtype), 2 * (numbers(3, 1, 64, dtype=dtype),)
+    parts = [part.unflatten(1, (-1, 64)) for part in line.split([256, 128, 128], dim=1)]
+    cache, rows = numbers(3, 2, 9, 64, dtype=dtype), torch.arange(3)
+
+    def found(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        others = None, rotation, cache.clone(), cache.clone(), rows, rows + 2
+        return compiled.attend(q, k, v, *others, window=None, scaling=0.1)
+
+    q, k, v = (part.contiguous() for part in parts)
+    assert torch.equal(found(q, k, v), found(*parts))
+
+
+@pytest.mark.parametrize("wrong", ["dtype", "rotation", "cache", "columns"])
+def test_what_would_be_read_wrongly_is_refused(compiled: Kernels, dtype: torch.dtype, wrong: str) -> None:
+    q, k, v = (numbers(2, heads, 64, dtype=dtype) for heads in (4, 2, 2))
+    cos, cache = numbers(2, 1, 64, dtype=dtype), numbers(2, 2, 9, 64, dtype=dtype)
+    if wrong == "dtype":
+        q = q.double()
+    if wrong == "rotation":
+        cos = cos[..., :32]
+    if wrong == "cache":
+        cache = cache[..., :32]
+    if wrong == "columns":
+        v = v.transpose(1, 2).contiguous().transpose(1, 2)
+    rows = torch.arange(2)
+    with pytest.raises(TypeError):
+        compiled.attend(q, k, v, None, (cos, cos), cache, cache, rows, rows, window=None, scaling=0.1)
+
+
+def test_a_cache_that_is_full_says_so(compiled: Kernels, dtype: torch.dtype) -> None:
+    cache, places = KernelCache(2, 4, compiled), torch.arange(3)[None]
+    state = numbers(3, 1, 32, dtype=dtype)
+    cache.enter([(state, state)], places, torch.tensor([3]), torch.tensor([0]))
+    with pytest.raises(ValueError, match=r"2 rows .* 1 free slots"):
+        cache.enter([(state, state)], places, torch.tensor([3]), torch.tensor([0, 0]))
+    with pytest.raises(ValueError, match="4 tokens"):
+        cache.enter([(state, state)], places, torch.tensor([4]), torch.tensor([0]))
+    cache.keep(torch.tensor([], dtype=torch.long))
+    cache.enter([(state, state)], places, torch.tensor([3]), torch.tensor([0, 0]))
+    assert cache.lengths.tolist() == [3, 3]
+
+
 # --- drawing ----------------------------------------------------------------------------------------------------------
 
 
@@ -282,10 +355,11 @@ def test_draw_never_takes_a_token_of_weight_zero(fp32: Kernels, uniform: float, 
     assert tokens.item() == place
 
 
-@pytest.mark.parametrize("worst", [math.nan, math.inf])
-def test_draw_refuses_what_is_no_distribution(worst: float) -> None:
+@pytest.mark.usefixtures("either_way")
+@pytest.mark.parametrize("worst", [{270: math.nan}, {270: math.inf}, dict.fromkeys(range(300), -math.inf)])
+def test_draw_refuses_what_is_no_distribution(worst: dict[int, float]) -> None:
     logits = torch.zeros(3, 300)
-    logits[1, 270] = worst
+    logits[1, list(worst)] = torch.tensor(list(worst.values()))
     with pytest.raises(FloatingPointError, match="logits"):
         draw(logits, torch.zeros(3, dtype=torch.float64), Sampling())
 
@@ -311,14 +385,36 @@ def test_they_can_be_switched_off() -> None:
     assert _ask(ASK, RLIF_CPU_KERNELS="0").stdout == "True\n"
 
 
-def test_a_compiler_that_fails_is_said_once_and_costs_nothing_else(tmp_path: Path) -> None:
-    done = _ask(ASK, CC="false", RLIF_CACHE=str(tmp_path))
+def test_a_compiler_that_fails_is_said_and_costs_nothing_else(tmp_path: Path) -> None:
+    compiler = tmp_path / "cc"
+    compiler.write_text("#!/bin/sh\necho 'no room\nfor headers' >&2\nexit 1\n")
+    compiler.chmod(0o700)
+    done = _ask(ASK, CC=str(compiler), RLIF_CACHE=str(tmp_path / "cache"))
     assert done.stdout == "True\n"
     assert done.stderr.count("cannot compile rlif's CPU kernels") == 1
-    assert list(tmp_path.glob("kernels/*")) == []
+    assert "beforehand): no room for headers\n" in done.stderr
+    assert list(tmp_path.glob("cache/kernels/*")) == []
 
 
-def test_a_cache_folder_that_cannot_be_written_is_no_obstacle(tmp_path: Path) -> None:
+def test_without_a_place_to_keep_them_they_are_made_anew(tmp_path: Path) -> None:
+    """A cache folder that cannot be, and one into which others could have put code of theirs."""
     (tmp_path / "file").write_text("")
-    done = _ask(ASK, RLIF_CACHE=str(tmp_path / "file"))
-    assert (done.stdout, done.stderr) == ("False\n", "")
+    open_to_all = tmp_path / "open" / "kernels"
+    open_to_all.mkdir(parents=True)
+    open_to_all.chmod(0o777)
+    for place in ("file", "open"):
+        (tmp_path / "temporary").mkdir(exist_ok=True)
+        done = _ask(ASK, RLIF_CACHE=str(tmp_path / place), TMPDIR=str(tmp_path / "temporary"))
+        assert (done.stdout, done.stderr) == ("False\n", "")
+        assert list((tmp_path / "temporary").iterdir()) == []
+    assert list(open_to_all.iterdir()) == []
+
+
+def test_they_are_compiled_once(tmp_path: Path) -> None:
+    for _ in range(2):
+        assert _ask(ASK, RLIF_CACHE=str(tmp_path)).stdout == "False\n"
+    (library,) = (tmp_path / "kernels").iterdir()
+    kept = library.stat().st_mtime_ns
+    assert _ask(ASK, RLIF_CACHE=str(tmp_path), CC="cc -DELSE").stdout == "False\n"
+    assert len(list((tmp_path / "kernels").iterdir())) == 2, "another command, another library"
+    assert library.stat().st_mtime_ns == kept

@@ -111,7 +111,7 @@ class KernelCache:
     """Keys and values of rows that each own a slot until they leave, for `rlif.cpu.Kernels.attend`.
 
     A row's text begins in column 0 of its slot and nothing is ever moved: rows that leave free their slots, rows that
-    enter take free ones. The buffers are as large as they can get, but memory that was never written costs nothing.
+    enter take free ones. The buffers are as large as they can get; what was never written takes (nearly) no memory.
 
     Attributes:
         lengths: tokens of each row so far: the position of its next.
@@ -137,6 +137,9 @@ class KernelCache:
         if not self._keys:
             for buffers, states in zip((self._keys, self._values), zip(*layers, strict=True), strict=True):
                 buffers += [x.new_empty(len(self._free), x.shape[1], self._columns, padded(x.shape[2])) for x in states]
+        if len(copies) > len(self._free) or int(lengths.max()) >= self._columns:
+            wanted = f"{len(copies)} rows of up to {int(lengths.max())} tokens"
+            raise ValueError(f"{wanted}; there are {len(self._free)} free slots of {self._columns} columns")
         taken, self._free = self._free[: len(copies)], self._free[len(copies) :]
         slots, right = torch.tensor(taken), places[copies]
         for states, key_buffer, value_buffer in zip(layers, self._keys, self._values, strict=True):
@@ -158,9 +161,9 @@ class KernelCache:
         """Give the attention of one more token in each row; it is written behind the row's last."""
 
         def attend(heads: Heads, q: Tensor, k: Tensor, v: Tensor, rotation: Rotation) -> Tensor:
-            norms = None
-            if heads.q_norm is not None and heads.k_norm is not None:
-                norms = heads.q_norm.weight, heads.k_norm.weight, heads.q_norm.offset, heads.q_norm.eps
+            norms, (q_norm, k_norm) = None, (heads.q_norm, heads.k_norm)
+            if q_norm is not None and k_norm is not None:  # no family has one of them alone, or other settings in each
+                norms = q_norm.weight, k_norm.weight, q_norm.offset, q_norm.eps
             return self._kernels.attend(
                 *(q, k, v, norms, rotation, self._keys[heads.layer], self._values[heads.layer]),
                 *(self._slots, self.lengths),

@@ -46,7 +46,8 @@ class InFlight(Protocol):
 
 
 class LineRows:
-    """Rows run by a `Decoder`, whose keys and values lie in a cache of ours: a `RowCache` or a `KernelCache`."""
+    """Rows run by a `Decoder`, whose keys and values lie in a cache of ours: a `RowCache` or a `KernelCache` (or, in
+    `rlif.graphs`, where `step` is another, a `SlotCache`)."""
 
     joins = True
 

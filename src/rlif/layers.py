@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from rlif.cpu import kernels_for
@@ -45,11 +46,12 @@ class _RmsNorm(torch.autograd.Function):
         ctx.offset, ctx.eps = offset, eps
         if (kernels := kernels_for(x)) and weight.dtype == x.dtype:
             return kernels.rms_norm(x, weight, offset, eps)
-        if offset:  # in fp32 to the end, as Gemma does it
+        if offset or weight.dtype != x.dtype:  # in fp32 to the end, as Gemma does it
             return functional.rms_norm(x.float(), weight.shape, offset + weight.float(), eps).to(x.dtype)
         return functional.rms_norm(x, weight.shape, weight, eps)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         if (kernels := kernels_for(x)) and weight.dtype == x.dtype:
@@ -75,7 +77,7 @@ class Gated:
         self._gelu = _KNOWN.get(type(activation).__name__)
 
     def __call__(self, gate: Float[Tensor, "row size"], up: Float[Tensor, "row size"]) -> Float[Tensor, "row size"]:
-        if self._gelu is None or kernels_for(gate) is None:
+        if self._gelu is None or kernels_for(gate) is None or up.dtype != gate.dtype:
             return self._activation(gate) * up
         result: Tensor = _Gated.apply(gate, up, self._gelu)
         return result
@@ -92,6 +94,7 @@ class _Gated(torch.autograd.Function):
         return kernels_for(gate).gated(gate, up, gelu)  # type: ignore[union-attr]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         gate, up = ctx.saved_tensors
         return *kernels_for(gate).gated_backward(gate, up, ctx.gelu, gradients[0]), None  # type: ignore[union-attr]
@@ -99,10 +102,10 @@ class _Gated(torch.autograd.Function):
 
 def rotated(x: Float[Tensor, "tok head feature"], rotation: Rotation) -> Float[Tensor, "tok head feature"]:
     """Rotary position embedding: halves swapped, not neighbours."""
-    if kernels_for(x) is not None:
-        result: Tensor = _Rotated.apply(x, *rotation)
-        return result
     cos, sin = rotation
+    if kernels_for(x) is not None and cos.dtype == x.dtype:
+        result: Tensor = _Rotated.apply(x, cos, sin)
+        return result
     first, second = x.chunk(2, dim=-1)
     return torch.addcmul(x * cos, torch.cat((second, first), dim=-1), sin)
 
@@ -114,6 +117,7 @@ class _Rotated(torch.autograd.Function):
         return kernels_for(x).rotate(x, cosines, sines)  # type: ignore[union-attr]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         cosines, sines = ctx.saved_tensors
         return kernels_for(cosines).rotate(gradients[0], cosines, sines, turn=-1.0), None, None  # type: ignore[union-attr]

@@ -272,7 +272,8 @@ def collect_info(*, model: str) -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
-        "cpu_kernels": kernels(torch.float32) is not None,  # with and without them numbers differ by rounding
+        # With and without them numbers differ by rounding.
+        "cpu_kernels": not torch.cuda.is_available() and kernels(torch.float32) is not None,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 

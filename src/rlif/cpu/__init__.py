@@ -4,7 +4,7 @@
 Where there is none, on another system than Linux, or with ``RLIF_CPU_KERNELS=0``, PyTorch's own operations serve: the
 slow twins that the kernels are tested against.
 
-The library shares PyTorch's OpenMP threads: it is linked to libgomp by a name that PyTorch has already loaded.
+They use as many threads as PyTorch, and PyTorch's own where both are linked to the same OpenMP (pip's wheels, gcc).
 """
 
 import ctypes
@@ -13,10 +13,12 @@ import os
 import platform
 import shlex
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
 import warnings
+from contextlib import suppress
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -25,16 +27,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rlif.disk import one_line
+from rlif.models import cache_dir
 from rlif.types import TokenSignals
 
+_CHUNKS, _WIDE = 16, 32  # parts of a sum over rows; numbers read at once
 _FLAGS = (
-    *("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"),
+    *("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", f"-DCHUNKS={_CHUNKS}", f"-DWIDE={_WIDE}"),
     # What vectors of sums need. Not -ffast-math: infinities count, and gcc would switch off denormals for all of us.
     *("-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros"),
 )
 _DEFINED = {torch.bfloat16: ("-DBF16",), torch.float32: ()}
-_CHUNKS, _WIDE = 16, 32  # as in kernels.c
 
 
 def kernels_for(x: Tensor) -> "Kernels | None":
@@ -52,47 +54,54 @@ def kernels(dtype: torch.dtype) -> "Kernels | None":
     unwanted = os.environ.get("RLIF_CPU_KERNELS") == "0" or sys.platform != "linux"
     if unwanted or not compiler or dtype not in _DEFINED:
         return None
+    wide = ("-mprefer-vector-width=512",) if platform.machine() == "x86_64" else ()
     try:
-        return Kernels(_library([*compiler, *_FLAGS, *_width(), *_DEFINED[dtype]]))
+        return Kernels(_library([*compiler, *_FLAGS, *wide, *_DEFINED[dtype]]), dtype)
     except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or error
+        said = getattr(error, "stderr", b"") or str(error).encode()
         warnings.warn(
             f"{compiler[0]} cannot compile rlif's CPU kernels, PyTorch's slower operations serve instead "
-            f"(RLIF_CPU_KERNELS=0 says so beforehand): {one_line(said)[:200]}",
+            f"(RLIF_CPU_KERNELS=0 says so beforehand): {' '.join(said.decode(errors='replace').split())[:300]}",
             RuntimeWarning,
             stacklevel=2,
         )
         return None
 
 
-def _width() -> tuple[str, ...]:
-    return ("-mprefer-vector-width=512",) if platform.machine() == "x86_64" else ()
-
-
 def _library(command: list[str]) -> ctypes.CDLL:
-    """The library that this command makes of the source on this processor. Raises OSError or SubprocessError."""
-    from rlif.models import cache_dir
+    """What this command makes of the source on this processor, from the cache folder if it lies there and is ours.
 
+    Raises OSError or SubprocessError.
+    """
     source = files("rlif.cpu").joinpath("kernels.c").read_bytes()
-    made_of = "\n".join([*command, platform.platform(), _processor()]).encode() + source
+    made_of = "\n".join([*command, *platform.libc_ver(), _processor()]).encode() + source
     name = f"{hashlib.sha256(made_of).hexdigest()[:16]}.so"
-    folder = cache_dir() / "kernels"
-    if not (folder / name).exists():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError:  # nothing can be kept here: made for this process alone
-            folder = Path(tempfile.mkdtemp())
-        with tempfile.TemporaryDirectory(dir=folder) as new:
-            made = Path(new) / name
-            subprocess.run(
-                [*command, "-x", "c", "-", "-o", str(made), "-lm"],
-                input=source,
-                capture_output=True,
-                check=True,
-                timeout=300,
-            )
-            made.replace(folder / name)
-    return ctypes.CDLL(str(folder / name))
+    with suppress(OSError, RuntimeError):  # no home, no room, not ours to write: nothing is kept then
+        folder = cache_dir() / "kernels"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if _ours(folder):
+            if not _ours(folder / name):
+                with tempfile.TemporaryDirectory(dir=folder) as new:
+                    _compile(command, source, Path(new) / name).replace(folder / name)
+            return ctypes.CDLL(str(folder / name))
+    with tempfile.TemporaryDirectory() as new:
+        return ctypes.CDLL(str(_compile(command, source, Path(new) / name)))  # loaded, it needs no name any more
+
+
+def _ours(path: Path) -> bool:
+    """Whether nobody else can have put it there: code is not to be loaded from where others may write."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return False
+    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _compile(command: list[str], source: bytes, target: Path) -> Path:
+    subprocess.run(
+        [*command, "-x", "c", "-", "-o", str(target), "-lm"], input=source, capture_output=True, check=True, timeout=300
+    )
+    return target
 
 
 def _processor() -> str:
@@ -110,33 +119,40 @@ def padded(features: int) -> int:
 
 
 _P, _N, _F, _I = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
-_SIGNATURES = {
+_SIGNATURES = {  # each behind the number of threads
     "rms_norm": (_P, _P, _F, _F, _P, _N, _N),
     "rms_norm_backward": (_P, _P, _F, _F, _P, _P, _P, _N, _N),
-    "gated": (_P, _P, _N, _I, _P, _N, _N),
+    "gated": (_P, _N, _P, _N, _I, _P, _N, _N),
     "gated_backward": (_P, _P, _I, _P, _P, _P, _N, _N),
     "rotate": (_P, _N, _P, _P, _F, _P, _N, _N, _N),
     "draw": (_P, _N, _P, _F, *(_P,) * 5, _N, _N),
-    "attend": (*(_P,) * 3, _N, _P, _P, _F, _F, *(_P,) * 6, *(_N,) * 6, _F, _P),
+    "attend": (*(_P,) * 3, *(_N,) * 3, _P, _P, _F, _F, *(_P,) * 6, *(_N,) * 6, _F, _P),
 }
 
 
 class Kernels:
-    """The functions of ``kernels.c`` for one number type. Tensors are of that type and on a CPU, and not checked."""
+    """The functions of ``kernels.c`` for one number type. Tensors lie on a CPU; one of another type, or whose last axis
+    is no line of neighbours where that is needed, raises TypeError."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
+    def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
         for name, signature in _SIGNATURES.items():
             function = getattr(library, name)
-            function.argtypes, function.restype = signature, _N if name == "draw" else None
-        self._c = library
+            function.argtypes, function.restype = (_I, *signature), _N if name == "draw" else None
+        self._c, self._dtype = library, dtype
+
+    def _at(self, x: Tensor) -> int:
+        """Where the numbers of a tensor lie."""
+        if x.dtype is not self._dtype or (x.shape[-1] > 1 and x.stride(-1) != 1):
+            raise TypeError(f"{x.dtype} with strides {x.stride()}, not lines of {self._dtype}")
+        return x.data_ptr()
 
     def rms_norm(
         self, x: Float[Tensor, "*row size"], weight: Float[Tensor, " size"], offset: float, eps: float
-    ) -> Tensor:
+    ) -> Float[Tensor, "*row size"]:
         """(offset + weight) · x / rms(x), rms(x) = √(mean x² + eps)."""
-        x = x.contiguous()
+        x, at = x.contiguous(), self._at
         out, size = torch.empty_like(x), x.shape[-1]
-        self._c.rms_norm(x.data_ptr(), weight.data_ptr(), offset, eps, out.data_ptr(), x.numel() // size, size)
+        self._c.rms_norm(torch.get_num_threads(), at(x), at(weight), offset, eps, at(out), x.numel() // size, size)
         return out
 
     def rms_norm_backward(
@@ -148,20 +164,23 @@ class Kernels:
         gradient: Float[Tensor, "*row size"],
     ) -> tuple[Float[Tensor, "*row size"], Float[Tensor, " size"]]:
         """The gradients to x and to weight of `rms_norm`, of which ``gradient`` is the one to its result."""
-        x, gradient = x.contiguous(), gradient.contiguous()
+        x, gradient, at = x.contiguous(), gradient.contiguous(), self._at
         to_x, size = torch.empty_like(x), x.shape[-1]
         sums = torch.empty(_CHUNKS, size)
         self._c.rms_norm_backward(
-            *(x.data_ptr(), weight.data_ptr(), offset, eps, gradient.data_ptr()),
-            *(to_x.data_ptr(), sums.data_ptr(), x.numel() // size, size),
+            *(torch.get_num_threads(), at(x), at(weight), offset, eps, at(gradient)),
+            *(at(to_x), sums.data_ptr(), x.numel() // size, size),
         )
         return to_x, sums.sum(dim=0).to(weight.dtype)
 
-    def gated(self, gate: Float[Tensor, "row size"], up: Float[Tensor, "row size"], gelu: bool) -> Tensor:
+    def gated(
+        self, gate: Float[Tensor, "row size"], up: Float[Tensor, "row size"], gelu: bool
+    ) -> Float[Tensor, "row size"]:
         """SiLU (or the tanh approximation of GELU) of ``gate``, times ``up``; both may be parts of a wider matrix."""
-        (rows, size), stride = gate.shape, gate.stride(0)
-        out = gate.new_empty(rows, size)
-        self._c.gated(gate.data_ptr(), up.data_ptr(), stride, gelu, out.data_ptr(), rows, size)
+        out, at = gate.new_empty(gate.shape), self._at
+        self._c.gated(
+            *(torch.get_num_threads(), at(gate), gate.stride(0), at(up), up.stride(0), gelu, at(out), *gate.shape)
+        )
         return out
 
     def gated_backward(
@@ -172,11 +191,10 @@ class Kernels:
         gradient: Float[Tensor, "row size"],
     ) -> tuple[Float[Tensor, "row size"], Float[Tensor, "row size"]]:
         """The gradients to ``gate`` and ``up`` of `gated`."""
-        gate, up, gradient = gate.contiguous(), up.contiguous(), gradient.contiguous()
+        gate, up, gradient, at = gate.contiguous(), up.contiguous(), gradient.contiguous(), self._at
         to_gate, to_up = torch.empty_like(gate), torch.empty_like(up)
         self._c.gated_backward(
-            *(gate.data_ptr(), up.data_ptr(), gelu, gradient.data_ptr(), to_gate.data_ptr(), to_up.data_ptr()),
-            *gate.shape,
+            torch.get_num_threads(), at(gate), at(up), gelu, at(gradient), at(to_gate), at(to_up), *gate.shape
         )
         return to_gate, to_up
 
@@ -190,10 +208,10 @@ class Kernels:
         """Rotary embedding, halves swapped, sines signed; ``turn`` −1 turns back. Heads lie side by side."""
         if x.stride()[1:] != (x.shape[2], 1):
             x = x.contiguous()
+        cosines, sines, at = cosines.contiguous(), sines.contiguous(), self._at
+        _check_rotation(x, cosines, sines)
         out = x.new_empty(x.shape)
-        self._c.rotate(
-            *(x.data_ptr(), x.stride(0), cosines.data_ptr(), sines.data_ptr(), turn, out.data_ptr()), *x.shape
-        )
+        self._c.rotate(torch.get_num_threads(), at(x), x.stride(0), at(cosines), at(sines), turn, at(out), *x.shape)
         return out
 
     def attend(
@@ -214,27 +232,28 @@ class Kernels:
         """Attention of one more token in each row, whose key and value are written into the cache.
 
         Args:
-            q, k, v: parts of one matrix, as the product with the weights left them.
+            q, k, v: as the products with the weights left them, each line of heads side by side.
             norms: weights of the RMS norms of queries and keys, their offset and eps; None: there are none.
-            keys, values: features padded to `padded`.
+            keys, values: features padded to `padded`; contiguous, they are written to.
             slots, lengths: of each row, where its text lies in the cache and how many tokens it has already.
             window: how many tokens a query sees, its own included; None: all.
         """
-        rows, heads, features = q.shape
+        (rows, heads, features), at = q.shape, self._at
         kv_heads, columns = keys.shape[1:3]
         q_norm, k_norm, offset, eps = norms or (None, None, 0.0, 0.0)
+        cosines, sines = (x.contiguous() for x in rotation)
+        slots, lengths = slots.contiguous(), lengths.contiguous()
+        _check_rotation(q, cosines, sines)
+        if not (keys.is_contiguous() and values.is_contiguous() and keys.shape[-1] == padded(features)):
+            raise TypeError(f"a cache of shape {tuple(keys.shape)} for heads of {features} features")
+        if any(x.shape[1] > 1 and x.stride(1) != features for x in (q, k, v)):
+            raise TypeError("the heads of a token do not lie side by side")
         out = q.new_empty(rows, heads * features)
         self._c.attend(
-            *(q.data_ptr(), k.data_ptr(), v.data_ptr(), q.stride(0)),
-            *(
-                None if q_norm is None else q_norm.data_ptr(),
-                None if k_norm is None else k_norm.data_ptr(),
-                offset,
-                eps,
-            ),
-            *(rotation[0].data_ptr(), rotation[1].data_ptr(), keys.data_ptr(), values.data_ptr()),
-            *(slots.data_ptr(), lengths.data_ptr(), rows, heads, kv_heads, features),
-            *(columns, window or columns, scaling, out.data_ptr()),
+            *(torch.get_num_threads(), at(q), at(k), at(v), q.stride(0), k.stride(0), v.stride(0)),
+            *(None if weight is None else at(weight) for weight in (q_norm, k_norm)),
+            *(offset, eps, at(cosines), at(sines), at(keys), at(values), slots.data_ptr(), lengths.data_ptr()),
+            *(rows, heads, kv_heads, features, columns, window or columns, scaling, at(out)),
         )
         return out
 
@@ -253,7 +272,13 @@ class Kernels:
         tokens = torch.empty(rows, dtype=torch.long)
         values = [torch.empty(rows) for _ in range(4)]
         bad = self._c.draw(
-            *(logits.data_ptr(), logits.stride(0), numbers.data_ptr(), 1.0 / temperature if temperature else 0.0),
-            *(tokens.data_ptr(), *(value.data_ptr() for value in values), rows, vocab),
+            *(torch.get_num_threads(), self._at(logits), vocab, numbers.data_ptr()),
+            *(1.0 / temperature if temperature else 0.0, tokens.data_ptr(), *(value.data_ptr() for value in values)),
+            *(rows, vocab),
         )
         return tokens, values[0], TokenSignals(*values[1:]), bad
+
+
+def _check_rotation(x: Tensor, cosines: Tensor, sines: Tensor) -> None:
+    if not cosines.shape == sines.shape == (x.shape[0], 1, x.shape[2]):
+        raise TypeError(f"a rotation of shape {tuple(cosines.shape)} for heads of shape {tuple(x.shape)}")

@@ -1,27 +1,37 @@
 /* What a decoder does besides matrix products, each piece in one pass over memory.
 
-   rlif.cpu compiles this when first needed, once for each number type: with -DBF16 a number is the upper half of a
-   float. Arithmetic is in float either way; only what is written is rounded. Rows of an array may lie apart (`stride`,
-   in numbers), the numbers of a row do not. A row is the work of one thread and sums over rows are made in a fixed
-   order, so results do not depend on the number of threads. */
+   rlif.cpu compiles this when first needed, once for each number type (with -DBF16 a number is the upper half of a
+   float), and defines CHUNKS, parts of a sum over rows that are added up in order, and WIDE, numbers read at once.
+   Arithmetic is in float either way; only what is written is rounded. Rows of an array may lie apart (`stride`, in
+   numbers), the numbers of a row do not. A row is the work of one thread and sums over rows are made in a fixed order,
+   so results do not depend on the number of threads. */
 
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
-#define GRAIN 8192  /* numbers: below that, waking another thread costs more than it gains */
-#define COLUMNS 64  /* scores that a query holds at once */
-#define CHUNKS 16   /* parts of a sum over rows, added up in order */
-#define AHEAD 8     /* columns fetched before they are needed */
-#define BLOCK 256   /* words of the vocabulary summed together when a token is searched */
+#if defined(__x86_64__) && !defined(__FMA__)
+#error "this processor has no fused multiply-add: the kernels would be slower than PyTorch"
+#endif
+
+#define GRAIN 8192 /* numbers: below that, waking another thread costs more than it gains */
+#define COLUMNS 64 /* scores that a query holds at once */
+#define AHEAD 8    /* columns fetched before they are needed */
+#define BLOCK 256  /* words of the vocabulary summed together when a token is searched */
 
 static inline float float_of(uint32_t bits) {
-    union { uint32_t bits; float value; } both = {bits};
+    union {
+        uint32_t bits;
+        float value;
+    } both = {bits};
     return both.value;
 }
 
 static inline uint32_t bits_of(float value) {
-    union { float value; uint32_t bits; } both = {value};
+    union {
+        float value;
+        uint32_t bits;
+    } both = {value};
     return both.bits;
 }
 
@@ -58,7 +68,7 @@ static inline float exponential(float x) {
     return x < -87.0f ? 0.0f : series * power;
 }
 
-/* --- norms ------------------------------------------------------------------------------------------------------- */
+/* --- norms --- */
 
 /* 1 / sqrt(mean(x^2) + eps) */
 static inline float inverse_rms(const number *x, float eps, long size) {
@@ -68,8 +78,9 @@ static inline float inverse_rms(const number *x, float eps, long size) {
 }
 
 /* out = (offset + weight) x / rms(x) */
-void rms_norm(const number *x, const number *weight, float offset, float eps, number *out, long rows, long size) {
-#pragma omp parallel for schedule(static) if (rows * size > GRAIN)
+void rms_norm(int threads, const number *x, const number *weight, float offset, float eps, number *out, long rows,
+              long size) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (rows * size > GRAIN)
     for (long r = 0; r < rows; r++) {
         const number *from = x + r * size;
         number *to = out + r * size;
@@ -80,9 +91,9 @@ void rms_norm(const number *x, const number *weight, float offset, float eps, nu
 
 /* With n = x / rms(x) and g = (offset + weight) gradient: to_x = (g - n mean(g n)) / rms(x), and
    to_weight[c] = sum of gradient n over the c-th of CHUNKS parts of the rows. */
-void rms_norm_backward(const number *x, const number *weight, float offset, float eps, const number *gradient,
-                       number *to_x, float *to_weight, long rows, long size) {
-#pragma omp parallel for schedule(static) if (rows * size > GRAIN)
+void rms_norm_backward(int threads, const number *x, const number *weight, float offset, float eps,
+                       const number *gradient, number *to_x, float *to_weight, long rows, long size) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (rows * size > GRAIN)
     for (long c = 0; c < CHUNKS; c++) {
         float *sums = to_weight + c * size;
         memset(sums, 0, size * sizeof(float));
@@ -102,7 +113,7 @@ void rms_norm_backward(const number *x, const number *weight, float offset, floa
     }
 }
 
-/* --- gated activations --------------------------------------------------------------------------------------------- */
+/* --- gated activations --- */
 
 /* Both activations are x s(u), s(u) = 1 / (1 + e^-u): SiLU with u = x, the tanh approximation of GELU with
    u = sqrt(8 / pi) (x + 0.044715 x^3). `slope` is du / dx. */
@@ -129,26 +140,31 @@ static inline void gated_row_backward(const number *gate, const number *up, int 
 }
 
 /* out = f(gate) up */
-void gated(const number *gate, const number *up, long stride, int gelu, number *out, long rows, long size) {
-#pragma omp parallel for schedule(static) if (rows * size > GRAIN)
+void gated(int threads, const number *gate, long gate_stride, const number *up, long up_stride, int gelu, number *out,
+           long rows, long size) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (rows * size > GRAIN)
     for (long r = 0; r < rows; r++) {
-        const number *g = gate + r * stride, *u = up + r * stride;
-        if (gelu) gated_row(g, u, 1, out + r * size, size);
-        else gated_row(g, u, 0, out + r * size, size);
+        const number *g = gate + r * gate_stride, *u = up + r * up_stride;
+        if (gelu)
+            gated_row(g, u, 1, out + r * size, size);
+        else
+            gated_row(g, u, 0, out + r * size, size);
     }
 }
 
-void gated_backward(const number *gate, const number *up, int gelu, const number *gradient, number *to_gate,
-                    number *to_up, long rows, long size) {
-#pragma omp parallel for schedule(static) if (rows * size > GRAIN)
+void gated_backward(int threads, const number *gate, const number *up, int gelu, const number *gradient,
+                    number *to_gate, number *to_up, long rows, long size) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (rows * size > GRAIN)
     for (long r = 0; r < rows; r++) {
         long at = r * size;
-        if (gelu) gated_row_backward(gate + at, up + at, 1, gradient + at, to_gate + at, to_up + at, size);
-        else gated_row_backward(gate + at, up + at, 0, gradient + at, to_gate + at, to_up + at, size);
+        if (gelu)
+            gated_row_backward(gate + at, up + at, 1, gradient + at, to_gate + at, to_up + at, size);
+        else
+            gated_row_backward(gate + at, up + at, 0, gradient + at, to_gate + at, to_up + at, size);
     }
 }
 
-/* --- rotary embedding ---------------------------------------------------------------------------------------------- */
+/* --- rotary embedding --- */
 
 /* Halves swapped; sines are signed: those of the first half are -sin. `turn` is 1, or -1 to turn back. */
 static inline void rotate_head(const float *x, const number *cosines, const number *sines, float turn, float *out,
@@ -161,9 +177,9 @@ static inline void rotate_head(const float *x, const number *cosines, const numb
 }
 
 /* x and out (row, head, feature), cosines and sines (row, feature) */
-void rotate(const number *x, long stride, const number *cosines, const number *sines, float turn, number *out, long rows,
-            long heads, long features) {
-#pragma omp parallel for schedule(static) if (rows * heads * features > GRAIN)
+void rotate(int threads, const number *x, long stride, const number *cosines, const number *sines, float turn,
+            number *out, long rows, long heads, long features) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (rows * heads * features > GRAIN)
     for (long r = 0; r < rows; r++)
         for (long h = 0; h < heads; h++) {
             const number *from = x + r * stride + h * features;
@@ -175,10 +191,9 @@ void rotate(const number *x, long stride, const number *cosines, const number *s
         }
 }
 
-/* --- attention of a single query ----------------------------------------------------------------------------------- */
+/* --- attention of a single query --- */
 
-#define LANES 16
-#define WIDE (2 * LANES) /* numbers read at once */
+#define LANES (WIDE / 2)
 typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef uint32_t words __attribute__((vector_size(4 * LANES)));
 #define INLINE static inline __attribute__((always_inline))
@@ -221,8 +236,8 @@ typedef struct {
     float score[COLUMNS];
 } Softmax;
 
-/* `tile` queries over the keys of `width` columns; tile and parts (of WIDE features) are constants where it is called, so
-   that everything but keys and values stays in registers. */
+/* `tile` queries over the keys of `width` columns; tile and parts (of WIDE features) are constants where it is called,
+   so that everything but keys and values stays in registers. */
 INLINE void scores(const number *keys, const number *values, long width, const floats *query, Softmax *softmax,
                    const long tile, const long parts) {
     floats q[tile * parts * 2];
@@ -236,8 +251,8 @@ INLINE void scores(const number *keys, const number *values, long width, const f
             __builtin_prefetch(key + (AHEAD * parts + p) * WIDE);
             __builtin_prefetch(value + p * WIDE);
             load(key + p * WIDE, &a, &b);
-            UNROLL for (long g = 0; g < tile; g++)
-                dot[g] += q[(g * parts + p) * 2] * a + q[(g * parts + p) * 2 + 1] * b;
+            UNROLL for (long g = 0; g < tile; g++) dot[g] +=
+                q[(g * parts + p) * 2] * a + q[(g * parts + p) * 2 + 1] * b;
         }
         UNROLL for (long g = 0; g < tile; g++) softmax[g].score[c] = sum_of(dot[g]);
     }
@@ -261,7 +276,7 @@ INLINE void weighted(const number *values, long width, const Softmax *softmax, c
                      const long tile, const long parts) {
     floats sum[tile * parts * 2];
     UNROLL for (long i = 0; i < tile * parts * 2; i++) sum[i] = sums[i] * decay[i / (parts * 2)];
-    for (long c = 0; c < width; c++)
+    for (long c = 0; c < width; c++) {
         UNROLL for (long p = 0; p < parts; p++) {
             floats a, b;
             load(values + (c * parts + p) * WIDE, &a, &b);
@@ -270,6 +285,7 @@ INLINE void weighted(const number *values, long width, const Softmax *softmax, c
                 sum[(g * parts + p) * 2 + 1] += softmax[g].score[c] * b;
             }
         }
+    }
     memcpy(sums, sum, sizeof sum);
 }
 
@@ -296,11 +312,11 @@ INLINE void attend_head(const number *keys, const number *values, long first, lo
             Softmax *s = softmax + g;
             float decay[4];
             tile = share - g < most ? share - g : most;
-#define TILE(n)                                                                  \
-    if (n <= most && tile == n) {                                                \
-        scores(key, value, width, q, s, n, parts);                               \
-        for (long i = 0; i < n; i++) decay[i] = reweighted(s + i, width);        \
-        weighted(value, width, s, decay, sum, n, parts);                         \
+#define TILE(n)                                                           \
+    if (n <= most && tile == n) {                                         \
+        scores(key, value, width, q, s, n, parts);                        \
+        for (long i = 0; i < n; i++) decay[i] = reweighted(s + i, width); \
+        weighted(value, width, s, decay, sum, n, parts);                  \
     }
             TILE(1) TILE(2) TILE(3) TILE(4)
         }
@@ -310,19 +326,19 @@ INLINE void attend_head(const number *keys, const number *values, long first, lo
 /* One more token in each row: its key and value are written behind those of its row, then all queries that share a key
    head go over its keys together.
 
-   q, k, v          (row, head, feature), one row `stride` behind the other, as the product with the weights left them
+   q, k, v          (row, head, feature), rows a stride apart, as the products with the weights left them
    q_norm, k_norm   (feature) weights of RMS norms, or NULL
    cosines, sines   (row, feature)
    keys, values     (slot, kv_head, column, feature), features padded to a multiple of WIDE
    slots, lengths   of each row: where its text lies, and how many tokens it has already
    window           how many tokens a query sees, its own included
    out              (row, head, feature) */
-void attend(const number *q, const number *k, const number *v, long stride, const number *q_norm, const number *k_norm,
-            float offset, float eps, const number *cosines, const number *sines, number *keys, number *values,
-            const int64_t *slots, const int64_t *lengths, long rows, long heads, long kv_heads, long features,
-            long columns, long window, float scale, number *out) {
+void attend(int threads, const number *q, const number *k, const number *v, long q_stride, long k_stride, long v_stride,
+            const number *q_norm, const number *k_norm, float offset, float eps, const number *cosines,
+            const number *sines, number *keys, number *values, const int64_t *slots, const int64_t *lengths, long rows,
+            long heads, long kv_heads, long features, long columns, long window, float scale, number *out) {
     long share = heads / kv_heads, parts = (features + WIDE - 1) / WIDE, padded = parts * WIDE;
-#pragma omp parallel for collapse(2) schedule(dynamic, 4)
+#pragma omp parallel for num_threads(threads) collapse(2) schedule(dynamic)
     for (long r = 0; r < rows; r++)
         for (long h = 0; h < kv_heads; h++) {
             const number *cosine = cosines + r * features, *sine = sines + r * features;
@@ -332,12 +348,12 @@ void attend(const number *q, const number *k, const number *v, long stride, cons
             floats query[share * parts * 2], sums[share * parts * 2];
             Softmax softmax[share];
 
-            prepare(k + r * stride + h * features, k_norm, offset, eps, cosine, sine, key + newest * padded, features,
+            prepare(k + r * k_stride + h * features, k_norm, offset, eps, cosine, sine, key + newest * padded, features,
                     padded);
             memset(new_value, 0, padded * sizeof(number));
-            memcpy(new_value, v + r * stride + h * features, features * sizeof(number));
+            memcpy(new_value, v + r * v_stride + h * features, features * sizeof(number));
             for (long g = 0; g < share; g++) {
-                const number *from = q + r * stride + (h * share + g) * features;
+                const number *from = q + r * q_stride + (h * share + g) * features;
                 prepare(from, q_norm, offset, eps, cosine, sine, turned, features, padded);
                 for (long p = 0; p < parts; p++) {
                     floats *to = query + (g * parts + p) * 2;
@@ -349,11 +365,20 @@ void attend(const number *q, const number *k, const number *v, long stride, cons
             memset(sums, 0, sizeof sums);
 
             switch (parts) {
-                case 1: attend_head(key, value, first, newest + 1, query, sums, softmax, share, 4, 1); break;
-                case 2: attend_head(key, value, first, newest + 1, query, sums, softmax, share, 4, 2); break;
-                case 3: attend_head(key, value, first, newest + 1, query, sums, softmax, share, 2, 3); break;
-                case 4: attend_head(key, value, first, newest + 1, query, sums, softmax, share, 2, 4); break;
-                default: attend_head(key, value, first, newest + 1, query, sums, softmax, share, 1, parts);
+                case 1:
+                    attend_head(key, value, first, newest + 1, query, sums, softmax, share, 4, 1);
+                    break;
+                case 2:
+                    attend_head(key, value, first, newest + 1, query, sums, softmax, share, 4, 2);
+                    break;
+                case 3:
+                    attend_head(key, value, first, newest + 1, query, sums, softmax, share, 2, 3);
+                    break;
+                case 4:
+                    attend_head(key, value, first, newest + 1, query, sums, softmax, share, 2, 4);
+                    break;
+                default:
+                    attend_head(key, value, first, newest + 1, query, sums, softmax, share, 1, parts);
             }
 
             for (long g = 0; g < share; g++) {
@@ -366,7 +391,7 @@ void attend(const number *q, const number *k, const number *v, long stride, cons
         }
 }
 
-/* --- drawing a token ------------------------------------------------------------------------------------------------ */
+/* --- drawing a token --- */
 
 /* One token a row from its logits, and what the row's distribution p is like, all in nats and at temperature 1:
    the token's log-probability, the entropy -sum p ln p, and the self-certainty -ln V - mean ln p.
@@ -375,10 +400,10 @@ void attend(const number *q, const number *k, const number *v, long stride, cons
    coldness     1 / temperature of the weights; 0: the likeliest token
    drawn_from   the token's log-probability under these weights
    Returns how many rows are no distribution. */
-long draw(const number *logits, long stride, const double *numbers, float coldness, int64_t *tokens, float *drawn_from,
-          float *logprob, float *entropy, float *self_certainty, long rows, long vocab) {
+long draw(int threads, const number *logits, long stride, const double *numbers, float coldness, int64_t *tokens,
+          float *drawn_from, float *logprob, float *entropy, float *self_certainty, long rows, long vocab) {
     long bad = 0, blocks = (vocab + BLOCK - 1) / BLOCK;
-#pragma omp parallel for schedule(dynamic) reduction(+ : bad)
+#pragma omp parallel for num_threads(threads) schedule(dynamic) reduction(+ : bad)
     for (long r = 0; r < rows; r++) {
         const number *row = logits + r * stride;
         float largest = -INFINITY, weight[BLOCK];
@@ -397,17 +422,18 @@ long draw(const number *logits, long stride, const double *numbers, float coldne
             total += sum, surprise += product, plain += distance;
             cumulative[b] = (b ? cumulative[b - 1] : 0.0) + (coldness == 1.0f ? sum : pool);
         }
-        bad += !isfinite(total);
+        double everything = cumulative[blocks - 1];
+        bad += !isfinite(total) || !isfinite(everything);
 
         long token = 0;
-        double everything = cumulative[blocks - 1];
-        if (coldness == 0.0f || !isfinite(total)) {
+        if (coldness == 0.0f || !isfinite(total) || !isfinite(everything)) {
             while (token < vocab - 1 && !(wide(row[token]) >= largest)) token++;
         } else {
             double target = numbers[r] * everything;
             long b = 0, last = -1;
             while (b < blocks - 1 && !(cumulative[b] > target)) b++;
-            while (b > 0 && !(cumulative[b] > cumulative[b - 1])) b--; /* rounded up to the total: back to a block of weight */
+            while (b > 0 && !(cumulative[b] > cumulative[b - 1]))
+                b--; /* rounded up to the total: back to a block of weight */
             long start = b * BLOCK, end = start + BLOCK < vocab ? start + BLOCK : vocab;
             double so_far = b ? cumulative[b - 1] : 0.0;
             for (long i = start; i < end; i++) weight[i - start] = exponential((wide(row[i]) - largest) * coldness);
@@ -425,7 +451,9 @@ long draw(const number *logits, long stride, const double *numbers, float coldne
         logprob[r] = (float)(z - ln);
         entropy[r] = (float)(uncertain < 0.0 ? 0.0 : uncertain);
         self_certainty[r] = (float)(sure < 0.0 ? 0.0 : sure);
-        drawn_from[r] = coldness == 0.0f ? 0.0f : coldness == 1.0f ? logprob[r] : (float)(z * coldness - log(everything));
+        drawn_from[r] = coldness == 0.0f   ? 0.0f
+                        : coldness == 1.0f ? logprob[r]
+                                           : (float)(z * coldness - log(everything));
     }
     return bad;
 }

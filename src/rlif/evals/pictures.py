@@ -63,12 +63,16 @@ def _draw(axes: Axes, result: Mapping[str, Any], name: str) -> None:
     bare(axes)
     axes.set_xticks(range(1, TENTHS + 1))
     axes.tick_params(labelsize=8)
-    if name not in result["course"]:
-        axes.text(0.5, 0.5, "not known", ha="center", transform=axes.transAxes, fontsize=8)
+    counts = {
+        group: sum(count for key, count in result["counts"].items() if key.startswith(group)) for group in _GROUPS
+    }
+    if name not in result["course"] or not any(counts.values()):
+        missing = "not known" if any(counts.values()) else "no answer could be decided"
+        axes.text(0.5, 0.5, missing, ha="center", transform=axes.transAxes, fontsize=8)
         return
     tenth = np.arange(1, TENTHS + 1)
     for group, colour in _GROUPS.items():
-        answers = sum(count for key, count in result["counts"].items() if key.startswith(group))
+        answers = counts[group]
         if not answers:
             continue
         of = result["course"][name][group]
