@@ -1,5 +1,6 @@
 """The evaluation loop: what is asked, kept, gone on with, counted; and the two commands."""
 
+import io
 import itertools
 import json
 import os
@@ -16,13 +17,14 @@ import numpy as np
 import pytest
 import torch
 from pyarrow import parquet
+from rich.console import Console
 from typer.testing import CliRunner
 
 from rlif.analysis import compression_ratio, repeated_ngrams, tenths, transitional_tenths
 from rlif.cli import app
 from rlif.config import PolicyConfig
 from rlif.errors import RlifError
-from rlif.evals import local, pictures, watching
+from rlif.evals import local, pictures, tables, watching
 from rlif.evals import run as loop
 from rlif.evals import settings as how
 from rlif.evals.compare import compare, model_folders
@@ -339,9 +341,9 @@ def test_killed_at_any_moment_it_ends_like_one_that_was_not(tmp_path: Path, monk
     found = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "killed")]
     for name in ("right", "formatted", "length"):
         assert found[0]["results"][0]["metrics"][name] == found[1]["results"][0]["metrics"][name]
-    tables = [parquet.read_table(tmp_path / name / "tiny-base" / "arithmetic") for name in ("whole", "killed")]
+    kept = [parquet.read_table(tmp_path / name / "tiny-base" / "arithmetic") for name in ("whole", "killed")]
     whole, killed_one = (
-        table.sort_by([("position", "ascending"), ("sample", "ascending")]).to_pylist() for table in tables
+        table.sort_by([("position", "ascending"), ("sample", "ascending")]).to_pylist() for table in kept
     )
     assert len(whole) == len(killed_one) == 30
     for one, other in zip(whole, killed_one, strict=True):  # other batches round otherwise
@@ -533,6 +535,19 @@ def test_course_is_the_mean_over_answers_right_and_wrong_apart() -> None:
     words = course(sheet(found, texts=texts))["transitional"]
     assert words["right"]["value"] == [1.0] + [0.0] * 9
     assert words["wrong"]["value"] == [0.5] * 10
+
+
+def test_tables_cut_no_number_however_many_answers(tmp_path: Path) -> None:
+    results = evaluate([candidate(Scripted("a-model-of-a-long-name"))], settings(), tmp_path / "e")
+    (result,) = results["results"]
+    result["counts"] = dict.fromkeys(result["counts"], 123_456)
+    result["metrics"] |= {"length": 12_345.0, "length_stderr": 1_234.0}
+    console = Console(width=80, file=io.StringIO())
+    console.print(tables.task_view("arithmetic", results["asked"]["tasks"]["arithmetic"], [result]))
+    shown = console.file.getvalue()
+    assert shown.count("123,456") == 5
+    assert "12345 ± 1234" in shown
+    assert "…" not in shown
 
 
 def test_the_picture_of_the_course_shows_its_numbers(tmp_path: Path) -> None:

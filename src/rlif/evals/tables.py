@@ -24,7 +24,7 @@ def print_results(console: Console, results: Mapping[str, Any]) -> None:
 def task_view(task: str, protocol: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> RenderableType:
     """One task, every model."""
     views: list[RenderableType] = [Text(""), Text(heading(task, protocol)), scores(protocol["samples"], results)]
-    views.append(makings(results))
+    views += [kinds(results), makings(results)]
     if knows := confidences(protocol["samples"], results):
         views.append(knows)
     views += [Text(speed(result)) for result in results]
@@ -60,16 +60,22 @@ def scores(samples: int, results: Sequence[Mapping[str, Any]]) -> RenderableType
     return _captioned(table, f"in %; {meaning}")
 
 
-def makings(results: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """What the answers are: the paper's table 2 (counts), then means."""
-    table = _table("right", "wrong", "?", "cut", "tokens", "repeats", "but/wait", "entropy")
+def kinds(results: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """The paper's table 2: how many answers are right, formatted, both, neither."""
+    table = _table("both", "right only", "formatted only", "neither", "undecided")
+    names = ("right_formatted", "right_unformatted", "wrong_formatted", "wrong_unformatted", "undecided")
     for result in results:
-        counts, metrics = result["counts"], result["metrics"]
+        table.add_row(_name(result), *(f"{result['counts'][name]:,}" for name in names))
+    return _captioned(table, "answers")
+
+
+def makings(results: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """What the answers are made of: means."""
+    table = _table("cut", "tokens", "repeats", "but/wait", "entropy")
+    for result in results:
+        metrics = result["metrics"]
         table.add_row(
             _name(result),
-            f"{counts['right_formatted']} + {counts['right_unformatted']}",
-            f"{counts['wrong_formatted']} + {counts['wrong_unformatted']}",
-            str(counts["undecided"]),
             f"{100 * metrics['truncated']:.1f}",
             f"{metrics['length']:.0f} ± {metrics['length_stderr'] or math.nan:.0f}",
             f"{100 * metrics['repeated_ngrams']:.1f}",
@@ -78,9 +84,8 @@ def makings(results: Sequence[Mapping[str, Any]]) -> RenderableType:
         )
     return _captioned(
         table,
-        "right, wrong: formatted + not formatted; ?: undecided; cut: off, in %;",
-        "repeats: 4-grams seen before in the answer, in %; but/wait:",
-        "transitional words per answer; entropy: nats per token at T = 1",
+        "cut: off, in %; repeats: 4-grams seen before in the answer, in %;",
+        "but/wait: transitional words per answer; entropy: nats per token at T = 1",
     )
 
 
