@@ -329,7 +329,7 @@ INLINE void attend_head(const number *keys, const number *values, long first, lo
    q, k, v          (row, head, feature), rows a stride apart, as the products with the weights left them
    q_norm, k_norm   (feature) weights of RMS norms, or NULL
    cosines, sines   (row, feature)
-   keys, values     (slot, kv_head, column, feature), features padded to a multiple of WIDE
+   keys, values     (slot, kv_head, column, feature), features padded to a multiple of WIDE: keys with zeros
    slots, lengths   of each row: where its text lies, and how many tokens it has already
    window           how many tokens a query sees, its own included
    out              (row, head, feature) */
@@ -344,14 +344,13 @@ void attend(int threads, const number *q, const number *k, const number *v, long
             const number *cosine = cosines + r * features, *sine = sines + r * features;
             long newest = lengths[r], first = newest + 1 > window ? newest + 1 - window : 0;
             number *key = keys + (slots[r] * kv_heads + h) * columns * padded, *value = values + (key - keys);
-            number *new_value = value + newest * padded, turned[padded];
+            number turned[padded];
             floats query[share * parts * 2], sums[share * parts * 2];
             Softmax softmax[share];
 
             prepare(k + r * k_stride + h * features, k_norm, offset, eps, cosine, sine, key + newest * padded, features,
                     padded);
-            memset(new_value, 0, padded * sizeof(number));
-            memcpy(new_value, v + r * v_stride + h * features, features * sizeof(number));
+            memcpy(value + newest * padded, v + r * v_stride + h * features, features * sizeof(number));
             for (long g = 0; g < share; g++) {
                 const number *from = q + r * q_stride + (h * share + g) * features;
                 prepare(from, q_norm, offset, eps, cosine, sine, turned, features, padded);
