@@ -215,3 +215,13 @@ def test_a_second_signal_ends_at_once(capfd: pytest.CaptureFixture[str]) -> None
     assert ended.value.args == (signal.SIGINT,)
     assert [signal.getsignal(number) for number in SIGNALS] == before
     assert capfd.readouterr().err == "\nstopping after this step, with a checkpoint (once more: at once)\n"
+
+
+def test_threads_do_not_wait_busily_beside_other_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    cli.prepare()
+    assert "GOMP_SPINCOUNT" not in os.environ, "who has asked for something gets it"
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    cli.prepare()
+    assert os.environ.pop("GOMP_SPINCOUNT") == "10000"

@@ -381,8 +381,16 @@ def _ask(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 ASK = "import torch; from rlif.cpu import kernels; print(kernels(torch.float32) is None)"
 
 
-def test_they_can_be_switched_off() -> None:
-    assert _ask(ASK, RLIF_CPU_KERNELS="0").stdout == "True\n"
+@pytest.mark.parametrize("off", ["0", "off", "False"])
+def test_they_can_be_switched_off(off: str) -> None:
+    assert _ask(ASK, RLIF_CPU_KERNELS=off).stdout == "True\n"
+
+
+def test_a_command_that_is_none_is_said(tmp_path: Path) -> None:
+    done = _ask(ASK, CC='cc "', RLIF_CACHE=str(tmp_path))
+    assert done.stdout == "True\n"
+    assert "No closing quotation" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_compiler_that_fails_is_said_and_costs_nothing_else(tmp_path: Path) -> None:
@@ -414,6 +422,9 @@ def test_they_are_compiled_once(tmp_path: Path) -> None:
     for _ in range(2):
         assert _ask(ASK, RLIF_CACHE=str(tmp_path)).stdout == "False\n"
     (library,) = (tmp_path / "kernels").iterdir()
+    library.write_text("garbage")
+    assert _ask(ASK, RLIF_CACHE=str(tmp_path)).stdout == "False\n"
+    assert library.stat().st_size > 1000, "a damaged one is replaced"
     kept = library.stat().st_mtime_ns
     assert _ask(ASK, RLIF_CACHE=str(tmp_path), CC="cc -DELSE").stdout == "False\n"
     assert len(list((tmp_path / "kernels").iterdir())) == 2, "another command, another library"

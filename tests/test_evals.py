@@ -547,7 +547,8 @@ def test_tables_cut_no_number_however_many_answers(tmp_path: Path) -> None:
     shown = console.file.getvalue()
     assert shown.count("123,456") == 5
     assert "12345 ± 1234" in shown
-    assert "…" not in shown
+    for line in shown.splitlines():
+        assert "…" not in line.partition("  ")[2], line  # a name may be cut, a number never
 
 
 def test_the_picture_of_the_course_shows_its_numbers(tmp_path: Path) -> None:

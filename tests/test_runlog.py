@@ -412,3 +412,12 @@ def test_tensorboard_reads_back_what_was_written(tmp_path: Path, recipe: Recipe)
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 0.25), (2, 0.5), (3, 9.0)]
     assert set(events.Tags()["scalars"]) == {"loss", "reward/random/mean"}
+
+
+def test_going_on_without_the_kernels_it_had_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_text('{"cpu_kernels": true}')
+    runlog._add_resumption(path, 2, {"cpu_kernels": True})
+    with pytest.warns(RuntimeWarning, match="goes on without CPU kernels: the same to rounding, not bit for bit"):
+        runlog._add_resumption(path, 4, {"cpu_kernels": False})
+    assert [part["step"] for part in json.loads(path.read_text())["resumed"]] == [2, 4]

@@ -7,6 +7,7 @@ stderr and exit code 2; a run stopped by Ctrl-C exits with 130, by SIGTERM with 
 import os
 import signal
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -32,6 +33,7 @@ def main() -> None:
     """Entry point of the ``rlif`` command."""
     for number in SIGNALS:
         signal.signal(number, end_at_once)
+    prepare()
     command = typer.main.get_command(app)
     try:  # typer's own way of running a command would turn what is caught below into boxes of five lines, or nothing
         with command.make_context("rlif", sys.argv[1:] or ["--help"]) as context:
@@ -50,6 +52,17 @@ def main() -> None:
         _end(128 + stop.signum, str(stop))
     except AtOnce as signum:
         _end(128 + signum.args[0], "interrupted")
+
+
+def prepare() -> None:
+    """Before PyTorch is there: its threads wait less busily for each other, and warnings are one line each.
+
+    OpenMP's threads spin some milliseconds before they sleep. Where another process has one of the cores that is for
+    nothing: two threads of a tiny model beside one busy process made 50 tokens/s, and make 750 (docs/performance.md).
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    warnings.formatwarning = lambda message, *_, **__: f"rlif: warning: {message}\n"
 
 
 def _end(code: int, message: str) -> NoReturn:

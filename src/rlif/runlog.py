@@ -19,6 +19,7 @@ import os
 import platform
 import re
 import subprocess
+import warnings
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from functools import cache
@@ -366,6 +367,14 @@ def _add_resumption(path: Path, step: int, info: Mapping[str, Any]) -> None:
         first = json.loads(path.read_bytes())
     except ValueError as error:
         raise RlifError(f"{path}: not JSON ({one_line(error)}); restore it, or write {{}} into it") from error
+    had = [first, *first.get("resumed", [])][-1].get("cpu_kernels")
+    if had is not None and had != info.get("cpu_kernels"):
+        ways = {True: "with CPU kernels", False: "without CPU kernels"}
+        warnings.warn(
+            f"{path.parent}: went {ways[had]} so far, goes on {ways[not had]}: the same to rounding, not bit for bit",
+            RuntimeWarning,
+            stacklevel=1,
+        )
     write_whole(path, _json({**first, "resumed": [*first.get("resumed", []), {"step": step, **info}]}))
 
 

@@ -50,20 +50,21 @@ def kernels(dtype: torch.dtype) -> "Kernels | None":
 
     A compiler that is there and fails is a RuntimeWarning.
     """
-    compiler = shlex.split(os.environ.get("CC", "")) or [path for path in [shutil.which("cc")] if path]
-    unwanted = os.environ.get("RLIF_CPU_KERNELS") == "0" or sys.platform != "linux"
-    if unwanted or not compiler or dtype not in _DEFINED:
+    wanted = os.environ.get("RLIF_CPU_KERNELS", "1").lower() not in ("0", "off", "no", "false")
+    command = os.environ.get("CC") or shutil.which("cc")
+    if not wanted or sys.platform != "linux" or not command or dtype not in _DEFINED:
         return None
     wide = ("-mprefer-vector-width=512",) if platform.machine() == "x86_64" else ()
     try:
+        compiler = shlex.split(command)
         return Kernels(_library([*compiler, *_FLAGS, *wide, *_DEFINED[dtype]]), dtype)
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, subprocess.SubprocessError, ValueError) as error:  # the last: quotes in CC that do not close
         said = getattr(error, "stderr", b"") or str(error).encode()
         warnings.warn(
-            f"{compiler[0]} cannot compile rlif's CPU kernels, PyTorch's slower operations serve instead "
+            f"{command} cannot compile rlif's CPU kernels, PyTorch's slower operations serve instead "
             f"(RLIF_CPU_KERNELS=0 says so beforehand): {' '.join(said.decode(errors='replace').split())[:300]}",
             RuntimeWarning,
-            stacklevel=2,
+            stacklevel=1,  # one place, whoever asks: Python says it once
         )
         return None
 
@@ -80,9 +81,11 @@ def _library(command: list[str]) -> ctypes.CDLL:
         folder = cache_dir() / "kernels"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if _ours(folder):
-            if not _ours(folder / name):
-                with tempfile.TemporaryDirectory(dir=folder) as new:
-                    _compile(command, source, Path(new) / name).replace(folder / name)
+            if _ours(folder / name):
+                with suppress(OSError):  # damaged: made anew
+                    return ctypes.CDLL(str(folder / name))
+            with tempfile.TemporaryDirectory(dir=folder) as new:
+                _compile(command, source, Path(new) / name).replace(folder / name)
             return ctypes.CDLL(str(folder / name))
     with tempfile.TemporaryDirectory() as new:
         return ctypes.CDLL(str(_compile(command, source, Path(new) / name)))  # loaded, it needs no name any more

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from rlif.config import PolicyConfig
+from rlif.cpu import kernels_for
 from rlif.errors import RlifError
 from rlif.evals.records import Answer, Asked, Trace
 from rlif.policy import Policy, load_policy
@@ -39,6 +40,7 @@ class EngineBackend:
             "tokenizer": tokenizer_mark(policy),
             "dtype": str(weight.dtype).removeprefix("torch."),
             "device": policy.device.type,
+            "cpu_kernels": kernels_for(weight) is not None,
             "chat_template": policy.chat_template,
             "eos": list(policy.eos_ids),
         }

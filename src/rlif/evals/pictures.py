@@ -14,7 +14,7 @@ from rlif.disk import write_whole, writing
 from rlif.drawing import BLUE, ORANGE, bare, png
 
 _PANELS = {
-    "transitional": "transitional words per answer",
+    "transitional": "transitional words in a tenth of an answer",
     "entropy": "token entropy, nats",
     "self_certainty": "self-certainty, nats",
     "logprob": "log-probability, nats",
@@ -79,4 +79,6 @@ def _draw(axes: Axes, result: Mapping[str, Any], name: str) -> None:
         value, error = (np.array(of[part], dtype=np.float64) for part in ("value", "stderr"))
         axes.plot(tenth, value, color=colour, marker="o", markersize=3, label=f"{group} ({answers:,})")
         axes.fill_between(tenth, value - error, value + error, color=colour, alpha=0.15, linewidth=0)
+    if name == "transitional":
+        axes.set_ylim(bottom=0.0)
     axes.legend(frameon=False, fontsize=7)

@@ -122,7 +122,7 @@ def speed(result: Mapping[str, Any]) -> str:
 
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("model", no_wrap=True, overflow="ellipsis")
+    table.add_column("model", overflow="ellipsis")  # the only one that may be cut: rich narrows what may wrap first
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table
