@@ -165,7 +165,11 @@ def test_a_model_on_which_a_hook_hangs_samples_the_same() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bias", [False, True])
-def test_joined_weights_multiply_as_plain_ones(bias: bool, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("small", [0, 1 << 40])  # bytes: weights below that are not laid out in fp32
+def test_joined_weights_multiply_as_plain_ones(
+    monkeypatch: pytest.MonkeyPatch, small: int, bias: bool, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr("rlif.decoder._SMALL", small)
     torch.manual_seed(0)
     modules = [nn.Linear(64, n, bias=bias).to(dtype) for n in (48, 16, 32)]
     x, residual = torch.randn(5, 64).to(dtype), torch.randn(5, 48).to(dtype)
@@ -175,6 +179,15 @@ def test_joined_weights_multiply_as_plain_ones(bias: bool, dtype: torch.dtype) -
             torch.testing.assert_close(found, module(x), **close)
         (found,) = joined(modules[:1])(x, residual=residual)
         torch.testing.assert_close(found, residual + modules[0](x), **close)
+
+
+def test_a_processor_without_bf16_products_multiplies_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", lambda weight: pytest.fail("raises there"))
+    module = nn.Linear(64, 48).to(torch.bfloat16)
+    x = torch.randn(5, 64).to(torch.bfloat16)
+    with torch.no_grad():
+        assert torch.equal(joined([module])(x)[0], module(x))
 
 
 # The head

@@ -72,9 +72,9 @@ class PlainLinears:
 class JoinedLinears:
     """A copy of the weights, side by side in one matrix: fewer, larger products, for decoding; without gradient.
 
-    In bf16 on a CPU the copy is laid out for the matrix unit. A decode step multiplies few rows with every weight once,
-    and oneDNN would lay the weights out anew at each product, which costs more than the product. The two operators are
-    those PyTorch's own compiler emits for frozen weights.
+    On a CPU the copy is laid out as oneDNN multiplies it. A decode step multiplies few rows with every weight once, and
+    the library would lay the weights out anew at each product, which costs more than the product in bf16, and in fp32
+    half as much as it. The two operators are those PyTorch's own compiler emits for frozen weights.
     """
 
     def __init__(self, modules: Sequence[nn.Linear]) -> None:
@@ -97,13 +97,18 @@ class JoinedLinears:
         return [joined] if len(self._sizes) == 1 else joined.split(self._sizes, dim=-1)
 
 
+_SMALL = 1 << 20  # bytes: fp32 weights that stay in a core's cache are no faster laid out
+
+
 def _can_lay_out(weight: Tensor) -> bool:
-    return (
-        weight.device.type == "cpu"
-        and weight.dtype == torch.bfloat16
-        and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-    )
+    operators = torch.ops.mkldnn
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if not hasattr(operators, "_reorder_linear_weight"):
+        return False
+    if weight.dtype == torch.bfloat16:  # not of every processor
+        return bool(operators._is_mkldnn_bf16_supported())
+    return weight.dtype == torch.float32 and weight.nbytes >= _SMALL
 
 
 def plain(modules: Sequence[nn.Linear]) -> Linears:

@@ -30,7 +30,9 @@ from torch import Tensor
 from rlif.models import cache_dir
 from rlif.types import TokenSignals
 
-_CHUNKS, _WIDE = 16, 32  # parts of a sum over rows; numbers read at once
+_CHUNKS = 16  # parts of a sum over rows
+# Numbers read at once: two vectors. gcc makes wider ones than the processor has go through memory, five times slower.
+_WIDE = {"AVX512": 32, "AVX2": 16}.get(torch.backends.cpu.get_cpu_capability(), 8)
 _FLAGS = (
     *("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", f"-DCHUNKS={_CHUNKS}", f"-DWIDE={_WIDE}"),
     # What vectors of sums need. Not -ffast-math: infinities count, and gcc would switch off denormals for all of us.

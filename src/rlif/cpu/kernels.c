@@ -199,6 +199,10 @@ typedef uint32_t words __attribute__((vector_size(4 * LANES)));
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
+/* Queries that go over a block of keys together: with AVX-512 `n`, whose sums stay in its 32 registers; where they do
+   not fit anyway, as many as share a pass over the keys with profit. */
+#define QUERIES(n) (WIDE == 32 ? (n) : 4)
+
 /* WIDE numbers as two vectors, in an order of their own: sums and products do not mind, and `store` undoes it. */
 #ifdef BF16
 INLINE void load(const number *x, floats *a, floats *b) {
@@ -371,13 +375,13 @@ void attend(int threads, const number *q, const number *k, const number *v, long
                     attend_head(key, value, first, newest + 1, query, sums, softmax, share, 4, 2);
                     break;
                 case 3:
-                    attend_head(key, value, first, newest + 1, query, sums, softmax, share, 2, 3);
+                    attend_head(key, value, first, newest + 1, query, sums, softmax, share, QUERIES(2), 3);
                     break;
                 case 4:
-                    attend_head(key, value, first, newest + 1, query, sums, softmax, share, 2, 4);
+                    attend_head(key, value, first, newest + 1, query, sums, softmax, share, QUERIES(2), 4);
                     break;
                 default:
-                    attend_head(key, value, first, newest + 1, query, sums, softmax, share, 1, parts);
+                    attend_head(key, value, first, newest + 1, query, sums, softmax, share, QUERIES(1), parts);
             }
 
             for (long g = 0; g < share; g++) {
