@@ -218,9 +218,20 @@ def attention_by_hand(
 )
 @pytest.mark.parametrize("window", [None, 5, 70])
 @pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("vectors", [8, 16, 32])
 def test_attention_of_one_more_token(
-    compiled: Kernels, dtype: torch.dtype, heads: int, kv_heads: int, features: int, window: int | None, normed: bool
+    monkeypatch: pytest.MonkeyPatch,
+    vectors: int,
+    dtype: torch.dtype,
+    heads: int,
+    kv_heads: int,
+    features: int,
+    window: int | None,
+    normed: bool,
 ) -> None:
+    """With the vectors of this processor, and with those of others."""
+    monkeypatch.setattr("rlif.cpu._WIDE", vectors)
+    compiled = kernels.__wrapped__(dtype)  # past its memory
     lengths, slots, columns = [0, 3, 63, 64, 150], [4, 0, 6, 2, 1], 160
     rows, wide = len(lengths), padded(features)
     line = numbers(rows, (heads + 2 * kv_heads) * features, dtype=dtype)

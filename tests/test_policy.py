@@ -242,11 +242,11 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.is_offline_mode", lambda: False)
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unreachable)
+    monkeypatch.chdir(tmp_path)  # where there is no folder runs/
     why = ", and the hub cannot be reached (Name or service not known)"
     assert complaint("runs/final") == no_such("runs/final", why)
     assert len(asked) == 1
     assert complaint("not a/name") == no_such("not a/name")  # can be no hub id: not asked
-    monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     assert complaint("runs/final") == no_such("runs/final")  # nor can this, for runs/ lies here
     assert len(asked) == 1

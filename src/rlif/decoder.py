@@ -12,6 +12,7 @@ by transformers' own forward pass, the slow twin of this one.
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from rlif.layers import Gated, Norm, Rotation, rotated
+from rlif.layers import Gated, Norm, Part, Rotation, Unchanged, products, rotated
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
 """``model_type`` of the models whose layers `decoder_of` knows how to read."""
@@ -53,19 +54,25 @@ Attend = Callable[[Heads, Tensor, Tensor, Tensor, Rotation], Tensor]
 
 @runtime_checkable
 class Linears(Protocol):
-    """One or several linear layers that share their input, as one call; ``residual`` is added to the only output."""
+    """One or several linear layers of what a part makes of its inputs; ``residual`` is added to the only output."""
 
-    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Sequence[Tensor]: ...
+    def __call__(self, part: Part, *inputs: Tensor, residual: Tensor | None = None) -> Sequence[Tensor]: ...
 
 
 class PlainLinears:
-    """The modules' own weights, with gradient."""
+    """The modules' own weights, with gradient. ``lean``: the backward pass makes the part again
+    (`rlif.layers.products`), which is of no use in a layer that is made again as a whole."""
 
-    def __init__(self, modules: Sequence[nn.Linear]) -> None:
-        self._modules = modules
+    def __init__(self, modules: Sequence[nn.Linear], *, lean: bool = True) -> None:
+        self._modules, self._lean = modules, lean
 
-    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Sequence[Tensor]:
-        outputs = [functional.linear(x, module.weight, module.bias) for module in self._modules]
+    def __call__(self, part: Part, *inputs: Tensor, residual: Tensor | None = None) -> Sequence[Tensor]:
+        if self._lean:
+            weights, biases = zip(*((module.weight, module.bias) for module in self._modules), strict=True)
+            outputs = products(part, inputs, weights, biases)
+        else:
+            x = part(*inputs)
+            outputs = [functional.linear(x, module.weight, module.bias) for module in self._modules]
         return outputs if residual is None else [residual + outputs[0]]
 
 
@@ -74,7 +81,7 @@ class JoinedLinears:
 
     On a CPU the copy is laid out as oneDNN multiplies it. A decode step multiplies few rows with every weight once, and
     the library would lay the weights out anew at each product, which costs more than the product in bf16, and in fp32
-    half as much as it. The two operators are those PyTorch's own compiler emits for frozen weights.
+    half as much as it. The two operators are those that PyTorch's own compiler emits for frozen weights in bf16.
     """
 
     def __init__(self, modules: Sequence[nn.Linear]) -> None:
@@ -86,7 +93,8 @@ class JoinedLinears:
         self._laid_out = _can_lay_out(weight)
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self._laid_out else weight
 
-    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Sequence[Tensor]:
+    def __call__(self, part: Part, *inputs: Tensor, residual: Tensor | None = None) -> Sequence[Tensor]:
+        x = part(*inputs)
         if not self._laid_out:
             joined = functional.linear(x, self._weight, self._bias)
             joined = joined if residual is None else residual + joined
@@ -109,11 +117,6 @@ def _can_lay_out(weight: Tensor) -> bool:
     if weight.dtype == torch.bfloat16:  # not of every processor
         return bool(operators._is_mkldnn_bf16_supported())
     return weight.dtype == torch.float32 and weight.nbytes >= _SMALL
-
-
-def plain(modules: Sequence[nn.Linear]) -> Linears:
-    """Weights in place, with gradient: for training."""
-    return PlainLinears(modules)
 
 
 def joined(modules: Sequence[nn.Linear]) -> Linears:
@@ -172,20 +175,20 @@ class Decoder:
 
 def decoder_of(
     model: nn.Module,
-    linears: Callable[[Sequence[nn.Linear]], Linears] = plain,
+    linears: Callable[[Sequence[nn.Linear]], Linears] | None = None,
     *,
     recompute: bool = False,
 ) -> Decoder | None:
     """The decoder of a transformers causal LM, or None if its layers are not of a kind that is known here.
 
     Args:
-        linears: `plain` or `joined`.
+        linears: `joined` for decoding; None: the modules' own weights, for training.
         recompute: recompute each layer's activations in the backward pass instead of keeping them.
     """
     config: Any = model.config
     if config.model_type not in FAMILIES or not _plain_parts(model) or not _rope_types(config) <= set(_ROPE):
         return None
-    return Decoder(model, linears, recompute=recompute)
+    return Decoder(model, linears or partial(PlainLinears, lean=not recompute), recompute=recompute)
 
 
 def _plain_parts(model: Any) -> bool:
@@ -244,12 +247,12 @@ def _read_layer(layer: Any, index: int, linears: Callable[[Sequence[nn.Linear]],
 
 
 def _run_layer(x: Tensor, layer: _Layer, rotation: Rotation, attend: Attend) -> Tensor:
-    q, k, v = (part.unflatten(-1, (-1, layer.feature)) for part in layer.qkv(layer.before_attention(x)))
-    x = _add(x, layer.out, attend(layer.heads, q, k, v, rotation), layer.after_attention)
-    return _add(x, layer.down, layer.gated(*layer.gate_up(layer.before_mlp(x))), layer.after_mlp)
+    q, k, v = (part.unflatten(-1, (-1, layer.feature)) for part in layer.qkv(layer.before_attention, x))
+    x = _add(x, layer.after_attention, layer.out, Unchanged(), attend(layer.heads, q, k, v, rotation))
+    return _add(x, layer.after_mlp, layer.down, layer.gated, *layer.gate_up(layer.before_mlp, x))
 
 
-def _add(x: Tensor, linears: Linears, inner: Tensor, norm: Norm | None) -> Tensor:
+def _add(x: Tensor, norm: Norm | None, linears: Linears, part: Part, *inputs: Tensor) -> Tensor:
     if norm is None:
-        return linears(inner, residual=x)[0]
-    return x + norm(linears(inner)[0])
+        return linears(part, *inputs, residual=x)[0]
+    return x + norm(linears(part, *inputs)[0])

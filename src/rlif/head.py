@@ -181,7 +181,9 @@ class _HeadLogprobs(torch.autograd.Function):
         hidden, weight, bias, tokens, log_normaliser = ctx.saved_tensors
         head, temperature = ctx.head, ctx.temperature
         to_hidden = torch.zeros_like(hidden, dtype=torch.float32)
-        to_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        to_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+        if to_weight is not None:
+            to_weight[head.vocab_size :] = 0.0  # padding, which no tile reaches
         to_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
         block = torch.empty(0)
         for rows, columns in _tiles(len(tokens), head.vocab_size, hidden.device):

@@ -18,7 +18,7 @@ from rlif.cache import append_cache
 from rlif.decoder import Decoder, Heads, joined
 from rlif.errors import RlifError
 from rlif.head import head_of
-from rlif.layers import Rotation
+from rlif.layers import Rotation, Unchanged
 from rlif.packing import Packed
 from rlif.policy import Policy
 from rlif.types import Prompt
@@ -88,7 +88,7 @@ class LineRows:
         self._cache.keep(rows)
 
     def _logits(self, hidden: Float[Tensor, "row hidden"]) -> Float[Tensor, "row vocab"]:
-        (products,) = self._project(hidden)
+        (products,) = self._project(Unchanged(), hidden)
         return self._head.shaped(products[:, : self._head.vocab_size].float())
 
 

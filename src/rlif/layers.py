@@ -1,11 +1,11 @@
-"""The parts of a layer that are no matrix products, each with its derivative: RMSNorm, gated activation, rotary
-embedding.
+"""The parts of a layer that are no matrix products, each with its derivative (RMSNorm, gated activation, rotary
+embedding), and products that keep the inputs of such a part instead of its result.
 
 On a CPU `rlif.cpu` does each in one pass; PyTorch's operations are the slow twins, and serve everywhere else.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,86 @@ from rlif.cpu import kernels_for
 
 Rotation = tuple[Tensor, Tensor]
 """Cosines and sines, each (tok, 1, feature); sines signed so that a half-turn of x needs no negation."""
+
+
+@runtime_checkable
+class Part(Protocol):
+    """A part of a layer that costs little beside a matrix product: a function of activations and some parameters, the
+    same for the same arguments, for it may be called again in the backward pass."""
+
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """What it reads that is trained; handed to it behind its inputs, or left out and read by itself."""
+
+    def __call__(self, *inputs: Any) -> Tensor: ...
+
+
+class Unchanged:
+    """The part that does nothing."""
+
+    parameters: tuple[Tensor, ...] = ()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x
+
+
+def products(
+    part: Part,
+    inputs: Sequence[Tensor],
+    weights: Sequence[Float[Tensor, "_ size"]],
+    biases: Sequence[Float[Tensor, " _"] | None],
+) -> Sequence[Float[Tensor, "tok _"]]:
+    """Linear layers side by side, of what ``part`` makes of its inputs: (tok, size).
+
+    With gradient, only the inputs are kept, and the part is made again in the backward pass: the results of norms and
+    gates are a third of what the products of a layer leave behind. Source: project; recomputing what is cheap is arXiv
+    2205.05198, section 5.
+    """
+    if not torch.is_grad_enabled() or torch.is_autocast_enabled(inputs[0].device.type):
+        x = part(*inputs)
+        return [functional.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
+    outputs: tuple[Tensor, ...] = _Products.apply(
+        part, (len(inputs), len(part.parameters), len(weights)), *inputs, *part.parameters, *weights, *biases
+    )
+    return outputs
+
+
+class _Products(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, part: Part, counts: tuple[int, int, int], *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(*tensors)
+        ctx.part, ctx.counts = part, counts
+        inputs, parameters, weights, biases = _groups(tensors, counts)
+        x = part(*inputs, *parameters)
+        return tuple(functional.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, parameters, weights, _ = _groups(ctx.saved_tensors, ctx.counts)
+        to_inputs, to_parameters, to_weights, to_biases = _groups(ctx.needs_input_grad[2:], ctx.counts)
+        below = *to_inputs, *to_parameters
+        # Leaves of a graph of its own: hooks and gradients of the outer one are the outer one's affair.
+        leaves = [x.detach().requires_grad_(wanted) for x, wanted in zip((*inputs, *parameters), below, strict=True)]
+        with torch.enable_grad():
+            x = ctx.part(*leaves)
+        found: list[Tensor | None] = [None] * len(leaves)
+        if any(below):
+            to_x = gradients[0] @ weights[0]
+            for gradient, weight in zip(gradients[1:], weights[1:], strict=True):
+                to_x.addmm_(gradient, weight)
+            made = iter(torch.autograd.grad(x, [leaf for leaf in leaves if leaf.requires_grad], to_x))
+            found = [next(made) if wanted else None for wanted in below]
+        x = x.detach()
+        found += [g.t() @ x if wanted else None for g, wanted in zip(gradients, to_weights, strict=True)]
+        found += [g.sum(dim=0) if wanted else None for g, wanted in zip(gradients, to_biases, strict=True)]
+        return None, None, *found
+
+
+def _groups(values: Sequence[Any], counts: tuple[int, int, int]) -> tuple[Sequence[Any], ...]:
+    """Inputs, parameters, weights, biases."""
+    first, second, third = counts[0], sum(counts[:2]), sum(counts)
+    return values[:first], values[first:second], values[second:third], values[third:]
 
 
 class Norm:
@@ -32,8 +112,15 @@ class Norm:
         weight: Tensor = self._module.weight
         return weight
 
-    def __call__(self, x: Float[Tensor, "*row size"]) -> Float[Tensor, "*row size"]:
-        result: Tensor = _RmsNorm.apply(x, self.weight, self.offset, self.eps)
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        return (self.weight,)
+
+    def __call__(
+        self, x: Float[Tensor, "*row size"], weight: Float[Tensor, " size"] | None = None
+    ) -> Float[Tensor, "*row size"]:
+        weight = self.weight if weight is None else weight
+        result: Tensor = _RmsNorm.apply(x, weight, self.offset, self.eps)
         return result
 
 
@@ -70,6 +157,8 @@ class _RmsNorm(torch.autograd.Function):
 
 class Gated:
     """activation(gate) · up."""
+
+    parameters: tuple[Tensor, ...] = ()
 
     def __init__(self, activation: Callable[[Tensor], Tensor]) -> None:
         """``activation``: transformers' module for it."""

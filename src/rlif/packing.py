@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from rlif.decoder import Heads
@@ -164,8 +165,7 @@ class _Block:
         folded = q.unflatten(1, (k.shape[1], share)).flatten(2, 3)
         bias = self._mask(heads.window, share, q.dtype)
         if q.device.type == "cpu" and k.shape[2] <= _SHORT:
-            scores = torch.add(bias, folded @ k.transpose(-1, -2), alpha=heads.scaling)
-            out = scores.softmax(dim=-1) @ v
+            out: Tensor = _PlainAttention.apply(folded, k, v, bias, heads.scaling)
         else:
             out = functional.scaled_dot_product_attention(folded, k, v, attn_mask=bias, scale=heads.scaling)
         return out.unflatten(2, (share, q.shape[2])).permute(0, 3, 1, 2, 4).flatten(2)
@@ -179,6 +179,33 @@ class _Block:
             bias = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -torch.inf)
             self._bias[window, share, dtype] = bias.repeat(1, share, 1)[:, None].to(self._device)
         return self._bias[window, share, dtype]
+
+
+class _PlainAttention(torch.autograd.Function):
+    """softmax(bias + scaling · q kᵀ) v. Keeps no probabilities: the backward pass makes them again."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scaling: float) -> Tensor:
+        ctx.save_for_backward(q, k, v, bias)
+        ctx.scaling = scaling
+        return _probabilities(q, k, bias, scaling) @ v
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, bias = ctx.saved_tensors
+        (gradient,) = gradients
+        probabilities = _probabilities(q, k, bias, ctx.scaling)
+        to_v = probabilities.transpose(-1, -2) @ gradient
+        to_scores = torch.ops.aten._softmax_backward_data(
+            gradient @ v.transpose(-1, -2), probabilities, -1, probabilities.dtype
+        )
+        to_scores *= ctx.scaling
+        return to_scores @ k, to_scores.transpose(-1, -2) @ q, to_v, None, None
+
+
+def _probabilities(q: Tensor, k: Tensor, bias: Tensor, scaling: float) -> Tensor:
+    return torch.add(bias, q @ k.transpose(-1, -2), alpha=scaling).softmax(dim=-1)
 
 
 def _similar(lengths: Sequence[int]) -> list[list[int]]:

@@ -34,7 +34,7 @@ _CHUNKS = 16  # parts of a sum over rows
 # Numbers read at once: two vectors. gcc makes wider ones than the processor has go through memory, five times slower.
 _WIDE = {"AVX512": 32, "AVX2": 16}.get(torch.backends.cpu.get_cpu_capability(), 8)
 _FLAGS = (
-    *("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", f"-DCHUNKS={_CHUNKS}", f"-DWIDE={_WIDE}"),
+    *("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", f"-DCHUNKS={_CHUNKS}"),
     # What vectors of sums need. Not -ffast-math: infinities count, and gcc would switch off denormals for all of us.
     *("-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros"),
 )
@@ -59,7 +59,7 @@ def kernels(dtype: torch.dtype) -> "Kernels | None":
     wide = ("-mprefer-vector-width=512",) if platform.machine() == "x86_64" else ()
     try:
         compiler = shlex.split(command)
-        return Kernels(_library([*compiler, *_FLAGS, *wide, *_DEFINED[dtype]]), dtype)
+        return Kernels(_library([*compiler, *_FLAGS, f"-DWIDE={_WIDE}", *wide, *_DEFINED[dtype]]), dtype)
     except (OSError, subprocess.SubprocessError, ValueError) as error:  # the last: quotes in CC that do not close
         said = getattr(error, "stderr", b"") or str(error).encode()
         warnings.warn(

@@ -199,8 +199,8 @@ typedef uint32_t words __attribute__((vector_size(4 * LANES)));
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
-/* Queries that go over a block of keys together: with AVX-512 `n`, whose sums stay in its 32 registers; where they do
-   not fit anyway, as many as share a pass over the keys with profit. */
+/* Queries that go over a block of keys together: with AVX-512 `n`, whose sums stay in its 32 registers; on others,
+   whose vectors are shorter, four: their sums do not fit, and keys read once for all of them are worth more (AVX2). */
 #define QUERIES(n) (WIDE == 32 ? (n) : 4)
 
 /* WIDE numbers as two vectors, in an order of their own: sums and products do not mind, and `store` undoes it. */
@@ -379,6 +379,9 @@ void attend(int threads, const number *q, const number *k, const number *v, long
                     break;
                 case 4:
                     attend_head(key, value, first, newest + 1, query, sums, softmax, share, QUERIES(2), 4);
+                    break;
+                case 8:
+                    attend_head(key, value, first, newest + 1, query, sums, softmax, share, QUERIES(1), 8);
                     break;
                 default:
                     attend_head(key, value, first, newest + 1, query, sums, softmax, share, QUERIES(1), parts);
