@@ -2,6 +2,8 @@
 
     python benchmarks/w1.py [--steps 5] [--systems rlif,trl-bf16,trl-fp32,generate-bf16] [--group 8] [--out runs/bench]
 
+On a processor without bf16 products compare with --systems rlif,trl-fp32,generate-fp32: rlif computes in fp32 there.
+
 4 prompts x 8 completions x at most 128 tokens, T = 1, one optimizer step, no KL; --group for more completions. Each
 system lives in a process of its own and waits; the parent lets them step in turn, so that a slow minute of the machine
 hits all of them. Completions differ in length from system to system: times are divided by completion tokens. TRL has
@@ -177,8 +179,8 @@ def trl(group: int, *, bf16: bool) -> None:
     trainer.train()
 
 
-def generate(group: int) -> None:
-    """transformers' generate on the same prompts, in bf16."""
+def generate(group: int, dtype: str) -> None:
+    """transformers' generate on the same prompts."""
     import torch
 
     from rlif.config import PolicyConfig
@@ -187,7 +189,7 @@ def generate(group: int) -> None:
     from rlif.prompts import render
     from rlif.types import Problem
 
-    policy = load_policy(PolicyConfig(model=MODEL, dtype="bfloat16"))
+    policy = load_policy(PolicyConfig(model=MODEL, dtype=dtype))
     prompts = render(policy, "plain", [Problem(str(i), question) for i, question in enumerate(QUESTIONS)])
     rows = [prompt.token_ids for prompt in prompts for _ in range(group)]
     tokens, mask = left_pad(rows, policy.pad_id, policy.device)
@@ -219,14 +221,15 @@ SYSTEMS: dict[str, Callable[[int], None]] = {
     "rlif": rlif,
     "trl-bf16": partial(trl, bf16=True),
     "trl-fp32": partial(trl, bf16=False),
-    "generate-bf16": generate,
+    "generate-bf16": partial(generate, dtype="bfloat16"),
+    "generate-fp32": partial(generate, dtype="float32"),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--systems", default=",".join(SYSTEMS))
+    parser.add_argument("--systems", default="rlif,trl-bf16,trl-fp32,generate-bf16", help=", ".join(SYSTEMS))
     parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     parser.add_argument("--serve", help=argparse.SUPPRESS)
