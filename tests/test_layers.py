@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from rlif.decoder import decoder_of
-from rlif.layers import Norm, Part, products
+from rlif.layers import Gated, Part, products
 from rlif.packing import Packed
 from toys import toy_policy
 
@@ -70,13 +69,28 @@ def test_a_hook_on_a_parameter_hears_of_its_gradient_once() -> None:
     assert len(heard) == 1
 
 
+@pytest.mark.usefixtures("either_way")
 def test_under_autocast_the_backward_pass_runs_outside() -> None:
-    norm, weight = Norm(LlamaRMSNorm(8)), torch.eye(8, requires_grad=True)
-    x = torch.randn(3, 8, requires_grad=True)
+    policy = toy_policy("llama")
+    line, decoder = Packed([[1, 2, 3]], [(0, [6, 7, 8, 9])]), decoder_of(policy.model)
+    assert decoder is not None
     with torch.autocast("cpu", torch.bfloat16):
-        (found,) = products(norm, (x,), [weight], [None])
-    found.float().sum().backward()
-    assert x.grad is not None
+        hidden = decoder(line.tokens, line.positions, line.attend)
+    hidden.float().square().sum().backward()
+    assert all(parameter.grad is not None for parameter in policy.model.model.parameters())
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_layer_made_again_as_a_whole_makes_no_part_a_third_time(
+    monkeypatch: pytest.MonkeyPatch, recompute: bool
+) -> None:
+    policy = toy_policy("llama")
+    line, decoder = Packed([[1, 2, 3]], [(0, [6, 7, 8, 9])]), decoder_of(policy.model, recompute=recompute)
+    assert decoder is not None
+    made, gated = [], Gated.__call__
+    monkeypatch.setattr(Gated, "__call__", lambda *arguments: made.append(1) or gated(*arguments))
+    decoder(line.tokens, line.positions, line.attend).square().sum().backward()
+    assert len(made) == 2 * policy.model.config.num_hidden_layers
 
 
 @pytest.mark.usefixtures("either_way")

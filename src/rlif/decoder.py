@@ -79,9 +79,10 @@ class PlainLinears:
 class JoinedLinears:
     """A copy of the weights, side by side in one matrix: fewer, larger products, for decoding; without gradient.
 
-    On a CPU the copy is laid out as oneDNN multiplies it. A decode step multiplies few rows with every weight once, and
-    the library would lay the weights out anew at each product, which costs more than the product in bf16, and in fp32
-    half as much as it. The two operators are those that PyTorch's own compiler emits for frozen weights in bf16.
+    On a CPU the copy is laid out as oneDNN multiplies it: a decode step multiplies few rows with every weight once, and
+    to lay weights out anew at each product, as bf16's would be, costs more than the product. In fp32 the laid-out
+    product beats the usual one (of MKL) where weights come from memory. The two operators are those that PyTorch's own
+    compiler emits for frozen weights in bf16.
     """
 
     def __init__(self, modules: Sequence[nn.Linear]) -> None:
@@ -183,7 +184,8 @@ def decoder_of(
 
     Args:
         linears: `joined` for decoding; None: the modules' own weights, for training.
-        recompute: recompute each layer's activations in the backward pass instead of keeping them.
+        recompute: make each layer again as a whole in the backward pass. Otherwise only norms, gates and (on a CPU, up
+            to 512 keys) attention's probabilities are made again.
     """
     config: Any = model.config
     if config.model_type not in FAMILIES or not _plain_parts(model) or not _rope_types(config) <= set(_ROPE):

@@ -49,8 +49,8 @@ def products(
     """Linear layers side by side, of what ``part`` makes of its inputs: (tok, size).
 
     With gradient, only the inputs are kept, and the part is made again in the backward pass: the results of norms and
-    gates are a third of what the products of a layer leave behind. Source: project; recomputing what is cheap is arXiv
-    2205.05198, section 5.
+    gates would be a third of what a layer leaves behind, attention's probabilities aside. Source: project; recomputing
+    what is cheap is arXiv 2205.05198, section 5.
     """
     if not torch.is_grad_enabled() or torch.is_autocast_enabled(inputs[0].device.type):
         x = part(*inputs)
@@ -87,6 +87,7 @@ class _Products(torch.autograd.Function):
                 to_x.addmm_(gradient, weight)
             made = iter(torch.autograd.grad(x, [leaf for leaf in leaves if leaf.requires_grad], to_x))
             found = [next(made) if wanted else None for wanted in below]
+            del to_x
         x = x.detach()
         found += [g.t() @ x if wanted else None for g, wanted in zip(gradients, to_weights, strict=True)]
         found += [g.sum(dim=0) if wanted else None for g, wanted in zip(gradients, to_biases, strict=True)]

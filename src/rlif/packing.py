@@ -165,7 +165,8 @@ class _Block:
         folded = q.unflatten(1, (k.shape[1], share)).flatten(2, 3)
         bias = self._mask(heads.window, share, q.dtype)
         if q.device.type == "cpu" and k.shape[2] <= _SHORT:
-            out: Tensor = _PlainAttention.apply(folded, k, v, bias, heads.scaling)
+            plain = _attention if torch.is_autocast_enabled("cpu") else _PlainAttention.apply
+            out: Tensor = plain(folded, k, v, bias, heads.scaling)
         else:
             out = functional.scaled_dot_product_attention(folded, k, v, attn_mask=bias, scale=heads.scaling)
         return out.unflatten(2, (share, q.shape[2])).permute(0, 3, 1, 2, 4).flatten(2)
@@ -182,13 +183,13 @@ class _Block:
 
 
 class _PlainAttention(torch.autograd.Function):
-    """softmax(bias + scaling · q kᵀ) v. Keeps no probabilities: the backward pass makes them again."""
+    """`_attention` that keeps no probabilities: the backward pass makes them again."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scaling: float) -> Tensor:
         ctx.save_for_backward(q, k, v, bias)
         ctx.scaling = scaling
-        return _probabilities(q, k, bias, scaling) @ v
+        return _attention(q, k, v, bias, scaling)
 
     @staticmethod
     @once_differentiable
@@ -202,6 +203,11 @@ class _PlainAttention(torch.autograd.Function):
         )
         to_scores *= ctx.scaling
         return to_scores @ k, to_scores.transpose(-1, -2) @ q, to_v, None, None
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scaling: float) -> Tensor:
+    """softmax(bias + scaling · q kᵀ) v"""
+    return _probabilities(q, k, bias, scaling) @ v
 
 
 def _probabilities(q: Tensor, k: Tensor, bias: Tensor, scaling: float) -> Tensor:

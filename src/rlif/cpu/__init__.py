@@ -31,7 +31,7 @@ from rlif.models import cache_dir
 from rlif.types import TokenSignals
 
 _CHUNKS = 16  # parts of a sum over rows
-# Numbers read at once: two vectors. gcc makes wider ones than the processor has go through memory, five times slower.
+# Numbers read at once: two vectors. gcc makes wider ones than the processor has go through memory, at half the speed.
 _WIDE = {"AVX512": 32, "AVX2": 16}.get(torch.backends.cpu.get_cpu_capability(), 8)
 _FLAGS = (
     *("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", f"-DCHUNKS={_CHUNKS}"),

@@ -240,8 +240,8 @@ typedef struct {
     float score[COLUMNS];
 } Softmax;
 
-/* `tile` queries over the keys of `width` columns; tile and parts (of WIDE features) are constants where it is called,
-   so that everything but keys and values stays in registers. */
+/* `tile` queries over the keys of `width` columns; tile and (for the usual heads) parts of WIDE features are constants
+   where it is called, so that with enough registers everything but keys and values stays in them. */
 INLINE void scores(const number *keys, const number *values, long width, const floats *query, Softmax *softmax,
                    const long tile, const long parts) {
     floats q[tile * parts * 2];
@@ -382,6 +382,9 @@ void attend(int threads, const number *q, const number *k, const number *v, long
                     break;
                 case 8:
                     attend_head(key, value, first, newest + 1, query, sums, softmax, share, QUERIES(1), 8);
+                    break;
+                case 16:
+                    attend_head(key, value, first, newest + 1, query, sums, softmax, share, QUERIES(1), 16);
                     break;
                 default:
                     attend_head(key, value, first, newest + 1, query, sums, softmax, share, QUERIES(1), parts);
