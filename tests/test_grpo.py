@@ -5,6 +5,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -517,6 +518,75 @@ def test_advantages_of_zero_move_nothing() -> None:
     update = updated(policy, scored(written(policy), [0.0] * 9))
     assert torch.equal(weights_of(policy), start)
     assert (update.loss, update.grad_norm) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_without_any_advantage_is_a_step_with_a_gradient_of_zero(dtype: torch.dtype) -> None:
+    """AdamW's momentum goes on, and its moments decay."""
+    policy = toy_policy()
+    optimizer = MasterOptimizer(policy.model, lambda masters: torch.optim.AdamW(masters, lr=0.0), compute_dtype=dtype)
+    rollouts = written(policy)
+    grpo_step(policy, optimizer, scored(rollouts), CONFIG, lr=0.01)
+    twins = [master.detach().clone().requires_grad_() for master in optimizer.masters]
+    inner = torch.optim.AdamW(twins, lr=0.01)
+    inner.load_state_dict(copy.deepcopy(optimizer.inner.state_dict()))
+    for twin in twins:
+        twin.grad = torch.zeros_like(twin)
+    inner.step()
+    grpo_step(policy, optimizer, scored(rollouts, [0.0] * 9), CONFIG, lr=0.01)
+    assert all(torch.equal(a, b) for a, b in zip(optimizer.masters, twins, strict=True))
+
+
+SOME_ADVANTAGES = [1.0, 0.0, -1.0, 0.0, 0.0, 0.0, -0.5, 0.5, 0.0]
+
+
+@pytest.mark.parametrize(("kl_coef", "ran"), [(0.0, [0, 2, 6, 7]), (0.1, list(range(9)))])
+@pytest.mark.parametrize(("epochs", "minibatches"), [(1, 1), (2, 3)])
+def test_rows_without_advantage_are_run_for_a_kl_term_only(
+    monkeypatch: pytest.MonkeyPatch, kl_coef: float, ran: list[int], epochs: int, minibatches: int
+) -> None:
+    seen: list[int] = []
+
+    def spy(
+        model: nn.Module, policy: Policy, rollouts: Rollouts, rows: Sequence[int], *rest: Any, **more: Any
+    ) -> Tensor:
+        seen.extend(rows)
+        return policy_logprobs(model, policy, rollouts, rows, *rest, **more)
+
+    monkeypatch.setattr(grpo, "policy_logprobs", spy)
+    policy, told = toy_policy(), list[int]()
+    rollouts = written(policy)
+    reference = toy_policy(seed=1).model if kl_coef else None
+    updated(
+        policy,
+        scored(rollouts, SOME_ADVANTAGES),
+        **{"kl_coef": kl_coef, "epochs": epochs, "minibatches": minibatches},
+        reference=reference,
+        progress=told.append,
+    )
+    assert sorted(set(seen)) == ran
+    assert sum(told) == epochs * int(rollouts.mask.sum())
+
+
+@pytest.mark.parametrize("aggregation", list(AGGREGATIONS))
+def test_rows_that_are_not_run_still_share_the_weight(aggregation: str) -> None:
+    """The step is that of a KL coefficient too small to matter, for which every row is run."""
+    lean, whole, start = toy_policy(), toy_policy(), weights_of(toy_policy())
+    batch = scored(written(lean), SOME_ADVANTAGES)
+    short = updated(lean, batch, aggregation=aggregation)
+    long = updated(whole, batch, aggregation=aggregation, kl_coef=1e-30, reference=toy_policy(seed=1).model)
+    assert_same_step(lean, whole, start)
+    assert short.loss == pytest.approx(long.loss, abs=1e-6)
+    assert short.metrics["clip/fraction_low"] == long.metrics["clip/fraction_low"]
+
+
+def test_the_mismatch_is_that_of_the_rows_that_were_run() -> None:
+    policy = toy_policy()
+    rollouts = written(policy)
+    gaps = torch.cat([-naive_logprobs(policy, policy.model, rollouts)[row].detach() for row in (0, 2, 6, 7)])
+    metrics = updated(policy, scored(rollouts, SOME_ADVANTAGES)).metrics
+    assert metrics["mismatch/mean"] == pytest.approx(gaps.mean().item(), abs=1e-4)
+    assert updated(policy, scored(rollouts, [0.0] * 9)).metrics["mismatch/mean"] == 0.0
 
 
 def test_greedy_rollouts_are_trained_on_at_temperature_one() -> None:

@@ -5,7 +5,8 @@ Differences from the paper that introduced it (arXiv 2402.03300):
 1. How tokens are weighted (over the batch, per sequence, by a fixed length) is a choice made before the loss: it
    arrives as one weight per token that sums over the whole update, so micro-batches cannot change it;
 2. the KL to the reference is the k3 estimate inside the loss;
-3. with one optimizer step per rollout batch the old policy is the current one: no second forward, ratio 1, no clipping.
+3. with one optimizer step per rollout batch the old policy is the current one: no second forward, ratio 1, no clipping;
+4. completions whose advantage is 0 are not run, unless there is a KL term: their gradient is 0.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -105,7 +106,7 @@ def grpo_step(
         temperature: the rollout's; policy log-probabilities are of the distribution sampled from (no top-p/top-k).
         limit: length limit in tokens for `fixed_length`; None: the widest completion.
         reference: the frozen model of the KL term, needed if ``kl_coef`` > 0.
-        progress: told the number of completion tokens after each backward pass.
+        progress: told the number of completion tokens after each backward pass, and of those that need none.
 
     Raises `NonFiniteError` if the loss or the gradient of an optimizer step is not finite, before that step changes any
     weight; ValueError if ``kl_coef`` > 0 has no reference to measure from.
@@ -116,12 +117,14 @@ def grpo_step(
     temperature = temperature or 1.0  # greedy rollouts are trained on at temperature 1
     minibatches = _split_by_prompt(rollouts, config.minibatches)
     on_policy = config.epochs * config.minibatches == 1
-    old = None if on_policy else _all_logprobs(policy, rollouts, temperature, config)
-    tally, norms = _Tally(), []
+    old = None if on_policy else _all_logprobs(policy, scored, temperature, config)
+    tally, norms = _Tally(config.epochs * int(rollouts.mask.sum())), []
     with _checkpointing(policy.model, config.gradient_checkpointing):
         for rows in minibatches * config.epochs:
-            weights = _weights(rollouts, rows, config, limit)
-            for part in micro_batches(policy.model, rollouts, rows, config.micro_batch_tokens):
+            weights, teaching = _weights(rollouts, rows, config, limit), _teaching(scored, rows, config)
+            if progress is not None:
+                progress(int(rollouts.mask[rows].sum() - rollouts.mask[teaching].sum()))
+            for part in micro_batches(policy.model, rollouts, teaching, config.micro_batch_tokens):
                 inputs = _loss_inputs(policy, scored, part, weights, old, reference, temperature, config)
                 loss, sums = grpo_loss(
                     inputs, clip_low=config.clip_low, clip_high=config.clip_high, kl_coef=config.kl_coef
@@ -155,10 +158,11 @@ def _checkpointing(model: nn.Module, on: bool) -> Iterator[None]:
 
 
 class _Tally:
-    """Sums over micro-batches, turned into the metrics of an update."""
+    """Sums over micro-batches, turned into the metrics of an update over so many completion tokens."""
 
-    def __init__(self) -> None:
-        self._sums: dict[str, float] = {"loss": 0.0, "gap": 0.0}
+    def __init__(self, tokens: int) -> None:
+        self._tokens = tokens
+        self._sums = dict.fromkeys(("loss", "gap", "tokens", "kl", "clipped_low", "clipped_high"), 0.0)
         self._largest_gap = 0.0
 
     def add(
@@ -167,18 +171,17 @@ class _Tally:
         gap = (inputs.policy_logprobs.detach() - sampler_logprobs.to(loss.device)).abs() * inputs.mask
         self._largest_gap = max(self._largest_gap, gap.max().item())
         for name, value in {**sums, "loss": loss.item(), "gap": gap.sum().item()}.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
+            self._sums[name] += value
 
     def update(self, norms: Sequence[float]) -> Update:
-        tokens = self._sums["tokens"]
         return Update(
             loss=self._sums["loss"] / len(norms),
             grad_norm=sum(norms) / len(norms),
             metrics={
-                "kl": self._sums["kl"] / tokens,
-                "clip/fraction_low": self._sums["clipped_low"] / tokens,
-                "clip/fraction_high": self._sums["clipped_high"] / tokens,
-                "mismatch/mean": self._sums["gap"] / tokens,
+                "kl": self._sums["kl"] / self._tokens,
+                "clip/fraction_low": self._sums["clipped_low"] / self._tokens,
+                "clip/fraction_high": self._sums["clipped_high"] / self._tokens,
+                "mismatch/mean": self._sums["gap"] / max(self._sums["tokens"], 1.0),
                 "mismatch/max": self._largest_gap,
             },
         )
@@ -221,13 +224,21 @@ def _weights(
     return weights
 
 
+def _teaching(scored: Scored, rows: Sequence[int], config: GrpoConfig) -> list[int]:
+    """The rows that have a gradient: all with a KL term, else those with an advantage (be it nan, which is told)."""
+    if config.kl_coef > 0.0:
+        return list(rows)
+    advantages = scored.advantages.tolist()
+    return [row for row in rows if advantages[row] != 0.0]
+
+
 @torch.no_grad()
-def _all_logprobs(
-    policy: Policy, rollouts: Rollouts, temperature: float, config: GrpoConfig
-) -> Float[Tensor, "row tok"]:
-    """The policy as it stands before the first of several optimizer steps."""
+def _all_logprobs(policy: Policy, scored: Scored, temperature: float, config: GrpoConfig) -> Float[Tensor, "row tok"]:
+    """The policy as it stands before the first of several optimizer steps, where that is needed."""
+    rollouts = scored.rollouts
     result = torch.zeros(rollouts.mask.shape)
-    for part in micro_batches(policy.model, rollouts, range(rollouts.n_rows), config.micro_batch_tokens):
+    teaching = _teaching(scored, range(rollouts.n_rows), config)
+    for part in micro_batches(policy.model, rollouts, teaching, config.micro_batch_tokens):
         result[part] = policy_logprobs(policy.model, policy, rollouts, part, temperature).cpu()
     return result
 
