@@ -6,13 +6,16 @@ moved since, would show in the logits.
 """
 
 import random
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from rlif import graphs
+from rlif import graphs, rollout
 from rlif.cache import RowCache
 from rlif.decoder import decoder_of, joined
 from rlif.graphs import GraphRows, SlotCache, Step
@@ -76,9 +79,10 @@ def test_replayed_steps_equal_line_rows_through_a_random_life(recorded: list[Ste
     assert 2 <= len(recorded) < steps  # several buckets, and most steps were replays
 
 
+@pytest.mark.parametrize("stretch", [1, 5])
 @pytest.mark.parametrize(("slots", "group_size", "longest"), [(4, 3, 9), (40, 40, 12)])
 def test_the_engine_samples_the_same(
-    recorded: list[Step], monkeypatch: pytest.MonkeyPatch, slots: int, group_size: int, longest: int
+    recorded: list[Step], monkeypatch: pytest.MonkeyPatch, slots: int, group_size: int, longest: int, stretch: int
 ) -> None:
     """Rows leave, others take their place; among forty, those at their length limit are carried along a little."""
     policy = toy_policy()
@@ -88,11 +92,55 @@ def test_the_engine_samples_the_same(
     assert {"eos", "length"} <= set(expected.stop_reasons)
     made = lambda self, rows, columns, *, room: graph_rows(policy, rows=rows, columns=columns)  # noqa: E731
     monkeypatch.setattr(Engine, "_in_flight", made)
+    monkeypatch.setattr(LineRows, "stretch", stretch)
     found = Engine(policy, max_rows=slots).sample(prompts, **options)
     assert recorded
     assert torch.equal(found.tokens, expected.tokens)
     assert found.stop_reasons == expected.stop_reasons
     torch.testing.assert_close(found.sampler_logprobs, expected.sampler_logprobs, atol=1e-4, rtol=0)
+
+
+class Deaf(TorchDispatchMode):
+    """Lets nothing wait for a GPU: no number read from a tensor, no tensor whose size depends on one."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.overloadpacket in (torch.ops.aten.index, torch.ops.aten.index_put_):
+            waits = any(index is not None and index.dtype == torch.bool for index in args[1])
+        else:
+            waits = bool({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(function.tags))
+        assert not waits, function
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("rows", ["replayed", "as they come"])
+@pytest.mark.parametrize("sampling", [Sampling(max_new_tokens=20), Sampling(0.8, 0.9, 12, max_new_tokens=20)])
+def test_a_gpu_is_not_waited_for_between_two_looks(
+    monkeypatch: pytest.MonkeyPatch, rows: str, sampling: Sampling
+) -> None:
+    """Of 20 tokens, looked at after 5, 10, ...: each step between, draw and record included, under `Deaf`."""
+
+    def deaf(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            called.append(function.__qualname__)
+            with Deaf(), pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Tensor, "tolist", lists)  # of which no dispatcher hears
+                return function(*args)
+
+        return call
+
+    def lists(tensor: Tensor) -> None:
+        raise AssertionError("a tensor is read into a list")
+
+    policy, called = toy_policy(), list[str]()
+    kind = GraphRows if rows == "replayed" else LineRows
+    monkeypatch.setattr(kind, "step", deaf(kind.step))
+    monkeypatch.setattr(rollout._Recorder, "draw", deaf(rollout._Recorder.draw))
+    monkeypatch.setattr(LineRows, "stretch", 5)
+    if rows == "replayed":
+        made = lambda self, rows, columns, *, room: graph_rows(policy, rows=rows, columns=columns)  # noqa: E731
+        monkeypatch.setattr(Engine, "_in_flight", made)
+    Engine(policy).sample(toy_prompts(policy, ["ab", "12"]), group_size=2, sampling=sampling, key=Key(0, 0))
+    assert called.count("_Recorder.draw") == 20
 
 
 def filled(rows: int) -> SlotCache:

@@ -34,7 +34,7 @@ from rlif import inflight
 from rlif.config import RolloutConfig
 from rlif.draw import Key, Sampling, draw, uniforms
 from rlif.errors import RlifError
-from rlif.inflight import left_pad, rows_that_fit
+from rlif.inflight import LineRows, left_pad, rows_that_fit
 from rlif.policy import Policy
 from rlif.rollout import Engine, check_context, sample_slowly
 from rlif.signals import token_signals
@@ -132,6 +132,22 @@ def test_engine_is_its_slow_twin_whatever_the_batch_split(family: str, sampling:
     for max_rows in (1, 2, 3, 6):  # 1: a group over two batches; 2: a group each; 3: across groups; 6: all at once
         got = Engine(policy, max_rows=max_rows).sample(prompts, group_size=2, sampling=sampling, key=KEY)
         assert_same(got, expected)
+
+
+@pytest.mark.parametrize("sampling", [PLAIN, EVERYTHING, GREEDY], ids=["plain", "everything", "greedy"])
+def test_looking_seldom_changes_nothing(monkeypatch: pytest.MonkeyPatch, sampling: Sampling) -> None:
+    """As on a GPU: finished rows go on for a while, and nothing of that is kept."""
+    policy, counted = restless(), list[int]()
+    prompts = toy_prompts(policy, UNEVEN)
+    expected = sample_slowly(policy, prompts, group_size=2, sampling=sampling, key=KEY)
+    for stretch in (2, 5, 40):
+        monkeypatch.setattr(LineRows, "stretch", stretch)
+        for max_rows in (1, 2, 3, 6):
+            options = {"group_size": 2, "sampling": sampling, "key": KEY}
+            got = Engine(policy, max_rows=max_rows).sample(prompts, **options, progress=counted.append)
+            assert_same(got, expected)
+            assert sum(counted) == int(expected.mask.sum())
+            counted.clear()
 
 
 def test_the_cases_above_are_not_empty() -> None:
@@ -676,6 +692,17 @@ def test_a_prompt_longer_than_the_context() -> None:
         "shorten the prompt or lower the limit"
     )
     check_context(dataclasses.replace(policy, context=None), prompts, 10**9)
+
+
+@pytest.mark.parametrize("stretch", [1, 5])
+def test_a_model_whose_logits_are_no_distribution_is_an_error(monkeypatch: pytest.MonkeyPatch, stretch: int) -> None:
+    monkeypatch.setattr(LineRows, "stretch", stretch)
+    policy = with_bias(toy_policy(), {EOS: math.nan})
+    prompts, options = toy_prompts(policy, UNEVEN), {"group_size": 2, "sampling": PLAIN, "key": KEY}
+    with pytest.raises(FloatingPointError, match="the policy's logits"):
+        Engine(policy).sample(prompts, **options)
+    with pytest.raises(FloatingPointError, match="the policy's logits"):
+        sample_slowly(policy, prompts, **options)
 
 
 def test_an_empty_prompt() -> None:

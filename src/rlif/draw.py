@@ -60,19 +60,14 @@ def draw(
         logits: fp32, at temperature 1, true vocabulary only.
         numbers: one uniform number in [0, 1) a row.
 
-    The signals are those of `rlif.signals.token_signals` (temperature 1, nothing filtered). Raises FloatingPointError
-    if a row's logits are not a distribution: the model has been blown up or is damaged.
+    The signals are those of `rlif.signals.token_signals` (temperature 1, nothing filtered). Where a row's logits are no
+    distribution (the model has been blown up or is damaged) one of its two log-probabilities is not finite, and its
+    token is any. Nothing is read back from the device.
     """
     filtered = sampling.top_p < 1.0 or sampling.top_k > 0
     if not filtered and (kernels := kernels_for(logits)) is not None:
-        tokens, sampler_logprobs, signals, bad = kernels.draw(logits, numbers, sampling.temperature)
-        if bad:
-            raise FloatingPointError("the policy's logits")
-        return tokens, sampler_logprobs, signals
-    maximum = logits.amax(dim=-1, keepdim=True)
-    if not bool(maximum.isfinite().all()):
-        raise FloatingPointError("the policy's logits")
-    z = logits - maximum
+        return kernels.draw(logits, numbers, sampling.temperature)
+    z = logits - logits.amax(dim=-1, keepdim=True)
     weights = z.exp()
     total = weights.sum(dim=-1)
     log_total = total.log()
@@ -116,7 +111,8 @@ def _search(weights: Float[Tensor, "row vocab"], numbers: Float[Tensor, " row"])
     places = block * _BLOCK + torch.arange(_BLOCK, device=weights.device)
     inside = torch.where(places < vocab, weights.gather(-1, places.clamp_max(vocab - 1)), 0.0).cumsum(dim=-1)
     rest = _below(target - before, inside[:, -1:])
-    return (block * _BLOCK + torch.searchsorted(inside, rest, right=True)).squeeze(-1)
+    found = block * _BLOCK + torch.searchsorted(inside, rest, right=True)
+    return found.squeeze(-1).clamp_max(vocab - 1)  # of what is no distribution, too
 
 
 def _below(target: Tensor, total: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from rlif.types import Prompt
 
 _PREFILL_TOKENS = 4096
 _MOST_ROWS = 1024
+_STRETCH = 8
 
 
 @runtime_checkable
@@ -33,6 +34,10 @@ class InFlight(Protocol):
 
     joins: bool
     """Whether rows can enter while others are in flight."""
+
+    @property
+    def stretch(self) -> int:
+        """How many tokens to draw before looking which rows are finished."""
 
     def enter(self, prompts: Sequence[Prompt]) -> Float[Tensor, "entered vocab"]:
         """Add a row for each prompt behind the others; fp32 logits of its first token. Neighbours that are the same
@@ -50,6 +55,11 @@ class LineRows:
     `rlif.graphs`, where `step` is another, a `SlotCache`)."""
 
     joins = True
+
+    @property
+    def stretch(self) -> int:
+        """Several on a GPU: to look is to wait for it, and some rows more cost a step next to nothing."""
+        return 1 if self._device.type == "cpu" else _STRETCH
 
     def __init__(self, policy: Policy, decoder: Decoder, cache: Any) -> None:
         self._decoder, self._device = decoder, policy.device
@@ -110,6 +120,7 @@ class TransformersRows:
     """Rows of one batch, left-padded, in transformers' own cache class. Any causal LM that takes a cache."""
 
     joins = False
+    stretch = 1
 
     def __init__(self, policy: Policy, *, room: int) -> None:
         parameters = inspect.signature(policy.model.forward).parameters

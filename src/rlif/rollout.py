@@ -57,8 +57,9 @@ class Engine:
     ) -> Rollouts:
         """Draw ``group_size`` completions for each prompt; rows of a group are adjacent, prompts in the given order.
 
-        ``progress`` is told the number of tokens drawn after each decode step. Raises `RlifError` for a prompt that
-        does not fit into the model's context together with ``sampling.max_new_tokens``.
+        ``progress`` is told the number of tokens drawn, after each decode step (on a GPU after several). Raises
+        `RlifError` for a prompt that does not fit into the model's context together with ``sampling.max_new_tokens``,
+        FloatingPointError if the model's logits are no distribution.
         """
         recorder = _Recorder(self.policy, prompts, group_size, sampling, key)
         for drawn in self._steps(recorder):
@@ -87,7 +88,7 @@ class Engine:
                 yield recorder.rollouts(done)
 
     def _steps(self, recorder: "_Recorder") -> Iterator[int]:
-        """Draw what the recorder is to hold; yields the number of tokens drawn after each decode step."""
+        """Draw what the recorder is to hold; yields the number of tokens drawn, now and then."""
         prompts, sampling = recorder.prompts, recorder.sampling
         check_context(self.policy, prompts, sampling.max_new_tokens)
         columns = max(len(prompt.token_ids) for prompt in prompts) + sampling.max_new_tokens
@@ -111,11 +112,12 @@ class Engine:
                     logits.append(in_flight.enter(waiting[:entering]))
                     rows = torch.cat([rows, torch.arange(first, first + entering, device=rows.device)])
                     del waiting[:entering]
-                if len(rows):
-                    tokens, sampler_logprobs, signals = draw(torch.cat(logits), recorder.numbers(rows), sampling)
-                    drawn = recorder.record(rows, tokens, sampler_logprobs, signals)
-            if len(rows):
-                yield drawn
+                if not len(rows):
+                    break
+                tokens = recorder.draw(rows, torch.cat(logits))
+                for _ in range(in_flight.stretch - 1):
+                    tokens = recorder.draw(rows, in_flight.step(tokens))
+            yield recorder.drawn()
         del in_flight
         release_free_memory(self.policy.device)
 
@@ -147,7 +149,11 @@ def _closed_up(alive: Bool[Tensor, " slot"]) -> Int[Tensor, " kept"]:
 
 
 class _Recorder:
-    """Collects what was drawn, completion by completion, and decides when one is finished."""
+    """Collects what was drawn, completion by completion, and decides when one is finished.
+
+    It all stays on the policy's device, and drawing reads nothing back (but for stop strings): a GPU is not waited for
+    at every token. A column behind the last takes what finished rows that are carried along draw.
+    """
 
     def __init__(
         self, policy: Policy, prompts: Sequence[Prompt], group_size: int, sampling: Sampling, key: Key
@@ -156,21 +162,28 @@ class _Recorder:
         self._policy, self._group_size = policy, group_size
         self.owners = [prompt for prompt in prompts for _ in range(group_size)]
         self.n_rows = len(self.owners)
-        device, shape = policy.device, (self.n_rows, sampling.max_new_tokens)
+        device, shape = policy.device, (self.n_rows, sampling.max_new_tokens + 1)
         streams = [uniforms(key, prompt.id, i, shape[1]) for prompt in prompts for i in range(group_size)]
         self._numbers = torch.from_numpy(np.stack(streams)).to(device)
         self._tokens = torch.full(shape, policy.pad_id, dtype=torch.long, device=device)
-        self._sampler_logprobs = torch.zeros(shape, device=device)
-        self._signals = TokenSignals(*(torch.zeros(shape, device=device) for _ in TokenSignals._fields))
+        self._values = torch.zeros(1 + len(TokenSignals._fields), *shape, device=device)  # sampler_logprobs, signals
         self._lengths = torch.zeros(self.n_rows, dtype=torch.long, device=device)
         self.finished = torch.zeros(self.n_rows, dtype=torch.bool, device=device)
-        self._stop_reasons: list[StopReason] = ["length"] * self.n_rows
+        self._sound = torch.ones((), dtype=torch.bool, device=device)
+        self._told = 0
+        self._stopped: set[int] = set()
         self._eos = torch.tensor(policy.eos_ids, device=device)
         self._tail = max((len(text.encode()) for text in sampling.stop), default=0) + 8
 
+    def draw(self, rows: Int[Tensor, " slot"], logits: Float[Tensor, "slot vocab"]) -> Int[Tensor, " slot"]:
+        """Draw a token for each row, and append it to those that are not finished yet."""
+        tokens, sampler_logprobs, signals = draw(logits, self.numbers(rows), self.sampling)
+        self.record(rows, tokens, sampler_logprobs, signals)
+        return tokens
+
     def numbers(self, rows: Int[Tensor, " slot"]) -> Float[Tensor, " slot"]:
         """The random number each row draws its next token with."""
-        return self._numbers[rows, self._lengths[rows].clamp_max(self.sampling.max_new_tokens - 1)]
+        return self._numbers[rows, self._lengths[rows]]
 
     def record(
         self,
@@ -178,60 +191,69 @@ class _Recorder:
         tokens: Int[Tensor, " slot"],
         sampler_logprobs: Float[Tensor, " slot"],
         signals: TokenSignals,
-    ) -> int:
-        """Append a token to each row that is not finished yet; returns how many these were."""
-        alive = (~self.finished[rows]).nonzero().squeeze(-1)
-        rows, tokens = rows[alive], tokens[alive]
-        at = rows, self._lengths[rows]
-        self._tokens[at] = tokens
-        self._sampler_logprobs[at] = sampler_logprobs[alive]
-        for record, value in zip(self._signals, signals, strict=True):
-            record[at] = value[alive]
-        self._lengths[rows] += 1
-        ended = torch.isin(tokens, self._eos)
-        for row in rows[ended].tolist():
-            self._stop_reasons[row] = "eos"
+    ) -> None:
+        """Append a token to each row that is not finished yet."""
+        alive, limit = ~self.finished[rows], self.sampling.max_new_tokens
+        columns = torch.where(alive, self._lengths[rows], limit)
+        self._tokens[rows, columns] = tokens
+        self._values[:, rows, columns] = torch.stack([sampler_logprobs, *signals])
+        self._sound &= (sampler_logprobs + signals.logprob).isfinite().all()
+        self._lengths[rows] += alive
+        ended = (tokens[:, None] == self._eos).any(dim=1) | (self._lengths[rows] == limit)
+        self.finished[rows] = ended | ~alive
         if self.sampling.stop:
-            ended |= self._at_stop_string(rows, ended)
-        self.finished[rows] = ended | (self._lengths[rows] == self.sampling.max_new_tokens)
-        return len(rows)
+            self._stop_at_strings(rows[alive].tolist())
 
-    def _at_stop_string(self, rows: Int[Tensor, " slot"], ended: Bool[Tensor, " slot"]) -> Bool[Tensor, " slot"]:
-        # A stop string that ends with this token lies within the last few tokens: each decodes to a byte at least.
-        stopped = torch.zeros_like(ended)
-        for slot in (~ended).nonzero().squeeze(-1).tolist():
-            row = int(rows[slot])
-            length = int(self._lengths[row])
-            tail = self._tokens[row, max(0, length - self._tail) : length].tolist()
+    def _stop_at_strings(self, rows: Sequence[int]) -> None:
+        """Finish those rows whose newest token ends a stop string."""
+        lengths = self._lengths.tolist()
+        for row in rows:
+            # The string lies within the last few tokens: each decodes to a byte at least.
+            tail = self._tokens[row, max(0, lengths[row] - self._tail) : lengths[row]].tolist()
             text = self._policy.tokenizer.decode(tail, skip_special_tokens=True)
-            if any(stop in text for stop in self.sampling.stop):
-                self._stop_reasons[row] = "stop_string"
-                stopped[slot] = True
-        return stopped
+            if tail[-1] not in self._policy.eos_ids and any(stop in text for stop in self.sampling.stop):
+                self._stopped.add(row)
+                self.finished[row] = True
 
-    def _text(self, row: int) -> str:
-        """The completion's text, cut before the first stop string."""
-        text = self._policy.decode(self._tokens[row, : int(self._lengths[row])].tolist())
-        if self._stop_reasons[row] == "stop_string":
-            text = text[: min((text.find(stop) for stop in self.sampling.stop if stop in text), default=len(text))]
-        return text
+    def drawn(self) -> int:
+        """Tokens drawn since this was last asked. Raises FloatingPointError if any logits were no distribution."""
+        total, sound = torch.stack([self._lengths.sum(), self._sound.long()]).tolist()
+        if not sound:
+            raise FloatingPointError("the policy's logits")
+        drawn, self._told = total - self._told, total
+        return int(drawn)
 
     def rollouts(self, groups: Sequence[int]) -> Rollouts:
         """The completions of some prompts on the CPU, as wide as the longest of them."""
         numbers = [group * self._group_size + i for group in groups for i in range(self._group_size)]
         rows = torch.tensor(numbers, device=self._lengths.device)
-        lengths = self._lengths[rows]
+        lengths = self._lengths[rows].cpu()
         width = int(lengths.max())
+        tokens = self._tokens[rows, :width].cpu()
+        sampler_logprobs, *signals = self._values[:, rows, :width].cpu()
+        completions = [ids[:n] for ids, n in zip(tokens.tolist(), lengths.tolist(), strict=True)]
         return Rollouts(
             prompts=tuple(self.prompts[group] for group in groups),
             group_size=self._group_size,
-            tokens=self._tokens[rows, :width].cpu(),
-            mask=(torch.arange(width, device=rows.device) < lengths[:, None]).cpu(),
-            sampler_logprobs=self._sampler_logprobs[rows, :width].cpu(),
-            signals=TokenSignals(*(signal[rows, :width].cpu() for signal in self._signals)),
-            texts=tuple(self._text(row) for row in numbers),
-            stop_reasons=tuple(self._stop_reasons[row] for row in numbers),
+            tokens=tokens,
+            mask=torch.arange(width) < lengths[:, None],
+            sampler_logprobs=sampler_logprobs,
+            signals=TokenSignals(*signals),
+            texts=tuple(self._text(row, ids) for row, ids in zip(numbers, completions, strict=True)),
+            stop_reasons=tuple(self._stop_reason(row, ids) for row, ids in zip(numbers, completions, strict=True)),
         )
+
+    def _text(self, row: int, ids: Sequence[int]) -> str:
+        """The completion's text, cut before the first stop string."""
+        text = self._policy.decode(ids)
+        if row in self._stopped:
+            text = text[: min((text.find(stop) for stop in self.sampling.stop if stop in text), default=len(text))]
+        return text
+
+    def _stop_reason(self, row: int, ids: Sequence[int]) -> StopReason:
+        if row in self._stopped:
+            return "stop_string"
+        return "eos" if ids[-1] in self._policy.eos_ids else "length"
 
 
 @torch.no_grad()
@@ -246,6 +268,7 @@ def sample_slowly(
             logits = policy.model(input_ids=torch.tensor([text])).logits[:, -1, : policy.vocab_size].float()
             tokens, sampler_logprobs, _ = draw(logits, recorder.numbers(row), sampling)
             recorder.record(row, tokens, sampler_logprobs, token_signals(logits, tokens))
+            recorder.drawn()
             text.append(int(tokens))
     return recorder.rollouts(range(len(prompts)))
 

@@ -142,7 +142,7 @@ class Kernels:
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
         for name, signature in _SIGNATURES.items():
             function = getattr(library, name)
-            function.argtypes, function.restype = (_I, *signature), _N if name == "draw" else None
+            function.argtypes, function.restype = (_I, *signature), None
         self._c, self._dtype = library, dtype
 
     def _at(self, x: Tensor) -> int:
@@ -264,9 +264,9 @@ class Kernels:
 
     def draw(
         self, logits: Float[Tensor, "row vocab"], numbers: Float[Tensor, " row"], temperature: float
-    ) -> tuple[Int[Tensor, " row"], Float[Tensor, " row"], TokenSignals, int]:
-        """One token a row, its log-probability under the distribution it was drawn from, its signals; and how many rows
-        are no distribution. See `rlif.draw.draw`, of which this is the case without top-k and top-p.
+    ) -> tuple[Int[Tensor, " row"], Float[Tensor, " row"], TokenSignals]:
+        """One token a row, its log-probability under the distribution it was drawn from, and its signals. See
+        `rlif.draw.draw`, of which this is the case without top-k and top-p.
 
         Args:
             numbers: one in [0, 1) a row.
@@ -276,12 +276,12 @@ class Kernels:
         rows, vocab = logits.shape
         tokens = torch.empty(rows, dtype=torch.long)
         values = [torch.empty(rows) for _ in range(4)]
-        bad = self._c.draw(
+        self._c.draw(
             *(torch.get_num_threads(), self._at(logits), vocab, numbers.data_ptr()),
             *(1.0 / temperature if temperature else 0.0, tokens.data_ptr(), *(value.data_ptr() for value in values)),
             *(rows, vocab),
         )
-        return tokens, values[0], TokenSignals(*values[1:]), bad
+        return tokens, values[0], TokenSignals(*values[1:])
 
 
 def _check_rotation(x: Tensor, cosines: Tensor, sines: Tensor) -> None:

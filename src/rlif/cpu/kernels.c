@@ -408,11 +408,11 @@ void attend(int threads, const number *q, const number *k, const number *v, long
    numbers      one in [0, 1) a row: the token is the first whose cumulative weight exceeds number times the total
    coldness     1 / temperature of the weights; 0: the likeliest token
    drawn_from   the token's log-probability under these weights
-   Returns how many rows are no distribution. */
-long draw(int threads, const number *logits, long stride, const double *numbers, float coldness, int64_t *tokens,
+   Where a row is no distribution logprob or drawn_from is not finite. */
+void draw(int threads, const number *logits, long stride, const double *numbers, float coldness, int64_t *tokens,
           float *drawn_from, float *logprob, float *entropy, float *self_certainty, long rows, long vocab) {
-    long bad = 0, blocks = (vocab + BLOCK - 1) / BLOCK;
-#pragma omp parallel for num_threads(threads) schedule(dynamic) reduction(+ : bad)
+    long blocks = (vocab + BLOCK - 1) / BLOCK;
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (long r = 0; r < rows; r++) {
         const number *row = logits + r * stride;
         float largest = -INFINITY, weight[BLOCK];
@@ -432,7 +432,6 @@ long draw(int threads, const number *logits, long stride, const double *numbers,
             cumulative[b] = (b ? cumulative[b - 1] : 0.0) + (coldness == 1.0f ? sum : pool);
         }
         double everything = cumulative[blocks - 1];
-        bad += !isfinite(total) || !isfinite(everything);
 
         long token = 0;
         if (coldness == 0.0f || !isfinite(total) || !isfinite(everything)) {
@@ -464,5 +463,4 @@ long draw(int threads, const number *logits, long stride, const double *numbers,
                         : coldness == 1.0f ? logprob[r]
                                            : (float)(z * coldness - log(everything));
     }
-    return bad;
 }
