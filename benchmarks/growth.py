@@ -73,7 +73,7 @@ def measure(point: dict[str, Any], steps: int) -> None:
     from rlif.types import Problem, Prompt, Verdict
 
     policy = policy_of(point["model"], point["vocabulary"])
-    config = GrpoConfig(kl_coef=0.0, lr=1e-6, micro_batch_tokens=1024)
+    config = GrpoConfig(kl_coef=0.0, lr=1e-6)
     dtype = compute_dtype("auto", policy.device)
     optimizer = MasterOptimizer(policy.model, adamw(config), compute_dtype=dtype)
     ids = tuple(range(5, 5 + PROMPT_TOKENS))

@@ -61,7 +61,7 @@ def rlif(group: int) -> None:
     from rlif.types import Problem, Verdict
 
     policy = load_policy(PolicyConfig(model=MODEL), dtype=torch.float32)
-    config = GrpoConfig(kl_coef=0.0, lr=1e-6, micro_batch_tokens=1024)
+    config = GrpoConfig(kl_coef=0.0, lr=1e-6)
     dtype = compute_dtype("auto", policy.device)
     optimizer = MasterOptimizer(policy.model, adamw(config), compute_dtype=dtype)
     prompts = render(policy, "plain", [Problem(str(i), question) for i, question in enumerate(QUESTIONS)])

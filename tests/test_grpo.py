@@ -780,6 +780,14 @@ def test_padded_micro_batches_by_hand() -> None:
     assert micro_batches(model, rollouts, [1, 3], 18) == [[3, 1]]
 
 
+def test_without_a_budget_the_device_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rollouts = toy_policy().model, of_lengths([24], [501] * 40)
+    assert [len(part) for part in micro_batches(model, rollouts, range(40), None)] == [2] * 20  # 24 + 2 * 500 = 1024
+    monkeypatch.setattr("rlif.logprobs._BUDGET", {})
+    assert [len(part) for part in micro_batches(model, rollouts, range(40), None)] == [32, 8]  # 24 + 32 * 500 = 16024
+    assert GrpoConfig().micro_batch_tokens is None
+
+
 def test_packed_micro_batches_by_hand() -> None:
     # Tokens that are run: prompts 2 and 4, once a part; completions without their last token, 2, 0, 0, 4.
     rollouts, model = of_lengths([2, 4], [3, 1, 1, 5]), toy_policy("llama").model

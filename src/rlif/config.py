@@ -159,8 +159,9 @@ class GrpoConfig(Section):
     """Weight of the k3 KL to the frozen initial policy; 0 keeps no reference in memory."""
     aggregation: Literal["token_mean", "sequence_mean", "fixed_length"] = "token_mean"
     """How tokens are weighted (see rlif.grpo.AGGREGATIONS)."""
-    micro_batch_tokens: Positive = 16384
-    """Most tokens in one forward pass, a prompt that is shared counted once. Changes memory, never the result."""
+    micro_batch_tokens: Positive | None = None
+    """Most tokens in one forward pass, a prompt that is shared counted once. Changes memory, never the result (but its
+    rounding). null: 16,384 on a GPU, 1,024 on a CPU, where more takes memory and saves no time."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 

@@ -48,7 +48,7 @@ class EntropyWatch:
     covariance: float | None
 
 
-def watch(policy: Policy, scored: Scored, *, sampling: Sampling, share: float, budget: int) -> EntropyWatch:
+def watch(policy: Policy, scored: Scored, *, sampling: Sampling, share: float, budget: int | None) -> EntropyWatch:
     """Look at the states of about this share of the rows before the update; ``budget`` as in `change`.
 
     ``sampling``: how the rows were drawn.
@@ -77,7 +77,7 @@ def watched_rows(rollouts: Rollouts, share: float) -> list[int]:
     return [row for start in first for row in range(start, start + size)][:n]
 
 
-def change(policy: Policy, scored: Scored, watched: EntropyWatch, *, budget: int) -> dict[str, float]:
+def change(policy: Policy, scored: Scored, watched: EntropyWatch, *, budget: int | None) -> dict[str, float]:
     """After the update: how entropy changed and was predicted to, keys as in docs/metrics.md.
 
     ``budget``: most tokens in one forward pass, as in an update.
@@ -159,7 +159,7 @@ def correlation(lines: Sequence[Mapping[str, float | int]]) -> Correlation | Non
     return Correlation(len(pairs), r, math.tanh(z - width), math.tanh(z + width), of_differences)
 
 
-def _signals(policy: Policy, rollouts: Rollouts, rows: list[int], budget: int) -> TokenSignals:
+def _signals(policy: Policy, rollouts: Rollouts, rows: list[int], budget: int | None) -> TokenSignals:
     """`policy_signals` part by part, on the CPU."""
     result = TokenSignals(*(torch.zeros(len(rows), rollouts.mask.shape[1]) for _ in range(3)))
     place = {row: i for i, row in enumerate(rows)}

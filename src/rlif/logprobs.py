@@ -41,11 +41,17 @@ def policy_logprobs(
     return _packed(decoder, model, policy, rollouts, rows, temperature)
 
 
-def micro_batches(model: nn.Module, rollouts: Rollouts, rows: Sequence[int], budget: int) -> list[list[int]]:
+_BUDGET = {"cpu": 1024}
+_BUDGET_ELSEWHERE = 16384
+
+
+def micro_batches(model: nn.Module, rollouts: Rollouts, rows: Sequence[int], budget: int | None) -> list[list[int]]:
     """Split rows into parts of at most ``budget`` tokens each, counted as `policy_logprobs` runs them, but for filling.
 
-    A single row that exceeds the budget is a part of its own. Every row is in one part.
+    A single row that exceeds the budget is a part of its own. Every row is in one part. A budget of None is what suits
+    the model's device: see `rlif.config.GrpoConfig`.
     """
+    budget = budget or _BUDGET.get(next(model.parameters()).device.type, _BUDGET_ELSEWHERE)
     return (_padded_parts if decoder_of(model) is None else _packed_parts)(rollouts, rows, budget)
 
 
