@@ -32,7 +32,7 @@ test: setup ## lint, types, tests
 	$(BIN)/python -m pytest
 
 bench: setup ## the short benchmarks: one step beside TRL and transformers, and the head; some minutes
-	$(BIN)/python benchmarks/w1.py --steps 2 --systems rlif,trl-bf16,generate-bf16
+	$(BIN)/python benchmarks/w1.py --steps 2
 	$(BIN)/python benchmarks/head.py --tokens 256 --rounds 2
 	$(BIN)/python benchmarks/estimate.py
 

@@ -4,7 +4,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +12,42 @@ import torch
 
 from rlif.runlog import collect_info
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+_PRODUCT = {"cpu": (1024, 576, 1536, 24), "cuda": (8192, 4096, 4096, 8)}  # rows, inputs, outputs, weights
+
 
 def matrix_rate(dtype: torch.dtype, seconds: float = 0.5) -> float:
-    """GFLOP/s of products of the size a small model's update makes: 1024 x 576 by 576 x 1536, weights not in cache."""
-    x = torch.randn(1024, 576).to(dtype)
-    weights = [torch.randn(1536, 576).to(dtype) for _ in range(24)]
-    done, started = 0, time.perf_counter()
-    while time.perf_counter() - started < seconds:
-        for weight in weights:
-            torch.nn.functional.linear(x, weight)
-        done += len(weights)
-    return done * 2 * 1024 * 576 * 1536 / (time.perf_counter() - started) / 1e9
+    """GFLOP/s of products, weights not in cache. On a CPU they have the size of a small model's update, 1024 x 576 by
+    576 x 1536; on a GPU they are large enough to fill it."""
+    rows, inputs, outputs, count = _PRODUCT[DEVICE.type]
+    x = torch.randn(rows, inputs, device=DEVICE).to(dtype)
+    weights = [torch.randn(outputs, inputs, device=DEVICE).to(dtype) for _ in range(count)]
+    times = _times_a_second(lambda: [torch.nn.functional.linear(x, weight) for weight in weights], seconds)
+    return times * count * 2 * rows * inputs * outputs / 1e9
 
 
 def memory_rate(seconds: float = 0.3) -> float:
-    """GB/s at which all threads together add up 1 GiB: near what memory gives (or a very large cache: see lscpu)."""
-    numbers = torch.ones(1 << 28)
-    numbers.sum()
+    """GB/s at which the device adds up 1 GiB: near what memory gives (or a very large cache: see lscpu)."""
+    numbers = torch.ones(1 << 28, device=DEVICE)
+    return _times_a_second(numbers.sum, seconds) * numbers.nbytes / 1e9
+
+
+def _times_a_second(work: Callable[[], Any], seconds: float) -> float:
+    """How often ``work`` was done in so many seconds, after a first time that does not count."""
+    work()
+    wait()
     done, started = 0, time.perf_counter()
-    while time.perf_counter() - started < seconds:
-        numbers.sum()
+    while (taken := time.perf_counter() - started) < seconds:
+        work()
+        wait()
         done += 1
-    return done * numbers.nbytes / (time.perf_counter() - started) / 1e9
+    return done / taken
+
+
+def wait() -> None:
+    """Until a GPU has done what it was asked for."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def machine() -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
     python benchmarks/w1.py [--steps 5] [--systems rlif,trl-bf16,trl-fp32,generate-bf16] [--group 8] [--out runs/bench]
 
-On a processor without bf16 products compare with --systems rlif,trl-fp32,generate-fp32: rlif computes in fp32 there.
+Unless told otherwise it compares with TRL and generate in the type that rlif computes in: bf16 where the hardware
+multiplies it, else fp32. On a GPU rlif-graphs replays its decode step, and trl-vllm is TRL with vLLM on the same GPU;
+neither has been run yet.
 
 4 prompts x 8 completions x at most 128 tokens, T = 1, one optimizer step, no KL; --group for more completions. Each
 system lives in a process of its own and waits; the parent lets them step in turn, so that a slow minute of the machine
@@ -14,7 +16,6 @@ for what W1 fixes.
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import matrix_rate, memory_rate, print_table, spread, write
+from common import DEVICE, matrix_rate, memory_rate, print_table, spread, wait, write
 
 MODEL = "smollm2-135m-instruct"
 SUMS = ((3, 4), (12, 9), (17, 5), (20, 11))
@@ -39,14 +40,17 @@ def serve(step: Step) -> None:
     """Answer every line on stdin with one step, measured."""
     print("ready", file=sys.__stdout__, flush=True)
     for _ in sys.stdin:
-        print(json.dumps({**step(), "peak_gb": peak_gb()}), file=sys.__stdout__, flush=True)
+        tell(step())
 
 
-def peak_gb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+def tell(step: dict[str, float]) -> None:
+    """The parent about a step; peak memory is that of the GPU if there is one."""
+    from rlif.memory import peak_memory_gb
+
+    print(json.dumps({**step, "peak_gb": peak_memory_gb(DEVICE)}), file=sys.__stdout__, flush=True)
 
 
-def rlif(group: int) -> None:
+def rlif(group: int, *, cuda_graphs: bool = False) -> None:
     import torch
 
     from rlif.config import AdvantageConfig, GrpoConfig, PolicyConfig, RewardConfig
@@ -65,7 +69,7 @@ def rlif(group: int) -> None:
     dtype = compute_dtype("auto", policy.device)
     optimizer = MasterOptimizer(policy.model, adamw(config), compute_dtype=dtype)
     prompts = render(policy, "plain", [Problem(str(i), question) for i, question in enumerate(QUESTIONS)])
-    engine, n = Engine(policy), 0
+    engine, n = Engine(policy, cuda_graphs=cuda_graphs), 0
     parameters = sum(parameter.numel() for parameter in policy.model.parameters())
     text = policy.model.config
     width = torch.finfo(dtype).bits // 8
@@ -110,7 +114,7 @@ def rlif(group: int) -> None:
     serve(step)
 
 
-def trl(group: int, *, bf16: bool) -> None:
+def trl(group: int, *, bf16: bool, vllm: bool = False) -> None:
     import torch
     from datasets import Dataset
     from transformers import TrainerCallback
@@ -128,8 +132,9 @@ def trl(group: int, *, bf16: bool) -> None:
         result = []
         for prompt, completion in zip(prompts, completion_ids, strict=True):
             ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                logits = model(input_ids=torch.tensor([ids + completion])).logits[0, len(ids) - 1 : -1].float()
+            with torch.no_grad(), torch.autocast(DEVICE.type, torch.bfloat16, enabled=bf16):
+                text = torch.tensor([ids + completion], device=model.device)
+                logits = model(input_ids=text).logits[0, len(ids) - 1 : -1].float()
             certainty = logits.logsumexp(-1) - logits.mean(-1)
             result.append(certainty.mean().item())
         state["reward"] = time.perf_counter() - started
@@ -145,10 +150,9 @@ def trl(group: int, *, bf16: bool) -> None:
             state["started"] = time.perf_counter()
 
         def on_step_end(self, *_: Any, **kwargs: Any) -> None:
-            result = {"step": time.perf_counter() - state["started"], "tokens": state["tokens"]}
-            print(
-                json.dumps({**result, "reward": state["reward"], "peak_gb": peak_gb()}), file=sys.__stdout__, flush=True
-            )
+            wait()
+            seconds = time.perf_counter() - state["started"]
+            tell({"step": seconds, "tokens": state["tokens"], "reward": state["reward"]})
             if not sys.stdin.readline():
                 os._exit(0)
             state["started"] = time.perf_counter()
@@ -159,7 +163,9 @@ def trl(group: int, *, bf16: bool) -> None:
         reward_funcs=self_certainty,
         args=GRPOConfig(
             output_dir=tempfile.mkdtemp(),
-            use_cpu=True,
+            use_cpu=DEVICE.type == "cpu",
+            use_vllm=vllm,
+            vllm_mode="colocate",
             bf16=bf16,
             per_device_train_batch_size=group,
             gradient_accumulation_steps=len(QUESTIONS),
@@ -193,7 +199,7 @@ def generate(group: int, dtype: str) -> None:
     prompts = render(policy, "plain", [Problem(str(i), question) for i, question in enumerate(QUESTIONS)])
     rows = [prompt.token_ids for prompt in prompts for _ in range(group)]
     tokens, mask = left_pad(rows, policy.pad_id, policy.device)
-    eos = torch.tensor(policy.eos_ids)
+    eos = torch.tensor(policy.eos_ids, device=policy.device)
 
     def step() -> dict[str, float]:
         started = time.perf_counter()
@@ -207,6 +213,7 @@ def generate(group: int, dtype: str) -> None:
                 max_new_tokens=LIMIT,
                 pad_token_id=policy.pad_id,
             )
+        wait()
         seconds = time.perf_counter() - started
         ended = torch.isin(output[:, tokens.shape[1] :], eos).int().cumsum(dim=1)
         return {
@@ -219,17 +226,28 @@ def generate(group: int, dtype: str) -> None:
 
 SYSTEMS: dict[str, Callable[[int], None]] = {
     "rlif": rlif,
+    "rlif-graphs": partial(rlif, cuda_graphs=True),
     "trl-bf16": partial(trl, bf16=True),
     "trl-fp32": partial(trl, bf16=False),
+    "trl-vllm": partial(trl, bf16=True, vllm=True),
     "generate-bf16": partial(generate, dtype="bfloat16"),
     "generate-fp32": partial(generate, dtype="float32"),
 }
 
 
+def usual_systems() -> str:
+    import torch
+
+    from rlif.policy import compute_dtype
+
+    kind = "bf16" if compute_dtype("auto", DEVICE) == torch.bfloat16 else "fp32"
+    return f"rlif,trl-{kind},generate-{kind}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--systems", default="rlif,trl-bf16,trl-fp32,generate-bf16", help=", ".join(SYSTEMS))
+    parser.add_argument("--systems", default=usual_systems(), help=", ".join(SYSTEMS))
     parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     parser.add_argument("--serve", help=argparse.SUPPRESS)
