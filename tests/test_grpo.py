@@ -586,7 +586,29 @@ def test_the_mismatch_is_that_of_the_rows_that_were_run() -> None:
     gaps = torch.cat([-naive_logprobs(policy, policy.model, rollouts)[row].detach() for row in (0, 2, 6, 7)])
     metrics = updated(policy, scored(rollouts, SOME_ADVANTAGES)).metrics
     assert metrics["mismatch/mean"] == pytest.approx(gaps.mean().item(), abs=1e-4)
-    assert updated(policy, scored(rollouts, [0.0] * 9)).metrics["mismatch/mean"] == 0.0
+    nothing = updated(policy, scored(rollouts, [0.0] * 9)).metrics
+    assert math.isnan(nothing["mismatch/mean"])
+    assert math.isnan(nothing["mismatch/max"])
+
+
+def test_the_kl_to_a_reference_is_that_of_all_rows_even_if_it_is_only_watched() -> None:
+    policy, reference = toy_policy(), toy_policy(seed=1).model
+    rollouts = written(policy)
+    ours, theirs = (torch.cat(naive_logprobs(policy, model, rollouts)) for model in (policy.model, reference))
+    d = theirs - ours
+    expected = (d.exp() - d - 1).mean().item()
+    found = updated(policy, scored(rollouts, SOME_ADVANTAGES), reference=reference).metrics["kl"]
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_parameter_that_no_loss_reaches_is_left_alone() -> None:
+    """As PyTorch's AdamW leaves it, weight decay and all."""
+    policy = toy_policy()
+    policy.model.tower = nn.Linear(3, 3)
+    before = policy.model.tower.weight.detach().clone()
+    optimizer = MasterOptimizer(policy.model, lambda masters: torch.optim.AdamW(masters, weight_decay=0.1))
+    grpo_step(policy, optimizer, scored(written(policy)), CONFIG, lr=0.01)
+    assert torch.equal(policy.model.tower.weight, before)
 
 
 def test_greedy_rollouts_are_trained_on_at_temperature_one() -> None:
@@ -780,12 +802,14 @@ def test_padded_micro_batches_by_hand() -> None:
     assert micro_batches(model, rollouts, [1, 3], 18) == [[3, 1]]
 
 
-def test_without_a_budget_the_device_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_budget_the_device_and_the_prompts_decide() -> None:
     model, rollouts = toy_policy().model, of_lengths([24], [501] * 40)
-    assert [len(part) for part in micro_batches(model, rollouts, range(40), None)] == [2] * 20  # 24 + 2 * 500 = 1024
-    monkeypatch.setattr("rlif.logprobs._BUDGET", {})
-    assert [len(part) for part in micro_batches(model, rollouts, range(40), None)] == [32, 8]  # 24 + 32 * 500 = 16024
     assert GrpoConfig().micro_batch_tokens is None
+    assert [len(part) for part in micro_batches(model, rollouts, range(40), None)] == [2] * 20  # 24 + 2 * 500 = 1024
+    long = of_lengths([800], [301] * 10)
+    assert [len(part) for part in micro_batches(model, long, range(10), None)] == [8, 2]  # 800 + 8 * 300 = 4 * 800
+    elsewhere = model.to("meta")
+    assert [len(part) for part in micro_batches(elsewhere, rollouts, range(40), None)] == [32, 8]  # 24 + 32 * 500
 
 
 def test_packed_micro_batches_by_hand() -> None:

@@ -30,7 +30,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from rlif import inflight
+from rlif import inflight, rollout
 from rlif.config import RolloutConfig
 from rlif.draw import Key, Sampling, draw, uniforms
 from rlif.errors import RlifError
@@ -134,7 +134,7 @@ def test_engine_is_its_slow_twin_whatever_the_batch_split(family: str, sampling:
         assert_same(got, expected)
 
 
-@pytest.mark.parametrize("sampling", [PLAIN, EVERYTHING, GREEDY], ids=["plain", "everything", "greedy"])
+@pytest.mark.parametrize("sampling", [PLAIN, OTHERS["top-p"], EVERYTHING, GREEDY])
 def test_looking_seldom_changes_nothing(monkeypatch: pytest.MonkeyPatch, sampling: Sampling) -> None:
     """As on a GPU: finished rows go on for a while, and nothing of that is kept."""
     policy, counted = restless(), list[int]()
@@ -703,6 +703,23 @@ def test_a_model_whose_logits_are_no_distribution_is_an_error(monkeypatch: pytes
         Engine(policy).sample(prompts, **options)
     with pytest.raises(FloatingPointError, match="the policy's logits"):
         sample_slowly(policy, prompts, **options)
+
+
+def test_what_finished_rows_draw_is_nobodys_affair() -> None:
+    """A row that is carried along beyond its end may meet numbers that no distribution has."""
+    policy = toy_policy()
+    recorder = rollout._Recorder(policy, toy_prompts(policy, ["ab"]), 2, PLAIN, KEY)
+    rows, logits = torch.arange(2), torch.zeros(2, policy.vocab_size)
+    logits[0, EOS] = 100.0
+    recorder.extend(rows, logits)
+    assert (recorder.finished.tolist(), recorder.look()) == ([True, False], 2)
+    logits[0] = math.nan
+    recorder.extend(rows, logits)
+    assert recorder.look() == 1
+    logits[1] = math.nan
+    recorder.extend(rows, logits)
+    with pytest.raises(FloatingPointError, match="the policy's logits"):
+        recorder.look()
 
 
 def test_an_empty_prompt() -> None:

@@ -191,6 +191,7 @@ class RowCache:
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
         self._starts: Tensor
+        self._first = 0  # the least of them: known beforehand, so that no decode step waits for a GPU to tell it
         self._end = 0
         self._capacity = 0
 
@@ -223,6 +224,7 @@ class RowCache:
             key_buffer[old:new, :, :, columns] = keys[right].permute(0, 2, 3, 1)
             value_buffer[old:new, :, columns] = values[right].transpose(1, 2)
         self._starts = torch.cat([self._starts, self._end - lengths[copies]])
+        self._first = int(self._starts.min())
 
     @property
     def lengths(self) -> Int[Tensor, " row"]:
@@ -232,6 +234,7 @@ class RowCache:
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
         """Let all other rows leave; row i is then the former ``rows[i]``. Only rows whose place changes are copied."""
         self._starts = self._starts[rows]
+        self._first = int(self._starts.min()) if len(rows) else self._end
         to = (rows != torch.arange(len(rows), device=rows.device)).nonzero().squeeze(-1)
         for buffer in (*self._keys, *self._values):
             buffer[to] = buffer[rows[to]]
@@ -241,7 +244,7 @@ class RowCache:
         """Open a new column for every row, and give the attention of the newest token to its row."""
         n = len(self._starts)
         if self._end == self._capacity:
-            self._reframe(rows=n, first=int(self._starts.min()))
+            self._reframe(rows=n, first=self._first)
         self._end += 1
         newest, biases = self._end - 1, dict[int | None, Tensor]()
 
@@ -289,5 +292,5 @@ class RowCache:
                 held = self._end - skipped
                 new[:here].narrow(axis, added, held).copy_(old[:here].narrow(axis, skipped, held))
                 buffers[i] = new
-        self._starts = self._starts - first
+        self._starts, self._first = self._starts - first, self._first - first
         self._end, self._capacity = width, capacity

@@ -6,9 +6,10 @@ Differences from the paper that introduced it (arXiv 2402.03300):
    arrives as one weight per token that sums over the whole update, so micro-batches cannot change it;
 2. the KL to the reference is the k3 estimate inside the loss;
 3. with one optimizer step per rollout batch the old policy is the current one: no second forward, ratio 1, no clipping;
-4. completions whose advantage is 0 are not run, unless there is a KL term: their gradient is 0.
+4. completions whose advantage is 0 are not run, unless there is a reference: their gradient is 0.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -117,14 +118,15 @@ def grpo_step(
     temperature = temperature or 1.0  # greedy rollouts are trained on at temperature 1
     minibatches = _split_by_prompt(rollouts, config.minibatches)
     on_policy = config.epochs * config.minibatches == 1
-    old = None if on_policy else _all_logprobs(policy, scored, temperature, config)
+    teaching = set(_teaching(scored, whole=reference is not None))
+    old = None if on_policy else _all_logprobs(policy, rollouts, sorted(teaching), temperature, config)
     tally, norms = _Tally(config.epochs * int(rollouts.mask.sum())), []
     with _checkpointing(policy.model, config.gradient_checkpointing):
         for rows in minibatches * config.epochs:
-            weights, teaching = _weights(rollouts, rows, config, limit), _teaching(scored, rows, config)
-            if progress is not None:
-                progress(int(rollouts.mask[rows].sum() - rollouts.mask[teaching].sum()))
-            for part in micro_batches(policy.model, rollouts, teaching, config.micro_batch_tokens):
+            weights, run = _weights(rollouts, rows, config, limit), [row for row in rows if row in teaching]
+            if progress is not None and len(run) < len(rows):
+                progress(int(rollouts.mask[rows].sum() - rollouts.mask[run].sum()))
+            for part in micro_batches(policy.model, rollouts, run, config.micro_batch_tokens):
                 inputs = _loss_inputs(policy, scored, part, weights, old, reference, temperature, config)
                 loss, sums = grpo_loss(
                     inputs, clip_low=config.clip_low, clip_high=config.clip_high, kl_coef=config.kl_coef
@@ -163,13 +165,13 @@ class _Tally:
     def __init__(self, tokens: int) -> None:
         self._tokens = tokens
         self._sums = dict.fromkeys(("loss", "gap", "tokens", "kl", "clipped_low", "clipped_high"), 0.0)
-        self._largest_gap = 0.0
+        self._largest_gap = math.nan  # until something has been compared
 
     def add(
         self, loss: Tensor, sums: Mapping[str, float], inputs: LossInputs, sampler_logprobs: Float[Tensor, "row tok"]
     ) -> None:
         gap = (inputs.policy_logprobs.detach() - sampler_logprobs.to(loss.device)).abs() * inputs.mask
-        self._largest_gap = max(self._largest_gap, gap.max().item())
+        self._largest_gap = max(gap.max().item(), self._largest_gap)  # in this order: nan gives way
         for name, value in {**sums, "loss": loss.item(), "gap": gap.sum().item()}.items():
             self._sums[name] += value
 
@@ -181,7 +183,7 @@ class _Tally:
                 "kl": self._sums["kl"] / self._tokens,
                 "clip/fraction_low": self._sums["clipped_low"] / self._tokens,
                 "clip/fraction_high": self._sums["clipped_high"] / self._tokens,
-                "mismatch/mean": self._sums["gap"] / max(self._sums["tokens"], 1.0),
+                "mismatch/mean": self._sums["gap"] / (self._sums["tokens"] or math.nan),
                 "mismatch/max": self._largest_gap,
             },
         )
@@ -224,21 +226,18 @@ def _weights(
     return weights
 
 
-def _teaching(scored: Scored, rows: Sequence[int], config: GrpoConfig) -> list[int]:
-    """The rows that have a gradient: all with a KL term, else those with an advantage (be it nan, which is told)."""
-    if config.kl_coef > 0.0:
-        return list(rows)
-    advantages = scored.advantages.tolist()
-    return [row for row in rows if advantages[row] != 0.0]
+def _teaching(scored: Scored, *, whole: bool) -> list[int]:
+    """The rows to run: all of the ``whole``, or those with an advantage (be it nan, which is told)."""
+    return [row for row, advantage in enumerate(scored.advantages.tolist()) if whole or advantage != 0.0]
 
 
 @torch.no_grad()
-def _all_logprobs(policy: Policy, scored: Scored, temperature: float, config: GrpoConfig) -> Float[Tensor, "row tok"]:
-    """The policy as it stands before the first of several optimizer steps, where that is needed."""
-    rollouts = scored.rollouts
+def _all_logprobs(
+    policy: Policy, rollouts: Rollouts, rows: Sequence[int], temperature: float, config: GrpoConfig
+) -> Float[Tensor, "row tok"]:
+    """The policy as it stands before the first of several optimizer steps, on these rows; 0 for others."""
     result = torch.zeros(rollouts.mask.shape)
-    teaching = _teaching(scored, range(rollouts.n_rows), config)
-    for part in micro_batches(policy.model, rollouts, teaching, config.micro_batch_tokens):
+    for part in micro_batches(policy.model, rollouts, rows, config.micro_batch_tokens):
         result[part] = policy_logprobs(policy.model, policy, rollouts, part, temperature).cpu()
     return result
 

@@ -57,13 +57,13 @@ class MasterOptimizer:
     def step(self, lr: float, max_grad_norm: float) -> float:
         """One optimizer step; returns the gradient norm before clipping.
 
-        A parameter that no loss reached has a gradient of 0: momentum and weight decay move it as ever. Raises
+        Without any backward pass since the last one the gradient is 0: momentum and weight decay go on. Raises
         `NonFiniteError` for a gradient that is not finite, changing nothing, and for weights that the step left not
         finite: those are spoilt.
         """
-        for parameter, master in zip(self._parameters, self.masters, strict=True):
-            if parameter.requires_grad and master.grad is None:
-                master.grad = torch.zeros_like(master)
+        if all(master.grad is None for master in self.masters):
+            for parameter, master in zip(self._parameters, self.masters, strict=True):
+                master.grad = torch.zeros_like(master) if parameter.requires_grad else None
         norm = float(nn.utils.clip_grad_norm_([m for m in self.masters if m.grad is not None], max_grad_norm))
         if not math.isfinite(norm):
             self.discard()

@@ -94,6 +94,7 @@ class Engine:
         columns = max(len(prompt.token_ids) for prompt in prompts) + sampling.max_new_tokens
         most = min(self.max_rows or rows_that_fit(self.policy, columns), recorder.n_rows)
         in_flight = self._in_flight(most, columns, room=min(sampling.max_new_tokens, _ROOM))
+        stretch = 1 if sampling.stop else min(in_flight.stretch, sampling.max_new_tokens)
         waiting = list(recorder.owners)
         rows = torch.zeros(0, dtype=torch.long, device=self.policy.device)  # the completion that each row belongs to
         tokens = rows
@@ -114,10 +115,11 @@ class Engine:
                     del waiting[:entering]
                 if not len(rows):
                     break
-                tokens = recorder.draw(rows, torch.cat(logits))
-                for _ in range(in_flight.stretch - 1):
-                    tokens = recorder.draw(rows, in_flight.step(tokens))
-            yield recorder.drawn()
+                tokens = recorder.extend(rows, torch.cat(logits))
+                for _ in range(stretch - 1):
+                    tokens = recorder.extend(rows, in_flight.step(tokens))
+                drawn = recorder.look()
+            yield drawn
         del in_flight
         release_free_memory(self.policy.device)
 
@@ -170,12 +172,12 @@ class _Recorder:
         self._lengths = torch.zeros(self.n_rows, dtype=torch.long, device=device)
         self.finished = torch.zeros(self.n_rows, dtype=torch.bool, device=device)
         self._sound = torch.ones((), dtype=torch.bool, device=device)
-        self._told = 0
+        self._seen = 0
         self._stopped: set[int] = set()
         self._eos = torch.tensor(policy.eos_ids, device=device)
         self._tail = max((len(text.encode()) for text in sampling.stop), default=0) + 8
 
-    def draw(self, rows: Int[Tensor, " slot"], logits: Float[Tensor, "slot vocab"]) -> Int[Tensor, " slot"]:
+    def extend(self, rows: Int[Tensor, " slot"], logits: Float[Tensor, "slot vocab"]) -> Int[Tensor, " slot"]:
         """Draw a token for each row, and append it to those that are not finished yet."""
         tokens, sampler_logprobs, signals = draw(logits, self.numbers(rows), self.sampling)
         self.record(rows, tokens, sampler_logprobs, signals)
@@ -197,30 +199,30 @@ class _Recorder:
         columns = torch.where(alive, self._lengths[rows], limit)
         self._tokens[rows, columns] = tokens
         self._values[:, rows, columns] = torch.stack([sampler_logprobs, *signals])
-        self._sound &= (sampler_logprobs + signals.logprob).isfinite().all()
+        self._sound &= ((sampler_logprobs + signals.logprob).isfinite() | ~alive).all()
         self._lengths[rows] += alive
         ended = (tokens[:, None] == self._eos).any(dim=1) | (self._lengths[rows] == limit)
         self.finished[rows] = ended | ~alive
         if self.sampling.stop:
-            self._stop_at_strings(rows[alive].tolist())
+            self._stop_at_strings(rows[alive & (tokens[:, None] != self._eos).all(dim=1)])
 
-    def _stop_at_strings(self, rows: Sequence[int]) -> None:
+    def _stop_at_strings(self, rows: Int[Tensor, " some_slots"]) -> None:
         """Finish those rows whose newest token ends a stop string."""
-        lengths = self._lengths.tolist()
-        for row in rows:
+        for row, length in zip(rows.tolist(), self._lengths[rows].tolist(), strict=True):
             # The string lies within the last few tokens: each decodes to a byte at least.
-            tail = self._tokens[row, max(0, lengths[row] - self._tail) : lengths[row]].tolist()
+            tail = self._tokens[row, max(0, length - self._tail) : length].tolist()
             text = self._policy.tokenizer.decode(tail, skip_special_tokens=True)
-            if tail[-1] not in self._policy.eos_ids and any(stop in text for stop in self.sampling.stop):
+            if any(stop in text for stop in self.sampling.stop):
                 self._stopped.add(row)
                 self.finished[row] = True
 
-    def drawn(self) -> int:
-        """Tokens drawn since this was last asked. Raises FloatingPointError if any logits were no distribution."""
+    def look(self) -> int:
+        """How many tokens have been drawn since the last look. Raises FloatingPointError if a row's logits were no
+        distribution."""
         total, sound = torch.stack([self._lengths.sum(), self._sound.long()]).tolist()
         if not sound:
             raise FloatingPointError("the policy's logits")
-        drawn, self._told = total - self._told, total
+        drawn, self._seen = total - self._seen, total
         return int(drawn)
 
     def rollouts(self, groups: Sequence[int]) -> Rollouts:
@@ -268,7 +270,7 @@ def sample_slowly(
             logits = policy.model(input_ids=torch.tensor([text])).logits[:, -1, : policy.vocab_size].float()
             tokens, sampler_logprobs, _ = draw(logits, recorder.numbers(row), sampling)
             recorder.record(row, tokens, sampler_logprobs, token_signals(logits, tokens))
-            recorder.drawn()
+            recorder.look()
             text.append(int(tokens))
     return recorder.rollouts(range(len(prompts)))
 

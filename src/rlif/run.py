@@ -242,7 +242,8 @@ class Run:
         except torch.OutOfMemoryError as error:
             raise RlifError(
                 f"step {step}: out of memory ({str(error).splitlines()[0]}); {self._last_checkpoint()}; "
-                "lower grpo.micro_batch_tokens or rollout.max_rows, or set grpo.gradient_checkpointing"
+                "lower grpo.micro_batch_tokens (null: 16384 on a GPU) or rollout.max_rows, or set "
+                "grpo.gradient_checkpointing"
             ) from error
 
     def _last_checkpoint(self) -> str:
