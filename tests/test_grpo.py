@@ -591,6 +591,14 @@ def test_the_mismatch_is_that_of_the_rows_that_were_run() -> None:
     assert math.isnan(nothing["mismatch/max"])
 
 
+def test_the_mismatch_is_that_of_the_policy_that_sampled_however_many_steps_follow() -> None:
+    once, often = toy_policy(), toy_policy()
+    first = updated(once, scored(written(once))).metrics
+    last = updated(often, scored(written(often)), epochs=3, minibatches=3).metrics
+    assert last["mismatch/max"] == pytest.approx(first["mismatch/max"], abs=1e-5)
+    assert last["mismatch/mean"] == pytest.approx(first["mismatch/mean"], abs=1e-5)
+
+
 def test_the_kl_to_a_reference_is_that_of_all_rows_even_if_it_is_only_watched() -> None:
     policy, reference = toy_policy(), toy_policy(seed=1).model
     rollouts = written(policy)

@@ -160,9 +160,9 @@ class GrpoConfig(Section):
     aggregation: Literal["token_mean", "sequence_mean", "fixed_length"] = "token_mean"
     """How tokens are weighted (see rlif.grpo.AGGREGATIONS)."""
     micro_batch_tokens: Positive | None = None
-    """Most tokens in one forward pass, a prompt that is shared counted once. Changes memory, never the result (but its
-    rounding). null: 16,384 on a GPU; on a CPU, where more took memory and saved no time, 1,024 or, if that is more,
-    four times the longest prompt."""
+    """Most tokens in one forward pass, a prompt that is shared counted once. Changes memory and, if
+    few, time; never the result (but its rounding). null: 16,384 on a GPU; on a CPU, where more took memory and saved
+    no time, 1,024 or, if that is more, four times the longest prompt."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 

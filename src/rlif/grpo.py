@@ -170,7 +170,8 @@ class _Tally:
     def add(
         self, loss: Tensor, sums: Mapping[str, float], inputs: LossInputs, sampler_logprobs: Float[Tensor, "row tok"]
     ) -> None:
-        gap = (inputs.policy_logprobs.detach() - sampler_logprobs.to(loss.device)).abs() * inputs.mask
+        # Of the policy that sampled, not of one that has moved on since: two numbers for the same thing.
+        gap = (inputs.old_logprobs - sampler_logprobs.to(loss.device)).abs() * inputs.mask
         self._largest_gap = max(gap.max().item(), self._largest_gap)  # in this order: nan gives way
         for name, value in {**sums, "loss": loss.item(), "gap": gap.sum().item()}.items():
             self._sums[name] += value

@@ -58,7 +58,7 @@ class LineRows:
 
     @property
     def stretch(self) -> int:
-        """Several on a GPU, for to look is to wait for it. Eight is not measured: 3.5 needless tokens a row."""
+        """Several on a GPU, where to look is to wait; a row then draws half as many needless tokens at its end."""
         return 1 if self._device.type == "cpu" else _STRETCH
 
     def __init__(self, policy: Policy, decoder: Decoder, cache: Any) -> None:

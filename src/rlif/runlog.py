@@ -63,7 +63,9 @@ METRICS: dict[str, Metric] = {
     "reward/<name>/mean": Metric("reward", "mean of the named reward over rows, before it is normalised"),
     "reward/<name>/std": Metric("reward", "standard deviation of the named reward over rows"),
     "advantage/std": Metric("advantage", "standard deviation of the advantages over rows"),
-    "advantage/zero_groups": Metric("share", "groups whose advantages are all zero: run only beside a reference"),
+    "advantage/zero_groups": Metric(
+        "share", "groups whose advantages are all zero; without a KL term the update leaves them out"
+    ),
     "signal/self_certainty": Metric("nats", "KL(uniform, policy) at temperature 1, mean over completion tokens"),
     "signal/entropy": Metric("nats", "entropy of the policy at temperature 1, mean over completion tokens"),
     "signal/logprob": Metric("nats", "log-probability of the drawn tokens at temperature 1, mean over them"),
@@ -95,10 +97,11 @@ METRICS: dict[str, Metric] = {
     "clip/fraction_low": Metric("share", "completion tokens whose ratio was clipped from below"),
     "clip/fraction_high": Metric("share", "completion tokens whose ratio was clipped from above"),
     "mismatch/mean": Metric(
-        "nats", "mean absolute difference of policy and sampler log-probability where the update ran; top-p, top-k off"
+        "nats",
+        "mean gap of policy and sampler log-probability before the update, in what it ran; top-p, top-k off",
     ),
     "mismatch/max": Metric(
-        "nats", "largest absolute difference of policy and sampler log-probability where the update ran"
+        "nats", "largest gap of policy and sampler log-probability before the update, in what it ran"
     ),
     "optimizer_steps": Metric("steps", "optimizer steps since the run's start"),
     "memory/peak_gb": Metric("GB", "peak memory since the run's start: of the GPU if one is used, else of the process"),
