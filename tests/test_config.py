@@ -203,6 +203,15 @@ def test_an_override_is_checked_like_the_file(recipe_file: Path) -> None:
         ({"reward": [{"name": "random", "weight": float("nan")}]}, "reward.0.weight: Input should be a finite number"),
         ({"grpo": {"schedule": "cubic"}}, "grpo.schedule: Input should be 'constant', 'linear' or 'cosine' (given 'cu"),
         ({"rollout": {"prompts": 2.5}}, "rollout.prompts: Input should be a valid integer"),
+        (
+            {"grpo": {"micro_batch_tokens": True}},
+            "grpo.micro_batch_tokens: Input should be a valid integer (given True)",
+        ),
+        (
+            {"grpo": {"micro_batch_tokens": "many"}},
+            "grpo.micro_batch_tokens: Input should be a valid integer (given 'm",
+        ),
+        ({"seed": True}, "seed: Input should be a valid integer (given True)"),
         ({"task": {"name": "arithmetic", "low": 7, "high": 3}}, "task: low (7) is above high (3)"),
         ({"reward": []}, "reward: name at least one"),
         ({"rollout": 3}, "rollout: Input should be a valid dictionary"),

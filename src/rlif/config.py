@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator, model_validator
 
 from rlif.errors import RlifError, nearest
 
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Strict(), Field(ge=1)]  # strict: `true` is no 1
+Natural = Annotated[int, Strict(), Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -47,7 +48,7 @@ class ArithmeticTask(Section):
     """Additions, generated from the seed; nothing to download."""
 
     name: Literal["arithmetic"]
-    low: Annotated[int, Field(ge=0)] = 10
+    low: Natural = 10
     """Smallest summand."""
     high: Positive = 99
     """Largest summand."""
@@ -101,7 +102,7 @@ class RolloutConfig(Section):
     """0 is greedy. Signals are recorded at temperature 1 whatever this is."""
     top_p: Fraction = 1.0
     """Nucleus sampling; 1 is off."""
-    top_k: Annotated[int, Field(ge=0)] = 0
+    top_k: Natural = 0
     """Sample among the k likeliest tokens; 0 is off."""
     max_new_tokens: Positive = 3072
     """Length limit of a completion, in tokens."""
@@ -168,7 +169,7 @@ class GrpoConfig(Section):
 
 
 class EvalConfig(Section):
-    every: Annotated[int, Field(ge=0)] = 0
+    every: Natural = 0
     """Evaluate before the first step and after every so many; 0 is never."""
     problems: Positive = 512
     """Distinct problems, the same ones every time, apart from the training prompts where the task allows it."""
@@ -179,7 +180,7 @@ class EvalConfig(Section):
 
 
 class CheckpointConfig(Section):
-    every: Annotated[int, Field(ge=0)] = 10
+    every: Natural = 10
     """Write a checkpoint every so many steps (and at the end, and when stopped); 0: only then."""
     keep_last: Positive = 2
     """How many of the newest to keep, besides the best."""
@@ -188,7 +189,7 @@ class CheckpointConfig(Section):
 
 
 class LogConfig(Section):
-    rollouts_every: Annotated[int, Field(ge=0)] = 1
+    rollouts_every: Natural = 1
     """Write every so many steps' rollouts, with per-token signals, to rollouts/*.parquet; 0 is never."""
     entropy_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0625
     """Share of rows, at least 8 of them, looked at again after each update (in bf16 also before it): the predicted
@@ -202,7 +203,7 @@ class Recipe(Section):
 
     steps: Positive
     """Rollout-and-update steps."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Natural = 0
     """Seeds prompts, sampling and controls."""
     policy: PolicyConfig
     task: TaskConfig

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from rlif import __version__
-from rlif.config import Fraction, Positive, Section
+from rlif.config import Fraction, Natural, Positive, Section
 from rlif.errors import RlifError
 from rlif.evals.records import Asked
 from rlif.grading import find_extractor
@@ -48,7 +48,7 @@ class Settings(Section):
     """0 is greedy. Signals are recorded at temperature 1 whatever this is."""
     top_p: Fraction = 1.0
     """Nucleus sampling; 1 is off."""
-    top_k: Annotated[int, Field(ge=0)] = 0
+    top_k: Natural = 0
     """Sample among the k likeliest tokens; 0 is off."""
     max_new_tokens: Positive | None = None
     """Length limit of an answer, in tokens; null: the benchmark's."""
@@ -56,7 +56,7 @@ class Settings(Section):
     """Prompt template (rlif.tasks.templates); null: the benchmark's."""
     format: str | None = None
     """The extractor that decides `formatted` (rlif.grading.EXTRACTORS); null: the one the template asks for."""
-    shots: Annotated[int, Field(ge=0)] = 0
+    shots: Natural = 0
     """Worked examples before each question."""
     shots_from: str | None = None
     """A training file to take the first `shots` worked examples from; null: the fixed set in rlif.tasks.shots."""
@@ -64,7 +64,7 @@ class Settings(Section):
     """Whether questions go through the model's chat template; auto: if it has one."""
     stop: tuple[str, ...] = ()
     """Strings that end an answer, besides those of the template."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Natural = 0
     """Seeds the sampling; an answer's random numbers depend on it, the problem and the number of the sample alone."""
 
     @model_validator(mode="after")
