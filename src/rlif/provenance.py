@@ -25,7 +25,7 @@ from rlif.template_clock import present
 
 _CHUNK = 1 << 20
 
-FREE = ("checkpoint.", "log.", "eval.every")
+FREE = ("checkpoint.", "log.", "eval.every", "rollout.max_mismatch")
 """Keys, or beginnings of them, that decide neither weights nor what is logged of them: they may change."""
 
 ROUNDING = (
@@ -125,7 +125,7 @@ def _changes(began: Provenance, found: Provenance) -> Iterator[Change]:
     for key, digest in found.problems.items():
         used = key != "task.eval_path" or (old.eval.every and new.eval.every)
         if used and began.problems.get(key, digest) != digest:
-            path = getattr(new.task, key.removeprefix("task.")) or getattr(new.task, "path", "")
+            path = getattr(new.task, key.removeprefix("task."), None) or getattr(new.task, "path", "its file")
             yield Change(f"{key}: the problems in {path} have changed", "result")
     if any(began.prompts.get(key, digest) != digest for key, digest in found.prompts.items()):
         yield Change("prompts: tokenizer, chat template or task render the first ones differently,", "result")

@@ -259,8 +259,8 @@ class RunLog:
         path = self.out / METRICS_FILE
         here, ours = _identity(path), os.fstat(self._descriptor)
         back = f"nothing of this step is kept; put it back as it was, then rlif train --resume {self.out}"
-        if not self.out.is_dir():
-            raise RlifError(f"{self.out}: was removed or renamed while the run was at work in it; {back}")
+        if not (self.out / RECIPE).is_file():
+            raise RlifError(f"{self.out}: was removed, renamed or replaced while the run was at work in it; {back}")
         if here is None:
             with writing(path, "it was removed while the run was at work"):
                 write_whole(path, os.pread(self._descriptor, ours.st_size, 0))

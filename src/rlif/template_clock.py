@@ -34,12 +34,10 @@ def clock_at(moment: datetime | None) -> Iterator[None]:
         return
     from transformers.utils import chat_template_utils as library
 
-    told: datetime = moment
-
     class Standing(datetime):
         @classmethod
-        def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
-            return told
+        def now(cls, tz: Any = None) -> Any:
+            return moment
 
     patched: Any = library
     with _LOCK:
