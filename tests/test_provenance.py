@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from transformers.utils import chat_template_utils
 
-from rlif import template_clock
+from rlif import cli, template_clock
 from rlif.config import PolicyConfig, Recipe, parse_recipe
 from rlif.errors import RlifError
 from rlif.evals import local
@@ -376,6 +376,11 @@ def test_what_changes_in_a_real_run_is_refused_and_harmless_changes_are_not(toy_
     assert harmless["changed"] == ["recipe.yaml: checkpoint.every was 1, is 2"]
     assert allowed["changed"] == ["recipe.yaml: grpo.lr was 0.001, is 0.002"]
     resume(out)  # the checkpoint was written with it: from here on it is the run's own
+
+
+def test_the_flag_stands_beside_resume_alone(tmp_path: Path) -> None:
+    with pytest.raises(RlifError, match="--allow-changed belongs to --resume DIR"):
+        cli.train(Path("tiny"), None, tmp_path / "run", None, True)
 
 
 def test_a_model_folder_is_known_by_what_transformers_reads_of_it(toy_model: Path, tmp_path: Path) -> None:

@@ -138,7 +138,8 @@ Every key of `metrics.jsonl`, one line a step. `python -m rlif.runlog` prints th
 - `<name>` stands for any name, for example `reward/self_certainty/mean`.
 - A share lies in [0, 1]. Keys under `eval/` are of the evaluation problems, at the steps that evaluate.
 - A number that is not finite is written as `null`.
-- Resuming from a checkpoint cuts the file back to the checkpoint's step first.
+- Resuming from a checkpoint cuts the file back to the checkpoint's step first. A hole up to that step is refused
+  (reliability.md).
 - TensorBoard, W&B and trackio (`log.sinks`) receive the same keys. A mirror that fails is reported once and switched
   off; the run and `metrics.jsonl` go on.
 
