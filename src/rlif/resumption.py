@@ -9,7 +9,7 @@ from typing import Any
 from rlif.checkpoint import Checkpoint, load_checkpoint, remove_leftovers
 from rlif.disk import writing
 from rlif.errors import RlifError
-from rlif.history import METRICS_FILE, last_step, set_aside, step_name, step_of
+from rlif.history import METRICS_FILE, last_step, lines_up_to, set_aside, step_name, step_of
 from rlif.recipes import RECIPE
 from rlif.runlog import INFO, check_resumable, read_info
 
@@ -36,7 +36,7 @@ def find_start(out: Path) -> Start:
     """The newest checkpoint of a run, verified; a run killed before its first one begins again.
 
     Raises `RlifError` if the folder holds no run, if its newest checkpoint is damaged, if its checkpoints are gone, or
-    if metrics.jsonl ends before the checkpoint.
+    if metrics.jsonl has a hole up to the checkpoint or ends before it.
     """
     check_resumable(out)
     root = out / "checkpoints"
@@ -56,6 +56,9 @@ def find_start(out: Path) -> Start:
             f"{out / METRICS_FILE}: ends at step {max(last, 0)}, but the checkpoint is of step {checkpoint.step}; "
             "restore the file from a copy"
         )
+    lines_up_to(
+        out / METRICS_FILE, checkpoint.step if checkpoint else -1
+    )  # a hole is told of before anything is loaded
     lost = noted if checkpoint is not None and isinstance(noted, int) and noted > checkpoint.step else None
     return Start(checkpoint, info, last, lost)
 
