@@ -56,9 +56,7 @@ def find_start(out: Path) -> Start:
             f"{out / METRICS_FILE}: ends at step {max(last, 0)}, but the checkpoint is of step {checkpoint.step}; "
             "restore the file from a copy"
         )
-    lines_up_to(
-        out / METRICS_FILE, checkpoint.step if checkpoint else -1
-    )  # a hole is told of before anything is loaded
+    lines_up_to(out / METRICS_FILE, checkpoint.step if checkpoint else -1)  # told of before a model is loaded
     lost = noted if checkpoint is not None and isinstance(noted, int) and noted > checkpoint.step else None
     return Start(checkpoint, info, last, lost)
 
