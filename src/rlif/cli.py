@@ -94,13 +94,18 @@ def train(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; must be new or empty.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder instead.")] = None,
+    allow_changed: Annotated[
+        bool, typer.Option("--allow-changed", help="With --resume: also if recipe, data or model have changed.")
+    ] = False,
 ) -> None:
     """Train a model with GRPO, as a recipe says."""
     if resume is not None:
         if recipe is not None or out is not None:
             raise RlifError("--resume DIR stands alone: the folder holds the recipe of its run")
-        _train(resume, recipe=None)
+        _train(resume, recipe=None, allow_changed=allow_changed)
         return
+    if allow_changed:
+        raise RlifError("--allow-changed belongs to --resume DIR: a new run has nothing that could have changed")
     if recipe is None or out is None:
         raise RlifError("give a recipe and --out DIR (or --resume DIR): rlif train recipes/tiny.yaml --out runs/first")
     from rlif.config import load_recipe
@@ -109,7 +114,7 @@ def train(
     _train(out, recipe=load_recipe(find_recipe(recipe), overrides))
 
 
-def _train(out: Path, recipe: "Recipe | None") -> None:  # type: ignore[name-defined]  # noqa: F821
+def _train(out: Path, recipe: "Recipe | None", *, allow_changed: bool = False) -> None:  # type: ignore[name-defined]  # noqa: F821
     from rich.console import Console
 
     from rlif import train as trainer
@@ -121,7 +126,10 @@ def _train(out: Path, recipe: "Recipe | None") -> None:  # type: ignore[name-def
     known = recipe or load_recipe(recipe_path(out))
     done = 0 if recipe else resumes_at(out)
     with watch_run(console, known.steps, done) as watcher:
-        final = trainer.train(recipe, out, watcher=watcher) if recipe else trainer.resume(out, watcher=watcher)
+        if recipe:
+            final = trainer.train(recipe, out, watcher=watcher)
+        else:
+            final = trainer.resume(out, watcher=watcher, allow_changed=allow_changed)
     console.print(f"final model: {final}", highlight=False, soft_wrap=True)
 
 

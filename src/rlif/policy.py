@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import nn
 from rlif import models
 from rlif.config import PolicyConfig
 from rlif.errors import RlifError
+from rlif.template_clock import clock_at
 
 
 @dataclass(frozen=True)
@@ -45,17 +47,21 @@ class Policy:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def encode_messages(self, messages: Sequence[Mapping[str, str]]) -> tuple[str, tuple[int, ...]]:
+    def encode_messages(
+        self, messages: Sequence[Mapping[str, str]], *, now: datetime | None = None
+    ) -> tuple[str, tuple[int, ...]]:
         """A conversation as (exact text, token ids), ready for the model's answer.
 
-        Raises `RlifError` if the model's template refuses it (some know no system message).
+        ``now`` is the moment that a template which prints the date is told; None: the present. Raises `RlifError` if
+        the model's template refuses the conversation (some know no system message).
         """
         from jinja2 import TemplateError
 
         try:
-            text = self.tokenizer.apply_chat_template(
-                [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
-            )
+            with clock_at(now):
+                text = self.tokenizer.apply_chat_template(
+                    [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
+                )
         except TemplateError as error:
             roles = ", ".join(message["role"] for message in messages)
             raise RlifError(

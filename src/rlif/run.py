@@ -4,12 +4,12 @@
 """
 
 import copy
-import hashlib
 import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,9 +20,7 @@ from rlif.checkpoint import (
     Checkpoint,
     flatten_optimizer,
     latest_checkpoint,
-    load_checkpoint,
     prune,
-    remove_leftovers,
     restore_optimizer,
     save_checkpoint,
 )
@@ -34,15 +32,18 @@ from rlif.memory import peak_memory_gb
 from rlif.models import MODELS
 from rlif.optim import MasterOptimizer, adamw
 from rlif.policy import Policy, compute_dtype, load_policy
-from rlif.prompts import render
+from rlif.prompts import prompts_digest, render
+from rlif.provenance import Provenance, accept, model_files, read_provenance, start_of, weights_digest
 from rlif.recipes import RECIPE
+from rlif.resumption import find_start, keep_what_is_dropped
 from rlif.rewards import check_rewards, needs_labels
 from rlif.rollout import Engine, Key, Sampling, check_context
-from rlif.runlog import RunLog, collect_info, find_metric
+from rlif.runlog import BEGINNING, INFO, METRICS_FILE, RunLog, collect_info, find_metric
 from rlif.sinks import Sinks, open_sinks
 from rlif.tasks import build_task
 from rlif.tasks.base import Task
-from rlif.types import Prompt, Scored
+from rlif.template_clock import present
+from rlif.types import Problem, Prompt, Scored
 
 
 @runtime_checkable
@@ -72,7 +73,9 @@ class Unwatched:
 def recipe_path(out: Path) -> Path:
     """The recipe of a run. Raises `RlifError` if the folder holds no run."""
     if not (out / RECIPE).is_file():
-        raise RlifError(f"{out}: holds no run ({RECIPE} is missing); start one with rlif train RECIPE.yaml --out DIR")
+        begun = (out / METRICS_FILE).is_file() and (out / METRICS_FILE).stat().st_size > 0
+        remedy = "restore it from a copy" if begun else f"start one with rlif train RECIPE.yaml --out {out}"
+        raise RlifError(f"{out}: holds no run ({RECIPE} is missing); {remedy}")
     return out / RECIPE
 
 
@@ -83,12 +86,25 @@ def resumes_at(out: Path) -> int:
 
 
 class Run:
-    """What a run holds between steps: the policy with its optimizer, the frozen reference, and the run folder."""
+    """What a run holds between steps: the policy with its optimizer, the frozen reference, and the run folder.
 
-    def __init__(self, recipe: Recipe, out: Path, watcher: Watcher, checkpoint: Checkpoint | None) -> None:
+    ``now`` is the moment that chat templates are told: the start of the run, also if it is resumed on another day. A
+    changed reference is refused unless ``allow_changed``.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        out: Path,
+        watcher: Watcher,
+        checkpoint: Checkpoint | None,
+        *,
+        now: datetime,
+        allow_changed: bool = False,
+    ) -> None:
         check_rewards(recipe.reward)
         _check_best(recipe)
-        self.recipe, self.out, self.watcher = recipe, out, watcher
+        self.recipe, self.out, self.watcher, self.now = recipe, out, watcher, now
         self.step = checkpoint.step if checkpoint else 0
         self.state: dict[str, Any] = checkpoint.state if checkpoint else {"tokens": 0, "seconds": 0.0, "best": None}
         self.sampling = Sampling.from_config(recipe.rollout)
@@ -98,8 +114,10 @@ class Run:
         self.engine = Engine(self.policy, max_rows=recipe.rollout.max_rows, cuda_graphs=recipe.rollout.cuda_graphs)
         self._check_prompts()
         self.reference = _load_reference(recipe, self.policy, fresh=checkpoint is None)
-        self._check_reference()
-        self._eval_prompts: tuple[Prompt, ...] = ()
+        self._check_reference(allow_changed)
+        self._eval_prompts: tuple[Prompt, ...] = self._render_eval() if recipe.eval.every else ()
+        self.provenance = self._provenance()
+        self.state["provenance"] = self.provenance.model_dump(mode="json")
         self._log: RunLog
         self._sinks: Sinks
         self._started = time.monotonic() - self.state["seconds"]
@@ -110,29 +128,39 @@ class Run:
         """A new run in a new folder. If anything is wrong, no folder is left behind."""
         RunLog.check_free(out)
         recipe = _with_absolute_paths(recipe)
-        run = cls(recipe, out, watcher, None)
+        run = cls(recipe, out, watcher, None, now=present())
         with locked(out), ExitStack() as stack:
             RunLog.check_free(out)  # again: nobody else can take it from here on
-            with emptied_on_failure(out):
-                run._log = RunLog.create(out, recipe, info=collect_info(model=recipe.policy.model))
+            with emptied_on_failure(out, last=BEGINNING):
+                info = collect_info(model=recipe.policy.model)
+                run._log = RunLog.create(out, recipe, info={**info, "provenance": run.state["provenance"]})
                 stack.enter_context(run._open())
             yield run
 
     @classmethod
     @contextmanager
-    def resume(cls, out: Path, watcher: Watcher) -> Iterator["Run"]:
-        """An old run, from its last checkpoint (from the beginning if it has none)."""
+    def resume(cls, out: Path, watcher: Watcher, *, allow_changed: bool = False) -> Iterator["Run"]:
+        """An old run, from its last checkpoint (from the beginning if it never had one).
+
+        Raises `RlifError` if what decides the result has changed since it began, unless ``allow_changed``.
+        """
         recipe = load_recipe(recipe_path(out))
         with locked(out):
-            remove_leftovers(out / "checkpoints")
-            path = latest_checkpoint(out / "checkpoints")
-            checkpoint = load_checkpoint(path) if path else None
-            run = cls(recipe, out, watcher, checkpoint)
-            # Without a checkpoint nothing is kept, the evaluation of step 0 included: it will be made again.
-            run._log = RunLog.resume(
-                out, checkpoint.step if checkpoint else -1, info=collect_info(model=recipe.policy.model)
+            start = find_start(out)
+            recorded, where = (
+                (start.checkpoint.state, start.checkpoint.path) if start.checkpoint else (start.info, out / INFO)
             )
+            began = read_provenance(recorded, where)
+            now = began.date if began else start_of(start.info)
+            run = cls(recipe, out, watcher, start.checkpoint, now=now, allow_changed=allow_changed)
+            changed = accept(began, run.provenance, step=run.step, out=out, allow=allow_changed)
+            keep_what_is_dropped(out, start)
+            info = {**collect_info(model=recipe.policy.model), **({"changed": changed} if changed else {})}
+            # Without a checkpoint nothing is kept, the evaluation of step 0 included: it will be made again.
+            run._log = RunLog.resume(out, start.step, info=info)
             with run._open():
+                if start.lost is not None:
+                    run._log.note_checkpoint(start.step)  # told once
                 yield run
 
     @contextmanager
@@ -152,14 +180,18 @@ class Run:
     def prompts(self, step: int) -> tuple[Prompt, ...]:
         """The step's training prompts: a function of (seed, step) alone."""
         problems = self.task.train_problems(step, self.recipe.rollout.prompts, self.recipe.seed)
-        return render(self.policy, self.recipe.task.template, problems)
+        return self._render(problems)
+
+    def _render(self, problems: tuple[Problem, ...]) -> tuple[Prompt, ...]:
+        return render(self.policy, self.recipe.task.template, problems, now=self.now)
+
+    def _render_eval(self) -> tuple[Prompt, ...]:
+        return self._render(self.task.eval_problems(self.recipe.eval.problems))
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Metrics of the policy as it stands on the fixed evaluation problems."""
         config = self.recipe.eval
-        if not self._eval_prompts:
-            problems = self.task.eval_problems(config.problems)
-            self._eval_prompts = render(self.policy, self.recipe.task.template, problems)
+        self._eval_prompts = self._eval_prompts or self._render_eval()
         rollout = self.recipe.rollout
         sampling = Sampling(config.temperature, max_new_tokens=rollout.max_new_tokens, stop=rollout.stop)
         self.watcher.begin("eval", step, len(self._eval_prompts) * config.samples * sampling.max_new_tokens)
@@ -199,6 +231,7 @@ class Run:
         """Write weights, optimizer and counters; drop the checkpoints that are no longer kept."""
         self.state["seconds"] = time.monotonic() - self._started
         root, best = self.out / "checkpoints", self.state["best"]
+        self._log.check_place()
         save_checkpoint(
             root,
             self.step,
@@ -206,11 +239,13 @@ class Run:
             tensors=flatten_optimizer(self.optimizer.inner, self.optimizer.names),
             state=self.state,
         )
+        self._log.note_checkpoint(self.step)
         prune(root, self.recipe.checkpoint.keep_last, {best["step"]} if best else set())
 
     def finish(self) -> Path:
         """Write final/, a folder that plain transformers loads, in the type the policy computed in."""
         final, unfinished = self.out / "final", self.out / ".tmp-final"
+        self._log.check_place()
         shutil.rmtree(unfinished, ignore_errors=True)
         try:
             self.policy.save(unfinished)
@@ -250,16 +285,28 @@ class Run:
         last = latest_checkpoint(self.out / "checkpoints")
         return f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
 
-    def _check_reference(self) -> None:
+    def _provenance(self) -> Provenance:
+        prompts = {"train": self.prompts(1), **({"eval": self._eval_prompts} if self._eval_prompts else {})}
+        return Provenance(
+            date=self.now,
+            recipe=self.recipe.model_dump(mode="json"),
+            model=model_files(self.recipe.policy.model),
+            problems=dict(self.task.digests()),
+            prompts={name: prompts_digest(rendered) for name, rendered in prompts.items()},
+        )
+
+    def _check_reference(self, allow_changed: bool) -> None:
         """A resumed run loads its reference again, by name: it must be the model it began with."""
         if self.reference is None:
             return
         digest = weights_digest(self.reference)
-        if self.state.setdefault("reference", digest) != digest:
+        if self.state.setdefault("reference", digest) != digest and not allow_changed:
             raise RlifError(
                 f"policy.model: {self.recipe.policy.model} has changed since this run began, and with it the reference "
-                "of its KL term; put the old weights back, or start a new run"
+                "of its KL term; put the old weights back, start a new run, or go on with the change on purpose: "
+                f"rlif train --resume {self.out} --allow-changed"
             )
+        self.state["reference"] = digest
 
     def _remember_best(self, step: int, metrics: Mapping[str, float | int]) -> None:
         value, best = metrics.get(self.recipe.checkpoint.best or "", math.nan), self.state["best"]
@@ -277,17 +324,7 @@ class Run:
                 f"reward {names[0]} needs answers, but {len(bare)} problems have none (the first is {bare[0]}); "
                 "mend task.answer_column, leave those rows out, or choose a reward without labels"
             )
-        check_context(
-            self.policy, render(self.policy, self.recipe.task.template, problems), self.sampling.max_new_tokens
-        )
-
-
-def weights_digest(model: nn.Module) -> str:
-    """sha256 of a model's parameters, bit for bit, in hexadecimal."""
-    digest = hashlib.sha256()
-    for parameter in model.parameters():
-        digest.update(parameter.detach().contiguous().flatten().view(torch.uint8).cpu().numpy().tobytes())
-    return digest.hexdigest()
+        check_context(self.policy, self._render(problems), self.sampling.max_new_tokens)
 
 
 def _with_absolute_paths(recipe: Recipe) -> Recipe:

@@ -7,8 +7,9 @@
     checkpoints/, final/              see rlif.checkpoint
     .lock                             held by the process at work here (rlif.disk)
 
-A line or a file is whole or absent, also after a kill or on a full disk. ``python -m rlif.runlog`` prints
-docs/metrics.md. A new metric is one line in `METRICS`.
+A line or a file is whole or absent, also after a kill or on a full disk. A folder holds a run from the moment that
+recipe.yaml is there: it is written last. ``python -m rlif.runlog`` prints docs/metrics.md. A new metric is one line in
+`METRICS`.
 """
 
 import errno
@@ -20,7 +21,7 @@ import platform
 import re
 import subprocess
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
@@ -34,11 +35,18 @@ from rlif.config import Recipe, dump_recipe
 from rlif.cpu import kernels
 from rlif.disk import LOCK, one_line, write_whole, writing
 from rlif.errors import RlifError
+from rlif.history import METRICS_FILE as METRICS_FILE
+from rlif.history import ROLLOUTS, lines_up_to, remove_rollouts_after
+from rlif.history import read_metrics as read_metrics
+from rlif.history import step_name as step_name
+from rlif.history import step_of as step_of
 from rlif.recipes import RECIPE
 from rlif.types import Scored
 
-INFO, METRICS_FILE, ROLLOUTS = "run.json", "metrics.jsonl", "rollouts"
-_APPEND = os.O_WRONLY | os.O_APPEND
+INFO = "run.json"
+BEGINNING = (METRICS_FILE, INFO, RECIPE)
+"""What a run's folder begins with, in the order of writing."""
+_APPEND = os.O_RDWR | os.O_APPEND
 
 
 class Metric(NamedTuple):
@@ -130,7 +138,8 @@ Every key of `metrics.jsonl`, one line a step. `python -m rlif.runlog` prints th
 - `<name>` stands for any name, for example `reward/self_certainty/mean`.
 - A share lies in [0, 1]. Keys under `eval/` are of the evaluation problems, at the steps that evaluate.
 - A number that is not finite is written as `null`.
-- Resuming from a checkpoint cuts the file back to the checkpoint's step first.
+- Resuming from a checkpoint cuts the file back to the checkpoint's step first. A hole up to that step is refused
+  (reliability.md).
 - TensorBoard, W&B and trackio (`log.sinks`) receive the same keys. A mirror that fails is reported once and switched
   off; the run and `metrics.jsonl` go on.
 
@@ -159,23 +168,35 @@ def _expression(pattern: str) -> str:
 class RunLog:
     """Writes one run's folder; made by `RunLog.create` or `RunLog.resume`. One writer a folder."""
 
-    def __init__(self, out: Path, descriptor: int) -> None:
+    def __init__(self, out: Path, descriptor: int, info: Mapping[str, Any]) -> None:
         self.out = out
         self._descriptor = descriptor
+        self._info = dict(info)
+        self._rollouts = _identity(out / ROLLOUTS)
+        self._size = os.fstat(descriptor).st_size
 
     @staticmethod
     def check_free(out: Path) -> None:
-        """Raise `RlifError` unless ``out`` is a new or an empty folder; changes nothing."""
+        """Raise `RlifError` unless ``out`` is a new or an empty folder; changes nothing.
+
+        What a process left that was killed before its run had begun counts as nothing.
+        """
         if out.exists() and not out.is_dir():
             raise RlifError(f"{out}: a file, not a folder; choose another --out")
-        if (out / RECIPE).exists() or (out / METRICS_FILE).exists():
+        if (out / RECIPE).exists():
             raise RlifError(_another_run(out))
-        if out.is_dir() and any(path.name != LOCK for path in out.iterdir()):
+        ours = {LOCK, *(path.name for path in _never_begun(out))}
+        if strangers := sorted(path.name for path in out.iterdir() if path.name not in ours) if out.is_dir() else []:
+            if METRICS_FILE in strangers:
+                raise RlifError(
+                    f"{out}: holds another run, less its {RECIPE}; choose another --out, or restore that file and go "
+                    f"on with: rlif train --resume {out}"
+                )
             raise RlifError(f"{out}: not empty; choose a new or an empty folder for --out")
 
     @classmethod
     def create(cls, out: Path, recipe: Recipe, *, info: Mapping[str, Any]) -> "RunLog":
-        """Start a run in a new or empty folder: write recipe.yaml and run.json, open metrics.jsonl.
+        """Start a run in a new or empty folder: open metrics.jsonl, write run.json and, last of all, recipe.yaml.
 
         ``info`` is what `collect_info` returns. Raises `RlifError` if the folder holds anything, above all another
         run, or cannot be written.
@@ -183,19 +204,21 @@ class RunLog:
         cls.check_free(out)
         with writing(out, "put that right, or choose another --out"):
             out.mkdir(parents=True, exist_ok=True)
+            for path in _never_begun(out):
+                path.unlink()
             try:  # O_EXCL: of two runs started in one folder at the same moment, the second fails here
                 descriptor = os.open(out / METRICS_FILE, _APPEND | os.O_CREAT | os.O_EXCL, 0o644)
             except FileExistsError:
                 raise RlifError(_another_run(out)) from None
             try:
-                write_whole(out / RECIPE, dump_recipe(recipe).encode())
                 write_whole(out / INFO, _json(info))
+                write_whole(out / RECIPE, dump_recipe(recipe).encode())  # from here on there is a run to resume
             except OSError:  # leave the folder as it was: a second try must not meet a run that never began
                 os.close(descriptor)
-                for name in (RECIPE, INFO, METRICS_FILE):
+                for name in reversed(BEGINNING):
                     (out / name).unlink(missing_ok=True)
                 raise
-        return cls(out, descriptor)
+        return cls(out, descriptor, info)
 
     @classmethod
     def resume(cls, out: Path, step: int, *, info: Mapping[str, Any] | None = None) -> "RunLog":
@@ -203,66 +226,109 @@ class RunLog:
 
         A half-written last line of metrics.jsonl is dropped. ``info`` (see `collect_info`) is added to run.json under
         ``resumed``, for other versions may give another run. Raises `RlifError` if the folder holds no run, or a line
-        before the last of metrics.jsonl is damaged.
+        of metrics.jsonl before the last is damaged, or its steps up to ``step`` are not whole (`lines_up_to`).
         """
-        for name in (RECIPE, INFO, METRICS_FILE):
-            if not (out / name).is_file():
-                raise RlifError(f"{out}: no {name} here, so no run to resume; start one with rlif train RECIPE --out")
+        check_resumable(out)
         path = out / METRICS_FILE
-        kept = b"".join(line + b"\n" for record, line in _lines(path) if record["step"] <= step)
+        kept, known = lines_up_to(path, step), read_info(out / INFO)
         with writing(path, _resume_later(out)):
             write_whole(path, kept)
-            _remove_rollouts_after(out / ROLLOUTS, step)
+            remove_rollouts_after(out, step)
             if info is not None:
-                _add_resumption(out / INFO, step, info)
-            return cls(out, os.open(path, _APPEND))
+                known = _add_resumption(out / INFO, step, info)
+            return cls(out, os.open(path, _APPEND), known)
 
     def write(self, step: int, metrics: Mapping[str, float | int]) -> None:
         """Append one line, on the disk when this returns: the step, then ``metrics`` in their order.
 
         Numbers that are not finite become null. Raises ValueError for a key `METRICS` does not know; `RlifError` if
-        the disk is full (no half line stays behind).
+        the disk is full (no half line stays behind), or if the folder is no longer what it was (`check_place`).
         """
         unknown = [key for key in metrics if key == "step" or find_metric(key) is None]
         if unknown:
             raise ValueError(f"not a key of rlif.runlog.METRICS to be given here: {', '.join(unknown)}")
         record = {"step": step, **{key: _number(value) for key, value in metrics.items()}}
+        self.check_place()
         with writing(self.out / METRICS_FILE, _resume_later(self.out)):
             self._append(json.dumps(record, allow_nan=False).encode() + b"\n")
 
+    def check_place(self) -> None:
+        """Raise `RlifError` if somebody removed or replaced the folder, its metrics.jsonl or its rollouts meanwhile.
+
+        What is written would be written into nothing. A metrics.jsonl that was removed is put back first.
+        """
+        path = self.out / METRICS_FILE
+        here, ours = _identity(path), os.fstat(self._descriptor)
+        back = f"nothing of this step is kept; put it back as it was, then rlif train --resume {self.out}"
+        if not (self.out / RECIPE).is_file():
+            raise RlifError(f"{self.out}: was removed, renamed or replaced while the run was at work in it; {back}")
+        if here is None:
+            with writing(path, "it was removed while the run was at work"):
+                write_whole(path, os.pread(self._descriptor, ours.st_size, 0))
+            raise RlifError(
+                f"{path}: was removed while the run was at work, and is put back; nothing of this step is kept; go on "
+                f"with: rlif train --resume {self.out}"
+            )
+        if here != (ours.st_dev, ours.st_ino) or ours.st_size != self._size:
+            raise RlifError(f"{path}: was replaced or changed while the run was at work; {back}")
+        if self._rollouts is not None and _identity(self.out / ROLLOUTS) != self._rollouts:
+            raise RlifError(f"{self.out / ROLLOUTS}: was removed or replaced while the run was at work; {back}")
+
     def _append(self, line: bytes) -> None:
-        size = os.fstat(self._descriptor).st_size
         try:
             if os.write(self._descriptor, line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._descriptor)
         except OSError:
-            os.ftruncate(self._descriptor, size)
+            os.ftruncate(self._descriptor, self._size)
             raise
+        self._size += len(line)
 
     def write_rollouts(self, step: int, scored: Scored) -> None:
         """Write rollouts/step-NNNNNN.parquet: one row a completion, lists over its tokens.
 
         Columns: step, prompt_id, row, prompt, completion, tokens, logprob, entropy, self_certainty, sampler_logprobs
         (nats), stop_reason, right (null: undecided), formatted, extracted, answer, reward_<name>, advantage.
-        Raises `RlifError` if the disk is full.
+        Raises `RlifError` if the disk is full, or as `check_place`.
         """
+        self.check_place()
         path = self.out / ROLLOUTS / f"{step_name(step)}.parquet"
         with writing(path, _resume_later(self.out)):
             path.parent.mkdir(exist_ok=True)
             write_whole(path, _parquet(step, scored))
+        self._rollouts = _identity(path.parent)
+
+    def note_checkpoint(self, step: int) -> None:
+        """Note in run.json that there is a checkpoint of ``step``: a later process can tell if it is missing."""
+        self._info["last_checkpoint"] = step
+        with writing(self.out / INFO, _resume_later(self.out)):
+            write_whole(self.out / INFO, _json(self._info))
 
     def close(self) -> None:
         """Close metrics.jsonl; nothing can be written afterwards."""
         os.close(self._descriptor)
 
 
-def read_metrics(path: Path) -> list[dict[str, float | int]]:
-    """The lines of a metrics.jsonl in order, null as NaN; a half-written last line is left out.
+def check_resumable(out: Path) -> None:
+    """Raise `RlifError` unless a run can be gone on with in ``out``, as far as its files' names tell."""
+    if not (out / RECIPE).is_file():
+        raise RlifError(f"{out}: no {RECIPE} here, so no run to resume; start one with rlif train RECIPE --out {out}")
+    for name in (INFO, METRICS_FILE):
+        if not (out / name).is_file():
+            raise RlifError(f"{out}: the {name} of this run is missing; restore it, or start a new run elsewhere")
 
-    Raises `RlifError` naming the line if one before the last is damaged, or if the file cannot be read.
-    """
-    return [{key: math.nan if value is None else value for key, value in record.items()} for record, _ in _lines(path)]
+
+def read_info(path: Path) -> dict[str, Any]:
+    """What a run.json holds. Raises `RlifError` if it cannot be read."""
+    try:
+        info = json.loads(path.read_bytes())
+    except OSError as error:
+        raise RlifError(f"{path}: cannot be read ({error.strerror}); restore it") from error
+    except (ValueError, RecursionError) as error:
+        raise RlifError(f"{path}: not JSON ({one_line(error)}); restore it, or write {{}} into it") from error
+    if not isinstance(info, dict) or not isinstance(info.get("resumed", []), list):
+        raise RlifError(f"{path}: not a run's description; restore it, or write {{}} into it")
+    return info
 
 
 def collect_info(*, model: str) -> dict[str, Any]:
@@ -301,19 +367,6 @@ def git_commit(file: Path) -> str | None:
     return answers[-1].stdout.strip()
 
 
-def step_name(step: int) -> str:
-    """``step-000010``: sorts by step as text, up to a million steps."""
-    if step < 0:
-        raise ValueError(f"step {step} is negative")
-    return f"step-{step:06d}"
-
-
-def step_of(name: str) -> int | None:
-    """The step in a name made by `step_name`; None for any other name."""
-    match = re.fullmatch(r"step-(\d{6,})", name)
-    return int(match[1]) if match else None
-
-
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
@@ -329,28 +382,6 @@ def _another_run(out: Path) -> str:
     return f"{out}: holds another run; choose another --out, or go on with that one: rlif train --resume {out}"
 
 
-def _lines(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
-    """Each whole line as (record, its bytes without the newline)."""
-    try:
-        lines = path.read_bytes().rstrip(b"\n").split(b"\n")
-    except OSError as error:
-        raise RlifError(f"{path}: cannot read the metrics ({error.strerror}); give a run's {METRICS_FILE}") from error
-    for number, line in enumerate(lines, start=1):
-        record = _record(line)
-        if record is not None:
-            yield record, line
-        elif number < len(lines):
-            raise RlifError(f"{path}, line {number}: not a metrics line; restore the file or delete this line")
-
-
-def _record(line: bytes) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
-
-
 def _number(value: float | int) -> float | int | None:
     if isinstance(value, int):  # counts stay whole numbers
         return value
@@ -361,19 +392,8 @@ def _json(data: Mapping[str, Any]) -> bytes:
     return json.dumps(data, indent=2).encode() + b"\n"
 
 
-def _remove_rollouts_after(folder: Path, step: int) -> None:
-    for path in folder.glob("*.parquet"):
-        if (step_of(path.stem) or 0) > step:
-            path.unlink()
-    for half in folder.glob(".*.parquet.tmp"):
-        half.unlink()
-
-
-def _add_resumption(path: Path, step: int, info: Mapping[str, Any]) -> None:
-    try:
-        first = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise RlifError(f"{path}: not JSON ({one_line(error)}); restore it, or write {{}} into it") from error
+def _add_resumption(path: Path, step: int, info: Mapping[str, Any]) -> dict[str, Any]:
+    first = read_info(path)
     had = [first, *first.get("resumed", [])][-1].get("cpu_kernels")
     if had is not None and had != info.get("cpu_kernels"):
         ways = {True: "with CPU kernels", False: "without CPU kernels"}
@@ -382,7 +402,29 @@ def _add_resumption(path: Path, step: int, info: Mapping[str, Any]) -> None:
             RuntimeWarning,
             stacklevel=1,
         )
-    write_whole(path, _json({**first, "resumed": [*first.get("resumed", []), {"step": step, **info}]}))
+    known = {**first, "resumed": [*first.get("resumed", []), {"step": step, **info}]}
+    write_whole(path, _json(known))
+    return known
+
+
+def _never_begun(out: Path) -> list[Path]:
+    """What is left in a folder by a process that was killed before its run had begun: nothing of any worth."""
+    if (out / RECIPE).exists() or not out.is_dir():
+        return []
+    if (out / METRICS_FILE).exists() and (out / METRICS_FILE).stat().st_size:
+        return []
+    halves = (path for path in out.iterdir() if path.name[0] == "." and path.name.endswith(".tmp"))
+    left = [out / METRICS_FILE, out / INFO, *(path for path in halves if any(name in path.name for name in BEGINNING))]
+    return [path for path in left if path.is_file()]
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file or folder stands under a name; None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _parquet(step: int, scored: Scored) -> bytes:

@@ -39,11 +39,19 @@ def train(
 
 
 def resume(
-    out: Path, *, watcher: Watcher | None = None, until: int | None = None, stop: Stop | None = None
+    out: Path,
+    *,
+    watcher: Watcher | None = None,
+    until: int | None = None,
+    stop: Stop | None = None,
+    allow_changed: bool = False,
 ) -> Path | None:
-    """Go on with a run from its last checkpoint, as if it had never stopped; as `train` otherwise."""
+    """Go on with a run from its last checkpoint, as if it had never stopped; as `train` otherwise.
+
+    Recipe, problems or model that have changed since it began are refused unless ``allow_changed``.
+    """
     with ExitStack() as stack:
-        run = stack.enter_context(Run.resume(out, watcher or Unwatched()))
+        run = stack.enter_context(Run.resume(out, watcher or Unwatched(), allow_changed=allow_changed))
         return _loop(run, until, stop)
 
 

@@ -14,6 +14,7 @@ from rlif.cpu import kernels_for
 from rlif.errors import RlifError
 from rlif.evals.records import Answer, Asked, Trace
 from rlif.policy import Policy, load_policy
+from rlif.prompts import prompts_digest
 from rlif.rollout import Engine, Key, Sampling
 from rlif.types import Prompt, Rollouts
 
@@ -44,6 +45,9 @@ class EngineBackend:
             "chat_template": policy.chat_template,
             "eos": list(policy.eos_ids),
         }
+
+    def prompts_digest(self, asked: Sequence[Asked]) -> str:
+        return prompts_digest([self._prompt(one) for one in asked])
 
     def check(self, asked: Sequence[Asked], sampling: Sampling) -> None:
         limit = self._policy.context
@@ -90,7 +94,10 @@ class EngineBackend:
 
     def _prompt(self, one: Asked) -> Prompt:
         policy = self._policy
-        text, ids = policy.encode_messages(one.messages) if policy.chat_template else policy.encode_text(one.text)
+        if policy.chat_template:
+            text, ids = policy.encode_messages(one.messages, now=one.now)
+        else:
+            text, ids = policy.encode_text(one.text)
         return Prompt(one.problem.id, text, ids, one.problem)
 
 
@@ -117,10 +124,7 @@ def answers_of(rollouts: Rollouts) -> list[Answer]:
 
 
 def tokenizer_mark(policy: Policy) -> str:
-    """16 hexadecimal digits that differ if questions become other tokens: a hash of tokenizer and chat template.
-
-    Not of the questions' tokens themselves: some templates say what day it is.
-    """
+    """16 hexadecimal digits that differ if questions become other tokens: a hash of tokenizer and chat template."""
     tokenizer = policy.tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))

@@ -7,6 +7,7 @@ answers back as they are finished, in whatever order, and says None to what it c
 
 from collections.abc import Callable, Generator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -26,12 +27,14 @@ class Asked:
     """A problem as it is put to a model: through a template, behind its worked examples, in two forms.
 
     ``messages`` are (role, content) mappings for a chat template, the last one the user's. ``text`` says the same in
-    plain text, for a base model to go on from.
+    plain text, for a base model to go on from. ``now`` is the moment that a chat template which prints the date is to
+    be told, None: the present; a server cannot be told it.
     """
 
     problem: Problem
     messages: tuple[Mapping[str, str], ...]
     text: str
+    now: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -116,3 +119,12 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Free the model or the connection. Nothing is asked afterwards."""
+
+
+@runtime_checkable
+class KnowsPrompts(Protocol):
+    """A back-end that applies the chat template itself, and so can say what its model is given."""
+
+    def prompts_digest(self, asked: Sequence[Asked]) -> str:
+        """A digest of the rendered questions, text and tokens. It is kept with the answers: an evaluation is not gone
+        on with if it has changed."""

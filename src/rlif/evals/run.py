@@ -5,17 +5,19 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from rlif import __version__
 from rlif.draw import Key
 from rlif.errors import RlifError
-from rlif.evals.records import Answer, Asked, Backend
+from rlif.evals.records import Answer, Asked, Backend, KnowsPrompts
 from rlif.evals.settings import Plan, Settings
 from rlif.evals.sheet import details, headline
-from rlif.evals.store import MODEL, Answers, Judged, Spent, Store, read_answers, read_json, slug
+from rlif.evals.store import ASKED, MODEL, Answers, Judged, Spent, Store, read_answers, read_json, slug
 from rlif.grading import Grader
+from rlif.template_clock import present
 from rlif.wire import mended
 
 _EVERY = 20.0  # seconds between two parts: small enough to lose little, large enough for few files
@@ -68,7 +70,8 @@ def evaluate(
     """
     if twice := _first_twice([slug(candidate.name) for candidate in candidates]):
         raise RlifError(f"{twice}: two models of this name; name them apart (by their folders, say)")
-    plans = [Plan(name, settings) for name in settings.tasks]
+    now, date = _date(out)
+    plans = [Plan(name, settings, now=now) for name in settings.tasks]
     asked = {
         "rlif_eval": 1,
         "models": [candidate.name for candidate in candidates],
@@ -76,7 +79,7 @@ def evaluate(
         "chat_template": settings.chat_template,
         "tasks": {plan.name: plan.protocol() for plan in plans},
     }
-    with Store.open(out, asked) as store, grader or Grader() as judge:
+    with Store.open(out, {**asked, **date}) as store, grader or Grader() as judge:
         for candidate in candidates:
             _ask_all(candidate, plans, settings.seed, store, judge, watcher or Unwatched())
         results = collect(out, candidates, plans, asked)
@@ -92,7 +95,9 @@ def _ask_all(
     open_plans = [plan for plan in plans if _missing(plan, have[plan.name])]
     backend = candidate.open()
     try:
-        store.begin_model(candidate.name, backend.facts())
+        store.begin_model(
+            candidate.name, {**backend.facts(), **_prompts(backend, plans, store.folder(candidate.name) / MODEL)}
+        )
         for plan in open_plans:
             backend.check(plan.asked, plan.sampling)
         for plan in plans:
@@ -103,6 +108,31 @@ def _ask_all(
                 _ask(backend, plan, have[plan.name], seed, store, judge, watcher)
     finally:
         backend.close()
+
+
+def _date(out: Path) -> tuple[datetime, dict[str, str]]:
+    """The moment that chat templates are told, and what eval.json holds of it: the start of the evaluation in ``out``.
+
+    One begun by an rlif that did not record it has it from the file's own date, and goes on without a record.
+    """
+    path = out / ASKED
+    if not path.is_file():
+        now = present()
+        return now, {"date": now.isoformat()}
+    known = read_json(path)
+    if not isinstance(known, dict) or "date" not in known:
+        return datetime.fromtimestamp(int(path.stat().st_mtime)), {}
+    try:
+        return datetime.fromisoformat(known["date"]), {"date": known["date"]}
+    except (TypeError, ValueError) as error:
+        raise RlifError(f"{path}: date is {known['date']!r}, no date; restore the file, or choose another") from error
+
+
+def _prompts(backend: Backend, plans: Sequence[Plan], known: Path) -> dict[str, dict[str, str]]:
+    """Digests of what a model is given in each task, where its back-end knows; not if its ``known`` facts lack them."""
+    if not isinstance(backend, KnowsPrompts) or (known.exists() and "prompts" not in read_json(known)):
+        return {}
+    return {"prompts": {plan.name: backend.prompts_digest(plan.asked) for plan in plans}}
 
 
 def _missing(plan: Plan, have: Mapping[str, Set[int]]) -> list[Asked]:

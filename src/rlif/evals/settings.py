@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -100,10 +101,11 @@ def settings_of(**values: Any) -> Settings:
 
 
 class Plan:
-    """One task of an evaluation, ready to be asked: problems, wording, sampling. Raises `RlifError` for what is wrong
-    with any of them."""
+    """One task of an evaluation, ready to be asked: problems, wording, sampling. ``now`` is the moment that chat
+    templates are told. Raises `RlifError` for what is wrong with any of them."""
 
-    def __init__(self, name: str, settings: Settings) -> None:
+    def __init__(self, name: str, settings: Settings, *, now: datetime | None = None) -> None:
+        self._now = now
         try:
             self._read(name, settings)
         except RlifError as error:
@@ -141,6 +143,7 @@ class Plan:
             problem,
             tuple(render_messages(self.template.name, question, self.shots)),
             render_text(self.template.name, question, self.shots),
+            self._now,
         )
 
     def protocol(self) -> dict[str, object]:

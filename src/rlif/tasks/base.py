@@ -4,6 +4,9 @@ A task is a pure function from (step, seed) to problems. There is no iterator wi
 asks for step 41 and gets what the run that was never stopped got.
 """
 
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Protocol, runtime_checkable
 
@@ -36,12 +39,18 @@ class Task(Protocol):
     def problems_to_fit(self) -> tuple[Problem, ...]:
         """What a model's context must hold: all of a file's problems, the longest of a generated task's."""
 
+    def digests(self) -> Mapping[str, str]:
+        """What it read from outside the recipe, by the key that names it (task.path): a digest of the problems there.
+
+        Empty for a task that is generated: its section of the recipe says everything.
+        """
+
     def grade(self, text: str, problem: Problem) -> Verdict:
         """Two verdicts on a completion; see `rlif.grading.Grader.grade` for what it raises."""
 
 
 class GradedTask:
-    """The judging half of a task, the same for all of them."""
+    """The judging half of a task, the same for all of them; what it says else is said of a generated one."""
 
     def __init__(self, format: str) -> None:
         """``format`` is a key of `rlif.grading.EXTRACTORS`. Raises `RlifError` for an unknown one."""
@@ -49,9 +58,19 @@ class GradedTask:
         self._format = format
         self._grader = Grader()
 
+    def digests(self) -> Mapping[str, str]:
+        """See `Task.digests`."""
+        return {}
+
     def grade(self, text: str, problem: Problem) -> Verdict:
         """See `Task.grade`."""
         return self._grader.grade(text, problem.answer, format=self._format, row_id=problem.id)
+
+
+def digest(problems: Sequence[Problem]) -> str:
+    """What the problems are, in 16 hexadecimal digits: the same digest, the same ids, questions and answers."""
+    content = json.dumps([[problem.id, problem.question, problem.answer] for problem in problems])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def keyed_random(*key: str | int) -> Random:

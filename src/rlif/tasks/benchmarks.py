@@ -4,9 +4,7 @@ Rows come from a local file (``--data NAME=PATH``) or, through the optional pack
 is not in the table is a file of your own. A new benchmark is one line in `BENCHMARKS`.
 """
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any, Literal
 from rlif.config import ArithmeticTask, FileTask
 from rlif.errors import RlifError, nearest
 from rlif.tasks.arithmetic import Arithmetic
+from rlif.tasks.base import digest as digest
 from rlif.tasks.files import problems_of, rows_of
 from rlif.types import Problem
 
@@ -142,12 +141,6 @@ def load_benchmark(benchmark: Benchmark, path: Path | None = None, *, limit: int
     if missing := [problem.id for problem in problems if not problem.answer]:
         raise RlifError(f"{path or benchmark.hub}: {len(missing)} problems without an answer (the first: {missing[0]})")
     return problems
-
-
-def digest(problems: Sequence[Problem]) -> str:
-    """What the problems are, in 16 hexadecimal digits: two evaluations with the same digest asked the same."""
-    content = json.dumps([[problem.id, problem.question, problem.answer] for problem in problems])
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def _problems(

@@ -17,7 +17,7 @@ from typing import Any
 from rlif.config import FileTask
 from rlif.errors import RlifError
 from rlif.grading import boxed
-from rlif.tasks.base import EVAL_SEED, GradedTask, keyed_random, too_few, walk
+from rlif.tasks.base import EVAL_SEED, GradedTask, digest, keyed_random, too_few, walk
 from rlif.types import Problem
 
 _LOG = logging.getLogger(__name__)
@@ -60,6 +60,10 @@ class ProblemFile(GradedTask):
     def problems_to_fit(self) -> tuple[Problem, ...]:
         """See `Task.problems_to_fit`."""
         return tuple(dict.fromkeys((*self._train, *self._eval)))
+
+    def digests(self) -> Mapping[str, str]:
+        """See `Task.digests`."""
+        return {"task.path": digest(self._train), "task.eval_path": digest(self._eval)}
 
 
 @lru_cache
