@@ -157,11 +157,35 @@ def test_the_true_vocabulary_leaves_padded_rows_out(good: Path) -> None:
     assert policy.vocab_size == len(SPECIAL) + len(CHARACTERS)
 
 
+BEYOND = [f"<extra{i}>" for i in range(PADDED_ROWS + 3)]
+"""More tokens than the toy model has rows left."""
+
+
 def test_the_true_vocabulary_is_no_larger_than_the_model(tmp_path: Path) -> None:
+    """Gemma 3 has a special token for images beyond its rows; it comes from nothing but its own name."""
     policy = toy_policy()
-    policy.tokenizer.add_tokens([f"<extra{i}>" for i in range(PADDED_ROWS + 3)])
+    policy.tokenizer.add_special_tokens({"extra_special_tokens": BEYOND})
     policy.save(tmp_path)
-    assert load(tmp_path).vocab_size == policy.model.config.vocab_size
+    loaded = load(tmp_path)
+    assert loaded.vocab_size == policy.model.config.vocab_size
+    assert loaded.encode_text("1+1=?")[1] == toy_policy().encode_text("1+1=?")[1]
+    with pytest.raises(RlifError, match=r"a prompt holds '<extra5>', token 51 of the tokenizer .+ the model knows 51"):
+        loaded.encode_text("what is <extra5>?")
+
+
+@pytest.mark.parametrize("kind", ["plain", "pad", "in the template"])
+def test_tokens_beyond_the_embedding_are_refused(kind: str, tmp_path: Path) -> None:
+    policy = toy_policy()
+    if kind == "plain":
+        policy.tokenizer.add_tokens(BEYOND)
+    else:
+        policy.tokenizer.add_special_tokens({"extra_special_tokens": BEYOND})
+    if kind == "pad":
+        policy.tokenizer.pad_token = BEYOND[-1]
+    if kind == "in the template":
+        policy.tokenizer.chat_template = f"{BEYOND[-1]}{TEMPLATE}"
+    policy.save(tmp_path)
+    assert "has ids up to 53 ('<extra7>'), the embedding only 51 rows; resize" in complaint(tmp_path)
 
 
 @pytest.mark.parametrize("has_template", [True, False])
