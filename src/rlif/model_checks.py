@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from rlif.errors import RlifError
-from rlif.model_files import ModelFiles, printable
+from rlif.model_files import DamagedFileError, ModelFiles, check_tokenizer_files, printable
 
 _HARMLESS: Mapping[str, str] = {
     r"(^|\.)rotary_emb\.(original_)?inv_freq$": "frequencies of rotary positions, which the config says as well",
@@ -37,7 +38,10 @@ def check_fit(source: str, location: str, files: ModelFiles) -> None:
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    if not files.tensors or files.quantised:
+    if files.quantised:
+        _check_method(files)
+        return
+    if not files.tensors:
         return
     config = AutoConfig.from_pretrained(location, trust_remote_code=False)
     with torch.device("meta"):
@@ -53,8 +57,38 @@ def check_fit(source: str, location: str, files: ModelFiles) -> None:
         )
 
 
+def check_files(folder: Path) -> None:
+    """`check_configs`, and the same of a tokenizer's files: a tokenizer goes by the config, too."""
+    check_configs(folder)
+    check_tokenizer_files(folder)
+
+
+def check_configs(folder: Path) -> None:
+    """Raise `DamagedFileError` for a config.json or generation_config.json that transformers cannot read."""
+    from transformers import AutoConfig, GenerationConfig
+
+    for name, kind in (("config.json", AutoConfig), ("generation_config.json", GenerationConfig)):
+        if (folder / name).exists():
+            try:
+                kind.from_pretrained(folder, trust_remote_code=False)
+            except Exception as error:
+                if "trust_remote_code" not in str(error):
+                    raise DamagedFileError(folder / name, str(error) or type(error).__name__) from error
+
+
 def _size(shape: tuple[int, ...]) -> int:
     return int(torch.Size(shape).numel())
+
+
+def _check_method(files: ModelFiles) -> None:
+    """transformers would take packed weights of a method it does not know for values, with a warning."""
+    from transformers.quantizers import auto
+
+    packing, known = files.config["quantization_config"], getattr(auto, "AUTO_QUANTIZATION_CONFIG_MAPPING", None)
+    method = packing.get("quant_method") if isinstance(packing, Mapping) else None
+    if known is not None and files.folder is not None and not (isinstance(method, str) and method in known):
+        reason = f"quantization_config is of the method {method!r}, which transformers does not know"
+        raise DamagedFileError(files.folder / "config.json", reason)
 
 
 def _check_shapes(source: str, model: nn.Module, files: ModelFiles) -> None:

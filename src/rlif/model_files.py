@@ -64,10 +64,12 @@ class ModelFiles:
     """What the files of a model say of themselves.
 
     Attributes:
+        folder: where they lie; None for a .gguf file, and for a model that is still on the hub.
         config: config.json; empty for a .gguf file.
         tensors: every stored tensor by its name; empty where the weights are no safetensors.
     """
 
+    folder: Path | None
     config: Mapping[str, Any]
     tensors: Mapping[str, StoredTensor]
 
@@ -81,7 +83,7 @@ def inspect_folder(folder: Path) -> ModelFiles:
     """Read the headers of a model folder.
 
     Raises `DamagedFileError`, and `RlifError` for an adapter beside the weights. A tokenizer.json is not read: the
-    largest take seconds. `check_tokenizer_file` says what is wrong with it once it is known that something is.
+    largest take seconds. `check_tokenizer_files` says what is wrong with it once it is known that something is.
     """
     try:
         _check_kinds(folder)
@@ -91,17 +93,22 @@ def inspect_folder(folder: Path) -> ModelFiles:
     _check_adapter(folder, objects)
     config = objects.get("config.json", {})
     tensors = _stored(folder, objects.get("model.safetensors.index.json"))
-    found = ModelFiles(config, tensors)
+    found = ModelFiles(folder, config, tensors)
     if tensors:
         _check_counts(folder / "config.json", config, len(tensors))
         _check_types(folder, found)
     return found
 
 
-def check_tokenizer_file(folder: Path) -> None:
-    """Raise `DamagedFileError` if tokenizer.json is there and holds no JSON object."""
+def check_tokenizer_files(folder: Path) -> None:
+    """Raise `DamagedFileError` for a tokenizer.json that holds no JSON object, or a chat template that is no text."""
     if (folder / "tokenizer.json").exists():
         _read_object(folder / "tokenizer.json")
+    for path in (*folder.glob("*.jinja"), *folder.glob("additional_chat_templates/*.jinja")):
+        try:
+            path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise DamagedFileError(path, f"no UTF-8 ({error}); fetch the model again") from error
 
 
 def inspect_gguf(path: Path) -> None:
@@ -161,7 +168,7 @@ def _read_object(path: Path) -> dict[str, Any]:
             path, f"{path.stat().st_size:,} bytes are too many for such a file; fetch the model again"
         )
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(path.read_bytes().decode("utf-8"))  # json would guess other encodings
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise DamagedFileError(path, f"no JSON ({reason}); fetch the model again") from error

@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,6 @@ from rlif.errors import RlifError
 from rlif.model_files import (
     ModelFiles,
     adapter_of,
-    check_tokenizer_file,
     inspect_folder,
     inspect_gguf,
     merge_first,
@@ -154,17 +153,15 @@ def load_policy(config: PolicyConfig, *, dtype: torch.dtype | None = None) -> Po
     dtype = dtype or compute_dtype(config.dtype, device)
     weights = {"quantization_config": _dequantise()} if "gguf_file" in options else {"use_safetensors": True}
     with _verdict(config.model), _quietly():
-        try:
+        with _explained("its tokenizer: " if files.folder else "", model_checks.check_files, files.folder):
             tokenizer = AutoTokenizer.from_pretrained(location, **options)
             tokenizer("12+34=?")  # some damage shows in use alone
-        except Exception:
-            check_tokenizer_file(Path(location))  # which names the file, where that is what is wrong
-            raise
-        if not config.remote_code:
-            model_checks.check_fit(config.model, location, files)
-        model, info = AutoModelForCausalLM.from_pretrained(
-            location, **options, **weights, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
-        )
+        with _explained("", model_checks.check_configs, files.folder):
+            if not config.remote_code:
+                model_checks.check_fit(config.model, location, files)
+            model, info = AutoModelForCausalLM.from_pretrained(
+                location, **options, **weights, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+            )
     model_checks.check_loaded(config.model, model, info, files)
     if "gguf_file" in options:
         model = _plain_copy(model, dtype)
@@ -185,18 +182,34 @@ def _verdict(source: str) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        hint = "; if you trust it, set policy.remote_code=true" if "trust_remote_code" in str(error) else ""
-        raise RlifError(f"policy.model: cannot load {source!r}: {_reason(error)}{hint}") from error
+        raise RlifError(f"policy.model: cannot load {source!r}: {_reason(error)}") from error
+
+
+@contextmanager
+def _explained(what: str, check: Callable[[Path], None], folder: Path | None) -> Iterator[None]:
+    """Say of an error which file it comes from, where ``check`` finds one that is damaged; else put ``what`` before."""
+    try:
+        yield
+    except RlifError:
+        raise
+    except Exception as error:
+        if folder is not None:
+            check(folder)
+        raise ValueError(f"{what}{_reason(error)}{_hint(error)}") from error
+
+
+def _hint(error: BaseException) -> str:
+    return "; if you trust it, set policy.remote_code=true" if "trust_remote_code" in str(error) else ""
 
 
 def _inspect(source: str) -> ModelFiles:
     """What the files of a model say of themselves; nothing for those of a hub id that are not in the cache yet."""
     if source.endswith(".gguf"):
         inspect_gguf(Path(source).expanduser())
-        return ModelFiles({}, {})
+        return ModelFiles(None, {}, {})
     path = Path(source).expanduser()
     folder = path if path.is_dir() else _snapshot(source, "config.json")
-    return inspect_folder(folder) if folder is not None else ModelFiles({}, {})
+    return inspect_folder(folder) if folder is not None else ModelFiles(None, {}, {})
 
 
 def _snapshot(source: str, file: str) -> Path | None:
