@@ -4,18 +4,21 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, MiniMaxConfig, MiniMaxForCausalLM
 
 from rlif import models
 from rlif.config import PolicyConfig
 from rlif.errors import RlifError
 from rlif.policy import Policy, compute_dtype, load_policy
+from rlif.rollout import Engine
+from rlif.shading import print_samples
 from toys import CHARACTERS, PADDED_ROWS, SPECIAL, toy_policy
 
 TEMPLATE = "{% for message in messages %}{{ message.content }}\n{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
@@ -443,3 +446,38 @@ def test_a_gguf_file_saves_as_a_plain_folder(smollm2: Policy, tmp_path: Path) ->
     assert again.eos_ids == smollm2.eos_ids
     assert again.chat_template
     assert again.encode_messages(QUESTION) == smollm2.encode_messages(QUESTION)
+
+
+# --- what a model does when it is used --------------------------------------------------------------------------------
+
+
+def test_weights_that_are_not_finite_are_one_line_in_a_sample(tmp_path: Path) -> None:
+    policy = toy_policy("llama")
+    with torch.no_grad():
+        next(policy.model.parameters()).fill_(float("nan"))
+    policy.save(tmp_path)
+    with pytest.raises(RlifError, match=r"^MODEL: .+: not finite: .+; the model is damaged, or needs float32$"):
+        print_samples(
+            str(tmp_path), "1+1=?", n=1, temperature=1.0, top_p=1.0, max_new_tokens=4, chat_template="auto", seed=0
+        )
+
+
+def test_a_model_with_a_cache_of_its_own_is_refused_when_an_engine_is_built() -> None:
+    config = MiniMaxConfig(
+        vocab_size=51,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        num_local_experts=2,
+        num_experts_per_tok=1,
+    )
+    policy = replace(toy_policy(), model=MiniMaxForCausalLM(config).eval(), source="a MiniMax")
+    with pytest.raises(
+        RlifError, match=r"^policy\.model: a MiniMax cannot be sampled from with transformers' usual key"
+    ) as e:
+        Engine(policy)
+    assert str(e.value).isprintable()
+    Engine(toy_policy("olmo2"))  # which takes the usual one
