@@ -33,8 +33,8 @@ LAST_ONLY = "{{ messages[-1].content }}"
 
 @pytest.fixture(autouse=True, scope="module")
 def quick_worker() -> Iterator[TemplateWorker]:
-    """A worker with less patience, so that hostile templates cost a test a second each, and not five."""
-    worker = TemplateWorker(time_limit=1.0)
+    """A worker with less patience, so that hostile templates cost a test two seconds each, and not five."""
+    worker = TemplateWorker(time_limit=2.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chat_templates, "worker", lambda: worker)
         yield worker
@@ -57,13 +57,13 @@ def complaint(template: Any, messages: Any = QUESTION) -> str:
 
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 HOSTILE = {
-    "a loop": (LOOP, "takes longer than 1 s (user)"),
+    "a loop": (LOOP, "takes longer than 2 s (user)"),
     "a loop for long questions": ("{% if messages[0].content | length > 5 %}" + LOOP + "{% endif %}", "takes longer"),
     "a loop that writes": (
         "{% for a in range(99999) %}{% for b in range(9999) %}xxxx{% endfor %}{% endfor %}",
         "takes",
     ),
-    "a power": ("{{ 9 ** (9 ** 9) }}", "takes longer than 1 s"),
+    "a power": ("{{ 9 ** (9 ** 9) }}", "takes longer than 2 s"),
     "gigabytes": ("{{ 'a' * 10 ** 10 }}", "needs more than 512 MB"),
     "gigabytes by the question": ("{{ messages[0].content * 10 ** 9 }}", "needs more than 512 MB"),
     "a list of gigabytes": ("{{ [0] * 10 ** 10 }}", "needs more than 512 MB"),
@@ -73,7 +73,7 @@ HOSTILE = {
     ),
     "padding": ("{{ '%0999999999d' | format(1) }}", "needs more than 512 MB"),
     "centring": ("{{ 'a' | center(10 ** 10) }}", "needs more than 512 MB"),
-    "megabytes": ("{{ 'a' * 20000000 }}", "makes 20,000,000 characters of a short conversation"),
+    "megabytes": ("{{ 'a' * 2000000 }}", "makes 2,000,000 characters of a short conversation"),
     "division": ("{{ 1 / 0 }}", "refuses user (division by zero"),
     "recursion": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "refuses user (maximum recursion depth exceeded"),
     "an attribute that is not there": ("{{ messages.nothing.more }}", "refuses user ("),

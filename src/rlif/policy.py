@@ -182,7 +182,9 @@ def _verdict(source: str) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise RlifError(f"policy.model: cannot load {source!r}: {_reason(error)}") from error
+        asks = any("trust_remote_code" in str(one) for one in (error, error.__cause__))
+        hint = "; if you trust it, set policy.remote_code=true" if asks else ""
+        raise RlifError(f"policy.model: cannot load {source!r}: {_reason(error)}{hint}") from error
 
 
 @contextmanager
@@ -195,11 +197,7 @@ def _explained(what: str, check: Callable[[Path], None], folder: Path | None) ->
     except Exception as error:
         if folder is not None:
             check(folder)
-        raise ValueError(f"{what}{_reason(error)}{_hint(error)}") from error
-
-
-def _hint(error: BaseException) -> str:
-    return "; if you trust it, set policy.remote_code=true" if "trust_remote_code" in str(error) else ""
+        raise ValueError(f"{what}{_reason(error)}") from error
 
 
 def _inspect(source: str) -> ModelFiles:
