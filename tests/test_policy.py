@@ -4,18 +4,21 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, MiniMaxConfig, MiniMaxForCausalLM
 
 from rlif import models
 from rlif.config import PolicyConfig
 from rlif.errors import RlifError
 from rlif.policy import Policy, compute_dtype, load_policy
+from rlif.rollout import Engine
+from rlif.shading import print_samples
 from toys import CHARACTERS, PADDED_ROWS, SPECIAL, toy_policy
 
 TEMPLATE = "{% for message in messages %}{{ message.content }}\n{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
@@ -157,11 +160,35 @@ def test_the_true_vocabulary_leaves_padded_rows_out(good: Path) -> None:
     assert policy.vocab_size == len(SPECIAL) + len(CHARACTERS)
 
 
+BEYOND = [f"<extra{i}>" for i in range(PADDED_ROWS + 3)]
+"""More tokens than the toy model has rows left."""
+
+
 def test_the_true_vocabulary_is_no_larger_than_the_model(tmp_path: Path) -> None:
+    """Gemma 3 has a special token for images beyond its rows; it comes from nothing but its own name."""
     policy = toy_policy()
-    policy.tokenizer.add_tokens([f"<extra{i}>" for i in range(PADDED_ROWS + 3)])
+    policy.tokenizer.add_special_tokens({"extra_special_tokens": BEYOND})
     policy.save(tmp_path)
-    assert load(tmp_path).vocab_size == policy.model.config.vocab_size
+    loaded = load(tmp_path)
+    assert loaded.vocab_size == policy.model.config.vocab_size
+    assert loaded.encode_text("1+1=?")[1] == toy_policy().encode_text("1+1=?")[1]
+    with pytest.raises(RlifError, match=r"a prompt holds '<extra5>', token 51 of the tokenizer .+ the model knows 51"):
+        loaded.encode_text("what is <extra5>?")
+
+
+@pytest.mark.parametrize("kind", ["plain", "pad", "in the template"])
+def test_tokens_beyond_the_embedding_are_refused(kind: str, tmp_path: Path) -> None:
+    policy = toy_policy()
+    if kind == "plain":
+        policy.tokenizer.add_tokens(BEYOND)
+    else:
+        policy.tokenizer.add_special_tokens({"extra_special_tokens": BEYOND})
+    if kind == "pad":
+        policy.tokenizer.pad_token = BEYOND[-1]
+    if kind == "in the template":
+        policy.tokenizer.chat_template = f"{BEYOND[-1]}{TEMPLATE}"
+    policy.save(tmp_path)
+    assert "has ids up to 53 ('<extra7>'), the embedding only 51 rows; resize" in complaint(tmp_path)
 
 
 @pytest.mark.parametrize("has_template", [True, False])
@@ -419,3 +446,38 @@ def test_a_gguf_file_saves_as_a_plain_folder(smollm2: Policy, tmp_path: Path) ->
     assert again.eos_ids == smollm2.eos_ids
     assert again.chat_template
     assert again.encode_messages(QUESTION) == smollm2.encode_messages(QUESTION)
+
+
+# --- what a model does when it is used --------------------------------------------------------------------------------
+
+
+def test_weights_that_are_not_finite_are_one_line_in_a_sample(tmp_path: Path) -> None:
+    policy = toy_policy("llama")
+    with torch.no_grad():
+        next(policy.model.parameters()).fill_(float("nan"))
+    policy.save(tmp_path)
+    with pytest.raises(RlifError, match=r"^MODEL: .+: not finite: .+; the model is damaged, or needs float32$"):
+        print_samples(
+            str(tmp_path), "1+1=?", n=1, temperature=1.0, top_p=1.0, max_new_tokens=4, chat_template="auto", seed=0
+        )
+
+
+def test_a_model_with_a_cache_of_its_own_is_refused_when_an_engine_is_built() -> None:
+    config = MiniMaxConfig(
+        vocab_size=51,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        num_local_experts=2,
+        num_experts_per_tok=1,
+    )
+    policy = replace(toy_policy(), model=MiniMaxForCausalLM(config).eval(), source="a MiniMax")
+    with pytest.raises(
+        RlifError, match=r"^policy\.model: a MiniMax cannot be sampled from with transformers' usual key"
+    ) as e:
+        Engine(policy)
+    assert str(e.value).isprintable()
+    Engine(toy_policy("olmo2"))  # which takes the usual one

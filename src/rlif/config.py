@@ -56,8 +56,8 @@ class ArithmeticTask(Section):
     """How the question is put; {a} and {b} are the summands."""
     template: str = "plain"
     """Name of a prompt template (see rlif.tasks.templates)."""
-    format: str = "boxed"
-    """The extractor that decides `formatted` (see docs/grading.md)."""
+    format: str | None = None
+    """The extractor that decides `formatted` (see docs/grading.md); null: the one for what the template asks for."""
 
     @model_validator(mode="after")
     def _range(self) -> "ArithmeticTask":
@@ -84,8 +84,8 @@ class FileTask(Section):
     """Column of the row's id; null: `id` if there is one, else file name and line number."""
     template: str = "boxed"
     """Name of a prompt template (see rlif.tasks.templates)."""
-    format: str = "boxed"
-    """The extractor that decides `formatted` (see docs/grading.md)."""
+    format: str | None = None
+    """The extractor that decides `formatted` (see docs/grading.md); null: the one for what the template asks for."""
     limit: Positive | None = None
     """Use only the first so many rows."""
 
@@ -107,7 +107,8 @@ class RolloutConfig(Section):
     max_new_tokens: Positive = 3072
     """Length limit of a completion, in tokens."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    """Strings that end a completion; they are cut from the text, not from the tokens that are trained on."""
+    """Strings that end a completion, besides those of the template, which a run's recipe.yaml holds as well; they are
+    cut from the text, not from the tokens that are trained on."""
     max_rows: Positive | None = None
     """Completions decoded side by side; the others wait. null: as many as a share of the machine's memory holds.
     Changes speed and memory, never the result (beyond rounding)."""
@@ -176,7 +177,11 @@ class EvalConfig(Section):
     samples: Positive = 1
     """Completions per problem."""
     temperature: Annotated[float, Field(ge=0.0)] = 1.0
-    """Sampling temperature of the evaluation."""
+    """Sampling temperature of the evaluation. Stop strings, length limit and prompts are those of training."""
+    top_p: Fraction | None = None
+    """Nucleus sampling in the evaluation; null: as rollout.top_p."""
+    top_k: Natural | None = None
+    """Among the k likeliest tokens in the evaluation; null: as rollout.top_k."""
 
 
 class CheckpointConfig(Section):

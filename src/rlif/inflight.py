@@ -19,9 +19,10 @@ from rlif.decoder import Decoder, Heads, joined
 from rlif.errors import RlifError
 from rlif.head import head_of
 from rlif.layers import Rotation, Unchanged
+from rlif.model_files import printable
 from rlif.packing import Packed
 from rlif.policy import Policy
-from rlif.types import Prompt
+from rlif.types import Problem, Prompt
 
 _PREFILL_TOKENS = 4096
 _MOST_ROWS = 1024
@@ -132,6 +133,22 @@ class TransformersRows:
         self._cache: Any = None
         self._mask: Bool[Tensor, "row position"]
         self._lengths: Int[Tensor, " row"]
+
+    @torch.no_grad()
+    def check(self) -> None:
+        """Run two tokens: some models take no cache but a class of their own (MiniMax). Raises `RlifError`."""
+        token = self._policy.eos_ids[0]
+        try:  # around the model's own code, which may say no in any way it likes
+            self.enter([Prompt("check", "", (token,), Problem("check", ""))])
+            self.step(torch.tensor([token], device=self._policy.device))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            reason = printable(str(error).strip() or type(error).__name__)
+            raise RlifError(
+                f"policy.model: {self._policy.source} cannot be sampled from with transformers' usual key-value cache "
+                f"({reason}); use another model"
+            ) from error
 
     def enter(self, prompts: Sequence[Prompt]) -> Float[Tensor, "entered vocab"]:
         distinct = list(dict.fromkeys(prompts))

@@ -7,7 +7,8 @@ safetensors or GGUF only, never from pickles; code that comes with a model runs 
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,9 +18,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from rlif import models
+from rlif import chat_templates, model_checks, models
 from rlif.config import PolicyConfig
 from rlif.errors import RlifError
+from rlif.model_files import (
+    ModelFiles,
+    adapter_of,
+    inspect_folder,
+    inspect_gguf,
+    merge_first,
+    printable,
+)
 from rlif.template_clock import clock_at
 
 
@@ -52,30 +61,64 @@ class Policy:
     ) -> tuple[str, tuple[int, ...]]:
         """A conversation as (exact text, token ids), ready for the model's answer.
 
-        ``now`` is the moment that a template which prints the date is told; None: the present. Raises `RlifError` if
-        the model's template refuses the conversation (some know no system message).
+        A system message that the model's template leaves out is put in front of the first user message, with a
+        warning. ``now`` is the moment that a template which prints the date is told; None: the present. Raises
+        `RlifError` if the template refuses the conversation (some know no system message), breaks a limit of time or
+        memory, or leaves out or rewrites another message.
         """
-        from jinja2 import TemplateError
+        with clock_at(now):
+            text = self._rendered(messages)
+            lost = chat_templates.lost(messages, text)
+            if lost is not None and lost["role"] == "system":
+                warnings.warn(
+                    f"policy.chat_template: the template of {self.source} drops the system message; it is put in front "
+                    "of the user message instead",
+                    stacklevel=2,
+                )
+                messages = chat_templates.system_in_user(messages)
+                text = self._rendered(messages)
+        chat_templates.check_complete(messages, text, self.source)
+        return text, self._ids(text, add_special_tokens=False)
 
+    def _rendered(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The conversation's text, made by the tokenizer's template once a worker has found that to be harmless."""
+        roles = ", ".join(message["role"] for message in messages)
         try:
-            with clock_at(now):
-                text = self.tokenizer.apply_chat_template(
+            broken = chat_templates.limit_broken(self.tokenizer, messages, {"add_generation_prompt": True})
+            if broken is None:
+                text: str = self.tokenizer.apply_chat_template(
                     [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
                 )
-        except TemplateError as error:
-            roles = ", ".join(message["role"] for message in messages)
+                return text
+        except Exception as error:  # jinja's, or anything that Python raises for what a template computes
             raise RlifError(
-                f"policy.chat_template: the template of {self.source} refuses {roles} ({error}); choose "
+                f"policy.chat_template: the template of {self.source} refuses {roles} ({_reason(error)}); choose "
                 "another task.template, or set policy.chat_template to off"
             ) from error
-        return text, tuple(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        raise RlifError(
+            f"policy.chat_template: the template of {self.source} {broken} ({roles}); mend it, or set "
+            "policy.chat_template to off"
+        )
 
     def encode_text(self, text: str) -> tuple[str, tuple[int, ...]]:
-        """Plain text as (text, token ids), with whatever the tokenizer puts before every text (a BOS, or nothing)."""
-        ids = list(self.tokenizer(text, verbose=False)["input_ids"])  # check_context has its own say on length
+        """Plain text as (text, token ids), with whatever the tokenizer puts before every text (a BOS, or nothing).
+
+        Raises `RlifError` for a token that the model does not know.
+        """
+        ids = self._ids(text)
         if ids and ids[-1] in self.eos_ids:  # some tokenizers close every text; a prompt must stay open
-            ids.pop()
-        return text, tuple(ids)
+            ids = ids[:-1]
+        return text, ids
+
+    def _ids(self, text: str, **options: Any) -> tuple[int, ...]:
+        ids = tuple(self.tokenizer(text, verbose=False, **options)["input_ids"])  # check_context has its say on length
+        if ids and max(ids) >= self.vocab_size:
+            token = self.tokenizer.convert_ids_to_tokens(max(ids))
+            raise RlifError(
+                f"policy.model: a prompt holds {token!r}, token {max(ids)} of the tokenizer of {self.source}, but the "
+                f"model knows {self.vocab_size}; take it out of the question, or resize the embedding"
+            )
+        return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of a completion, special tokens left out."""
@@ -89,6 +132,7 @@ class Policy:
 
         ``state_dict`` takes the place of the model's own weights (the optimizer's fp32 masters, say).
         """
+        model_checks.state_tie(self.model)
         weights = None if state_dict is None else dict(state_dict)  # transformers empties the mapping it is given
         self.model.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]
         self.tokenizer.save_pretrained(folder)
@@ -97,42 +141,87 @@ class Policy:
 def load_policy(config: PolicyConfig, *, dtype: torch.dtype | None = None) -> Policy:
     """Load model and tokenizer; the model comes in ``dtype`` (None: `compute_dtype` of the config), in eval mode.
 
-    Raises `RlifError` if there is no such model, or it holds no safetensors or GGUF weights, or it has no chat template
-    where one was asked for.
+    Raises `RlifError` if there is no such model, if its files are damaged or describe another model than the weights
+    are of, if weights would be left out or made up, if it is an adapter, if its tokenizer does not fit, or if it has no
+    chat template where one was asked for.
     """
     # transformers takes seconds to import and decides by the environment; only those who load a model pay.
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     source = models.resolve(config.model)
     location, options = _locate(source, config)
+    with _verdict(config.model):
+        files = _inspect(source)
     options["trust_remote_code"] = config.remote_code
     device = _device(config.device)
     dtype = dtype or compute_dtype(config.dtype, device)
-    try:
-        weights = {"quantization_config": _dequantise()} if "gguf_file" in options else {"use_safetensors": True}
-        with _quietly():
+    weights = {"quantization_config": _dequantise()} if "gguf_file" in options else {"use_safetensors": True}
+    with _verdict(config.model), _quietly():
+        with _explained("its tokenizer: " if files.folder else "", model_checks.check_files, files.folder):
             tokenizer = AutoTokenizer.from_pretrained(location, **options)
+            tokenizer("12+34=?")  # some damage shows in use alone
+        with _explained("", model_checks.check_configs, files.folder):
+            if not config.remote_code:
+                model_checks.check_fit(config.model, location, files)
             model, info = AutoModelForCausalLM.from_pretrained(
                 location, **options, **weights, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
             )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        hint = "; if you trust it, set policy.remote_code=true" if "trust_remote_code" in str(error) else ""
-        raise RlifError(f"policy.model: cannot load {config.model!r}: {_first_line(error)}{hint}") from error
-    if info["mismatched_keys"]:  # transformers would go on with random ones, here and below
-        key, found, expected = sorted(info["mismatched_keys"])[0]
-        raise RlifError(
-            f"policy.model: the weights of {config.model!r} do not fit its config.json: {key} is {tuple(found)}, "
-            f"expected {tuple(expected)}"
-        )
-    if info["missing_keys"]:
-        first, *others = sorted(info["missing_keys"])
-        raise RlifError(f"policy.model: {config.model!r} lacks the weights {first} and {len(others)} more")
+    model_checks.check_loaded(config.model, model, info, files)
     if "gguf_file" in options:
         model = _plain_copy(model, dtype)
     return _assemble(model.to(device).eval(), tokenizer, config)
+
+
+@contextmanager
+def _verdict(source: str) -> Iterator[None]:
+    """Around what a library says of the user's files, and nothing of ours: whatever it raises is its verdict on them.
+
+    It raises nearly anything: for damaged files ``Exception`` itself, errors of struct, of indices, of recursion. A
+    panic in Rust (the tokenizers' library) is not even an ``Exception``.
+    """
+    try:
+        yield
+    except RlifError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        asks = any("trust_remote_code" in str(one) for one in (error, error.__cause__))
+        hint = "; if you trust it, set policy.remote_code=true" if asks else ""
+        raise RlifError(f"policy.model: cannot load {source!r}: {_reason(error)}{hint}") from error
+
+
+@contextmanager
+def _explained(what: str, check: Callable[[Path], None], folder: Path | None) -> Iterator[None]:
+    """Say of an error which file it comes from, where ``check`` finds one that is damaged; else put ``what`` before."""
+    try:
+        yield
+    except RlifError:
+        raise
+    except Exception as error:
+        if folder is not None:
+            check(folder)
+        raise ValueError(f"{what}{_reason(error)}") from error
+
+
+def _inspect(source: str) -> ModelFiles:
+    """What the files of a model say of themselves; nothing for those of a hub id that are not in the cache yet."""
+    if source.endswith(".gguf"):
+        inspect_gguf(Path(source).expanduser())
+        return ModelFiles(None, {}, {})
+    path = Path(source).expanduser()
+    folder = path if path.is_dir() else _snapshot(source, "config.json")
+    return inspect_folder(folder) if folder is not None else ModelFiles(None, {}, {})
+
+
+def _snapshot(source: str, file: str) -> Path | None:
+    """The folder of the hub's cache that holds a model, as far as ``file`` of it lies there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(source, file)
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def check_source(config: PolicyConfig) -> None:
@@ -155,7 +244,7 @@ def unpack(name: str) -> Path:
         policy.save(unfinished)
         unfinished.rename(folder)
     except Exception as error:  # a full disk comes as an exception of safetensors' own
-        raise RlifError(f"{folder}: cannot keep the unpacked model here ({_first_line(error)})") from error
+        raise RlifError(f"{folder}: cannot keep the unpacked model here ({_reason(error)})") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return folder
@@ -184,7 +273,7 @@ def _device(name: str) -> torch.device:
         if device.type == "cuda":
             torch.cuda.set_device(device)  # Triton kernels and CUDA graphs run on the current one
     except (RuntimeError, AssertionError) as error:
-        raise RlifError(f"policy.device: cannot use {name!r}: {_first_line(error)}") from error
+        raise RlifError(f"policy.device: cannot use {name!r}: {_reason(error)}") from error
     return device
 
 
@@ -201,6 +290,8 @@ def _locate(source: str, config: PolicyConfig) -> tuple[str, dict[str, Any]]:
         return str(path.parent), {"gguf_file": path.name}
     if path.is_dir():
         if not (path / "config.json").is_file():
+            if (base := adapter_of(path)) is not None:
+                raise merge_first(source, base)
             raise RlifError(f"policy.model: {source} is a folder without a config.json; give a model folder")
         if not any(next(path.glob(pattern), None) for pattern in _TOKENIZERS):
             raise RlifError(f"policy.model: {source} is a folder without a tokenizer; put its tokenizer.json there")
@@ -229,15 +320,19 @@ def _missing_on_hub(source: str) -> str | None:
     try:
         if isinstance(try_to_load_from_cache(source, "config.json"), str):
             return None
+        if (folder := _snapshot(source, "adapter_config.json")) and (base := adapter_of(folder)) is not None:
+            raise merge_first(source, base)
         if is_offline_mode():
             return ", not in the hub's cache either, and the hub is switched off (HF_HUB_OFFLINE)"
         get_hf_file_metadata(hf_hub_url(source, "config.json"), timeout=10)
+    except RlifError:
+        raise
     except HFValidationError:
         return ""
     except HfHubHTTPError as error:
-        return f", nor can the hub give it ({_first_line(error)})"
+        return f", nor can the hub give it ({_reason(error)})"
     except Exception as error:  # whatever the HTTP client raises when there is no network
-        return f", and the hub cannot be reached ({_first_line(error)})"
+        return f", and the hub cannot be reached ({_reason(error)})"
     return None
 
 
@@ -287,28 +382,36 @@ def _plain_copy(quantised: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def _assemble(model: Any, tokenizer: Any, config: PolicyConfig) -> Policy:
-    eos = model.generation_config.eos_token_id if model.generation_config is not None else None
-    eos_ids = {*(eos if isinstance(eos, list) else [eos]), tokenizer.eos_token_id} - {None}
-    if not eos_ids:
-        raise RlifError(f"policy.model: {config.model} names no EOS token; name one in its generation config")
-    has_template = getattr(tokenizer, "chat_template", None) is not None
-    if config.chat_template == "on" and not has_template:
-        raise RlifError(f"policy.chat_template: {config.model} has no chat template; set it to off")
+    eos_ids = model_checks.eos_ids_of(config.model, model, tokenizer)
+    model_checks.check_tokenizer(config.model, model, tokenizer)
     text_config = model.config.get_text_config(decoder=True)
     pad = tokenizer.pad_token_id
     return Policy(
         model=model,
         tokenizer=tokenizer,
-        eos_ids=tuple(sorted(eos_ids)),
+        eos_ids=eos_ids,
         pad_id=pad if pad is not None else min(eos_ids),
         vocab_size=min(max(tokenizer.get_vocab().values()) + 1, text_config.vocab_size),
         context=getattr(text_config, "max_position_embeddings", None),
-        chat_template=has_template if config.chat_template == "auto" else config.chat_template == "on",
+        chat_template=_uses_template(tokenizer, config),
         source=config.model,
     )
 
 
-def _first_line(error: BaseException) -> str:
-    """The first line with anything on it, and the ones it announces by a colon at its end."""
+def _uses_template(tokenizer: Any, config: PolicyConfig) -> bool:
+    if config.chat_template == "off":
+        return False
+    try:
+        template = chat_templates.template_of(tokenizer)
+    except ValueError as error:
+        raise RlifError(f"policy.chat_template: {config.model}: {printable(str(error))}; set it to off") from error
+    if config.chat_template == "on" and template is None:
+        raise RlifError(f"policy.chat_template: {config.model} has no chat template; set it to off")
+    return template is not None
+
+
+def _reason(error: BaseException) -> str:
+    """What an error says on its first line with anything on it, and on those it announces by a colon at its end."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return " ".join(lines) if lines[0].endswith(":") else lines[0]
+    text = " ".join(lines) if lines[0].endswith(":") else lines[0]
+    return printable(f"{text} is missing" if isinstance(error, KeyError) else text)

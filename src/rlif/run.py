@@ -42,6 +42,7 @@ from rlif.runlog import BEGINNING, INFO, METRICS_FILE, RunLog, collect_info, fin
 from rlif.sinks import Sinks, open_sinks
 from rlif.tasks import build_task
 from rlif.tasks.base import Task
+from rlif.tasks.templates import find_template
 from rlif.template_clock import present
 from rlif.types import Problem, Prompt, Scored
 
@@ -127,7 +128,7 @@ class Run:
     def start(cls, recipe: Recipe, out: Path, watcher: Watcher) -> Iterator["Run"]:
         """A new run in a new folder. If anything is wrong, no folder is left behind."""
         RunLog.check_free(out)
-        recipe = _with_absolute_paths(recipe)
+        recipe = _resolved(recipe)
         run = cls(recipe, out, watcher, None, now=present())
         with locked(out), ExitStack() as stack:
             RunLog.check_free(out)  # again: nobody else can take it from here on
@@ -192,8 +193,7 @@ class Run:
         """Metrics of the policy as it stands on the fixed evaluation problems."""
         config = self.recipe.eval
         self._eval_prompts = self._eval_prompts or self._render_eval()
-        rollout = self.recipe.rollout
-        sampling = Sampling(config.temperature, max_new_tokens=rollout.max_new_tokens, stop=rollout.stop)
+        sampling = eval_sampling(self.recipe)
         self.watcher.begin("eval", step, len(self._eval_prompts) * config.samples * sampling.max_new_tokens)
         # The same random numbers at every evaluation: what differs between two of them is the policy.
         result = evaluate(
@@ -327,14 +327,31 @@ class Run:
         check_context(self.policy, self._render(problems), self.sampling.max_new_tokens)
 
 
-def _with_absolute_paths(recipe: Recipe) -> Recipe:
-    """Local paths made absolute, so that the run can be resumed from another folder."""
+def eval_sampling(recipe: Recipe) -> Sampling:
+    """How the evaluation during training draws: as rollouts do, but for what the section eval says otherwise."""
+    rollout, own = recipe.rollout, recipe.eval
+    return Sampling(
+        temperature=own.temperature,
+        top_p=rollout.top_p if own.top_p is None else own.top_p,
+        top_k=rollout.top_k if own.top_k is None else own.top_k,
+        max_new_tokens=rollout.max_new_tokens,
+        stop=rollout.stop,
+    )
+
+
+def _resolved(recipe: Recipe) -> Recipe:
+    """A recipe that says what will be done, wherever it is resumed: local paths are absolute, and what the template
+    brings (stop strings, the form of answer it asks for) and the evaluation takes over from rollouts is spelled out."""
     data = recipe.model_dump(mode="json")
     if recipe.policy.model not in MODELS and Path(recipe.policy.model).expanduser().exists():
         data["policy"]["model"] = str(Path(recipe.policy.model).expanduser().resolve())
     for key in ("path", "eval_path"):
         if data["task"].get(key):
             data["task"][key] = str(Path(data["task"][key]).expanduser().resolve())
+    template, sampling = find_template(recipe.task.template), eval_sampling(recipe)
+    data["task"]["format"] = recipe.task.format or template.format
+    data["rollout"]["stop"] = list(dict.fromkeys((*template.stop, *recipe.rollout.stop)))
+    data["eval"] |= {"top_p": sampling.top_p, "top_k": sampling.top_k}
     return parse_recipe(data)
 
 

@@ -43,15 +43,21 @@ def print_samples(
         policy = load_policy(PolicyConfig(model=model, chat_template=choice))
     except RlifError as error:
         raise RlifError(_in_own_words(error)) from error
-    prompts = render(policy, "plain", [Problem("prompt", prompt)])
+    try:
+        prompts = render(policy, "plain", [Problem("prompt", prompt)])
+    except RlifError as error:
+        raise RlifError(_in_own_words(error)) from error
     _check_fits(policy, prompts[0], max_new_tokens)
     started = monotonic()
-    rollouts = Engine(policy).sample(
-        prompts,
-        group_size=n,
-        sampling=Sampling(temperature, top_p, max_new_tokens=max_new_tokens),
-        key=Key(seed, "sample"),
-    )
+    try:
+        rollouts = Engine(policy).sample(
+            prompts,
+            group_size=n,
+            sampling=Sampling(temperature, top_p, max_new_tokens=max_new_tokens),
+            key=Key(seed, "sample"),
+        )
+    except FloatingPointError as error:
+        raise RlifError(f"MODEL: {model}: not finite: {error}; the model is damaged, or needs float32") from error
     seconds = monotonic() - started
     console = Console(highlight=False)
     few = console.color_system in ("standard", "windows")

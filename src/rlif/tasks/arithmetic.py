@@ -11,6 +11,7 @@ from random import Random
 from rlif.config import ArithmeticTask
 from rlif.errors import RlifError
 from rlif.tasks.base import EVAL_SEED, GradedTask, keyed_random, too_few
+from rlif.tasks.templates import find_template
 from rlif.types import Problem
 
 _SHUFFLED = 1 << 16
@@ -24,7 +25,7 @@ class Arithmetic(GradedTask):
 
     def __init__(self, config: ArithmeticTask) -> None:
         """Raises `RlifError` if the question lacks a summand, or for an unknown format."""
-        super().__init__(config.format)
+        super().__init__(config.format or find_template(config.template).format)
         for summand in ("{a}", "{b}"):
             if summand not in config.question:
                 raise RlifError(f"task.question: {config.question!r} does not contain {summand}")

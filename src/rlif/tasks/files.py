@@ -18,6 +18,7 @@ from rlif.config import FileTask
 from rlif.errors import RlifError
 from rlif.grading import boxed
 from rlif.tasks.base import EVAL_SEED, GradedTask, digest, keyed_random, too_few, walk
+from rlif.tasks.templates import find_template
 from rlif.types import Problem
 
 _LOG = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ class ProblemFile(GradedTask):
 
     def __init__(self, config: FileTask, base_dir: Path | None = None) -> None:
         """Reads the files; a relative path starts from ``base_dir`` (None: the current folder). Raises `RlifError`."""
-        super().__init__(config.format)
+        super().__init__(config.format or find_template(config.template).format)
         self.name: str = config.name
         self._train_path = _resolve(config.path, base_dir)
         self._train = read_problems(self._train_path, config, limit=config.limit)

@@ -11,8 +11,8 @@ from rlif.tasks.shots import Shot
 class Template:
     """Wording around a question: an optional system message and a user message that contains ``{question}``.
 
-    ``format`` is the extractor that reads the form it asks for. In an evaluation the ``stop`` strings end an answer,
-    and worked examples stand before the question, each ending in ``closing`` with its ``{answer}``.
+    ``format`` is the extractor that reads the form it asks for. The ``stop`` strings end an answer, in training as in
+    an evaluation; there worked examples may stand before the question, each ends in ``closing`` with its ``{answer}``.
     """
 
     name: str
