@@ -19,6 +19,7 @@ from torch import nn
 from rlif import models
 from rlif.config import PolicyConfig
 from rlif.errors import RlifError
+from rlif.paths import expanded
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ _TOKENIZERS = ("*token*", "vocab*", "*.model")
 
 def _locate(source: str, config: PolicyConfig) -> tuple[str, dict[str, Any]]:
     """Where transformers shall look, and with which options."""
-    path = Path(source).expanduser()
+    path = expanded(source)
     if source.endswith(".gguf"):
         if not path.is_file():
             raise RlifError(f"policy.model: no such file: {source}")
@@ -208,7 +209,7 @@ def _locate(source: str, config: PolicyConfig) -> tuple[str, dict[str, Any]]:
 
 def _names_a_path(source: str) -> bool:
     """Whether what is not there can only have been a folder: OWNER/NAME may be a hub id, unless OWNER lies here."""
-    path = Path(source).expanduser()
+    path = expanded(source)
     return path.is_absolute() or source.startswith((".", "~")) or source.count("/") != 1 or path.parent.is_dir()
 
 

@@ -33,6 +33,7 @@ from rlif.evaluate import evaluate
 from rlif.memory import peak_memory_gb
 from rlif.models import MODELS
 from rlif.optim import MasterOptimizer, adamw
+from rlif.paths import expanded
 from rlif.policy import Policy, compute_dtype, load_policy
 from rlif.prompts import render
 from rlif.recipes import RECIPE
@@ -293,11 +294,11 @@ def weights_digest(model: nn.Module) -> str:
 def _with_absolute_paths(recipe: Recipe) -> Recipe:
     """Local paths made absolute, so that the run can be resumed from another folder."""
     data = recipe.model_dump(mode="json")
-    if recipe.policy.model not in MODELS and Path(recipe.policy.model).expanduser().exists():
-        data["policy"]["model"] = str(Path(recipe.policy.model).expanduser().resolve())
+    if recipe.policy.model not in MODELS and expanded(recipe.policy.model).exists():
+        data["policy"]["model"] = str(expanded(recipe.policy.model).resolve())
     for key in ("path", "eval_path"):
         if data["task"].get(key):
-            data["task"][key] = str(Path(data["task"][key]).expanduser().resolve())
+            data["task"][key] = str(expanded(data["task"][key]).resolve())
     return parse_recipe(data)
 
 
