@@ -117,7 +117,10 @@ class ModelRow(NamedTuple):
 
 def cache_dir() -> Path:
     """Where fetched files are kept: ``$RLIF_CACHE``, or ``~/.cache/rlif``. Raises `NoHomeError` without a home."""
-    return expanded(os.environ.get("RLIF_CACHE") or "~/.cache/rlif")
+    try:
+        return expanded(os.environ.get("RLIF_CACHE") or "~/.cache/rlif")
+    except NoHomeError as error:
+        raise NoHomeError("no home folder is known to keep models in; set RLIF_CACHE to a folder, or HOME") from error
 
 
 def resolve(source: str) -> str:
@@ -129,7 +132,9 @@ def resolve(source: str) -> str:
     if model is None:
         return source
     path = file_path(model)
-    if not (model.shipped or path.exists()):
+    if model.shipped:
+        return str(path)
+    if not path.exists():
         raise RlifError(f"{source}: not in the cache ({path}); run `rlif models --fetch` (or `make models`)")
     return str(unpacked) if (unpacked := unpacked_path(model)).exists() else str(path)
 

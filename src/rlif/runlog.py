@@ -351,9 +351,14 @@ def _lines(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
 def _record(line: bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+    whole = isinstance(record, dict) and isinstance(record.get("step"), int)
+    return record if whole and all(_is_number(value) for value in record.values()) else None
+
+
+def _is_number(value: object) -> bool:
+    return value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
 
 
 def _number(value: float | int) -> float | int | None:

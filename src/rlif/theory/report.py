@@ -65,14 +65,15 @@ def print_run(run: Path) -> None:
             f"{path}: fewer than 4 steps with entropy/predicted; train with log.entropy_share and rollout.temperature "
             "above 0, rollout.top_p 1 and rollout.top_k 0"
         )
-    kept = [line for line in lines if "entropy/predicted" in line]
+    keys = ("entropy/predicted", "entropy/measured")
+    kept = [line for line in lines if all(math.isfinite(line.get(key, math.nan)) for key in keys)]
     predicted, measured = ([line[f"entropy/{key}"] for line in kept] for key in ("predicted", "measured"))
     spread = statistics.stdev(measured)
     errors = [line["entropy/predicted_stderr"] for line in kept if "entropy/predicted_stderr" in line]
     known = [error for error in errors if math.isfinite(error)]
     error = f"{statistics.fmean(known):.4f}" if known else "unknown (one row)"
     agree = sum((line["entropy/predicted"] < 0) == (line["entropy/measured"] < 0) for line in kept)
-    falling = sum(line["entropy/advantage_covariance"] > 0 for line in kept)
+    falling = sum(line.get("entropy/advantage_covariance", math.nan) > 0 for line in kept)
     console = Console()
     for text in (
         f"{run}: change of entropy by each update, predicted −Cov(ln π, Δ ln π) against measured on the same states",
