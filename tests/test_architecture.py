@@ -12,6 +12,10 @@ SOURCE = Path(rlif.__file__).parent
 
 ORDER = (
     "errors",
+    "explain",
+    "yaml_text",
+    "paths",
+    "terminal",
     "memory",
     "disk",
     "interrupts",

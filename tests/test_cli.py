@@ -88,10 +88,10 @@ def no_file_larger_than(size: int) -> Iterator[None]:
     [
         ("grpo.lrr=1", "grpo.lrr: unknown key; did you mean grpo.lr?"),
         ("lr=1", "lr: unknown key; did you mean grpo.lr?"),
-        ("grpo.betas=[0.9,1.5]", "grpo.betas.1: Input should be less than 1"),
-        ("grpo.lr=1e39", "grpo.lr: Input should be less than or equal to 1"),
+        ("grpo.betas=[0.9,1.5]", "grpo.betas.1: expected a number below 1"),
+        ("grpo.lr=1e39", "grpo.lr: expected 1 or less"),
         ("rollout.group_size=1", "rollout.group_size: 1 leaves every group without a deviation"),
-        ('rollout.stop=[""]', "rollout.stop.0: String should have at least 1 character"),
+        ('rollout.stop=[""]', "rollout.stop.0: expected text that is not empty"),
         ("task.question={a}+{b}", "the value is not YAML; text with signs in it stands in quotes"),
         ("policy.model=nowhere", "no such folder or file: nowhere"),
         ("policy.model=nobody/nothing", "no such folder or file: nobody/nothing"),

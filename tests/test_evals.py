@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 from pyarrow import parquet
-from rich.console import Console
 from typer.testing import CliRunner
 
 from rlif.analysis import compression_ratio, repeated_ngrams, tenths, transitional_tenths
@@ -37,6 +36,7 @@ from rlif.evals.store import Store, read_answers, slug
 from rlif.evals.watching import Pace, duration
 from rlif.grading import Grader
 from rlif.rollout import Engine, Key, Sampling
+from rlif.terminal import Console
 from rlif.types import Verdict
 from toys import toy_policy, toy_prompts
 

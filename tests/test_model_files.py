@@ -14,8 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rlif.config import PolicyConfig
-from rlif.errors import RlifError
-from rlif.model_files import printable
+from rlif.errors import RlifError, brief
 from rlif.policy import Policy, load_policy
 from toys import toy_policy
 
@@ -300,7 +299,7 @@ def test_what_no_module_asks_for(name: str, harmless: bool, copy: Path) -> None:
 def test_an_adapter_alone_is_called_one(base: object, tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
-    named = printable(base) if isinstance(base, str) else "a base model that it does not name"
+    named = brief(base) if isinstance(base, str) else "a base model that it does not name"
     assert complaint(tmp_path).startswith(
         f"policy.model: {tmp_path} is a LoRA adapter of {named}, not a whole model; merge"
     )
@@ -386,8 +385,8 @@ def test_random_damage_loads_or_is_one_line(name: str, copy: Path) -> None:
     assert [message for message in said if not (message.isprintable() and message.startswith("policy."))] == []
 
 
-def test_printable() -> None:
-    assert printable("a\nb\t c") == "a b c"
-    assert printable("\x1b[31m\u202e") == "\\x1b[31m\\u202e"
-    assert printable("ä→𝔸") == "ä→𝔸"
-    assert printable("x" * 400) == "x" * 299 + "…"
+def test_brief() -> None:
+    assert brief("a\nb\t c") == "a b c"
+    assert brief("\x1b[31m\u202e") == "\\x1b[31m\\u202e"
+    assert brief("ä→𝔸") == "ä→𝔸"
+    assert brief("x" * 400) == "x" * 299 + "…"

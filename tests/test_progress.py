@@ -4,9 +4,9 @@ import re
 from io import StringIO
 
 import pytest
-from rich.console import Console
 
 from rlif.progress import fitting, step_parts, watch_run
+from rlif.terminal import Console
 
 METRICS = {
     "reward/trajectory_entropy/mean": -123.4567,

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from matplotlib.image import imread
-from rich.console import Console
 
 from rlif.config import dump_recipe, load_recipe
 from rlif.errors import RlifError
@@ -21,6 +20,7 @@ from rlif.recipes import find_recipe
 from rlif.report.figures import Curve, draw_all
 from rlif.report.summary import explain, markdown, summarise, terminal_table
 from rlif.runlog import read_metrics
+from rlif.terminal import Console
 from rlif.train import train
 
 

@@ -1,19 +1,21 @@
 """The command line: parse, call one function, print.
 
-Heavy imports stand inside the commands, so that ``rlif --help`` answers at once. A mistake of the user is one line on
-stderr and exit code 2; a run stopped by Ctrl-C exits with 130, by SIGTERM with 143, its checkpoint written.
+Heavy imports stand inside the commands, so that ``rlif --help`` answers at once. A mistake of the user, or of the
+system (a full disk, no permission), is one line on stderr and exit code 2; a run stopped by Ctrl-C exits with 130, by
+SIGTERM with 143, its checkpoint written. Any other exception is a bug: it keeps its traceback, and exits with 1.
 """
 
 import os
 import signal
 import sys
-import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
 import rlif
+from rlif import terminal
 from rlif.errors import RlifError
 from rlif.interrupts import SIGNALS, AtOnce, Interrupted, end_at_once
 
@@ -34,45 +36,101 @@ def main() -> None:
     for number in SIGNALS:
         signal.signal(number, end_at_once)
     prepare()
-    command = typer.main.get_command(app)
-    try:  # typer's own way of running a command would turn what is caught below into boxes of five lines, or nothing
-        with command.make_context("rlif", sys.argv[1:] or ["--help"]) as context:
-            command.invoke(context)
-    except typer.Exit as done:
-        sys.exit(done.exit_code)
-    except BrokenPipeError:  # the reader of our output has read enough, as in rlif models | head -1
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except RlifError as error:
-        _end(2, str(error))
-    except UsageError as error:
-        path = error.ctx.command_path if error.ctx else "rlif"
-        _end(2, f"{' '.join(error.format_message().split()).rstrip('.')}; see {path} --help")
-    except Interrupted as stop:
-        _end(128 + stop.signum, str(stop))
-    except AtOnce as signum:
-        _end(128 + signum.args[0], "interrupted")
+    with terminal.guarded_streams():
+        code, message = _outcome(sys.argv[1:])
+        if message:
+            terminal.note(f"rlif: {message}")
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)  # one more Ctrl-C while Python cleans up has nothing left to tell
+    sys.exit(code)
 
 
 def prepare() -> None:
-    """Before PyTorch is there: its threads wait less busily for each other, and warnings are one line each.
+    """Before PyTorch is there: its threads wait less busily for each other, and what is printed is printable.
 
     OpenMP's threads spin some milliseconds before they sleep. Where another process has one of the cores that is for
     nothing: two threads of a tiny model beside one busy process made 50 tokens/s, and make 750 (docs/performance.md).
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    warnings.formatwarning = lambda message, *_, **__: f"rlif: warning: {message}\n"
+    terminal.prepare()
 
 
-def _end(code: int, message: str) -> NoReturn:
-    print(f"rlif: {message}", file=sys.stderr)
-    sys.exit(code)
+def _outcome(arguments: Sequence[str]) -> tuple[int, str]:
+    """Run a command: its exit code, and what is to be said of its end, and the type of an exception decides."""
+    try:
+        return _run(arguments), ""
+    except BrokenPipeError:  # the reader of our output has read enough, as in rlif models | head -1
+        terminal.give_up(sys.stdout)
+        return 1, ""
+    except RlifError as error:
+        if isinstance(error, terminal.OutputError):
+            terminal.give_up(sys.stdout)
+        return 2, str(error)
+    except UsageError as error:
+        path = error.ctx.command_path if error.ctx else "rlif"
+        return 2, f"{' '.join(error.format_message().split()).rstrip('.')}; see {path} --help"
+    except Interrupted as stop:
+        return 128 + stop.signum, str(stop)
+    except KeyboardInterrupt as stop:
+        return 128 + (stop.args[0] if isinstance(stop, AtOnce) else signal.SIGINT), "interrupted"
+    except OSError as error:  # the disk, a permission, the network: not of our making
+        return 2, _refusal(error)
+    except Exception as error:
+        if _is_out_of_memory(error):
+            return 2, f"out of memory ({str(error) or type(error).__name__}); ask for less at a time"
+        terminal.note_bug(error)
+        return 1, ""
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """A command from its words to the last of its output. typer's own way of running one would turn what is raised
+    into boxes of five lines, or nothing."""
+    for argument in arguments:
+        if "\0" in argument or not _is_unicode(argument):
+            raise RlifError(f"{argument!r}: a file name or text that is not UTF-8 (or holds a NUL); rename it")
+    command, code = typer.main.get_command(app), 0
+    try:
+        with command.make_context("rlif", [*arguments] or ["--help"]) as context:
+            command.invoke(context)
+    except typer.Exit as done:
+        code = done.exit_code
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    return code
+
+
+def _is_unicode(text: str) -> bool:
+    """Not so for bytes of the command line that are not UTF-8: Python hands them over as halves of characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _refusal(error: OSError) -> str:
+    """What the operating system would not do, with the name of the file where it is known."""
+    try:
+        os.getcwd()
+    except OSError:
+        return "the current folder is gone; change to another one and try again"
+    where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+    return (
+        f"{where}{error.strerror or error or type(error).__name__}; check names, permissions and the room on the disk"
+    )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Python's, PyTorch's on a GPU, or PyTorch's on a CPU, which has no type of its own."""
+    torch = sys.modules.get("torch")
+    of_gpu = torch is not None and isinstance(error, torch.OutOfMemoryError)
+    return of_gpu or isinstance(error, MemoryError) or "can't allocate memory" in str(error)
 
 
 def _print_version(asked: bool) -> bool:
     if asked:
-        print(f"rlif {rlif.__version__}")
+        terminal.say(f"rlif {rlif.__version__}")
         raise typer.Exit
     return asked
 
@@ -115,14 +173,12 @@ def train(
 
 
 def _train(out: Path, recipe: "Recipe | None", *, allow_changed: bool = False) -> None:  # type: ignore[name-defined]  # noqa: F821
-    from rich.console import Console
-
     from rlif import train as trainer
     from rlif.config import load_recipe
     from rlif.progress import watch_run
     from rlif.run import recipe_path, resumes_at
 
-    console = Console()
+    console = terminal.Console()
     known = recipe or load_recipe(recipe_path(out))
     done = 0 if recipe else resumes_at(out)
     with watch_run(console, known.steps, done) as watcher:
@@ -130,7 +186,7 @@ def _train(out: Path, recipe: "Recipe | None", *, allow_changed: bool = False) -
             final = trainer.train(recipe, out, watcher=watcher)
         else:
             final = trainer.resume(out, watcher=watcher, allow_changed=allow_changed)
-    console.print(f"final model: {final}", highlight=False, soft_wrap=True)
+    console.write_line(f"final model: {final}")
 
 
 @app.command("eval")
@@ -283,7 +339,7 @@ def theory(
         print_run(run)
         return
     if not print_theory(seed=seed, trials=trials, plot=plot):
-        sys.exit(1)
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -294,15 +350,15 @@ def models(
     from rlif.models import MODELS, ModelRow, describe, fetch_all
 
     if fetch:
-        fetch_all(say=print)
+        fetch_all(say=terminal.say)
         from rlif.policy import unpack
 
         for name in (name for name, model in MODELS.items() if not model.shipped):
-            print(f"{name}: unpacked, {unpack(name)}")
+            terminal.say(f"{name}: unpacked, {unpack(name)}")
     rows = [ModelRow(*ModelRow._fields), *describe()]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        terminal.say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 @tiny_app.command("make")
@@ -315,6 +371,6 @@ def tiny_make(
 
     def say(model: str, step: int, steps: int, loss: float) -> None:
         if step % 50 == 0 or step == steps:
-            print(f"{model}: step {step} of {steps}, loss {loss:.3f} nats a token")
+            terminal.say(f"{model}: step {step} of {steps}, loss {loss:.3f} nats a token")
 
     make(out, seed=seed, progress=say)

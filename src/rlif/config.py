@@ -11,7 +11,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator, model_validator
 
-from rlif.errors import RlifError, nearest
+from rlif.errors import RlifError, nearest, printable, shortened, shown
+from rlif.explain import explained
+from rlif.yaml_text import LONGEST, YamlError, read_yaml
 
 Positive = Annotated[int, Strict(), Field(ge=1)]  # strict: `true` is no 1
 Natural = Annotated[int, Strict(), Field(ge=0)]
@@ -248,11 +250,16 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     Raises `RlifError` naming the file and the key of the first mistake.
     """
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        with path.open("rb") as file:
+            data = read_yaml(file.read(4 * LONGEST).decode("utf-8-sig"))
     except OSError as error:
         raise RlifError(f"{path}: cannot read the recipe ({error.strerror}); recipes lie in recipes/") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RlifError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+    except UnicodeDecodeError as error:
+        raise RlifError(
+            f"{path}: not YAML (byte {error.start} is not UTF-8; save the recipe in that encoding)"
+        ) from error
+    except YamlError as error:
+        raise RlifError(f"{path}: not YAML ({error})") from error
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
         raise RlifError(f"{path}: a recipe is a mapping of keys to values")
     for override in overrides or []:
@@ -273,36 +280,23 @@ def dump_recipe(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which a key that stands twice is a mistake: the first one would be forgotten without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str) and key in seen and key != "<<":
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} stands twice", key_node.start_mark)
-            if isinstance(key, str):
-                seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
 def _apply(data: dict[str, Any], override: str) -> None:
     key, separator, value = override.partition("=")
-    if not separator or not key:
-        raise RlifError(f"override {override!r}: write key=value, for example grpo.lr=1e-5")
+    where = f"override {shown(override, 200)}"
+    if not separator or not all(key.split(".")):
+        raise RlifError(f"{where}: write key=value, for example grpo.lr=1e-5")
     *parents, leaf = key.split(".")
     node = data
     for parent in parents:
         child = node.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise RlifError(f"override {override!r}: {parent} is not a section in this recipe")
+            raise RlifError(f"{where}: {parent} is not a section in this recipe")
         node = child
     try:
-        node[leaf] = yaml.load(value, _Loader)  # YAML 1.1 leaves 1e-5 a string; pydantic makes it a number
-    except yaml.YAMLError as error:
-        hint = "" if "'" in value else f"; text with signs in it stands in quotes: \"{key}='{value}'\""
-        raise RlifError(f"override {override!r}: the value is not YAML{hint}") from error
+        node[leaf] = read_yaml(value)  # YAML 1.1 leaves 1e-5 a string; pydantic makes it a number
+    except YamlError as error:
+        hint = "" if "'" in value else f"; text with signs in it stands in quotes: \"{key}='{shortened(value, 60)}'\""
+        raise RlifError(f"{where}: the value is not YAML{hint}") from error
 
 
 def _explain(error: ValidationError) -> str:
@@ -310,17 +304,15 @@ def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
     # pydantic's location of a key below `task` holds the task's name too.
     location = [part for i, part in enumerate(first["loc"]) if i != 1 or first["loc"][0] != "task"]
-    key = ".".join(str(part) for part in location)
+    key = shortened(printable(".".join(str(part) for part in location)), 200)
     count = error.error_count()
     more = f" (and {count - 1} more)" if count > 1 else ""
     if first["type"] == "extra_forbidden":
         return f"{key}: unknown key; did you mean {_meant(location, first['loc'])}?{more}"
     if first["type"] == "missing":
-        return f"{key}: this key is required{more}"
-    message = first["msg"].removeprefix("Value error, ")
-    given = first.get("input")
-    shown = f" (given {given!r})" if isinstance(given, str | int | float | bool) else ""
-    return f"{key + ': ' if key else ''}{message}{shown}{more}"
+        what = "a further value" if isinstance(location[-1], int) else "this key"
+        return f"{key}: {what} is required{more}"
+    return f"{key + ': ' if key else ''}{explained(first)}{more}"
 
 
 def _meant(unknown: list[Any], location: tuple[Any, ...]) -> str:
@@ -330,7 +322,7 @@ def _meant(unknown: list[Any], location: tuple[Any, ...]) -> str:
     for name, field in Recipe.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             sections[name] = field.annotation
-    *parents, leaf = map(str, unknown)
+    *parents, leaf = (printable(str(part))[:100] for part in unknown)
     if not parents:
         elsewhere = [f"{name}.{leaf}" for name, section in sections.items() if leaf in section.model_fields]
         return next(iter(elsewhere), "") or nearest(leaf, Recipe.model_fields)

@@ -114,4 +114,9 @@ def _record(line: bytes) -> dict[str, Any] | None:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) and type(record.get("step")) is int else None
+    whole = isinstance(record, dict) and type(record.get("step")) is int
+    return record if whole and all(_is_number(value) for value in record.values()) else None
+
+
+def _is_number(value: object) -> bool:
+    return value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from rlif.cache import append_cache
 from rlif.decoder import Decoder, Heads, joined
-from rlif.errors import RlifError
+from rlif.errors import RlifError, brief
 from rlif.head import head_of
 from rlif.layers import Rotation, Unchanged
-from rlif.model_files import printable
 from rlif.packing import Packed
 from rlif.policy import Policy
 from rlif.types import Problem, Prompt
@@ -144,7 +143,7 @@ class TransformersRows:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            reason = printable(str(error).strip() or type(error).__name__)
+            reason = brief(str(error).strip() or type(error).__name__)
             raise RlifError(
                 f"policy.model: {self._policy.source} cannot be sampled from with transformers' usual key-value cache "
                 f"({reason}); use another model"

@@ -1,11 +1,12 @@
 """Ctrl-C and SIGTERM: a first one asks a run to stop when it next can, a second one ends everything at once."""
 
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from rlif.terminal import note
 
 Stop = Callable[[], int]
 """Asked between steps: the number of the signal that wants the run to stop, 0 while none does."""
@@ -42,7 +43,8 @@ def stop_on_signal() -> Iterator[Stop]:
         if caught:
             raise AtOnce(signum)
         caught.append(signum)
-        print("\nstopping after this step, with a checkpoint (once more: at once)", file=sys.stderr, flush=True)
+        note("")  # behind the terminal's own ^C
+        note("stopping after this step, with a checkpoint (once more: at once)")
 
     on_main = threading.current_thread() is threading.main_thread()  # Python hands signals to the main thread alone
     previous = {number: signal.signal(number, on_signal) for number in SIGNALS} if on_main else {}

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from rlif.errors import RlifError
-from rlif.model_files import DamagedFileError, ModelFiles, check_tokenizer_files, printable
+from rlif.errors import RlifError, brief
+from rlif.model_files import DamagedFileError, ModelFiles, check_tokenizer_files
 
 _HARMLESS: Mapping[str, str] = {
     r"(^|\.)rotary_emb\.(original_)?inv_freq$": "frequencies of rotary positions, which the config says as well",
@@ -101,7 +101,7 @@ def _check_shapes(source: str, model: nn.Module, files: ModelFiles) -> None:
 def _misfit(source: str, name: str, found: Any, expected: Any, file: str = "") -> RlifError:
     where = f" in {file}" if file not in ("", "model.safetensors") else ""  # of several files: in which
     return RlifError(
-        f"policy.model: the weights of {source!r} do not fit its config.json: {printable(name)} "
+        f"policy.model: the weights of {source!r} do not fit its config.json: {brief(name)} "
         f"is {tuple(found)}{where}, expected {tuple(expected)}"
     )
 
@@ -116,12 +116,12 @@ def check_loaded(source: str, model: Any, info: Mapping[str, Any], files: ModelF
         raise _misfit(source, *sorted(info["mismatched_keys"])[0])
     if info["missing_keys"]:
         first, *others = sorted(info["missing_keys"])
-        raise RlifError(f"policy.model: {source!r} lacks the weights {printable(first)} and {len(others)} more")
+        raise RlifError(f"policy.model: {source!r} lacks the weights {brief(first)} and {len(others)} more")
     harmless = re.compile("|".join(_HARMLESS))
     if left := sorted(name for name in info["unexpected_keys"] if not harmless.search(name)):
         where = f" in {files.tensors[left[0]].file}" if left[0] in files.tensors else ""
         raise RlifError(
-            f"policy.model: the weights of {source!r} hold {printable(left[0])}{where} and {len(left) - 1} more that "
+            f"policy.model: the weights of {source!r} hold {brief(left[0])}{where} and {len(left) - 1} more that "
             "its config.json has no place for (fewer layers, or another architecture?); mend config.json, or take them "
             "out of the file"
         )
@@ -174,7 +174,7 @@ def check_tokenizer(source: str, model: Any, tokenizer: Any) -> None:
     if found := {token: i for token, i in beyond.items() if not unused(token)}:
         token = max(found, key=lambda name: found[name])
         raise RlifError(
-            f"policy.model: the tokenizer of {source!r} has ids up to {found[token]} ({printable(token)!r}), the "
+            f"policy.model: the tokenizer of {source!r} has ids up to {found[token]} ({brief(token)!r}), the "
             f"embedding only {rows} rows; resize the embedding (resize_token_embeddings) or take back the added tokens"
         )
 
@@ -190,7 +190,7 @@ def eos_ids_of(source: str, model: Any, tokenizer: Any) -> tuple[int, ...]:
     for one in found:
         if one is not None and (not isinstance(one, int) or isinstance(one, bool) or not 0 <= one < rows):
             raise RlifError(
-                f"policy.model: eos_token_id of {source!r} holds {printable(repr(one))}, which is no id of its {rows} "
+                f"policy.model: eos_token_id of {source!r} holds {brief(repr(one))}, which is no id of its {rows} "
                 "tokens; mend generation_config.json or config.json"
             )
     if not (ids := {one for one in found if one is not None}):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlif.errors import RlifError
+from rlif.errors import RlifError, brief
 
 _OBJECTS = (
     "config.json",
@@ -136,23 +136,16 @@ def adapter_of(folder: Path) -> str | None:
     try:
         base = _read_object(path).get("base_model_name_or_path")
     except DamagedFileError as error:
-        raise RlifError(f"policy.model: {printable(str(folder))}: {printable(str(error))}") from error
+        raise RlifError(f"policy.model: {brief(str(folder))}: {brief(str(error))}") from error
     return base if isinstance(base, str) and base else "a base model that it does not name"
 
 
 def merge_first(source: object, base: str) -> RlifError:
     """The complaint about a model that is only an adapter."""
     return RlifError(
-        f"policy.model: {printable(str(source))} is a LoRA adapter of {printable(base)}, not a whole model; merge it "
+        f"policy.model: {brief(str(source))} is a LoRA adapter of {brief(base)}, not a whole model; merge it "
         "first (peft: merge_and_unload, then save_pretrained) and give the merged folder"
     )
-
-
-def printable(text: str, limit: int = 300) -> str:
-    """``text`` on one line, signs that a terminal would obey written out, cut to ``limit`` characters."""
-    line = " ".join(text.split())
-    shown = "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in line)
-    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
 
 
 def _check_kinds(folder: Path) -> None:
@@ -186,7 +179,7 @@ def _check_adapter(folder: Path, objects: Mapping[str, Any]) -> None:
     """An adapter beside whole weights: some libraries would put it on, others pass it over."""
     if "adapter_config.json" in objects and "config.json" in objects:
         raise RlifError(
-            f"policy.model: {printable(str(folder))} holds an adapter (adapter_config.json) beside whole weights; "
+            f"policy.model: {brief(str(folder))} holds an adapter (adapter_config.json) beside whole weights; "
             "merge it (peft: merge_and_unload), or take it out of the folder"
         )
 

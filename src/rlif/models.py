@@ -23,6 +23,7 @@ from typing import Literal, NamedTuple
 
 from rlif import tiny
 from rlif.errors import RlifError
+from rlif.paths import NoHomeError, expanded, shortened_home
 
 Say = Callable[[str], None]
 
@@ -115,8 +116,11 @@ class ModelRow(NamedTuple):
 
 
 def cache_dir() -> Path:
-    """Where fetched files are kept: ``$RLIF_CACHE``, or ``~/.cache/rlif``."""
-    return Path(os.environ.get("RLIF_CACHE") or "~/.cache/rlif").expanduser()
+    """Where fetched files are kept: ``$RLIF_CACHE``, or ``~/.cache/rlif``. Raises `NoHomeError` without a home."""
+    try:
+        return expanded(os.environ.get("RLIF_CACHE") or "~/.cache/rlif")
+    except NoHomeError as error:
+        raise NoHomeError("no home folder is known to keep models in; set RLIF_CACHE to a folder, or HOME") from error
 
 
 def resolve(source: str) -> str:
@@ -128,7 +132,9 @@ def resolve(source: str) -> str:
     if model is None:
         return source
     path = file_path(model)
-    if not (model.shipped or path.exists()):
+    if model.shipped:
+        return str(path)
+    if not path.exists():
         raise RlifError(f"{source}: not in the cache ({path}); run `rlif models --fetch` (or `make models`)")
     return str(unpacked) if (unpacked := unpacked_path(model)).exists() else str(path)
 
@@ -178,14 +184,18 @@ def describe() -> list[ModelRow]:
             kind=model.kind,
             parameters=model.parameters,
             licence=model.licence,
-            where=_short(file_path(model).parent) if file_path(model).exists() else "not fetched",
+            where=_where(model),
         )
         for model in MODELS.values()
     ]
 
 
-def _short(path: Path) -> str:
-    return f"~/{path.relative_to(Path.home())}" if path.is_relative_to(Path.home()) else str(path)
+def _where(model: NamedModel) -> str:
+    try:
+        path = file_path(model)
+    except NoHomeError:
+        return "not fetched"
+    return shortened_home(path.parent) if path.exists() else "not fetched"
 
 
 def download(package: str, into: Path) -> Path:

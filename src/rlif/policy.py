@@ -20,15 +20,15 @@ from torch import nn
 
 from rlif import chat_templates, model_checks, models
 from rlif.config import PolicyConfig
-from rlif.errors import RlifError
+from rlif.errors import RlifError, brief
 from rlif.model_files import (
     ModelFiles,
     adapter_of,
     inspect_folder,
     inspect_gguf,
     merge_first,
-    printable,
 )
+from rlif.paths import expanded
 from rlif.template_clock import clock_at
 
 
@@ -283,7 +283,7 @@ _TOKENIZERS = ("*token*", "vocab*", "*.model")
 
 def _locate(source: str, config: PolicyConfig) -> tuple[str, dict[str, Any]]:
     """Where transformers shall look, and with which options."""
-    path = Path(source).expanduser()
+    path = expanded(source)
     if source.endswith(".gguf"):
         if not path.is_file():
             raise RlifError(f"policy.model: no such file: {source}")
@@ -305,7 +305,7 @@ def _locate(source: str, config: PolicyConfig) -> tuple[str, dict[str, Any]]:
 
 def _names_a_path(source: str) -> bool:
     """Whether what is not there can only have been a folder: OWNER/NAME may be a hub id, unless OWNER lies here."""
-    path = Path(source).expanduser()
+    path = expanded(source)
     return path.is_absolute() or source.startswith((".", "~")) or source.count("/") != 1 or path.parent.is_dir()
 
 
@@ -404,7 +404,7 @@ def _uses_template(tokenizer: Any, config: PolicyConfig) -> bool:
     try:
         template = chat_templates.template_of(tokenizer)
     except ValueError as error:
-        raise RlifError(f"policy.chat_template: {config.model}: {printable(str(error))}; set it to off") from error
+        raise RlifError(f"policy.chat_template: {config.model}: {brief(str(error))}; set it to off") from error
     if config.chat_template == "on" and template is None:
         raise RlifError(f"policy.chat_template: {config.model} has no chat template; set it to off")
     return template is not None
@@ -414,4 +414,4 @@ def _reason(error: BaseException) -> str:
     """What an error says on its first line with anything on it, and on those it announces by a colon at its end."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     text = " ".join(lines) if lines[0].endswith(":") else lines[0]
-    return printable(f"{text} is missing" if isinstance(error, KeyError) else text)
+    return brief(f"{text} is missing" if isinstance(error, KeyError) else text)

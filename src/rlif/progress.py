@@ -4,9 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import monotonic
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
 from rich.text import Text
+
+from rlif.errors import with_error
+from rlif.terminal import Console, text_column
 
 
 class _Speed(ProgressColumn):
@@ -39,7 +41,7 @@ def eval_parts(metrics: Mapping[str, float | int]) -> list[str]:
         return []
     right, both, entropy, n = (metrics[f"eval/{key}"] for key in ("right", "right_and_formatted", "entropy", "n"))
     return [
-        f"eval: right {right:.3f} ± {metrics['eval/right_stderr']:.3f}",
+        f"eval: right {with_error(right, metrics['eval/right_stderr'], '.3f')}",
         f"right and formatted {both:.3f}",
         f"entropy {entropy:.3f}",
         f"n {n:.0f}",
@@ -59,8 +61,8 @@ def fitting(parts: Sequence[str], width: int) -> str:
 class LiveProgress:
     """A `rlif.run.Watcher` with a bar for the run and one for the phase under way."""
 
-    def __init__(self, progress: Progress, steps: int, done: int = 0) -> None:
-        self._progress = progress
+    def __init__(self, console: Console, progress: Progress, steps: int, done: int = 0) -> None:
+        self._console, self._progress = console, progress
         self._run = progress.add_task("run", total=steps, completed=done, line="")
         self._phase = progress.add_task("", total=None, tokens=True, line="")
 
@@ -72,9 +74,8 @@ class LiveProgress:
 
     def logged(self, step: int, metrics: Mapping[str, float | int]) -> None:
         self._progress.update(self._run, completed=step)
-        console = self._progress.console
         for parts in filter(None, (step_parts(step, metrics), eval_parts(metrics))):
-            console.print(fitting(parts, console.width), highlight=False)
+            self._console.write_line(fitting(parts, self._console.width))
 
     def close(self) -> None:
         """Take the bar of the phase away: what stays on the screen is the run's."""
@@ -98,7 +99,7 @@ class PlainProgress:
             seconds = (monotonic() - self._started) / (step - self._first) * (self._steps - step)
             left = f"  {seconds:,.0f} s left"
         line = "  ".join([*step_parts(step, metrics), *eval_parts(metrics)])
-        self._console.print(line + left, highlight=False, soft_wrap=True)
+        self._console.write_line(line + left)
 
 
 @contextmanager
@@ -107,9 +108,9 @@ def watch_run(console: Console, steps: int, done: int = 0) -> Iterator[LiveProgr
     if not console.is_terminal:
         yield PlainProgress(console, steps, done)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
+    columns = (text_column("{task.description}"), BarColumn(20), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
-        watcher = LiveProgress(progress, steps, done)
+        watcher = LiveProgress(console, progress, steps, done)
         try:
             yield watcher
         finally:

@@ -6,6 +6,7 @@ on how many cores there are. A quickstart that was broken off goes on when it is
 """
 
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -20,8 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.progress import Task as Bar
 from rich.text import Text
 
@@ -30,6 +30,8 @@ from rlif.disk import LOCK, locked
 from rlif.errors import RlifError
 from rlif.interrupts import AtOnce, Interrupted, stop_on_signal
 from rlif.recipes import RECIPE, find_recipe
+from rlif.terminal import Console, text_column
+from rlif.terminal import prepare as prepare_terminal
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def quickstart(out: Path, *, steps: int = 60, processes: int = 2) -> None:
     with locked(out):
         _run_all(recipes, out, processes, console)
         _report(out, console)
-    console.print(f"done in {time.monotonic() - started:.0f} s", highlight=False)
+    console.write_line(f"done in {time.monotonic() - started:.0f} s")
 
 
 def _check_ours(out: Path, recipes: Mapping[str, Recipe]) -> None:
@@ -96,12 +98,21 @@ def _report(out: Path, console: Console) -> None:
     results = [summarise(curve.label, curve.lines) for curve in curves]
     console.print(terminal_table(results))
     meaning = explain(results)
-    console.print(meaning + "\n", highlight=False)
-    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    console.print(meaning + "\n")
+    (out / "results.json").write_text(json.dumps(_finite(results), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     (out / "table.md").write_text(markdown(results) + "\n" + meaning + "\n", encoding="utf-8")
     for path in draw_all(curves, out / "figures"):
-        console.print(f"figure: {path}", highlight=False, soft_wrap=True)
-    console.print(f"table:  {out / 'table.md'}", highlight=False, soft_wrap=True)
+        console.write_line(f"figure: {path}")
+    console.write_line(f"table:  {out / 'table.md'}")
+
+
+def _finite(value: Any) -> Any:
+    """Numbers that are not finite as null, such as the standard error of one problem: JSON knows no others."""
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _recipe(arm: Arm, steps: int) -> Recipe:
@@ -178,7 +189,7 @@ class _Bars:
     """A bar for each run, with its newest reward and evaluation, and one for all; plain lines where no terminal is."""
 
     def __init__(self, recipes: Mapping[str, Recipe], waiting: Collection[str], console: Console) -> None:
-        description, news = TextColumn("{task.description}"), TextColumn("{task.fields[news]}")
+        description, news = text_column("{task.description}"), text_column("{task.fields[news]}")
         self._console = console
         self._progress = Progress(description, BarColumn(10), MofNCompleteColumn(), news, _TimeLeft(), console=console)
         self._at = {name: 0 if name in waiting else recipe.steps for name, recipe in recipes.items()}
@@ -204,7 +215,7 @@ class _Bars:
         if score is not None:
             self._scores[name] = score
             if not self._console.is_terminal:
-                self._console.print(f"{name}: step {step}, right and formatted {score:.2f}", highlight=False)
+                self._console.write_line(f"{name}: step {step}, right and formatted {score:.2f}")
         numbers = {"reward": (reward, ".3f"), "right": (self._scores.get(name), ".2f")}
         news = "  ".join(f"{what} {value:{form}}" for what, (value, form) in numbers.items() if value is not None)
         self._at[name] = step
@@ -260,6 +271,7 @@ def _begin(news: Any, asked: Any) -> None:
     """What a worker does first: one thread, and no life after its parent's."""
     global _news, _asked
     _news, _asked = news, asked
+    prepare_terminal()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["HF_HUB_OFFLINE"] = "1"  # the tiny models are in the package
     import torch

@@ -31,6 +31,7 @@ from rlif.evaluate import evaluate
 from rlif.memory import peak_memory_gb
 from rlif.models import MODELS
 from rlif.optim import MasterOptimizer, adamw
+from rlif.paths import expanded
 from rlif.policy import Policy, compute_dtype, load_policy
 from rlif.prompts import prompts_digest, render
 from rlif.provenance import Provenance, accept, model_files, read_provenance, start_of, weights_digest
@@ -343,11 +344,11 @@ def _resolved(recipe: Recipe) -> Recipe:
     """A recipe that says what will be done, wherever it is resumed: local paths are absolute, and what the template
     brings (stop strings, the form of answer it asks for) and the evaluation takes over from rollouts is spelled out."""
     data = recipe.model_dump(mode="json")
-    if recipe.policy.model not in MODELS and Path(recipe.policy.model).expanduser().exists():
-        data["policy"]["model"] = str(Path(recipe.policy.model).expanduser().resolve())
+    if recipe.policy.model not in MODELS and expanded(recipe.policy.model).exists():
+        data["policy"]["model"] = str(expanded(recipe.policy.model).resolve())
     for key in ("path", "eval_path"):
         if data["task"].get(key):
-            data["task"][key] = str(Path(data["task"][key]).expanduser().resolve())
+            data["task"][key] = str(expanded(data["task"][key]).resolve())
     template, sampling = find_template(recipe.task.template), eval_sampling(recipe)
     data["task"]["format"] = recipe.task.format or template.format
     data["rollout"]["stop"] = list(dict.fromkeys((*template.stop, *recipe.rollout.stop)))

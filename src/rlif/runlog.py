@@ -20,6 +20,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 import warnings
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -85,7 +86,11 @@ METRICS: dict[str, Metric] = {
     "verdict/right": Metric("share", "right answers, in whatever form; an undecided answer is not right"),
     "verdict/formatted": Metric("share", "answers in the form that was asked for, right or wrong"),
     "verdict/right_and_formatted": Metric("share", "answers both right and in the form that was asked for"),
-    "verdict/undecided": Metric("share", "answers the grader could not decide in time"),
+    "verdict/undecided": Metric(
+        "share",
+        "answers without a verdict: the grader could not decide in time, or no answer to hold them against; "
+        "1.0 in a task without labels",
+    ),
     "transitional/rate": Metric("words/token", "transitional words (but, wait, ...) per completion token"),
     "transitional/share": Metric("share", "completions with at least one transitional word"),
     "loss": Metric("nats", "the GRPO loss with its KL term, mean over the optimizer steps"),
@@ -118,7 +123,7 @@ METRICS: dict[str, Metric] = {
     "eval/formatted": Metric("share", "held-out answers in the form that was asked for"),
     "eval/right_and_formatted": Metric("share", "held-out answers both right and in the form that was asked for"),
     "eval/right_and_formatted_stderr": Metric("share", "standard error of eval/right_and_formatted over problems"),
-    "eval/undecided": Metric("share", "held-out answers the grader could not decide in time"),
+    "eval/undecided": Metric("share", "as verdict/undecided, of held-out answers; 1.0 in a task without labels"),
     "eval/entropy": Metric("nats", "entropy of the policy at temperature 1, mean over completion tokens"),
     "eval/self_certainty": Metric("nats", "KL(uniform, policy) at temperature 1, mean over completion tokens"),
     "eval/logprob": Metric("nats", "log-probability of the drawn tokens at temperature 1, mean over them"),
@@ -471,4 +476,4 @@ def _columns(step: int, scored: Scored) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(metrics_page(), end="")
+    sys.stdout.write(metrics_page())

@@ -4,14 +4,14 @@ from collections.abc import Iterator, Sequence
 from time import monotonic
 from typing import Literal, cast
 
-from rich.console import Console
 from rich.text import Text
 
 from rlif.config import PolicyConfig
-from rlif.errors import RlifError
+from rlif.errors import RlifError, printable, printable_lines
 from rlif.policy import Policy, load_policy
 from rlif.prompts import render
 from rlif.rollout import Engine, Key, Sampling
+from rlif.terminal import Console
 from rlif.types import Problem, Prompt, Rollouts
 
 # Background from certain to unsure: the darker the ground, the more the model could have said something else. Each is
@@ -49,17 +49,13 @@ def print_samples(
         raise RlifError(_in_own_words(error)) from error
     _check_fits(policy, prompts[0], max_new_tokens)
     started = monotonic()
+    sampling = Sampling(temperature, top_p, max_new_tokens=max_new_tokens)
     try:
-        rollouts = Engine(policy).sample(
-            prompts,
-            group_size=n,
-            sampling=Sampling(temperature, top_p, max_new_tokens=max_new_tokens),
-            key=Key(seed, "sample"),
-        )
+        rollouts = Engine(policy).sample(prompts, group_size=n, sampling=sampling, key=Key(seed, "sample"))
     except FloatingPointError as error:
         raise RlifError(f"MODEL: {model}: not finite: {error}; the model is damaged, or needs float32") from error
     seconds = monotonic() - started
-    console = Console(highlight=False)
+    console = Console()
     few = console.color_system in ("standard", "windows")
     console.print(legend(few))
     for row in range(rollouts.n_rows):
@@ -75,9 +71,9 @@ def shaded(policy: Policy, rollouts: Rollouts, row: int, few: bool = False) -> T
     tokens = rollouts.tokens[row][rollouts.mask[row]].tolist()
     text = Text()
     for piece, entropy in _pieces(policy, tokens, rollouts.signals.entropy[row].tolist()):
-        text.append(piece, style=f"black on {colour(entropy, few)}")
+        text.append(printable_lines(piece), style=f"black on {colour(entropy, few)}")
     if rollouts.stop_reasons[row] == "eos":
-        text.append(policy.tokenizer.convert_ids_to_tokens(tokens[-1]), style="dim")
+        text.append(printable(str(policy.tokenizer.convert_ids_to_tokens(tokens[-1]))), style="dim")
     return text
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from rlif.config import Recipe
-from rlif.errors import RlifError
+from rlif.errors import RlifError, printable, shortened
 
 
 @runtime_checkable
@@ -50,7 +50,7 @@ class WandbSink:
     def __init__(self, out: Path, recipe: Recipe, first_step: int) -> None:
         wandb = importlib.import_module("wandb")
         config = recipe.model_dump(mode="json")
-        self._run: Any = wandb.init(project="rlif", name=out.name, group=out.name, dir=str(out), config=config)
+        self._run: Any = wandb.init(project="rlif", name=_name(out), group=_name(out), dir=str(out), config=config)
 
     def write(self, step: int, metrics: Mapping[str, float | int]) -> None:
         self._run.log(dict(metrics), step=step)
@@ -65,7 +65,7 @@ class TrackioSink:
     def __init__(self, out: Path, recipe: Recipe, first_step: int) -> None:
         self._trackio: Any = importlib.import_module("trackio")
         resume = "allow" if first_step else "never"
-        self._trackio.init(project="rlif", name=out.name, config=recipe.model_dump(mode="json"), resume=resume)
+        self._trackio.init(project="rlif", name=_name(out), config=recipe.model_dump(mode="json"), resume=resume)
 
     def write(self, step: int, metrics: Mapping[str, float | int]) -> None:
         self._trackio.log(dict(metrics), step=step)
@@ -124,6 +124,11 @@ def open_sinks(names: Sequence[str], out: Path, recipe: Recipe, *, first_step: i
 def _report(name: str, what: str, error: Exception) -> None:
     message = f"log.sinks: {name} {what} ({_brief(error)}); metrics.jsonl is complete"
     warnings.warn(message, RuntimeWarning, stacklevel=3)
+
+
+def _name(out: Path) -> str:
+    """What a mirror calls the run: the folder's own name, as much of it as W&B takes."""
+    return shortened(printable(out.absolute().name), 128) or "run"
 
 
 def _brief(error: Exception) -> str:

@@ -1,12 +1,9 @@
 """What ``rlif eval`` and ``rlif compare`` do once their options are read."""
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from rlif.config import PolicyConfig
 from rlif.disk import write_whole, writing
@@ -22,6 +19,7 @@ from rlif.evals.store import MODEL, RESULTS, read_json
 from rlif.evals.tables import print_results
 from rlif.evals.watching import watch
 from rlif.policy import check_source
+from rlif.terminal import Console, note
 
 
 def run_eval(models: Sequence[str], settings: Settings, out: Path, *, dtype: str, device: str) -> None:
@@ -53,8 +51,8 @@ def served(server: Server, settings: Settings) -> Candidate:
 
     def connect() -> ServedBackend:
         backend = ServedBackend(client, settings.chat_template)
-        for note in backend.notes:
-            print(f"{server.model}: {note}", file=sys.stderr)
+        for remark in backend.notes:
+            note(f"{server.model}: {remark}")
         return backend
 
     return Candidate(server.model, connect)
@@ -67,13 +65,14 @@ def judge(candidates: Sequence[Candidate], settings: Settings, out: Path) -> Non
         with watch(console) as watcher:
             results = evaluate(candidates, settings, out, watcher=watcher)
     except KeyboardInterrupt:
-        console.print("interrupted: what was finished is kept; the same command goes on from there", highlight=False)
+        console.write_line("interrupted: what was finished is kept; the same command goes on from there")
         raise
     print_results(console, results)
     pictures = draw_all(results, out)
-    console.print(f"\nnumbers: {out / RESULTS}", highlight=False, soft_wrap=True)
-    console.print(f"answers: {out}/MODEL/TASK/part-*.parquet", highlight=False, soft_wrap=True)
-    console.print(f"along the answers: {', '.join(map(str, pictures))}", highlight=False, soft_wrap=True)
+    console.write_line()
+    console.write_line(f"numbers: {out / RESULTS}")
+    console.write_line(f"answers: {out}/MODEL/TASK/part-*.parquet")
+    console.write_line(f"along the answers: {', '.join(map(str, pictures))}")
 
 
 def run_compare(folders: Sequence[Path], out: Path | None) -> None:

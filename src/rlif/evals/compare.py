@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rlif.errors import RlifError
+from rlif.errors import RlifError, printable, shortened
 from rlif.evals.sheet import Sheet
 from rlif.evals.store import ASKED, MODEL, Answers, read_answers, read_json, slug
+from rlif.terminal import Console
 
 Differences = Float[np.ndarray, " problem"]
 
@@ -239,7 +240,8 @@ def as_json(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
 
 def print_comparisons(console: Console, names: Sequence[str], comparisons: Sequence[Comparison]) -> None:
     """The tables, for a terminal of 80 columns."""
-    console.print(f"A: {names[0]}\nB: {names[1]}", highlight=False, soft_wrap=True)
+    for letter, name in zip("AB", names, strict=True):
+        console.write_line(f"{letter}: {name}")
     for comparison in comparisons:
         console.print(_view(comparison))
 
@@ -256,8 +258,8 @@ _LABELS = {
 
 def _view(comparison: Comparison) -> RenderableType:
     left_out = f" ({comparison.left_out} that only one was asked are left out)" if comparison.left_out else ""
-    views: list[RenderableType] = [Text(f"\n{comparison.task}: {comparison.problems:,} problems{left_out}")]
-    views += [Text(f"beware, the protocols differ in {difference}") for difference in comparison.different]
+    views: list[RenderableType] = [Text(f"\n{printable(comparison.task)}: {comparison.problems:,} problems{left_out}")]
+    views += [Text(printable(f"beware, the protocols differ in {difference}")) for difference in comparison.different]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("", no_wrap=True)
     for column in ("A", "B", "B − A", "95 % interval", "p"):
@@ -278,6 +280,7 @@ def _view(comparison: Comparison) -> RenderableType:
     views.append(table)
     views.append(Text("p decides; the interval shows how large, and is too narrow for few problems", style="dim"))
     for word, problems in (("gained (only B solves)", comparison.gained), ("lost (only A solves)", comparison.lost)):
-        shown = ", ".join(problems[:_SHOWN]) + (", …" if len(problems) > _SHOWN else "")
+        first = ", ".join(shortened(printable(problem), 80) for problem in problems[:_SHOWN])
+        shown = first + (", …" if len(problems) > _SHOWN else "")
         views.append(Text(f"{word}: {len(problems)}" + (f": {shown}" if problems else "")))
     return Group(*views)

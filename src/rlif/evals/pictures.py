@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from rlif.analysis import TENTHS
 from rlif.disk import write_whole, writing
 from rlif.drawing import BLUE, ORANGE, bare, png
+from rlif.errors import printable
 
 _PANELS = {
     "transitional": "transitional words in a tenth of an answer",
@@ -50,7 +51,7 @@ def course(task: str, results: Sequence[Mapping[str, Any]]) -> Figure:
     for row, result in zip(grid, results, strict=True):
         for axes, name in zip(row, known, strict=True):
             _draw(axes, result, name)
-        row[0].set_ylabel(result["model"][-_WIDTH:], fontsize=8)
+        row[0].set_ylabel(printable(result["model"])[-_WIDTH:], fontsize=8)
     for axes, name in zip(grid[0], known, strict=True):
         axes.set_title(_PANELS[name], fontsize=9)
     for axes in grid[-1]:

@@ -13,7 +13,9 @@ from rlif import __version__
 from rlif.config import Fraction, Natural, Positive, Section
 from rlif.errors import RlifError
 from rlif.evals.records import Asked
+from rlif.explain import explained
 from rlif.grading import find_extractor
+from rlif.paths import expanded
 from rlif.rollout import Sampling
 from rlif.tasks.benchmarks import Benchmark, digest, find_benchmark, load_benchmark
 from rlif.tasks.shots import FIXED, Shot, read_shots
@@ -93,11 +95,11 @@ def settings_of(**values: Any) -> Settings:
         return Settings(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        message = first["msg"].removeprefix("Value error, ")
+        message = explained(first)
         if not first["loc"]:  # of several settings together: the message begins with the name of the one to change
             raise RlifError(f"--{message.replace('_', '-', 1) if message.startswith('shots_') else message}") from None
         option = str(first["loc"][0]).replace("_", "-")
-        raise RlifError(f"--{option}: {message} (given {first['input']!r})") from None
+        raise RlifError(f"--{option}: {message}") from None
 
 
 class Plan:
@@ -123,7 +125,7 @@ class Plan:
         self.format = settings.format or usual
         find_extractor(self.format)
         self.problems: tuple[Problem, ...] = load_benchmark(
-            self.benchmark, Path(path).expanduser() if path else None, limit=settings.limit
+            self.benchmark, expanded(path) if path else None, limit=settings.limit
         )
         self.shots = _shots(settings)
         self._shots_from = settings.shots_from or "rlif.tasks.shots"
@@ -182,5 +184,5 @@ def _shots(settings: Settings) -> tuple[Shot, ...]:
     if not settings.shots:
         return ()
     if settings.shots_from:
-        return read_shots(Path(settings.shots_from).expanduser(), settings.shots)
+        return read_shots(expanded(settings.shots_from), settings.shots)
     return FIXED[: settings.shots]

@@ -4,11 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from rlif.errors import printable, printable_lines, with_error
 from rlif.evals.watching import duration
+from rlif.terminal import Console
 
 _NAME = 22  # characters of a model's name
 
@@ -23,7 +25,11 @@ def print_results(console: Console, results: Mapping[str, Any]) -> None:
 
 def task_view(task: str, protocol: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> RenderableType:
     """One task, every model."""
-    views: list[RenderableType] = [Text(""), Text(heading(task, protocol)), scores(protocol["samples"], results)]
+    views: list[RenderableType] = [
+        Text(""),
+        Text(printable_lines(heading(task, protocol))),
+        scores(protocol["samples"], results),
+    ]
     views += [kinds(results), makings(results)]
     if knows := confidences(protocol["samples"], results):
         views.append(knows)
@@ -77,7 +83,7 @@ def makings(results: Sequence[Mapping[str, Any]]) -> RenderableType:
         table.add_row(
             _name(result),
             f"{100 * metrics['truncated']:.1f}",
-            f"{metrics['length']:.0f} ± {metrics['length_stderr'] or math.nan:.0f}",
+            with_error(metrics["length"], metrics["length_stderr"], ".0f"),
             f"{100 * metrics['repeated_ngrams']:.1f}",
             f"{metrics['transitional_per_answer']:.2f}",
             f"{metrics['entropy']:.3f}" if metrics.get("entropy") is not None else "",
@@ -133,7 +139,7 @@ def _captioned(table: Table, *lines: str) -> RenderableType:
 
 
 def _name(result: Mapping[str, Any]) -> str:
-    name: str = result["model"]
+    name = printable(result["model"])
     return name if len(name) <= _NAME else "…" + name[1 - _NAME :]
 
 
@@ -143,14 +149,13 @@ def _metric(metrics: Mapping[str, Any], name: str) -> str:
 
 def _percent(estimate: Mapping[str, Any]) -> str:
     error = estimate["stderr"]
-    return f"{100 * estimate['value']:.1f}" + ("" if _none(error) else f" ± {100 * error:.1f}")
+    return with_error(100 * estimate["value"], None if error is None else 100 * error, ".1f")
 
 
 def _area(estimate: Mapping[str, Any] | None) -> str:
     if estimate is None or _missing(estimate):
         return ""
-    error = estimate["stderr"]
-    return f"{estimate['value']:.2f}" + ("" if _none(error) else f" ± {error:.2f}")
+    return with_error(estimate["value"], estimate["stderr"], ".2f")
 
 
 def _missing(estimate: Mapping[str, Any]) -> bool:

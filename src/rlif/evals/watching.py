@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress
 
+from rlif.errors import printable
 from rlif.evals.records import Answer
+from rlif.terminal import Console, text_column
 
 _LINE_EVERY = 30.0  # seconds
 
@@ -72,7 +73,9 @@ class LiveWatcher:
 
     def begin(self, model: str, task: str, *, answers: int, done: int, limit: int) -> None:
         self._pace = Pace(answers, done, limit)
-        self._bar = self._progress.add_task(f"{model}, {task}", total=answers, completed=done, line=str(self._pace))
+        self._bar = self._progress.add_task(
+            printable(f"{model}, {task}"), total=answers, completed=done, line=str(self._pace)
+        )
 
     def advance(self, tokens: int) -> None:
         self._pace.advance(tokens)
@@ -95,7 +98,7 @@ class PlainWatcher:
     def begin(self, model: str, task: str, *, answers: int, done: int, limit: int) -> None:
         self._name, self._pace, self._said = f"{model}, {task}", Pace(answers, done, limit), monotonic()
         kept = f", {done:,} of them kept from before" if done else ""
-        self._console.print(f"{self._name}: {answers:,} answers{kept}", highlight=False, soft_wrap=True)
+        self._console.write_line(f"{self._name}: {answers:,} answers{kept}")
 
     def advance(self, tokens: int) -> None:
         self._pace.advance(tokens)
@@ -107,7 +110,7 @@ class PlainWatcher:
 
     def _say(self, *, due: bool) -> None:
         if due:
-            self._console.print(f"{self._name}: {self._pace}", highlight=False, soft_wrap=True)
+            self._console.write_line(f"{self._name}: {self._pace}")
             self._said = monotonic()
 
 
@@ -117,6 +120,6 @@ def watch(console: Console) -> Iterator[LiveWatcher | PlainWatcher]:
     if not console.is_terminal:
         yield PlainWatcher(console)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[line]}"))
+    columns = (text_column("{task.description}"), BarColumn(bar_width=20), text_column("{task.fields[line]}"))
     with Progress(*columns, console=console) as progress:
         yield LiveWatcher(progress)

@@ -42,8 +42,10 @@ def explain(results: Sequence[Mapping[str, Any]]) -> str:
         f"the {model} model " + ", ".join(f"{fate} with {_listed(runs)}" for fate, runs in by_fate.items())
         for model, by_fate in models.items()
     )
-    error = max(result[point]["stderr"] for result in results for point in ("start", "best", "last"))
-    what = f"share right and formatted, {results[0]['n']} problems, standard errors up to {error:.2f}, one run each"
+    errors = [result[point]["stderr"] for result in results for point in ("start", "best", "last")]
+    known = [error for error in errors if math.isfinite(error)]  # one problem has no standard error
+    largest = f"up to {max(known):.2f}" if known else "unknown"
+    what = f"share right and formatted, {results[0]['n']} problems, standard errors {largest}, one run each"
     return f"{fates[0].upper()}{fates[1:]} ({what}). {_gain(results[0])}; {_confidence(results)}."
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from rlif.config import FileTask
 from rlif.errors import RlifError
 from rlif.grading import boxed
+from rlif.paths import expanded
 from rlif.tasks.base import EVAL_SEED, GradedTask, digest, keyed_random, too_few, walk
 from rlif.tasks.templates import find_template
 from rlif.types import Problem
@@ -150,7 +151,7 @@ def problems_of(rows: Iterable[tuple[str, Row]], config: FileTask, *, source: st
 
 
 def _resolve(path: str, base_dir: Path | None) -> Path:
-    return (base_dir or Path()) / Path(path).expanduser()
+    return (base_dir or Path()) / expanded(path)
 
 
 def _find_columns(row: Row, config: FileTask, where: str) -> Columns:

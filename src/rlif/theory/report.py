@@ -3,18 +3,19 @@
 `rlif theory --run DIR`: the entropy lemma held against a training run.
 """
 
+import math
 import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from rlif.entropy_watch import correlation
 from rlif.errors import RlifError
 from rlif.runlog import METRICS_FILE, read_metrics
+from rlif.terminal import Console
 from rlif.theory import STATEMENTS
 from rlif.theory.kinship import Kinship, kinships
 from rlif.theory.statements import Result, check_all
@@ -29,30 +30,27 @@ def print_theory(*, seed: int, trials: int, plot: Path | None) -> bool:
     results = check_all(STATEMENTS, trials=trials, seed=seed)
     console.print(_table(results))
     for line in counter_examples(results):
-        console.print(line, highlight=False, soft_wrap=True)
+        console.write_line(line)
     for result in results:
         if result.note:
-            console.print(f"{result.statement.name}: {result.note}", highlight=False, soft_wrap=True)
+            console.write_line(f"{result.statement.name}: {result.note}")
     console.print(_kinship_table(kinships(policies=_COMPARED, seed=seed)))
     if plot is not None:
         from rlif.theory.plots import draw_all  # matplotlib takes a moment
 
         for path in draw_all(plot, seed=seed):
-            console.print(f"figure: {path}", highlight=False, soft_wrap=True)
+            console.write_line(f"figure: {path}")
     wrong = [result for result in results if not result.as_stated]
     for result in wrong:
         low, high = result.statement.share
         stated = "every trial" if result.statement.theorem else f"{low:.0%} to {high:.0%} of the trials"
-        console.print(
+        console.write_line(
             f"NOT AS STATED: {result.statement.name} ({result.statement.formula}) should hold in {stated}, "
-            f"held in {result.held:.1%} of {result.trials}",
-            highlight=False,
-            soft_wrap=True,
+            f"held in {result.held:.1%} of {result.trials}"
         )
-    console.print(
+    console.write_line(
         f"{len(results)} statements, {len(results) - len(wrong)} as stated; seed {seed}; "
-        f"{time.monotonic() - started:.0f} s; docs/theory.md explains them",
-        highlight=False,
+        f"{time.monotonic() - started:.0f} s; docs/theory.md explains them"
     )
     return not wrong
 
@@ -67,13 +65,15 @@ def print_run(run: Path) -> None:
             f"{path}: fewer than 4 steps with entropy/predicted; train with log.entropy_share and rollout.temperature "
             "above 0, rollout.top_p 1 and rollout.top_k 0"
         )
-    kept = [line for line in lines if "entropy/predicted" in line]
+    keys = ("entropy/predicted", "entropy/measured")
+    kept = [line for line in lines if all(math.isfinite(line.get(key, math.nan)) for key in keys)]
     predicted, measured = ([line[f"entropy/{key}"] for line in kept] for key in ("predicted", "measured"))
     spread = statistics.stdev(measured)
     errors = [line["entropy/predicted_stderr"] for line in kept if "entropy/predicted_stderr" in line]
-    error = f"{statistics.fmean(errors):.4f}" if errors else "unknown (one row)"
+    known = [error for error in errors if math.isfinite(error)]
+    error = f"{statistics.fmean(known):.4f}" if known else "unknown (one row)"
     agree = sum((line["entropy/predicted"] < 0) == (line["entropy/measured"] < 0) for line in kept)
-    falling = sum(line["entropy/advantage_covariance"] > 0 for line in kept)
+    falling = sum(line.get("entropy/advantage_covariance", math.nan) > 0 for line in kept)
     console = Console()
     for text in (
         f"{run}: change of entropy by each update, predicted −Cov(ln π, Δ ln π) against measured on the same states",
@@ -84,7 +84,7 @@ def print_run(run: Path) -> None:
         f"summed over the run: predicted {sum(predicted):+.4f}, measured {sum(measured):+.4f} nats a token",
         f"same sign in {agree} of {len(kept)} steps; Cov(ln π, A) above 0 in {falling} of {len(kept)}",
     ):
-        console.print(text, highlight=False, soft_wrap=True)
+        console.write_line(text)
 
 
 def counter_examples(results: Sequence[Result]) -> list[str]:

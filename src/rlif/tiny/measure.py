@@ -16,6 +16,8 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rlif.errors import with_error
+from rlif.terminal import say
 from rlif.tiny import TINY_MODELS, path
 from rlif.tiny.corpus import HIGH, LOW, prompt_text
 
@@ -31,7 +33,7 @@ class Estimate:
     error: float
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f} ± {self.error:.3f}"
+        return with_error(self.mean, self.error, ".3f")
 
 
 @dataclass(frozen=True)
@@ -124,10 +126,10 @@ def _main(names: list[str]) -> None:
     torch.set_num_threads(1)
     for name in names or TINY_MODELS:
         measured = measure(path(name) if name in TINY_MODELS else Path(name))
-        print(f"{name} (n = {measured.n}, ± one standard error)")
+        say(f"{name} (n = {measured.n}, ± one standard error)")
         for field in fields(measured):
             if field.name != "n":
-                print(f"  {field.name:<20} {getattr(measured, field.name)}")
+                say(f"  {field.name:<20} {getattr(measured, field.name)}")
 
 
 if __name__ == "__main__":

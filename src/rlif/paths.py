@@ -1,0 +1,26 @@
+"""The home folder, which not everybody has: a container may know neither HOME nor the user's number."""
+
+from pathlib import Path
+
+from rlif.errors import RlifError
+
+
+class NoHomeError(RlifError, RuntimeError):
+    """There is no home folder, or none of that user. A RuntimeError too, as Python's own."""
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with ``~`` or ``~user`` at its beginning put in full. Raises `NoHomeError` where that is not known."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise NoHomeError(f"{path}: no home folder is known for it; write the path in full, or set HOME") from error
+
+
+def shortened_home(path: Path) -> str:
+    """A path for people: ``~`` for their home folder, if they have one."""
+    try:
+        home = Path.home()
+    except RuntimeError:
+        return str(path)
+    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
