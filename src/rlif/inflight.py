@@ -16,12 +16,12 @@ from torch import Tensor
 
 from rlif.cache import append_cache
 from rlif.decoder import Decoder, Heads, joined
-from rlif.errors import RlifError, brief
+from rlif.errors import RlifError
 from rlif.head import head_of
 from rlif.layers import Rotation, Unchanged
 from rlif.packing import Packed
 from rlif.policy import Policy
-from rlif.types import Problem, Prompt
+from rlif.types import Prompt
 
 _PREFILL_TOKENS = 4096
 _MOST_ROWS = 1024
@@ -126,28 +126,18 @@ class TransformersRows:
         parameters = inspect.signature(policy.model.forward).parameters
         if "past_key_values" not in parameters:  # it would vanish among other keywords, and the text so far with it
             raise RlifError(f"policy.model: {policy.source} has no key-value cache to sample with; use another model")
+        takes_usual = getattr(policy.model, "_supports_default_dynamic_cache", lambda: True)  # what generate() goes by
+        if not takes_usual():
+            raise RlifError(
+                f"policy.model: {policy.source} takes no key-value cache but a class of its own, which rows cannot "
+                "enter or leave; use another model"
+            )
         self._policy, self._room = policy, room
         self._takes_positions = "position_ids" in parameters
         self._keep_last = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
         self._cache: Any = None
         self._mask: Bool[Tensor, "row position"]
         self._lengths: Int[Tensor, " row"]
-
-    @torch.no_grad()
-    def check(self) -> None:
-        """Run two tokens: some models take no cache but a class of their own (MiniMax). Raises `RlifError`."""
-        token = self._policy.eos_ids[0]
-        try:  # around the model's own code, which may say no in any way it likes
-            self.enter([Prompt("check", "", (token,), Problem("check", ""))])
-            self.step(torch.tensor([token], device=self._policy.device))
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            reason = brief(str(error).strip() or type(error).__name__)
-            raise RlifError(
-                f"policy.model: {self._policy.source} cannot be sampled from with transformers' usual key-value cache "
-                f"({reason}); use another model"
-            ) from error
 
     def enter(self, prompts: Sequence[Prompt]) -> Float[Tensor, "entered vocab"]:
         distinct = list(dict.fromkeys(prompts))

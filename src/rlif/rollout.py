@@ -43,9 +43,7 @@ class Engine:
         self.max_rows = max_rows
         self.cuda_graphs = cuda_graphs
         if decoder_of(policy.model) is None:
-            TransformersRows(
-                policy, room=1
-            ).check()  # a model that cannot be sampled from is found now, not at the first step
+            TransformersRows(policy, room=1)  # a model that cannot be sampled from is found now, not at the first step
 
     @torch.no_grad()
     def sample(
