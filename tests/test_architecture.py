@@ -149,6 +149,22 @@ def test_a_violation_is_seen_however_it_is_written() -> None:
     assert violations("tasks.base", "from rlif import tasks", known) == []  # one room
 
 
+def test_all_that_is_printed_goes_through_one_room() -> None:
+    """`rlif.terminal` filters what comes from outside; a `print` or a console of rich's own would go round it."""
+    forbidden = {"print", "echo", "secho", "TextColumn", "from_markup"}
+    found = []
+    for module, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if module != "terminal" and isinstance(node, ast.Call):
+                name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+                bare = isinstance(node.func, ast.Name) or name != "print"  # console.print is a method of ours
+                found += [f"rlif.{module}, line {node.lineno}: {name}"] if name in forbidden and bare else []
+            if module != "terminal" and isinstance(node, ast.ImportFrom) and node.module == "rich.console":
+                names = [alias.name for alias in node.names if alias.name == "Console"]
+                found += [f"rlif.{module}, line {node.lineno}: {name} of rich" for name in names]
+    assert not found, "\n".join(found)
+
+
 def test_the_command_line_starts_light() -> None:
     heavy = ("torch", "transformers", "tokenizers", "matplotlib", "pyarrow", "numpy", "math_verify", "sympy")
     code = f"import sys, rlif.cli; print(*sorted(set({heavy!r}) & set(sys.modules)))"

@@ -87,7 +87,7 @@ def test_bars_and_tables_show_names_as_they_are(name: str) -> None:
     out = StringIO()
     console = Console(file=out, force_terminal=True, width=200, legacy_windows=False, color_system=None)
     task: Any = type("Task", (), {"description": name, "fields": {}})()
-    assert printable_lines(text_column("{task.description}").render(task).plain).isprintable() or "\n" in name
+    assert text_column("{task.description}").render(task).plain.count("[") == name.count("[")
     with watch_run(console, 1) as watcher:
         watcher.begin(name, 1, 10)
         watcher.logged(1, {f"reward/{name}/mean": 1.0})
@@ -165,7 +165,7 @@ def test_yaml_that_is_refused_in_one_line(text: str, said: str) -> None:
     assert len(printable(str(raised.value))) < 1000
 
 
-@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(key=ANY_TEXT, value=ANY_TEXT)
 def test_any_override_is_read_or_refused_in_one_line(key: str, value: str) -> None:
     Path("recipe.yaml").write_text(FILES["a recipe"][0]["recipe.yaml"])
@@ -180,6 +180,18 @@ def test_any_override_is_read_or_refused_in_one_line(key: str, value: str) -> No
 
 
 # Commands.
+
+
+def test_a_file_of_problems_that_is_no_file() -> None:
+    """A pipe would be waited for, and a name with a NUL is none."""
+    os.mkfifo("pipe.jsonl")
+    data = ["--tasks", "own", "--data", "own=pipe.jsonl", "--out", "file/judged"]
+    assert "no regular file" in run(["eval", "tiny-base", *data]).err
+    recipe = FILES["a recipe"][0]["recipe.yaml"].replace("name: arithmetic", 'name: file\n  path: "a\\0b.jsonl"')
+    write({"recipe.yaml": recipe.replace('  question: "{a}+{b}=?"\n', "").encode()})
+    wrong, outcome = tried(["train", "recipe.yaml", "--out", "run"])
+    assert not wrong, outcome.err
+    assert r"a\x00b.jsonl: no file can have this name" in outcome.err
 
 
 @pytest.mark.parametrize("place", COMMANDS)
@@ -217,13 +229,15 @@ def test_a_hostile_tokenizer_and_a_hostile_model_name(tmp_path: Path) -> None:
     toy_policy("llama").save(folder)
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     vocabulary = tokenizer["model"]["vocab"]
-    last = max(vocabulary, key=vocabulary.get)
-    tokenizer["model"]["vocab"] = {(f"\x1b[31m{k}\u202e" if k != last else k): v for k, v in vocabulary.items()}
+    needed = {*"1+=?", *(token["content"] for token in tokenizer["added_tokens"]), tokenizer["model"].get("unk_token")}
+    hostile = {(word if word in needed else f"\x1b[31m{word}\u202e"): i for word, i in vocabulary.items()}
+    assert len(set(hostile) - set(vocabulary)) > len(needed)
+    tokenizer["model"]["vocab"] = hostile
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     outcome = run(["sample", f"./{folder.name}", "1+1=?", "--max-new-tokens", "6"])
     assert not fault(outcome, [], []), outcome.err
     data = Path("own.jsonl")
-    data.write_text(json.dumps({"question": "1+1=?\x1b[2J", "answer": "2", "id": "\x1b[2J"}) + "\n")
+    data.write_text(json.dumps({"question": "1+1=?", "answer": "2", "id": "\x1b[2J"}) + "\n")
     arguments = [
         "--tasks",
         "own",
@@ -238,9 +252,9 @@ def test_a_hostile_tokenizer_and_a_hostile_model_name(tmp_path: Path) -> None:
     ]
     outcome = run(["eval", f"./{folder.name}", *arguments])
     assert not fault(outcome, [], []), outcome.err
-    if outcome.code == 0:
-        assert "nan" not in outcome.out, "one problem has no standard error"
-        assert "± –" in outcome.out
+    assert outcome.code == 0, outcome.err
+    assert "nan" not in outcome.out.replace("nan-", ""), "one problem has no standard error"
+    assert "± –" in outcome.out
 
 
 def test_weights_that_are_no_numbers(tmp_path: Path) -> None:
@@ -319,15 +333,15 @@ def test_a_terminal_that_knows_only_ascii(environment: dict[str, str]) -> None:
 
 def test_a_folder_that_is_gone_and_a_name_that_is_not_utf8() -> None:
     gone = "import os\nos.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone')"
-    done = cli_process("theory", "--run", "x", before=gone)
-    assert_one_line(done, "x")
+    assert_one_line(cli_process("theory", "--run", "x", before=gone), "the current folder is gone")
     done = subprocess.run([*(sys.executable, "-m", "rlif", "train"), b"\xff\xfe"], capture_output=True, check=False)
     assert_one_line(done, "not UTF-8")
 
 
 def test_neither_a_home_nor_a_known_user() -> None:
     nobody = (
-        "import os, pwd\nos.environ.pop('HOME', None); os.environ.pop('RLIF_CACHE', None)\n"
+        "import os, pwd\nos.environ['RLIF_CPU_KERNELS'] = '0'\n"
+        "for name in ('HOME', 'RLIF_CACHE'): os.environ.pop(name, None)\n"
         "def unknown(*_): raise KeyError('unknown')\npwd.getpwuid = pwd.getpwnam = unknown"
     )
     done = cli_process("models", before=nobody)

@@ -89,6 +89,10 @@ def _run(arguments: Sequence[str]) -> int:
     for argument in arguments:
         if "\0" in argument or not _is_unicode(argument):
             raise RlifError(f"{argument!r}: a file name or text that is not UTF-8 (or holds a NUL); rename it")
+    try:
+        os.getcwd()
+    except OSError as error:  # found now: without a folder PyTorch's libraries end the whole process
+        raise RlifError("the current folder is gone; change to another one and try again") from error
     command, code = typer.main.get_command(app), 0
     try:
         with command.make_context("rlif", [*arguments] or ["--help"]) as context:
@@ -111,10 +115,6 @@ def _is_unicode(text: str) -> bool:
 
 def _refusal(error: OSError) -> str:
     """What the operating system would not do, with the name of the file where it is known."""
-    try:
-        os.getcwd()
-    except OSError:
-        return "the current folder is gone; change to another one and try again"
     where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
     return (
         f"{where}{error.strerror or error or type(error).__name__}; check names, permissions and the room on the disk"

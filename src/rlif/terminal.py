@@ -11,7 +11,7 @@ import traceback
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TextIO
+from typing import Any
 
 import rich.console
 from rich.console import ConsoleOptions, RenderableType
@@ -119,18 +119,18 @@ def guarded_streams() -> Iterator[None]:
         sys.stdout, sys.stderr = before
 
 
-def give_up(stream: TextIO | None) -> None:
+def give_up(stream: Any) -> None:
     """What a stream still holds goes nowhere: it cannot be written, and Python would try again at its end."""
     with suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())  # type: ignore[union-attr]
+        os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
 
 
 class _Guarded:
     """A stream whose failure to write is the user's to mend."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: Any) -> None:
         self._stream = stream
 
     def __getattr__(self, name: str) -> Any:
@@ -138,7 +138,7 @@ class _Guarded:
 
     def write(self, text: str) -> int:
         with self._told():
-            return self._stream.write(text)
+            return int(self._stream.write(text))
 
     def flush(self) -> None:
         with self._told():
@@ -158,7 +158,7 @@ class _Guarded:
 class _Filtered:
     """A stream that lets text through and nothing that only pretends to be."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: Any) -> None:
         self._stream = stream
 
     def __getattr__(self, name: str) -> Any:

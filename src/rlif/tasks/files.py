@@ -7,6 +7,7 @@ GSM8K and MATH are this loader with their columns as defaults. Original hub file
 
 import json
 import logging
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -124,9 +125,14 @@ def rows_of(path: Path) -> Iterator[tuple[str, Row]]:
     if path.suffix not in FORMATS:
         raise RlifError(f"{path}: expected a file whose name ends in {' or '.join(FORMATS)}")
     try:
+        kind = path.stat().st_mode
+        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # a pipe would be waited for, and can be read only once
+            raise RlifError(f"{path}: no regular file; write the problems to one first")
         path.open("rb").close()
     except OSError as error:
         raise RlifError(f"{path}: {error.strerror}; check task.path, task.eval_path or --data") from error
+    except ValueError as error:  # a NUL
+        raise RlifError(f"{path}: no file can have this name; check task.path, task.eval_path or --data") from error
     return FORMATS[path.suffix](path)
 
 
