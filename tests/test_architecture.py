@@ -32,6 +32,8 @@ ORDER = (
     "policy",
     "logprobs",
     "draw",
+    "masking",
+    "exchange",
     "wire",
     "endpoint",
     "inflight",
