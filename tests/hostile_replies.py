@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -233,14 +233,23 @@ def _line(draw: random.Random) -> bytes:
     )
 
 
-KINDS: Sequence[Callable[[random.Random], bytes]] = (
-    *(lambda draw: http(_json(draw)), lambda draw: http(_mangled(draw)), lambda draw: http(_large(draw))),
-    *(lambda draw: http(_nested(draw)), _bomb, _status, _line),
-)
-_WEIGHTS = (40, 15, 3, 4, 3, 20, 20)
+KINDS: Mapping[str, tuple[int, Callable[[random.Random], bytes]]] = {
+    "JSON with odd values": (40, lambda draw: http(_json(draw))),
+    "JSON with changed bytes": (15, lambda draw: http(_mangled(draw))),
+    "megabytes of small values": (3, lambda draw: http(_large(draw))),
+    "deep nesting": (4, lambda draw: http(_nested(draw))),
+    "compression bombs": (3, _bomb),
+    "any status, any header": (20, _status),
+    "broken HTTP": (20, _line),
+}
+"""Kinds of replies, with how often they are drawn."""
+
+
+def kind_of(seed: int) -> str:
+    """Which kind of reply a seed stands for."""
+    return random.Random(seed).choices(list(KINDS), [weight for weight, _ in KINDS.values()])[0]
 
 
 def hostile_reply(seed: int) -> bytes:
     """The bytes that follow a request; the same for the same seed."""
-    draw = random.Random(seed)
-    return draw.choices(KINDS, _WEIGHTS)[0](draw)
+    return KINDS[kind_of(seed)][1](random.Random(f"reply {seed}"))

@@ -14,11 +14,12 @@ from typer.testing import CliRunner
 
 from rlif.cli import app
 from rlif.config import PolicyConfig
+from rlif.draw import Key, Sampling
 from rlif.endpoint import KEY_VARIABLE, Client, Server
 from rlif.errors import RlifError
 from rlif.evals.command import served
 from rlif.evals.local import EngineBackend
-from rlif.evals.records import Backend
+from rlif.evals.records import Asked, Backend
 from rlif.evals.run import Candidate, evaluate
 from rlif.evals.served import ServedBackend
 from rlif.grading import EXTRACTORS, Grader
@@ -289,6 +290,14 @@ def test_a_server_that_does_not_sample_is_found_out(tmp_path: Path) -> None:
         evaluate([candidate(server)], settings(temperature=0.0, samples=1), tmp_path / "greedy")
 
 
+def test_a_server_that_has_not_said_anything_yet_may_sample() -> None:
+    """Thoughts that are not told fill the few tokens of these questions: nothing can be concluded from no text."""
+    with ServerOnLoopback(lambda heard: Said(chat("", finish_reason="length"))) as server:
+        backend = ServedBackend(Client(Server(server.url, "m")))
+        backend.check([Asked(Problem("p", "1+1"), ({"role": "user", "content": "1+1"},), "1+1")], Sampling())
+    assert len(server.heard) == 5
+
+
 def run(*options: str) -> tuple[int, str]:
     """Exit code and what was said, the error as `rlif.cli.main` would print it."""
     done = CliRunner().invoke(app, ["eval", *options], catch_exceptions=True)
@@ -334,9 +343,6 @@ def test_mistakes_are_one_line(options: tuple[str, ...], expected: str, tmp_path
 
 def test_problem_ids_survive_a_server(tmp_path: Path) -> None:
     """Labels are made of problem ids and sample numbers: none may be taken for another's."""
-    from rlif.draw import Key, Sampling
-    from rlif.evals.records import Asked
-
     asked = [
         Asked(Problem(name, name), ({"role": "user", "content": name},), name)
         for name in ("a", "a, sample 1", "a, sample")

@@ -85,7 +85,8 @@ class ServedBackend:
         if sampling.temperature == 0.0 or not asked:
             return
         tries = [Ask(f"trial {seed}", self._prompt(asked[0]), seed) for seed in range(_SEEDS)]
-        if len({reply.text for _, reply in self._client.answers(tries, _HOT)}) == 1:
+        texts = {reply.text for _, reply in self._client.answers(tries, _HOT)}
+        if len(texts) == 1 and texts != {""}:  # all empty: a server that keeps thoughts to itself, and thinks for long
             raise RlifError(
                 f"endpoint {self._client.base}, model {self.name!r}: {_SEEDS} seeds at temperature "
                 f"{_HOT.temperature:g} give one and the same answer, so it does not sample; add --temperature 0, or "
