@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,11 +26,11 @@ ASK = Ask("p, sample 0", [{"role": "user", "content": "6*7="}], 0)
 SAMPLING = Sampling(max_new_tokens=64)
 
 
-def ask(server: RawServer, **settings: Any) -> str:
+def ask(server: RawServer, tokens: int = 64, **settings: Any) -> str:
     """The answer's text; a message of one line where there is none."""
     options = {"retries": 1, "first_wait": 0.001, "timeout": 20.0, **settings}
     try:
-        ((_, answer),) = Client(Server(server.url, "m", **options)).answers([ASK], SAMPLING)
+        ((_, answer),) = Client(Server(server.url, "m", **options)).answers([ASK], Sampling(max_new_tokens=tokens))
     except RlifError as error:
         message = str(error)
         assert message.isprintable()
@@ -89,6 +90,15 @@ def test_no_more_is_read_than_was_asked_for(name: str) -> None:
     assert expected.get(name, "an answer of more than 1 MiB, which 64 tokens do not fill") in message
     assert peak < 4 * MOST + 8 * MIB  # and for a block of what is packed; the rest stays where it is
     assert kept < MIB
+
+
+def test_a_large_answer_has_an_end_too() -> None:
+    """Beyond the 4 MiB that every body may have: 4,096 tokens fill 9 MiB."""
+    with RawServer(lambda request: endless()) as server:
+        message = ask(server, tokens=4096, retries=0)
+        written = server.written
+    assert "an answer of more than 9 MiB, which 4096 tokens do not fill" in message
+    assert written < 64 * MIB  # what the sockets hold comes on top
 
 
 @pytest.mark.parametrize("unit", [b"{},", b"[],", b'{"a":{}},', b'"ab",', b"1e9,", b"null,", b'"\\u0041",', b"12,"])
@@ -267,7 +277,9 @@ def test_answers_wait_where_the_caller_is_slow(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("rlif.endpoint._WAITING", 4)
     with saying(http(json.dumps(good()).encode())) as server:
         found = Client(Server(server.url, "m", concurrency=2)).answers([ASK] * 40, SAMPLING)
-        for taken in range(1, 41):
-            next(found)
-            assert len(server.requests) <= taken + 4 + 2
-        assert next(found, None) is None
+        next(found)
+        deadline = time.monotonic() + 0.5  # without a bound all forty would have been asked by then
+        while time.monotonic() < deadline and len(server.requests) <= 1 + 4 + 2:
+            time.sleep(0.01)
+        assert len(server.requests) <= 1 + 4 + 2
+        assert len(list(found)) == 39
