@@ -41,6 +41,8 @@ ORDER = (
     "policy",
     "logprobs",
     "draw",
+    "masking",
+    "exchange",
     "wire",
     "endpoint",
     "inflight",

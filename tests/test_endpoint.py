@@ -233,13 +233,6 @@ def test_a_server_that_stops_answering_is_asked_once_more() -> None:
     assert "no answer within 0.2 s; raise --timeout, or ask for less at a time (2 tries)" in error
 
 
-def test_an_endless_answer_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlif.endpoint._LONGEST_ANSWER", 1 << 20)
-    with ServerOnLoopback(lambda heard: Said(b" " * (2 << 20))) as server:
-        _, error = collect(client(server, retries=0).answers(asks(1), SAMPLING))
-    assert "an answer of more than 1 MiB" in error
-
-
 def test_fields_that_a_server_refuses_are_left_out_from_then_on() -> None:
     def strict(heard: Heard) -> Said:
         unknown = sorted({"top_k", "min_p", "repetition_penalty"} & set(heard.body))
@@ -254,6 +247,66 @@ def test_fields_that_a_server_refuses_are_left_out_from_then_on() -> None:
         assert asking.refused == {"top_k", "min_p", "repetition_penalty"}
         collect(asking.answers(asks(1), SAMPLING))
     assert len(server.heard) == 5
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_the_limit_of_tokens_has_two_names(name: str) -> None:
+    other = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}[name]
+
+    def strict(heard: Heard) -> Said:
+        complaint = f"Unsupported parameter: '{other}' is not supported with this model. Use '{name}' instead."
+        return Said({"error": {"message": complaint}}, 400) if other in heard.body else echo(heard)
+
+    with ServerOnLoopback(strict) as server:
+        asking = client(server, concurrency=1)
+        texts, error = collect(asking.answers(asks(3), SAMPLING))
+    assert len(texts) == 3
+    assert not error
+    assert [heard.body[name] for heard in server.heard[-3:]] == [16] * 3
+    assert len(server.heard) == 3 + (name == "max_completion_tokens")
+
+
+def test_a_server_that_takes_neither_name_is_one_line() -> None:
+    def strict(heard: Heard) -> Said:
+        found = next(name for name in heard.body if name.startswith("max_"))
+        return Said({"error": {"message": f"Unknown field: {found}"}}, 422)
+
+    with ServerOnLoopback(strict) as server:
+        texts, error = collect(client(server).answers(asks(1), SAMPLING))
+    assert not texts
+    assert "HTTP 422, Unknown field: max_completion_tokens" in error
+    assert len(server.heard) == 2
+
+
+def test_half_a_character_in_a_question_is_sent_as_json_says_it() -> None:
+    with ServerOnLoopback(lambda heard: Said(chat("."))) as server:
+        texts, _ = collect(client(server).answers([Ask("p", "half \ud83d", 0)], SAMPLING))
+    assert texts == {"p": "."}
+    assert server.heard[0].body["prompt"] == "half \ud83d"
+
+
+def test_a_key_that_comes_back_is_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, SECRET)
+
+    def answer(heard: Heard) -> Said:
+        told = f"You sent {heard.headers['authorization']}."
+        return Said({**chat(told, message={"content": told, "reasoning": told}), "model": SECRET})
+
+    with ServerOnLoopback(answer) as server:
+        ((_, reply),) = client(server).answers(asks(1), SAMPLING)
+    assert reply.text == "<think>\nYou sent Bearer ***.\n</think>\n\nYou sent Bearer ***."
+    assert reply.text[reply.thoughts :] == "You sent Bearer ***."
+    assert reply.model == "***"
+
+
+def test_an_address_with_the_key_in_its_path_is_shown_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, SECRET)
+    with ServerOnLoopback(lambda heard: Said({}, 400)) as server:
+        asking = Client(Server(f"{server.url}/{SECRET}/v1", "m"))
+        _, error = collect(asking.answers(asks(1), SAMPLING))
+    assert server.heard[0].path == f"/{SECRET}/v1/chat/completions"
+    assert asking.base == f"{server.url}/***/v1"
+    assert error.startswith(f"endpoint {server.url}/***/v1, ")
 
 
 def test_the_key_is_sent_and_seen_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,10 +352,19 @@ def test_addresses(url: str, base: str) -> None:
     assert Server(url, "m").base == base
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "h", "", "ftp://h/v1", "http://", "http://h:port/v1", "http://[::1"])
+NO_ADDRESSES = (
+    *("localhost:8000", "h", "", "ftp://h/v1", "http://", "http://h:port/v1", "http://[::1", "http://999.9.9.9/v1"),
+    *("http://h\x00/v1", "http://h/\x1b[31m/v1", "http://h/\ud83d/v1", "http://\u2028/v1", "http://h/\u202e/v1"),
+    *("http://１２７.0.0.1:9", "http://h:９/v1", "http://h/" + "a" * 70_000),
+)
+
+
+@pytest.mark.parametrize("url", NO_ADDRESSES)
 def test_what_is_no_address(url: str) -> None:
-    with pytest.raises(RlifError, match=r"http://127\.0\.0\.1:8000/v1"):
+    with pytest.raises(RlifError, match=r"http://127\.0\.0\.1:8000/v1") as caught:
         Client(Server(url, "m"))
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize("url", [f"http://me:{SECRET}@h/v1", f"http://h/v1?api-key={SECRET}"])

@@ -1,5 +1,6 @@
 """`rlif eval --endpoint`: a served model is evaluated as a local one is; no answer is lost to a failing server."""
 
+import base64
 import itertools
 import json
 import threading
@@ -13,13 +14,15 @@ from typer.testing import CliRunner
 
 from rlif.cli import app
 from rlif.config import PolicyConfig
-from rlif.endpoint import Client, Server
+from rlif.draw import Key, Sampling
+from rlif.endpoint import KEY_VARIABLE, Client, Server
 from rlif.errors import RlifError
 from rlif.evals.command import served
 from rlif.evals.local import EngineBackend
-from rlif.evals.records import Backend
+from rlif.evals.records import Asked, Backend
 from rlif.evals.run import Candidate, evaluate
 from rlif.evals.served import ServedBackend
+from rlif.grading import EXTRACTORS, Grader
 from rlif.types import Problem
 from servers import Heard, ModelServer, Said, ServerOnLoopback, chat
 from test_evals import Crashing, settings
@@ -177,11 +180,104 @@ def test_a_model_without_a_chat_template_is_given_text() -> None:
     with ServerOnLoopback(base) as server:
         backend = ServedBackend(Client(Server(server.url, "m")))
         assert backend.facts()["chat_template"] is False
-        assert backend.notes == ("the server tells no log-probabilities: the results hold no signals",)
+        assert backend.notes == (
+            "the server says that the model has no chat template: it is given plain text",
+            "the server tells no log-probabilities: the results hold no signals",
+        )
         with pytest.raises(RlifError, match="does not define a chat template"):
             ServedBackend(Client(Server(server.url, "m")), "on")
-    with ServerOnLoopback(lambda heard: Said({}, 400)) as server, pytest.raises(RlifError, match="--chat-template off"):
-        ServedBackend(Client(Server(server.url, "m")))
+
+
+@pytest.mark.parametrize("status", [400, 404, 405, 422, 500])
+@pytest.mark.parametrize("text_is_answered", [True, False])
+def test_plain_text_is_proposed_where_it_is_answered(status: int, text_is_answered: bool) -> None:
+    """A hint is tried before it is given: a server that answers nothing is not said to have a base model."""
+
+    def answer(heard: Heard) -> Said:
+        if heard.path == "/v1/completions" and text_is_answered:
+            return Said({"choices": [{"text": "2"}], "usage": {"completion_tokens": 1}})
+        return Said({"error": {"message": "out of memory"}}, status)
+
+    with ServerOnLoopback(answer) as server, pytest.raises(RlifError, match=f"HTTP {status}, out of memory") as caught:
+        ServedBackend(Client(Server(server.url, "m", retries=0)))
+    assert ("for a base model add --chat-template off" in str(caught.value)) == text_is_answered
+
+
+@pytest.mark.parametrize("status", [401, 403, 429])
+def test_no_plain_text_is_proposed_where_the_trouble_is_another(status: int) -> None:
+    with ServerOnLoopback(lambda heard: Said({}, status)) as server, pytest.raises(RlifError) as caught:
+        ServedBackend(Client(Server(server.url, "m", retries=0)))
+    assert "base model" not in str(caught.value)
+    assert len(server.heard) == 1
+
+
+def test_what_a_user_should_know_of_a_server() -> None:
+    def answer(heard: Heard) -> Said:
+        return Said({**chat("as long as I like to"), "model": "an\x1bother"})
+
+    with ServerOnLoopback(answer) as server:
+        notes = ServedBackend(Client(Server(server.url, "m"))).notes
+    assert notes[0] == "the server calls the model that answers an other"
+    assert notes[1] == "the server does not keep the limit of tokens: asked for 1 it gave 21"
+
+
+@pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
+def test_thoughts_are_kept_and_never_graded(name: str, tmp_path: Path) -> None:
+    """Of six problems three are thought about to the end; all thoughts hold the right answer in a box."""
+    count = itertools.count()
+
+    def thinks(heard: Heard) -> Said:
+        a, _, b = question(heard).removesuffix("=?").partition("+")
+        right, done = int(a) + int(b or 0), next(count) % 2 == 0
+        message = {name: f"</think> \\boxed{{{right}}}", "content": f"\\boxed{{{right + 1}}}" if done else None}
+        return Said(chat("", message=message, finish_reason="stop" if done else "length"))
+
+    chosen = settings(temperature=0.0, samples=1, limit=6)
+    with ServerOnLoopback(trial_or(thinks)) as server:
+        results = evaluate([served(Server(server.url, "m", concurrency=1), chosen)], chosen, tmp_path / "e")
+    found = rows(tmp_path / "e" / "m" / "arithmetic")
+    assert len(found) == 6
+    assert all(row["completion"].startswith("<think>\n</think> \\boxed{") for row in found)
+    for row in found:
+        assert row["right"] is False
+        if row["stop_reason"] == "length":  # it ended while it was thought about
+            assert (row["formatted"], row["extracted"]) == (False, None)
+        else:
+            assert row["extracted"] == str(int(row["answer"]) + 1)
+    assert [row["stop_reason"] for row in found].count("length") == 3
+    assert results["results"][0]["metrics"]["right"] == 0.0
+
+
+def test_nothing_is_an_answer_in_no_form() -> None:
+    """What is graded of an answer that ended among its thoughts."""
+    with Grader() as grader:
+        for format in EXTRACTORS:
+            verdict = grader.grade("", "5", format=format, row_id="r")
+            assert (verdict.right, verdict.formatted, verdict.extracted) == (False, False, None), format
+
+
+@pytest.mark.parametrize("where", ["answer", "thoughts", "model", "error"])
+def test_a_key_that_a_server_repeats_is_in_no_file(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, SECRET)
+    forms = f"{SECRET} Bearer {SECRET} {base64.b64encode(f'Bearer {SECRET}'.encode()).decode()}"
+
+    def repeats(heard: Heard) -> Said:
+        if where == "error" and heard.body["max_tokens"] == LIMIT:
+            return Said({"error": {"message": forms}}, 400)
+        message = {"content": f"{heard.body['seed']} {forms if where == 'answer' else ''} \\boxed{{5}}"}
+        message |= {"reasoning": forms} if where == "thoughts" else {}
+        return Said({**chat("", message=message), "model": forms if where == "model" else "m"})
+
+    options = ("--tasks", "arithmetic", "--limit", "2", "--samples", "2", "--out", str(tmp_path / "e"))
+    with ServerOnLoopback(repeats) as server:
+        code, said = run("--endpoint", f"{server.url}/{SECRET}/v1", "--model", "m", *options)
+    assert (code == 0) == (where != "error"), said
+    files = [path for path in (tmp_path / "e").rglob("*") if path.is_file()]
+    held = b"".join(path.read_bytes() for path in files) + said.encode()
+    held += repr([rows(path) for path in (tmp_path / "e" / "m").glob("arithmetic")]).encode()  # Parquet is compressed
+    assert b"***" in held
+    for form in forms.split():
+        assert form == "Bearer" or form.encode() not in held
 
 
 def test_a_server_that_does_not_sample_is_found_out(tmp_path: Path) -> None:
@@ -192,6 +288,14 @@ def test_a_server_that_does_not_sample_is_found_out(tmp_path: Path) -> None:
         with pytest.raises(RlifError, match="4 seeds at temperature 2 give one and the same answer"):
             evaluate([candidate(server)], settings(), tmp_path / "e")
         evaluate([candidate(server)], settings(temperature=0.0, samples=1), tmp_path / "greedy")
+
+
+def test_a_server_that_has_not_said_anything_yet_may_sample() -> None:
+    """Thoughts that are not told fill the few tokens of these questions: nothing can be concluded from no text."""
+    with ServerOnLoopback(lambda heard: Said(chat("", finish_reason="length"))) as server:
+        backend = ServedBackend(Client(Server(server.url, "m")))
+        backend.check([Asked(Problem("p", "1+1"), ({"role": "user", "content": "1+1"},), "1+1")], Sampling())
+    assert len(server.heard) == 5
 
 
 def run(*options: str) -> tuple[int, str]:
@@ -239,9 +343,6 @@ def test_mistakes_are_one_line(options: tuple[str, ...], expected: str, tmp_path
 
 def test_problem_ids_survive_a_server(tmp_path: Path) -> None:
     """Labels are made of problem ids and sample numbers: none may be taken for another's."""
-    from rlif.draw import Key, Sampling
-    from rlif.evals.records import Asked
-
     asked = [
         Asked(Problem(name, name), ({"role": "user", "content": name},), name)
         for name in ("a", "a, sample 1", "a, sample")

@@ -7,12 +7,14 @@ protocol's. Once more only: a request that runs into the time limit. Never: any 
 After a failure that every request would meet (no such model, no access), or three failures in a row, nothing new is
 asked.
 
-The API key comes from an environment variable; it is in no record, no message and no result.
+An answer may be as large as what was asked for could be (`rlif.exchange`); of one that is refused nothing is kept.
+
+The API key comes from an environment variable; it is in no record, no message and no result (`rlif.masking`).
 """
 
 import asyncio
 import contextlib
-import email.utils
+import http.cookiejar
 import json
 import os
 import queue
@@ -20,7 +22,8 @@ import random
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -28,6 +31,17 @@ import httpx2
 
 from rlif.draw import Sampling
 from rlif.errors import RlifError
+from rlif.exchange import (
+    Response,
+    UnreadableError,
+    detail,
+    exchange,
+    most_bytes,
+    most_elements,
+    read_json,
+    retry_after,
+)
+from rlif.masking import Mask
 from rlif.wire import Ask, MalformedError, Reply, body_of, path_of, read_reply, refused_fields
 
 KEY_VARIABLE = "RLIF_API_KEY"
@@ -35,7 +49,9 @@ KEY_VARIABLE = "RLIF_API_KEY"
 
 _LONGEST_BACKOFF = 30.0  # s between two tries
 _LONGEST_WAIT = 300.0  # s; a server that asks for more is given up
-_LONGEST_ANSWER = 64 << 20  # bytes
+_LONGEST_LIST = 4 << 20  # bytes that tell which models there are
+_MOST_MODELS = 1 << 17  # strings and containers in that
+_WAITING = 64  # answers that wait for a caller who is slower than the server
 _FAILURES_IN_A_ROW = 3
 _AGAIN = frozenset({408, 425, 429})
 
@@ -64,11 +80,12 @@ class Server:
     @property
     def base(self) -> str:
         """The address that ``/chat/completions`` is added to. Raises `RlifError` for one that cannot be asked."""
+        given = self.url if len(self.url) <= 200 else self.url[:199] + "…"
         try:
-            parts = urlsplit(self.url)
+            parts = urlsplit(self.url.strip())
             port = parts.port
         except ValueError as error:
-            raise RlifError(f"endpoint {self.url!r}: {error}; give an address like http://127.0.0.1:8000/v1") from error
+            raise RlifError(f"endpoint {given!r}: {error}; give an address like http://127.0.0.1:8000/v1") from error
         if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
             place = f"{parts.scheme}://{parts.hostname}" + (f":{port}" if port else "")
             raise RlifError(
@@ -76,11 +93,18 @@ class Server:
                 f"put the key into an environment variable (--api-key-env, default {KEY_VARIABLE})"
             )
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise RlifError(f"endpoint {self.url!r}: not an address; give one like http://127.0.0.1:8000/v1")
+            raise RlifError(f"endpoint {given!r}: not an address; give one like http://127.0.0.1:8000/v1")
         path = parts.path.rstrip("/")
         for end in ("/chat/completions", "/completions"):
             path = path.removesuffix(end)
-        return f"{parts.scheme}://{parts.netloc}{path or '/v1'}"
+        base = f"{parts.scheme}://{parts.netloc}{path or '/v1'}"
+        try:
+            httpx2.URL(f"{base}/chat/completions")
+        except (httpx2.InvalidURL, ValueError):  # an ending that is no host, a path that UTF-8 cannot say
+            base = ""
+        if not base.isprintable() or not base:
+            raise RlifError(f"endpoint {given!r}: not an address; give one like http://127.0.0.1:8000/v1")
+        return base
 
     def key(self) -> str | None:
         """The API key. Raises `RlifError` if the named variable is not set or holds what no header can carry."""
@@ -99,14 +123,17 @@ class Client:
     Attributes:
         refused: optional fields that the server turned out not to take, and that are no longer sent.
         settled: whether it is known what the server takes: from then on a refusal is a failure of that request alone.
+        mask: replaces the key in a text; every reply has been through it.
+        base: the server's address, fit to be stored.
     """
 
     def __init__(self, server: Server) -> None:
         self.server = server
         self.refused: frozenset[str] = frozenset()
         self.settled = False
-        self._base = server.base
         self._key = server.key()
+        self.mask = Mask(self._key)
+        self.base = self.mask(server.base)
 
     def answers(self, asks: Sequence[Ask], sampling: Sampling) -> Iterator[tuple[Ask, Reply]]:
         """The answers, as they come. Leaving the iterator early breaks off what is still on its way.
@@ -116,10 +143,10 @@ class Client:
         run = _Run(self, asks, sampling)
         yield from run.results()
         if run.failures:
-            first, problem = run.failures[0]
+            first, failure = run.failures[0]
             which = f" ({first.label} failed for good; {run.answered} of {len(asks)} answers came)"
-            where = f"endpoint {self._base}, model {self.server.model!r}"
-            raise RlifError(f"{where}: {problem}{which if len(asks) > 1 else ''}")
+            where = f"endpoint {self.base}, model {self.server.model!r}"
+            raise RlifError(f"{where}: {failure.problem}{which if len(asks) > 1 else ''}")
 
     def headers(self) -> dict[str, str]:
         """What every request carries."""
@@ -127,18 +154,22 @@ class Client:
 
     def shown(self, text: str, most: int = 200) -> str:
         """A server's words, fit for one line of a terminal: no key, no control characters, not endless."""
-        if self._key:
-            text = text.replace(self._key, "***")
+        text = self.mask(text)
         line = " ".join("".join(c if c.isprintable() else " " for c in text[: 8 * most]).split())
         return line if len(line) <= most else line[: most - 1] + "…"
 
 
-class _TryError(Exception):
-    """A try that failed. ``again``: worth another; ``wait``: seconds the server asks for; ``for_all``: hopeless."""
+@dataclass(frozen=True)
+class _Failure:
+    """A try that failed. A value, no exception: that would keep alive the answer it was made of.
 
-    def __init__(self, problem: str, *, again: bool = False, wait: float = 0.0, for_all: bool = False) -> None:
-        super().__init__(problem)
-        self.again, self.wait, self.for_all = again, wait, for_all
+    ``again``: worth another try; ``wait``: seconds the server asks for; ``for_all``: every request would meet it.
+    """
+
+    problem: str
+    again: bool = False
+    wait: float = 0.0
+    for_all: bool = False
 
 
 @dataclass
@@ -148,13 +179,15 @@ class _Run:
     client: Client
     asks: Sequence[Ask]
     sampling: Sampling
-    failures: list[tuple[Ask, _TryError]] = field(default_factory=list)
+    failures: list[tuple[Ask, _Failure]] = field(default_factory=list)
     answered: int = 0
     _in_a_row: int = 0
     _stopped: bool = False
     _not_before: float = 0.0
     _reached: bool = False
     _random: random.Random = field(default_factory=random.Random)
+    _large: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _room: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_WAITING))
 
     def results(self) -> Iterator[tuple[Ask, Reply]]:
         inbox: queue.SimpleQueue[tuple[Ask, Reply] | BaseException | None] = queue.SimpleQueue()
@@ -179,168 +212,160 @@ class _Run:
             while (item := inbox.get()) is not None:
                 if isinstance(item, BaseException):
                     raise item
+                with contextlib.suppress(RuntimeError):  # the loop may have ended by itself
+                    loop.call_soon_threadsafe(self._room.release)
                 yield item
         finally:
-            with contextlib.suppress(RuntimeError):  # the loop may have ended by itself
+            with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(task.cancel)
             thread.join()
 
     async def _ask_all(self, inbox: "queue.SimpleQueue[Any]") -> None:
         server = self.client.server
+        no_cookies = http.cookiejar.DefaultCookiePolicy(allowed_domains=[])  # a server could send ever more of them
         try:
-            http = httpx2.AsyncClient(
+            http_client = httpx2.AsyncClient(
                 headers=self.client.headers(),
+                cookies=http.cookiejar.CookieJar(no_cookies),
                 timeout=httpx2.Timeout(server.timeout, pool=None),
                 limits=httpx2.Limits(max_connections=server.concurrency),
             )
         except (ValueError, ImportError, httpx2.InvalidURL) as error:  # what the proxy variables may bring about
-            raise RlifError(f"endpoint {server.base}: {error}; check HTTP_PROXY, HTTPS_PROXY and ALL_PROXY") from error
+            raise RlifError(
+                f"endpoint {self.client.base}: {error}; check HTTP_PROXY, HTTPS_PROXY and ALL_PROXY"
+            ) from error
         waiting = iter(self.asks)
-        async with http:
-            await asyncio.gather(*(self._worker(http, waiting, inbox) for _ in range(server.concurrency)))
+        async with http_client:
+            await asyncio.gather(*(self._worker(http_client, waiting, inbox) for _ in range(server.concurrency)))
 
-    async def _worker(self, http: httpx2.AsyncClient, waiting: Iterator[Ask], inbox: "queue.SimpleQueue[Any]") -> None:
+    async def _worker(
+        self, http_client: httpx2.AsyncClient, waiting: Iterator[Ask], inbox: "queue.SimpleQueue[Any]"
+    ) -> None:
         for ask in waiting:
-            try:
-                reply = await self._ask(http, ask)
-            except _TryError as failure:
-                self.failures.append((ask, failure))
+            outcome = await self._ask(http_client, ask)
+            if isinstance(outcome, _Failure):
+                self.failures.append((ask, outcome))
                 self._in_a_row += 1
-                self._stopped |= failure.for_all or self._in_a_row >= _FAILURES_IN_A_ROW
+                self._stopped |= outcome.for_all or self._in_a_row >= _FAILURES_IN_A_ROW
             else:
+                await self._room.acquire()
                 self._in_a_row = 0
                 self.answered += 1
-                inbox.put((ask, reply))
+                inbox.put((ask, outcome))
             if self._stopped:
                 return
 
-    async def _ask(self, http: httpx2.AsyncClient, ask: Ask) -> Reply:
+    async def _ask(self, http_client: httpx2.AsyncClient, ask: Ask) -> Reply | _Failure:
         """One answer, tried as often as the server's settings allow."""
         server, tries, late = self.client.server, 0, 0
         while True:
             await asyncio.sleep(max(0.0, self._not_before - time.monotonic()))
             tries += 1
             try:
-                return await asyncio.wait_for(self._try(http, ask), server.timeout)
+                outcome = await asyncio.wait_for(self._try(http_client, ask), server.timeout)
             except (asyncio.TimeoutError, httpx2.TimeoutException):
                 late += 1
                 problem = f"no answer within {server.timeout:g} s; raise --timeout, or ask for less at a time"
-                failure = _TryError(problem, again=late == 1)
-            except httpx2.TransportError as error:
-                failure = self._broken(error)
-            except _TryError as known:
-                failure = known
-            if not failure.again or tries > server.retries or self._stopped:
-                raise _TryError(f"{failure}{f' ({tries} tries)' if tries > 1 else ''}", for_all=failure.for_all)
+                outcome = _Failure(problem, again=late == 1)
+            except httpx2.RequestError as error:
+                outcome = self._broken(error)
+            if isinstance(outcome, Reply):
+                return outcome
+            if not outcome.again or tries > server.retries or self._stopped:
+                return replace(outcome, problem=outcome.problem + (f" ({tries} tries)" if tries > 1 else ""))
             backoff = min(_LONGEST_BACKOFF, server.first_wait * 2.0 ** (tries - 1)) * self._random.uniform(0.5, 1.0)
-            if failure.wait:
-                self._not_before = max(self._not_before, time.monotonic() + failure.wait)
+            if outcome.wait:
+                self._not_before = max(self._not_before, time.monotonic() + outcome.wait)
             await asyncio.sleep(backoff)
 
-    def _broken(self, error: httpx2.TransportError) -> _TryError:
-        """A connection that could not be made or did not last."""
+    def _broken(self, error: httpx2.RequestError) -> _Failure:
+        """A connection that could not be made or did not last, or what came over it was not HTTP."""
         reason = self.client.shown(str(error)) or type(error).__name__
         if isinstance(error, httpx2.ConnectError):
             remedy = "does the server still run?" if self._reached else "start the server, or correct the address"
-            return _TryError(f"no connection ({reason}); {remedy}", again=self._reached, for_all=True)
-        return _TryError(f"the connection broke ({reason}); see the server's log", again=True)
+            return _Failure(f"no connection ({reason}); {remedy}", again=self._reached, for_all=True)
+        if isinstance(error, httpx2.DecodingError):
+            return _Failure(f"the answer cannot be unpacked ({reason}); see the server's log", again=True)
+        return _Failure(f"the connection broke ({reason}); see the server's log", again=True)
 
-    async def _try(self, http: httpx2.AsyncClient, ask: Ask) -> Reply:
+    async def _try(self, http_client: httpx2.AsyncClient, ask: Ask) -> Reply | _Failure:
         """One try; a field that the server refuses and that can be spared is left out and the request sent again."""
         client = self.client
         while True:
             body = body_of(client.server.model, ask, self.sampling, client.refused)
-            status, headers, content = await _exchange(http, "POST", f"{client.server.base}/{path_of(ask)}", body)
+            sent = json.dumps(body).encode()  # as ASCII: a question may hold half a character, which UTF-8 cannot say
+            most = most_bytes(self.sampling.max_new_tokens, len(sent))
+            url = f"{client.server.base}/{path_of(ask)}"
+            read = partial(self._read, most)
+            outcome = await exchange(http_client, ("POST", url, sent), most, self._large, read)
             self._reached = True
-            if status in (400, 422) and not client.settled:
-                refused = refused_fields(content.decode("utf-8", "replace"), self.sampling, body.keys())
-                if refused:
+            if not isinstance(outcome, Response):
+                return outcome
+            if outcome.status in (400, 422) and not client.settled:
+                complaint = (outcome.content or b"").decode("utf-8", "replace")
+                if refused := refused_fields(complaint, self.sampling, body.keys()):
                     client.refused |= refused
                     continue
-            if status != 200:
-                raise await self._refusal(http, status, headers, content)
-            return self._read(headers, content)
+            return await self._refusal(http_client, outcome)
 
-    def _read(self, headers: httpx2.Headers, content: bytes) -> Reply:
-        if "html" in headers.get("content-type", ""):
-            raise _TryError("it answers with a web page; check the address (most end in /v1)", for_all=True)
-        beginning = self.client.shown(content[:4000].decode("utf-8", "replace"), 80)
+    def _read(self, most: int, response: Response) -> Reply | _Failure | Response:
+        """What a response says; one that is no answer as it is."""
+        client, tokens = self.client, self.sampling.max_new_tokens
+        if response.status != 200:
+            return response
+        if response.content is None:
+            return _Failure(f"an answer of more than {_size(most)}, which {tokens} tokens do not fill", again=True)
+        if response.is_page:
+            return _Failure("it answers with a web page; check the address (most end in /v1)", for_all=True)
         try:
-            return read_reply(json.loads(content), self.sampling)
+            return read_reply(read_json(response.content, most_elements(tokens)), self.sampling, client.mask)
         except MalformedError as error:
-            raise _TryError(f"{error}: {beginning}", again=True) from error
-        except (ValueError, RecursionError) as error:
-            raise _TryError(f"the answer is not JSON: {beginning or '(nothing)'}", again=True) from error
+            problem = client.shown(str(error))
+        except UnreadableError as error:
+            problem = f"the answer cannot be read, {error}"
+        beginning = client.shown(response.text, 80)
+        return _Failure(f"{problem}{f': {beginning}' if beginning else ''}", again=True)
 
-    async def _refusal(
-        self, http: httpx2.AsyncClient, status: int, headers: httpx2.Headers, content: bytes
-    ) -> _TryError:
+    async def _refusal(self, http_client: httpx2.AsyncClient, response: Response) -> _Failure:
         """What an HTTP status other than 200 means, and what to do about it."""
-        client, variable = self.client, self.client.server.key_variable or KEY_VARIABLE
-        said = client.shown(_detail(headers, content))
+        client, variable, status = self.client, self.client.server.key_variable or KEY_VARIABLE, response.status
+        said = client.shown(detail(response))
         problem = f"HTTP {status}" + (f", {said}" if said else "")
         if status in (401, 403):
             remedy = f"the key in {variable} does not open it" if client.headers() else f"put the key into {variable}"
-            return _TryError(f"{problem}; {remedy}", for_all=True)
+            return _Failure(f"{problem}; {remedy}", for_all=True)
+        if status == 402:
+            return _Failure(f"{problem}; the server wants to be paid first", for_all=True)
         if 300 <= status < 400:
-            place = client.shown(headers.get("location", "elsewhere"))
-            return _TryError(f"{problem}: it redirects to {place}; give that address", for_all=True)
+            place = client.shown(response.headers.get("location", "elsewhere"))
+            return _Failure(f"{problem}: it redirects to {place}; give that address", for_all=True)
         if status == 404:
-            return _TryError(f"{problem}; {await self._served(http)}", for_all=True)
+            return _Failure(f"{problem}; {await self._served(http_client)}", for_all=True)
         if status in _AGAIN or status >= 500:
-            wait = _retry_after(headers.get("retry-after"))
+            wait = retry_after(response.headers.get("retry-after"))
             if wait > _LONGEST_WAIT:
-                return _TryError(f"{problem}: it asks to wait {wait:.0f} s; try again then", for_all=True)
+                return _Failure(f"{problem}: it asks to wait {wait:.0f} s; try again then", for_all=True)
             remedy = "lower --concurrency" if status == 429 else "see the server's log"
-            return _TryError(f"{problem}; {remedy}", again=True, wait=wait)
-        return _TryError(problem)
+            return _Failure(f"{problem}; {remedy}", again=True, wait=wait)
+        return _Failure(problem)
 
-    async def _served(self, http: httpx2.AsyncClient) -> str:
+    async def _served(self, http_client: httpx2.AsyncClient) -> str:
         """The models this server has, as a remedy for a wrong name."""
         remedy = "check the address (most end in /v1) and the model's name"
         try:
-            status, _, content = await _exchange(http, "GET", f"{self.client.server.base}/models", None)
-            names = [str(model["id"]) for model in json.loads(content)["data"]] if status == 200 else []
-        except (httpx2.HTTPError, ValueError, KeyError, TypeError, RecursionError, _TryError):
+            url = f"{self.client.server.base}/models"
+            names = await exchange(http_client, ("GET", url, None), _LONGEST_LIST, self._large, _models)
+        except (httpx2.HTTPError, UnreadableError, ValueError, KeyError, TypeError):
             return remedy
         return f"it serves {self.client.shown(', '.join(names))}" if names else remedy
 
 
-async def _exchange(http: httpx2.AsyncClient, method: str, url: str, body: Any) -> tuple[int, httpx2.Headers, bytes]:
-    """Send one request, read all of the answer: status, headers, body."""
-    content = bytearray()
-    async with http.stream(method, url, json=body) as response:
-        async for block in response.aiter_bytes():
-            content += block
-            if len(content) > _LONGEST_ANSWER:
-                raise _TryError(f"an answer of more than {_LONGEST_ANSWER >> 20} MiB")
-    return response.status_code, response.headers, bytes(content)
+def _models(response: Response) -> list[str]:
+    """Names out of a list of models, at most a hundred; none where there is no list."""
+    if response.status != 200 or response.content is None:
+        return []
+    return [str(model["id"]) for model in read_json(response.content, _MOST_MODELS)["data"][:100]]
 
 
-def _detail(headers: httpx2.Headers, content: bytes) -> str:
-    """The server's own words: error.message (OpenAI), message (vLLM, SGLang), detail (FastAPI), or the text itself."""
-    if "html" in headers.get("content-type", ""):
-        return "a web page"
-    text = content[:4000].decode("utf-8", "replace")
-    try:
-        said = json.loads(content)
-    except (ValueError, RecursionError):
-        return text
-    for name in ("error", "message", "detail"):
-        while isinstance(said, dict) and name in said:
-            said = said[name]
-    return said if isinstance(said, str) else text
-
-
-def _retry_after(value: str | None) -> float:
-    """Seconds that a Retry-After header asks for (a number, or a date); 0 if it asks for nothing sensible."""
-    if not value:
-        return 0.0
-    try:
-        wait = float(value)
-    except ValueError:
-        try:
-            wait = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        except (ValueError, OverflowError):
-            return 0.0
-    return max(0.0, wait) if wait == wait else 0.0
+def _size(count: int) -> str:
+    return f"{count / (1 << 20):.0f} MiB"

@@ -118,6 +118,7 @@ def answers_of(rollouts: Rollouts) -> list[Answer]:
                 stop=rollouts.stop_reasons[row],
                 **{name: float(values.mean(dtype=np.float64)) for name, values in traces.items()},
                 trace=Trace(**traces),
+                thoughts=0,
             )
         )
     return found

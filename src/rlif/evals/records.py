@@ -62,6 +62,7 @@ class Answer:
         stop: eos, stop_string or length. A server that does not tell the first two apart: eos.
         logprob, entropy, self_certainty: means over the tokens, in nats at temperature 1; None where not known.
         trace: the same for every token; None where not known.
+        thoughts: characters at the beginning of ``text`` that a server kept apart as thoughts: never graded.
     """
 
     problem_id: str
@@ -74,6 +75,7 @@ class Answer:
     entropy: float | None = None
     self_certainty: float | None = None
     trace: Trace | None = None
+    thoughts: int = 0
 
 
 @runtime_checkable

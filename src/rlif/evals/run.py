@@ -209,7 +209,8 @@ def _judge(handful: Sequence[Answer], plan: Plan, places: Mapping[str, int], jud
         problem = plan.problems[place]
         text = mended(answer.text)  # neither Parquet nor a terminal takes half a character
         row_id = f"{plan.name}, {problem.id}, sample {answer.sample}"
-        verdict = judge.grade(text, problem.answer, format=plan.format, row_id=row_id)
+        said = text[answer.thoughts :]  # an answer that ended while it was thought about says nothing
+        verdict = judge.grade(said, problem.answer, format=plan.format, row_id=row_id)
         yield Judged(replace(answer, text=text), problem, place, verdict)
 
 

@@ -3,6 +3,8 @@
 import re
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence, Set
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +18,7 @@ from rlif.wire import Ask, Reply, seed_of
 # Sent once before anything is asked for: it shows whether the server is there, has the model, takes the fields.
 _TRIAL = Sampling(temperature=0.0, max_new_tokens=1, stop=("\n\n\n",))
 _TRIAL_QUESTION = "1+1="
+_FEW = 16  # tokens: some servers give a few more than one
 # Sent with several seeds where answers are to be sampled: a model that samples does not say the same every time.
 _HOT, _SEEDS = Sampling(temperature=2.0, max_new_tokens=32), 4
 
@@ -37,19 +40,26 @@ class ServedBackend:
         except RlifError as error:
             if chat_template != "auto":
                 raise
-            if not re.search("chat.template", str(error)):
-                hint = "; of a base model: add --chat-template off" if re.search("HTTP (400|422|5)", str(error)) else ""
-                raise RlifError(f"{error}{hint}") from error
             self._chat = False
+            if not re.search("chat.template", str(error)):
+                raise RlifError(f"{error}{self._other_way(error)}") from None
             trial = self._try_out()
         self._client.settled = True  # all answers are had with the same fields
         self._logprobs = trial.logprobs is not None
+        self._fell_back = chat_template == "auto" and not self._chat
+        self._trial = trial
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know of how this server answers: one line each."""
         found = []
-        if refused := sorted(self._client.refused - {"seed", "logprobs"}):
+        if self._fell_back:
+            found.append("the server says that the model has no chat template: it is given plain text")
+        if self._trial.model not in (None, self.name):
+            found.append(f"the server calls the model that answers {self._client.shown(str(self._trial.model))}")
+        if self._trial.n_tokens > _FEW:
+            found.append(f"the server does not keep the limit of tokens: asked for 1 it gave {self._trial.n_tokens}")
+        if refused := sorted(self._client.refused - {"seed", "logprobs", "max_tokens"}):
             found.append(f"the server does not take {', '.join(refused)}: its own settings hold for these")
         if "seed" in self._client.refused:
             found.append("the server takes no seed: the same command may give other answers")
@@ -60,7 +70,7 @@ class ServedBackend:
     def facts(self) -> Mapping[str, Any]:
         return {
             "model": self.name,
-            "endpoint": self._client.server.base,
+            "endpoint": self._client.base,
             "chat_template": self._chat,
             "logprobs": self._logprobs,
             "refused": sorted(self._client.refused),
@@ -75,9 +85,10 @@ class ServedBackend:
         if sampling.temperature == 0.0 or not asked:
             return
         tries = [Ask(f"trial {seed}", self._prompt(asked[0]), seed) for seed in range(_SEEDS)]
-        if len({reply.text for _, reply in self._client.answers(tries, _HOT)}) == 1:
+        texts = {reply.text for _, reply in self._client.answers(tries, _HOT)}
+        if len(texts) == 1 and texts != {""}:  # all empty: a server that keeps thoughts to itself, and thinks for long
             raise RlifError(
-                f"endpoint {self._client.server.base}, model {self.name!r}: {_SEEDS} seeds at temperature "
+                f"endpoint {self._client.base}, model {self.name!r}: {_SEEDS} seeds at temperature "
                 f"{_HOT.temperature:g} give one and the same answer, so it does not sample; add --temperature 0, or "
                 "let the model's generation_config.json say do_sample"
             )
@@ -115,10 +126,18 @@ class ServedBackend:
     def _prompt(self, one: Asked) -> str | Sequence[Mapping[str, str]]:
         return one.messages if self._chat else one.text
 
-    def _try_out(self) -> Reply:
+    def _try_out(self, client: Client | None = None) -> Reply:
         prompt = [{"role": "user", "content": _TRIAL_QUESTION}] if self._chat else _TRIAL_QUESTION
-        ((_, reply),) = self._client.answers([Ask("a first question", prompt, seed=0)], _TRIAL)
+        ((_, reply),) = (client or self._client).answers([Ask("a first question", prompt, seed=0)], _TRIAL)
         return reply
+
+    def _other_way(self, error: RlifError) -> str:
+        """A remedy for messages that are not answered: plain text, if that is. Nothing is guessed: it is tried."""
+        if re.search(r": HTTP (400|404|405|422|5\d\d)\b", str(error)):
+            with suppress(RlifError):
+                self._try_out(Client(replace(self._client.server, retries=0)))
+                return "; plain text it answers: for a base model add --chat-template off"
+        return ""
 
 
 def _answer(one: Asked, sample: int, chat: bool, reply: Reply) -> Answer:
@@ -130,6 +149,7 @@ def _answer(one: Asked, sample: int, chat: bool, reply: Reply) -> Answer:
         text=reply.text,
         n_tokens=reply.n_tokens,
         stop=reply.stop,
+        thoughts=reply.thoughts,
         logprob=None if logprobs is None else float(logprobs.mean(dtype=np.float64)),
         trace=Trace(logprob=logprobs) if logprobs is not None and len(logprobs) == reply.n_tokens else None,
     )
