@@ -14,6 +14,7 @@ ORDER = (
     "errors",
     "memory",
     "disk",
+    "parquet_files",
     "interrupts",
     "types",
     "drawing",

@@ -433,16 +433,3 @@ def test_without_a_place_to_keep_them_they_are_made_anew(tmp_path: Path) -> None
         assert (done.stdout, done.stderr) == ("False\n", "")
         assert list((tmp_path / "temporary").iterdir()) == []
     assert list(open_to_all.iterdir()) == []
-
-
-def test_they_are_compiled_once(tmp_path: Path) -> None:
-    for _ in range(2):
-        assert _ask(ASK, RLIF_CACHE=str(tmp_path)).stdout == "False\n"
-    (library,) = (tmp_path / "kernels").iterdir()
-    library.write_text("garbage")
-    assert _ask(ASK, RLIF_CACHE=str(tmp_path)).stdout == "False\n"
-    assert library.stat().st_size > 1000, "a damaged one is replaced"
-    kept = library.stat().st_mtime_ns
-    assert _ask(ASK, RLIF_CACHE=str(tmp_path), CC="cc -DELSE").stdout == "False\n"
-    assert len(list((tmp_path / "kernels").iterdir())) == 2, "another command, another library"
-    assert library.stat().st_mtime_ns == kept

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from rlif import tiny
+from rlif.disk import make_folder
 from rlif.errors import RlifError
 
 Say = Callable[[str], None]
@@ -115,8 +116,14 @@ class ModelRow(NamedTuple):
 
 
 def cache_dir() -> Path:
-    """Where fetched files are kept: ``$RLIF_CACHE``, or ``~/.cache/rlif``."""
-    return Path(os.environ.get("RLIF_CACHE") or "~/.cache/rlif").expanduser()
+    """Where fetched files are kept: ``$RLIF_CACHE``, or ``~/.cache/rlif``.
+
+    Raises `RlifError` for a user without a home folder.
+    """
+    try:
+        return Path(os.environ.get("RLIF_CACHE") or "~/.cache/rlif").expanduser()
+    except RuntimeError:
+        raise RlifError("this user has no home folder; set RLIF_CACHE to a folder for fetched models") from None
 
 
 def resolve(source: str) -> str:
@@ -128,7 +135,9 @@ def resolve(source: str) -> str:
     if model is None:
         return source
     path = file_path(model)
-    if not (model.shipped or path.exists()):
+    if model.shipped:
+        return str(path)
+    if not path.exists():
         raise RlifError(f"{source}: not in the cache ({path}); run `rlif models --fetch` (or `make models`)")
     return str(unpacked) if (unpacked := unpacked_path(model)).exists() else str(path)
 
@@ -152,7 +161,7 @@ def fetch(name: str, *, say: Say) -> Path:
         if path.is_file() and _sha256(path) == model.sha256:
             say(f"{name}: already there and right, {path}")
             return path
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent, mode=0o755)  # also under umask 0: from where others may write, no kernels are loaded
         # Beside its destination, so that the last move stays within one file system and is atomic.
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=path.parent) as staging:
             _assemble(model, Path(staging), say)
