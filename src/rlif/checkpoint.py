@@ -149,10 +149,13 @@ def prune(root: Path, keep_last: int, keep: set[int]) -> None:
     if keep_last < 1:
         raise ValueError(f"keep_last is {keep_last}; the newest checkpoint is never removed")
     steps = _complete(root)
-    for step in sorted(steps)[:-keep_last]:
-        if step not in keep:
-            # Out of sight first: a kill while deleting leaves a leftover, never half a checkpoint.
-            shutil.rmtree(steps[step].rename(root / f".tmp-{checkpoint_name(step)}-{os.getpid()}"))
+    removed = [steps[step] for step in sorted(steps)[:-keep_last] if step not in keep]
+    # Out of sight first: a kill while deleting leaves a leftover, never half a checkpoint.
+    hidden = [path.rename(root / f".tmp-{path.name}-{os.getpid()}") for path in removed]
+    if hidden:
+        flush_folder(root)  # nor does a power cut
+    for path in hidden:
+        shutil.rmtree(path)
 
 
 def remove_leftovers(root: Path) -> None:
