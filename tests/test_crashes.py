@@ -5,6 +5,10 @@ A part of the states is tried here; `benchmarks/faults.py` tries all of them.
 
 import hashlib
 import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,7 @@ import pytest
 from safetensors.torch import load_file
 
 from crash_points import Moment, Recorder, Tree, crashed, power_cut, put, states
+from rlif import runlog
 from rlif.config import Recipe, parse_recipe
 from rlif.errors import RlifError
 from rlif.evals import run as loop
@@ -91,7 +96,8 @@ def outcome(run: Path) -> dict[str, Any]:
             for line in read_metrics(run / METRICS_FILE)
         ],
         "rollouts": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (run / "rollouts").iterdir()},
-        "checkpoints": [path.name for path in checkpoints],
+        # One more is there if the kill came before the oldest was removed.
+        "checkpoints": [path.name for path in checkpoints[-2:]],
         "optimizer": hashlib.sha256((checkpoints[-1] / "optimizer.safetensors").read_bytes()).hexdigest(),
         "left": sorted(path.name for path in run.iterdir() if path.name.startswith(".") and path.name != ".lock"),
     }
@@ -124,6 +130,14 @@ def test_a_run_ends_alike_whatever_was_left_of_it(recorded: Recorded, tmp_path: 
     tried = some(recorded.of_kind(kind, begun=True), 8 if kind == "killed" else 5)
     got = {label: ends_alike(recorded, tree, tmp_path / str(i)) for i, (label, tree) in enumerate(tried)}
     assert got == dict.fromkeys(got, "same")
+
+
+@pytest.mark.skipif(not hasattr(runlog, "BEGINNING"), reason="recipe.yaml is not the last file that a run begins with")
+def test_a_start_that_was_broken_off_is_begun_anew_or_gone_on_with(recorded: Recorded, tmp_path: Path) -> None:
+    """Of the two commands one works, and the other names it."""
+    tried = [state for kind in KINDS for state in some(recorded.of_kind(kind, begun=False), 4)]
+    got = {label: ends_alike(recorded, tree, tmp_path / str(i)) for i, (label, tree) in enumerate(tried)}
+    assert set(got.values()) <= {"same", "begun anew"}, got
 
 
 def test_the_recorder_sees_what_a_run_does(recorded: Recorded) -> None:
@@ -182,3 +196,33 @@ def test_an_evaluation_ends_alike_whatever_was_left_of_it(evaluation: RecordedEv
             assert evaluation.run(tmp_path / f"{kind} {i}" / "e") == evaluation.results, (kind, label)
     end = evaluation.moments[-1]
     assert power_cut(end, "strict") == crashed(end)
+
+
+# --- elsewhere than at home -------------------------------------------------------------------------------------------
+
+
+def _as_nobody(*command: str) -> "subprocess.CompletedProcess[str]":
+    """Run as a number without an entry or a home. It may read all that is there, or Python itself might be closed."""
+    strangers = ["--reuid=12345", "--regid=12345", "--clear-groups"]
+    reading = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+    return subprocess.run(
+        ["setpriv", *strangers, *reading, sys.executable, *command],
+        env={"PATH": os.environ["PATH"], "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root, and setpriv")
+def test_a_user_without_name_and_home_samples() -> None:
+    """As in a container that is run under a number."""
+    if _as_nobody("-c", "").returncode:
+        pytest.skip("this Python cannot be run by others")
+    asked = ["-m", "rlif", "sample", "tiny-base", "1+2=?", "-n", "1", "--max-new-tokens", "4"]
+    done = _as_nobody(*asked)
+    assert (done.returncode, done.stderr) == (0, "")
+    done = _as_nobody("-m", "rlif", "sample", "smollm2-135m-instruct", "hi")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "set RLIF_CACHE" in done.stderr
