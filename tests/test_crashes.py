@@ -64,7 +64,8 @@ class Marking:
 class Recorded:
     """A run that nothing disturbed, and all that its folder went through."""
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, cuts: int = 2) -> None:
+        self.base = base
         (base / "work").mkdir(parents=True)
         toy_policy("llama").save(base / "model")
         self.recipe = small_recipe(base / "model")
@@ -72,7 +73,7 @@ class Recorded:
             train(self.recipe, base / "work" / "run", watcher=Marking(recorder))
         self.moments = recorder.moments
         self.end = outcome(base / "work" / "run")
-        self.states = states(self.moments, cuts=2)
+        self.states = states(self.moments, cuts=cuts)
 
     def of_kind(self, kind: str, *, begun: bool) -> list[tuple[str, Tree]]:
         found = self.states.get(kind, {})
@@ -170,12 +171,12 @@ def test_what_was_reported_outlasts_a_power_cut(recorded: Recorded) -> None:
 class RecordedEvaluation:
     """An evaluation that nothing disturbed, and all that its folder went through."""
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, cuts: int = 3) -> None:
         (base / "work").mkdir(parents=True)
         with Recorder(base / "work") as recorder:
             self.results = self.run(base / "work" / "e")
         self.moments: list[Moment] = recorder.moments
-        self.states = states(self.moments, cuts=3)
+        self.states = states(self.moments, cuts=cuts)
 
     def run(self, out: Path) -> str:
         """Its results; as text, in which NaN is NaN."""
