@@ -18,6 +18,7 @@ ORDER = (
     "terminal",
     "memory",
     "disk",
+    "parquet_files",
     "interrupts",
     "types",
     "drawing",

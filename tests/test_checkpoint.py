@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -166,7 +167,8 @@ FULL_DISKS: dict[str, Callable[[pytest.MonkeyPatch], dict[str, Any]]] = {
     "tensors": lambda patch: patch.setattr(checkpoint, "save_file", rust_fail) or {},
     "flush": lambda patch: patch.setattr(os, "fsync", fail) or {},
     "manifest": lambda patch: patch.setattr(checkpoint, "write_whole", fail) or {},
-    "rename": lambda patch: patch.setattr(checkpoint, "flush_folder", fail) or {},
+    "modes": lambda patch: patch.setattr(checkpoint, "settle", fail) or {},
+    "after the rename": lambda patch: patch.setattr(checkpoint, "flush_folder", fail) or {},
 }
 
 
@@ -211,6 +213,25 @@ def test_a_checkpoint_of_that_name_is_replaced(tmp_path: Path) -> None:
     path = save(tmp_path, 10, state={"try": 2})
     assert load_checkpoint(path).state == {"try": 2}
     assert [child.name for child in tmp_path.iterdir()] == ["step-000010"]
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o027, 0o077])
+def test_all_files_honour_the_umask_alike(tmp_path: Path, umask: int) -> None:
+    """safetensors leaves its own readable by their owner alone: 0600 beside 0644."""
+
+    def write_private_model(folder: Path) -> None:
+        write_model(folder)
+        (folder / "model.safetensors").chmod(0o600)
+
+    before = os.umask(umask)
+    try:
+        path = save(tmp_path / "checkpoints", 10, write_model=write_private_model)
+    finally:
+        os.umask(before)
+    files = {name: stat.S_IMODE((path / name).stat().st_mode) for name in FILES}
+    assert files == dict.fromkeys(FILES, 0o666 & ~umask)
+    assert {stat.S_IMODE(folder.stat().st_mode) for folder in (path.parent, path, path / "nested")} == {0o777 & ~umask}
+    load_checkpoint(path)
 
 
 def test_a_failed_replacement_keeps_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

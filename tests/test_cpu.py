@@ -435,14 +435,33 @@ def test_without_a_place_to_keep_them_they_are_made_anew(tmp_path: Path) -> None
     assert list(open_to_all.iterdir()) == []
 
 
-def test_they_are_compiled_once(tmp_path: Path) -> None:
-    for _ in range(2):
-        assert _ask(ASK, RLIF_CACHE=str(tmp_path)).stdout == "False\n"
-    (library,) = (tmp_path / "kernels").iterdir()
-    library.write_text("garbage")
-    assert _ask(ASK, RLIF_CACHE=str(tmp_path)).stdout == "False\n"
-    assert library.stat().st_size > 1000, "a damaged one is replaced"
-    kept = library.stat().st_mtime_ns
-    assert _ask(ASK, RLIF_CACHE=str(tmp_path), CC="cc -DELSE").stdout == "False\n"
-    assert len(list((tmp_path / "kernels").iterdir())) == 2, "another command, another library"
-    assert library.stat().st_mtime_ns == kept
+# --- under a sanitizer ------------------------------------------------------------------------------------------------
+
+
+def _sanitizer() -> Path:
+    """The library of the address sanitizer. The test is skipped where the compiler has none."""
+    said = subprocess.run(["cc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=False).stdout
+    found = Path(said.strip())
+    if not found.is_absolute() or not found.exists():
+        pytest.skip("this compiler has no address sanitizer (libasan.so)")
+    return found.resolve()
+
+
+@pytest.mark.parametrize(("kind", "vectors"), [("bf16", 32), ("fp32", 16)])  # all six: benchmarks/faults.py
+def test_kernels_stay_within_their_memory(tmp_path: Path, kind: str, vectors: int) -> None:
+    """Under the address and the undefined behaviour sanitizer, on memory cut to size."""
+    sanitizer, library = _sanitizer(), tmp_path / "kernels.so"
+    flags = ["-O0", "-g", "-march=native", "-fopenmp", "-shared", "-fPIC", "-fsanitize=address,undefined"]
+    defined = ["-fno-sanitize-recover=all", "-DCHUNKS=4", f"-DWIDE={vectors}", "-DBUILD=1"]
+    source = Path(cpu.__file__).with_name("kernels.c")
+    command = ["cc", *flags, *defined, *(["-DBF16"] if kind == "bf16" else []), str(source), "-o", str(library), "-lm"]
+    subprocess.run(command, check=True, capture_output=True)
+    driver = Path(__file__).with_name("sanitized_kernels.py")
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", str(driver), str(library), kind, str(vectors), "4"],
+        env={**os.environ, "LD_PRELOAD": str(sanitizer), "ASAN_OPTIONS": "detect_leaks=0", "OMP_NUM_THREADS": "2"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert (done.returncode, done.stdout) == (0, "clean\n"), done.stderr[:3000]

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rlif.disk import disk_reason, flush_folder, one_line, system_error, write_whole
+from rlif.disk import disk_reason, flush_folder, make_folder, one_line, settle, system_error, write_whole
 from rlif.errors import RlifError
 from rlif.runlog import step_name, step_of
 
@@ -88,14 +88,15 @@ def save_checkpoint(
     final = root / checkpoint_name(step)
     temp = root / f".tmp-{final.name}-{os.getpid()}"
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        make_folder(root)
         if temp.exists():
             shutil.rmtree(temp)
         temp.mkdir()
         write_model(temp)
         save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temp / TENSORS)
         (temp / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-        manifest = Manifest(step=step, files={name: _flush_and_sum(temp / name) for name in _files_in(temp)})
+        settle(temp)
+        manifest = Manifest(step=step, files={name: _sum(temp / name) for name in _files_in(temp)})
         write_whole(temp / MANIFEST, manifest.to_bytes())
         _publish(temp, final)
     except BaseException as error:
@@ -148,10 +149,13 @@ def prune(root: Path, keep_last: int, keep: set[int]) -> None:
     if keep_last < 1:
         raise ValueError(f"keep_last is {keep_last}; the newest checkpoint is never removed")
     steps = _complete(root)
-    for step in sorted(steps)[:-keep_last]:
-        if step not in keep:
-            # Out of sight first: a kill while deleting leaves a leftover, never half a checkpoint.
-            shutil.rmtree(steps[step].rename(root / f".tmp-{checkpoint_name(step)}-{os.getpid()}"))
+    removed = [steps[step] for step in sorted(steps)[:-keep_last] if step not in keep]
+    # Out of sight first: a kill while deleting leaves a leftover, never half a checkpoint.
+    hidden = [path.rename(root / f".tmp-{path.name}-{os.getpid()}") for path in removed]
+    if hidden:
+        flush_folder(root)  # nor does a power cut
+    for path in hidden:
+        shutil.rmtree(path)
 
 
 def remove_leftovers(root: Path) -> None:
@@ -205,26 +209,21 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: Sequence[str], te
 
 def _publish(temp: Path, final: Path) -> None:
     """Give a finished folder its name."""
-    for folder in (path for path in temp.rglob("*") if path.is_dir()):
-        flush_folder(folder)
-    flush_folder(temp)
     replaced = final.with_name(f".old-{final.name}-{os.getpid()}")
     if final.exists():
         final.rename(replaced)  # a kill before the next rename: remove_leftovers brings it back
     temp.rename(final)
-    flush_folder(final.parent)
+    try:
+        flush_folder(final.parent)
+    except OSError:  # whether its name is on the disk is not known: it has none, then
+        final.rename(temp)
+        raise
     if replaced.exists():
         shutil.rmtree(replaced.rename(temp))  # out of sight first, as in prune
 
 
 def _files_in(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
-
-
-def _flush_and_sum(path: Path) -> FileSum:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    return _sum(path)
 
 
 def _sum(path: Path) -> FileSum:

@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,7 +36,7 @@ def locked(folder: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     with writing(folder, "put that right, or choose another folder"):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         lock = FileLock(folder / LOCK)
         try:
             lock.acquire(blocking=False)
@@ -102,6 +103,48 @@ def flush_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def make_folder(folder: Path, mode: int = 0o777) -> None:
+    """Make a folder and what is missing above it; all their names outlast a power cut. Raises OSError.
+
+    ``mode`` is that of each new folder, less what the umask takes away.
+
+    What lies in a folder can be on the disk while the folder's own name is not: it is lost then, however often its
+    files were flushed.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(mode, exist_ok=True)
+        flush_folder(path.parent)
+    folder.mkdir(exist_ok=True)  # raises FileExistsError for a file of that name
+
+
+def settle(folder: Path) -> None:
+    """Put what libraries wrote into a folder on the disk, with the access that the umask gives. Raises OSError.
+
+    safetensors leaves its files readable by their owner alone, whatever the umask; none of them flushes.
+    """
+    mode = _plain_mode(folder)
+    for path in [*folder.rglob("*"), folder]:
+        if path.is_dir():
+            flush_folder(path)
+        elif not path.is_symlink():
+            with path.open("rb") as file:
+                if stat.S_IMODE(os.fstat(file.fileno()).st_mode) != mode:
+                    os.fchmod(file.fileno(), mode)
+                os.fsync(file.fileno())
+
+
+def _plain_mode(folder: Path) -> int:
+    """The access that a new file gets here. The umask alone does not tell: a folder may have rules of its own."""
+    probe = folder / f".mode-{os.getpid()}"
+    descriptor = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(descriptor).st_mode)
+    finally:
+        os.close(descriptor)
+        probe.unlink()
 
 
 def one_line(error: BaseException) -> str:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from rlif import tiny
+from rlif.disk import make_folder
 from rlif.errors import RlifError
 from rlif.paths import NoHomeError, expanded, shortened_home
 
@@ -158,7 +159,7 @@ def fetch(name: str, *, say: Say) -> Path:
         if path.is_file() and _sha256(path) == model.sha256:
             say(f"{name}: already there and right, {path}")
             return path
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent, mode=0o755)  # also under umask 0: from where others may write, no kernels are loaded
         # Beside its destination, so that the last move stays within one file system and is atomic.
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=path.parent) as staging:
             _assemble(model, Path(staging), say)

@@ -20,6 +20,7 @@ from torch import nn
 
 from rlif import chat_templates, model_checks, models
 from rlif.config import PolicyConfig
+from rlif.disk import flush_folder, settle
 from rlif.errors import RlifError, brief
 from rlif.model_files import (
     ModelFiles,
@@ -128,7 +129,7 @@ class Policy:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
     def save(self, folder: Path, *, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        """Write a folder that plain transformers loads: safetensors, config, tokenizer.
+        """Write a folder that plain transformers loads: safetensors, config, tokenizer; all of it is on the disk then.
 
         ``state_dict`` takes the place of the model's own weights (the optimizer's fp32 masters, say).
         """
@@ -136,6 +137,7 @@ class Policy:
         weights = None if state_dict is None else dict(state_dict)  # transformers empties the mapping it is given
         self.model.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]
         self.tokenizer.save_pretrained(folder)
+        settle(folder)
 
 
 def load_policy(config: PolicyConfig, *, dtype: torch.dtype | None = None) -> Policy:
@@ -243,6 +245,7 @@ def unpack(name: str) -> Path:
     try:
         policy.save(unfinished)
         unfinished.rename(folder)
+        flush_folder(folder.parent)
     except Exception as error:  # a full disk comes as an exception of safetensors' own
         raise RlifError(f"{folder}: cannot keep the unpacked model here ({_reason(error)})") from error
     finally:

@@ -25,7 +25,7 @@ from rlif.checkpoint import (
     save_checkpoint,
 )
 from rlif.config import PolicyConfig, Recipe, load_recipe, parse_recipe
-from rlif.disk import disk_reason, emptied_on_failure, locked, system_error
+from rlif.disk import disk_reason, emptied_on_failure, flush_folder, locked, system_error
 from rlif.errors import RlifError
 from rlif.evaluate import evaluate
 from rlif.memory import peak_memory_gb
@@ -245,13 +245,17 @@ class Run:
 
     def finish(self) -> Path:
         """Write final/, a folder that plain transformers loads, in the type the policy computed in."""
-        final, unfinished = self.out / "final", self.out / ".tmp-final"
+        final, unfinished, replaced = (self.out / name for name in ("final", ".tmp-final", ".old-final"))
         self._log.check_place()
-        shutil.rmtree(unfinished, ignore_errors=True)
+        for leftover in (unfinished, replaced):
+            shutil.rmtree(leftover, ignore_errors=True)
         try:
             self.policy.save(unfinished)
-            shutil.rmtree(final, ignore_errors=True)
+            if final.exists():
+                final.rename(replaced)
             unfinished.rename(final)
+            flush_folder(self.out)
+            shutil.rmtree(replaced, ignore_errors=True)
         except Exception as error:
             shutil.rmtree(unfinished, ignore_errors=True)
             reason = system_error(error)  # safetensors raises a full disk as its own exception

@@ -3,7 +3,7 @@
     recipe.yaml                       the resolved recipe
     run.json                          versions, commit, machine, start time
     metrics.jsonl                     one JSON line a step, append-only; every key stands in `METRICS`
-    rollouts/step-000001.parquet      completions with per-token signals, verdicts, rewards
+    rollouts/step-000001.parquet      completions with per-token signals, verdicts, rewards; checksummed
     checkpoints/, final/              see rlif.checkpoint
     .lock                             held by the process at work here (rlif.disk)
 
@@ -34,13 +34,14 @@ from torch import Tensor
 import rlif
 from rlif.config import Recipe, dump_recipe
 from rlif.cpu import kernels
-from rlif.disk import LOCK, one_line, write_whole, writing
+from rlif.disk import LOCK, make_folder, one_line, write_whole, writing
 from rlif.errors import RlifError
 from rlif.history import METRICS_FILE as METRICS_FILE
 from rlif.history import ROLLOUTS, lines_up_to, remove_rollouts_after
 from rlif.history import read_metrics as read_metrics
 from rlif.history import step_name as step_name
 from rlif.history import step_of as step_of
+from rlif.parquet_files import parquet_bytes
 from rlif.recipes import RECIPE
 from rlif.types import Scored
 
@@ -299,7 +300,7 @@ class RunLog:
         self.check_place()
         path = self.out / ROLLOUTS / f"{step_name(step)}.parquet"
         with writing(path, _resume_later(self.out)):
-            path.parent.mkdir(exist_ok=True)
+            make_folder(path.parent)
             write_whole(path, _parquet(step, scored))
         self._rollouts = _identity(path.parent)
 
@@ -433,12 +434,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _parquet(step: int, scored: Scored) -> bytes:
-    import pyarrow as pa  # takes a noticeable moment; only runs that keep rollouts pay
-    import pyarrow.parquet as pq
-
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(_columns(step, scored)), sink, compression="zstd")
-    return sink.getvalue().to_pybytes()
+    return parquet_bytes(_columns(step, scored), {})
 
 
 def _columns(step: int, scored: Scored) -> dict[str, Any]:

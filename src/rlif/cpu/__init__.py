@@ -1,6 +1,7 @@
 """Kernels in C for a CPU: what PyTorch does in several passes over memory, and some microseconds a pass, in one.
 
-``kernels.c`` is compiled when first needed (half a second), if there is a C compiler, and kept in the cache folder.
+``kernels.c`` is compiled when first needed (a second), if there is a C compiler, tried, and kept in the cache folder
+(`rlif.cpu.build`).
 Where there is none, on another system than Linux, or with ``RLIF_CPU_KERNELS=0``, PyTorch's own operations serve: the
 slow twins that the kernels are tested against.
 
@@ -8,26 +9,21 @@ They use as many threads as PyTorch, and PyTorch's own where both are linked to 
 """
 
 import ctypes
-import hashlib
 import os
 import platform
 import shlex
 import shutil
-import stat
-import subprocess
 import sys
-import tempfile
 import warnings
-from contextlib import suppress
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rlif.models import cache_dir
+from rlif.cpu.build import BuildError, library
+from rlif.disk import one_line
 from rlif.types import TokenSignals
 
 _CHUNKS = 16  # parts of a sum over rows
@@ -50,7 +46,7 @@ def kernels_for(x: Tensor) -> "Kernels | None":
 def kernels(dtype: torch.dtype) -> "Kernels | None":
     """The kernels for bfloat16 or float32, compiled if they have not been yet; None if that cannot be done.
 
-    A compiler that is there and fails is a RuntimeWarning.
+    A compiler that is there and fails, or makes something else, is a RuntimeWarning.
     """
     wanted = os.environ.get("RLIF_CPU_KERNELS", "1").lower() not in ("0", "off", "no", "false")
     command = os.environ.get("CC") or shutil.which("cc")
@@ -58,64 +54,17 @@ def kernels(dtype: torch.dtype) -> "Kernels | None":
         return None
     wide = ("-mprefer-vector-width=512",) if platform.machine() == "x86_64" else ()
     try:
-        compiler = shlex.split(command)
-        return Kernels(_library([*compiler, *_FLAGS, f"-DWIDE={_WIDE}", *wide, *_DEFINED[dtype]]), dtype)
-    except (OSError, subprocess.SubprocessError, ValueError) as error:  # the last: quotes in CC that do not close
-        said = getattr(error, "stderr", b"") or str(error).encode()
+        whole = [*shlex.split(command), *_FLAGS, f"-DWIDE={_WIDE}", *wide, *_DEFINED[dtype]]
+        source = files("rlif.cpu").joinpath("kernels.c").read_bytes()
+        return Kernels(library(whole, source, "bf16" if dtype is torch.bfloat16 else "fp32", list(_SIGNATURES)), dtype)
+    except (BuildError, ValueError) as error:  # the last: quotes in CC that do not close, a NUL in it
         warnings.warn(
             f"{command} cannot compile rlif's CPU kernels, PyTorch's slower operations serve instead "
-            f"(RLIF_CPU_KERNELS=0 says so beforehand): {' '.join(said.decode(errors='replace').split())[:300]}",
+            f"(RLIF_CPU_KERNELS=0 says so beforehand): {one_line(error)[:300]}",
             RuntimeWarning,
             stacklevel=1,  # one place, whoever asks: Python says it once
         )
         return None
-
-
-def _library(command: list[str]) -> ctypes.CDLL:
-    """What this command makes of the source on this processor, from the cache folder if it lies there and is ours.
-
-    Raises OSError or SubprocessError.
-    """
-    source = files("rlif.cpu").joinpath("kernels.c").read_bytes()
-    made_of = "\n".join([*command, *platform.libc_ver(), _processor()]).encode() + source
-    name = f"{hashlib.sha256(made_of).hexdigest()[:16]}.so"
-    with suppress(OSError, RuntimeError):  # no home, no room, not ours to write: nothing is kept then
-        folder = cache_dir() / "kernels"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if _ours(folder):
-            if _ours(folder / name):
-                with suppress(OSError):  # damaged: made anew
-                    return ctypes.CDLL(str(folder / name))
-            with tempfile.TemporaryDirectory(dir=folder) as new:
-                _compile(command, source, Path(new) / name).replace(folder / name)
-            return ctypes.CDLL(str(folder / name))
-    with tempfile.TemporaryDirectory() as new:
-        return ctypes.CDLL(str(_compile(command, source, Path(new) / name)))  # loaded, it needs no name any more
-
-
-def _ours(path: Path) -> bool:
-    """Whether nobody else can have put it there: code is not to be loaded from where others may write."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return False
-    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-
-
-def _compile(command: list[str], source: bytes, target: Path) -> Path:
-    subprocess.run(
-        [*command, "-x", "c", "-", "-o", str(target), "-lm"], input=source, capture_output=True, check=True, timeout=300
-    )
-    return target
-
-
-def _processor() -> str:
-    """What -march=native depends on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
 
 
 def padded(features: int) -> int:

@@ -1,10 +1,10 @@
 /* What a decoder does besides matrix products, each piece in one pass over memory.
 
    rlif.cpu compiles this when first needed, once for each number type (with -DBF16 a number is the upper half of a
-   float), and defines CHUNKS, parts of a sum over rows that are added up in order, and WIDE, numbers read at once.
-   Arithmetic is in float either way; only what is written is rounded. Rows of an array may lie apart (`stride`, in
-   numbers), the numbers of a row do not. A row is the work of one thread and sums over rows are made in a fixed order,
-   so results do not depend on the number of threads. */
+   float), and defines BUILD, a number for source and command, CHUNKS, parts of a sum over rows that are added up in
+   order, and WIDE, numbers read at once. Arithmetic is in float either way; only what is written is rounded. Rows of an
+   array may lie apart (`stride`, in numbers), the numbers of a row do not. A row is the work of one thread and sums
+   over rows are made in a fixed order, so results do not depend on the number of threads. */
 
 #include <math.h>
 #include <stdint.h>
@@ -13,6 +13,9 @@
 #if defined(__x86_64__) && !defined(__FMA__)
 #error "this processor has no fused multiply-add: the kernels would be slower than PyTorch"
 #endif
+
+/* What rlif.cpu asks a library first: whether it was made of this source by its own command. */
+uint64_t built_as(void) { return BUILD; }
 
 #define GRAIN 8192 /* numbers: below that, waking another thread costs more than it gains */
 #define COLUMNS 64 /* scores that a query holds at once */

@@ -3,12 +3,11 @@
     eval.json                        what was asked: settings, protocol of each task, models
     results.json                     the numbers (docs/evaluation.md)
     MODEL/model.json                 what answered
-    MODEL/TASK/part-000000.parquet   graded answers; read the folder as one Parquet data set
+    MODEL/TASK/part-000000.parquet   graded answers, checksummed (rlif.parquet_files); read the folder as one data set
 
 A folder takes one evaluation. Started again with the same settings it goes on with the answers that are missing.
 """
 
-import io
 import json
 import math
 import re
@@ -22,10 +21,11 @@ from typing import Any
 import numpy as np
 
 from rlif.analysis import TENTHS, tenths
-from rlif.disk import locked, one_line, write_whole, writing
+from rlif.disk import locked, make_folder, one_line, write_whole, writing
 from rlif.errors import RlifError
 from rlif.evals.records import SIGNALS, Answer
 from rlif.evals.sheet import Sheet
+from rlif.parquet_files import parquet_bytes, read_parquet
 from rlif.types import Problem, Verdict
 
 ASKED, RESULTS, MODEL = "eval.json", "results.json", "model.json"
@@ -92,7 +92,7 @@ class Store:
         path = self.folder(name) / MODEL
         if not path.exists():
             with _writing(self.out):
-                path.parent.mkdir(exist_ok=True)
+                make_folder(path.parent)
                 write_whole(path, _json({"name": name, **facts}))
         elif difference := _difference(_settled(read_json(path)), _settled(json.loads(_json({"name": name, **facts})))):
             raise RlifError(f"{path.parent}: {name} has changed since ({difference}); choose another --out")
@@ -106,7 +106,7 @@ class Store:
         """Write some graded answers as the part of that number, in the place of one that is there."""
         folder = self.folder(model) / task
         with _writing(self.out):
-            folder.mkdir(exist_ok=True)
+            make_folder(folder)
             write_whole(folder / f"part-{number:06d}.parquet", _parquet(judged, spent))
 
     def have(self, model: str, task: str) -> dict[str, set[int]]:
@@ -201,14 +201,12 @@ def read_json(path: Path) -> Any:
 def _read(folder: Path, names: list[str] | None) -> dict[str, list[Any]]:
     """The columns of all parts, one behind the other; under the key of `_SPENT` what each part took."""
     import pyarrow
-    from pyarrow import parquet
 
     found: dict[str, list[Any]] = {name: [] for name in names or _COLUMNS} | {_SPENT.decode(): []}
     for path in parts(folder):
         try:
-            with parquet.ParquetFile(path) as file:
-                table = file.read(columns=names)
-                found[_SPENT.decode()].append(json.loads(file.schema_arrow.metadata[_SPENT]))
+            table = read_parquet(path, names)
+            found[_SPENT.decode()].append(json.loads(table.schema.metadata[_SPENT]))
             for name in names or _COLUMNS:
                 found[name] += table[name].to_pylist()
         except (pyarrow.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
@@ -224,7 +222,6 @@ _COLUMNS = (
 
 def _parquet(judged: Sequence[Judged], spent: Spent) -> bytes:
     import pyarrow as pa
-    from pyarrow import parquet
 
     def column(type: Any, values: Iterator[Any]) -> Any:
         return pa.array(list(values), type)
@@ -250,10 +247,7 @@ def _parquet(judged: Sequence[Judged], spent: Spent) -> bytes:
             for name in SIGNALS
         },
     }
-    sink = io.BytesIO()
-    table = pa.table(columns).replace_schema_metadata({_SPENT: json.dumps(spent.__dict__)})
-    parquet.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
+    return parquet_bytes(columns, {_SPENT: json.dumps(spent.__dict__).encode()})
 
 
 def _tenths(answer: Answer, name: str) -> list[float] | None:
