@@ -38,6 +38,7 @@ ORDER = (
     "graphs",
     "rollout",
     "_math_worker",
+    "numerals",
     "equivalence",
     "extraction",
     "grading",

@@ -10,9 +10,8 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 
-DIGITS = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
-"""A number without a sign, perhaps with thousands separators."""
-SCALE = r"(?:hundred|thousand|million|billion|trillion)\b"
+from rlif.numerals import DIGITS, SCALE
+from rlif.numerals import SCALES as _SCALES
 
 _CHARACTERS = str.maketrans(
     {"−": "-", "–": "-", "π": r"\pi ", "∞": r"\infty ", "×": r"\times ", "·": r"\cdot ", "°": r"^\circ ", "\u00a0": " "}
@@ -20,7 +19,6 @@ _CHARACTERS = str.maketrans(
     | {chr(code): " " for code in (*range(32), 127)}
     | {chr(code): "\ufffd" for code in range(0xD800, 0xE000)}  # half a character: no file could store it
 )
-_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _BOX = r"\\(?:text|textnormal|mbox|mathrm|textrm|textbf|mathbf) ?\{"
 _ORDINAL = (
     r"(?:(?:third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|eleventh|twelfth|[a-z]{3,5}teenth|[a-z]{3,5}tieth"

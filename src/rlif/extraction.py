@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from rlif.equivalence import DIGITS, SCALE, clean
+from rlif.equivalence import clean
 from rlif.errors import RlifError, nearest
+from rlif.numerals import DIGITS, SCALE
 
 
 @dataclass(frozen=True)
