@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from rlif.equivalence import clean
+from rlif.normalize import clean
 from rlif.errors import RlifError, nearest
 from rlif.numerals import DIGITS, SCALE
 

@@ -12,8 +12,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from rlif._math_worker import MathWorker
-from rlif.equivalence import alternatives, clean, compare_quickly
+from rlif.equivalence import compare_quickly
 from rlif.extraction import EXTRACTORS, boxed, extract_any, find_extractor
+from rlif.normalize import clean
+from rlif.readings import readings
 
 if TYPE_CHECKING:
     import rlif.types  # it loads torch, which a grader can do without
@@ -70,10 +72,10 @@ class Grader:
     def _right(self, answer: str, extracted: str | None) -> bool | None:
         if extracted is None:
             return False
-        golds = alternatives(clean(answer))
-        verdicts = [compare_quickly(gold, extracted) for gold in golds]
+        pairs = readings(clean(answer), extracted)
+        verdicts = [compare_quickly(*pair) for pair in pairs]
         if True in verdicts:
             return True
-        undecided = [gold for gold, verdict in zip(golds, verdicts, strict=True) if verdict is None]
-        verdicts = [self._algebra(gold, extracted) for gold in undecided]
+        undecided = [pair for pair, verdict in zip(pairs, verdicts, strict=True) if verdict is None]
+        verdicts = [self._algebra(*pair) for pair in undecided]
         return True if True in verdicts else None if None in verdicts else False
