@@ -40,6 +40,7 @@ ORDER = (
     "_math_worker",
     "numerals",
     "equivalence",
+    "prose",
     "extraction",
     "grading",
     "tasks",
