@@ -17,10 +17,8 @@ from itertools import pairwise
 from rlif.numerals import EXPONENT, MINUS, NUMBER, SIGN
 
 # Formulas between their delimiters. A $ is one if it touches the formula and no digit follows the second, else money.
-_INSIDE = (
-    r"(?:\\(?:text|textbf|textit|textrm|mathrm|mbox|operatorname)\*? ?\{[^{}$]*\}|\\[A-Za-z]+|\\[^A-Za-z]"
-    r"|[A-Za-z]{1,3}(?![A-Za-z])|[^$\\\nA-Za-z])+"
-)
+_TEXT = r"\\(?:text|textbf|textit|textrm|mathrm|mbox|operatorname)\*? ?\{[^{}$]*\}"
+_INSIDE = rf"(?:{_TEXT}|(?!{_TEXT})\\[A-Za-z]+(?![A-Za-z])|\\[^A-Za-z]|[A-Za-z]{{1,3}}(?![A-Za-z])|[^$\\\nA-Za-z])+"
 
 
 def _formula(name: str) -> str:
@@ -28,7 +26,7 @@ def _formula(name: str) -> str:
     return (
         r"(?:(?<!\\)\$\$(?:[^$\\]|\\[\s\S])+\$\$"
         rf"|(?<![\\$])\$(?![\s$]){_INSIDE}(?<!\s)\$(?![\d$])|(?<![\\$])\$ {_INSIDE} \$(?![\d$])"
-        r"|(?<!\\)\\\((?:\\\\|(?!\\[()])[\s\S])*\\\)|(?<!\\)\\\[(?:\\\\|(?!\\[\[\]])[\s\S])*\\\]"
+        r"|(?<!\\)\\\((?:[^\\]|\\[^()])*\\\)|(?<!\\)\\\[(?:[^\\]|\\[^\[\]])*\\\]"
         rf"|\\begin\{{(?P<{name}>[a-z]+\*?)\}}(?:(?!\\(?:begin|end)\b)[\s\S])*\\end\{{(?P={name})\}})"
     )
 
@@ -44,7 +42,7 @@ _FOLLOW = (
 )
 _VALUE = rf"(?:(?:\b(?:negative|minus) )?{SIGN}(?:{_CURRENCY} ?{MINUS}?)?{NUMBER}{_FOLLOW})"
 
-_ITEM = r"(?:\\[A-Za-z]+|[A-Za-z]{1,2}(?![A-Za-z])|[^()\[\]{},$A-Za-z\\\n]){1,40}"
+_ITEM = r"(?:\\[A-Za-z]+(?![A-Za-z])|[A-Za-z]{1,2}(?![A-Za-z])|[^()\[\]{},$A-Za-z\\\n]){1,40}"
 _TUPLE = rf"[(\[]{_ITEM}(?:,{_ITEM})+[)\]]"
 _MOMENT = (
     r"(?<![\d.])(?:\d{4}-\d{1,2}-\d{1,2}|\d{1,2}/\d{1,2}/\d{2,4}|\d{1,2}\.\d{1,2}\.\d{2,4}"
@@ -111,7 +109,7 @@ def _values(text: str) -> list[_Value]:
 _DELIMITER = re.compile(r"\A(?:\$\$?|\\[(\[]|\\begin\{[a-z]+\*?\})|(?:\$\$?|\\[)\]]|\\end\{[a-z]+\*?\})\Z")
 _EQUALS = re.compile(r"=|\\approx(?![A-Za-z])|≈")
 _UNIT_IN_FORMULA = (
-    r"(?:(?:\\[,;: !]|~|\s)*(?:\\(?:text|textrm|mathrm|mbox)\s?\{[A-Za-z .]*\}(?:\^\{?[23]\}?)?|\^\{?\\circ\}?))?"
+    r"(?:(?:\\[,;: !]|~|\s){0,4}(?:\\(?:text|textrm|mathrm|mbox)\s?\{[A-Za-z .]*\}(?:\^\{?[23]\}?)?|\^\{?\\circ\}?))?"
 )
 _NUMBER_SIDE = re.compile(
     rf"[\s&]*(?:\\(?:displaystyle|boldsymbol|mathbf)\s?)?(?P<number>{_VALUE}){_UNIT_IN_FORMULA}[\s.,\\]*"
@@ -255,11 +253,14 @@ def conclusion(text: str) -> str | None:
 
 def _counts(text: str, formula: _Group) -> bool:
     """Whether a formula that is no number is an answer: it ends the text, or only a unit follows."""
-    rest = text[formula.end :]
-    closing = _TRAILING.match(rest)
-    if closing and closing.end() == len(rest):
+    closing = _TRAILING.match(text, formula.end)
+    if closing and closing.end() == len(text):
         return True
-    return len(rest) < 60 and len(rest.split()) <= 3 and len(text[formula.start : formula.end].strip("$\\() ")) > 1
+    return (
+        len(text) < formula.end + 60
+        and len(text[formula.end :].split()) <= 3
+        and len(text[formula.start : formula.end].strip("$\\() ")) > 1
+    )
 
 
 def last_value(text: str) -> str | None:
@@ -270,7 +271,7 @@ def last_value(text: str) -> str | None:
 
 
 _REASON = re.compile(
-    r"[,;(]?\s*\b(?:because|since|as opposed to|rather than|instead of|so that|i\.e\.|e\.g\.|namely|which|where|when|if"
+    r"[,;(]?\s?\b(?:because|since|as opposed to|rather than|instead of|so that|i\.e\.|e\.g\.|namely|which|where|when|if"
     r"|not|for (?:all|every|any|each)|as (?=\w+ (?:is|are|was|were)\b))(?![A-Za-z])"
 )
 _FILLER = re.compile(
@@ -331,7 +332,7 @@ def _is_prose(sentence: str, values: Sequence[_Value]) -> bool:
 
 
 _MARKUP = " \t*_`\"'“”‘’"
-_HTML = re.compile(r"\A(?:<[a-z]{1,6}>)+|(?:</[a-z]{1,6}>)+\Z")
+_HTML = re.compile(r"\A(?:<[a-z]{1,6}>){1,3}|(?:</[a-z]{1,6}>){1,3}\Z")
 
 
 def _without_end(sentence: str) -> str | None:
@@ -347,7 +348,7 @@ def _said(text: str, group: _Group) -> str:
 _OPERAND = rf"(?:[(]?{MINUS}?(?:{NUMBER})?[a-z](?:{EXPONENT})?[)]?|[(]?{NUMBER}[)]?)"
 _EXPRESSION = re.compile(
     rf"(?P<expression>(?:[A-Za-z](?:\([a-z]\))? ?= ?)?{MINUS}?{_OPERAND}"
-    rf"(?: ?[-+*/·×\u2212] ?{_OPERAND}){{0,12}})[\s.!*]*"
+    rf"(?: ?[-+*/·×\u2212] ?{_OPERAND}){{0,6}})[\s.!*]*"
 )
 _PROSE = re.compile(
     r"(?<!\\)\b[A-Za-z]{3,}\b|\b(?:is|to|of|we|in|at|on|it|or|so|be|by|an|as|if|no)\b|[:,;?\n$]|\.(?=\s+\S)"
