@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlif import equivalence, extraction, normalize, rationals, readings, units
+from rlif import equivalence, extraction, normalize, quantities, rationals, readings, units
 from rlif.equivalence import compare_quickly
 from rlif.grading import Grader
 from rlif.normalize import clean
@@ -460,7 +460,7 @@ UNITS = (
 def patterns() -> dict[str, Callable[[str], object]]:
     """What is put to a text: each pattern of the modules (the whole, or all its finds), then what they make."""
     found: dict[str, Callable[[str], object]] = {}
-    for module in (equivalence, extraction, normalize, rationals, readings, units):
+    for module in (equivalence, extraction, normalize, quantities, rationals, readings, units):
         source = Path(module.__file__).read_text("utf-8")
         for name, value in vars(module).items():
             if isinstance(value, re.Pattern):
@@ -469,7 +469,10 @@ def patterns() -> dict[str, Callable[[str], object]]:
     for table in (normalize._STYLE, normalize._NOTATION):
         found |= {f"cleaning {pattern.pattern}": partial(re.subn, pattern, "") for pattern, _ in table}
     found |= {"clean": clean, "compare_quickly": partial(compare_quickly, "5"), "canonical": equivalence.canonical}
-    found |= {"readings": partial(readings.readings, "x=2, y=3"), "unit": partial(units.is_unit, upright=True, one=True)}
+    found |= {
+        "readings": partial(readings.readings, "x=2, y=3"),
+        "unit": partial(units.is_unit, upright=True, one=True),
+    }
     found |= {name: extractor.read for name, extractor in extraction.EXTRACTORS.items()}
     return found
 

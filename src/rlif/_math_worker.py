@@ -252,7 +252,7 @@ def _is_near(truth: Any, claim: Any) -> bool:
     return bool(abs(left - right) <= abs(left) / 10**12)
 
 
-# Decimals. math-verify rounds both sides to six places, so that 5.6842105 is not 108/19, and 1.0000001 is 1. Here a decimal
+# Decimals. math-verify rounds both sides to six places: 5.6842105 is not 108/19, and 1.0000001 is 1. Here a decimal
 # stands for a number without an end if it is that number rounded (rlif.rationals), and is itself exactly in all else.
 
 _DECIMAL = re.compile(r"(?<![0-9.])[0-9]*\.[0-9]+(?:\\ldots)?")
@@ -289,7 +289,7 @@ def _value(truth: Any, decimal: Number) -> Fraction | None:
     from sympy import Rational
 
     value = truth.evalf(decimal.figures + 30)
-    if not value.is_Float and not value.is_Rational or not 1e-310 < abs(value) < 1e310:
+    if (not value.is_Float and not value.is_Rational) or not 1e-310 < abs(value) < 1e310:
         return None
     exact = Rational(value)
     return Fraction(int(exact.p), int(exact.q))
@@ -325,9 +325,10 @@ def _numbers(expression: Any) -> Iterator[Any]:
     for node in (node for entry in entries for node in preorder_traversal(entry)):
         if isinstance(node, Add | Mul) and not node.is_number:
             node = node.func(*[part for part in node.args if part.is_number])
-        if isinstance(node, Basic) and getattr(node, "is_number", False) and node.is_real and not node.atoms(_float()):
-            if not node.is_Rational or not ends(Fraction(int(node.p), int(node.q))):
-                yield node
+        if not isinstance(node, Basic) or not getattr(node, "is_number", False) or not node.is_real:
+            continue
+        if not node.atoms(_float()) and not (node.is_Rational and ends(Fraction(int(node.p), int(node.q)))):
+            yield node
 
 
 def _float() -> Any:

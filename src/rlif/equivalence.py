@@ -1,17 +1,20 @@
 r"""Whether two answers are the same, as far as reading them decides it; what needs algebra goes to math-verify.
 
 `readings` says which pairs of texts would make them so, `compare_quickly` compares a pair as text, exact number, time,
-words. Both get cleaned texts (`rlif.normalize`). Where the two differ from math-verify alone, and why, stands in docs/grading.md.
+words. Both get cleaned texts (`rlif.normalize`). Where they differ from math-verify alone, and why: docs/grading.md.
 
 Every pattern is linear in the length of the text, however hostile; no number is computed whose size an answer chooses.
 """
 
 import re
 
-from rlif.normalize import words_behind_a_number
+from rlif.normalize import clean
+from rlif.quantities import without_letter, words_behind_a_number
 from rlif.rationals import Number, decimal_digits, read_number, same_number, without_percent
-from rlif.readings import bare_of_letter, named_values, option
+from rlif.readings import named_values, option
 from rlif.units import OPERATORS
+
+__all__ = ["canonical", "clean", "compare_quickly"]
 
 _TEXT = re.compile(r"\\(?:text|textnormal|textbf|textit|textrm|mathrm|mathbf|mbox) ?\{([^{}]*)\}")
 _LOOSE_SPACE = re.compile(r"(?<![0-9,]) | (?![0-9])")  # it counts between digits, 1 2 is not 12, and in 58, 500
@@ -63,7 +66,7 @@ def canonical(answer: str) -> str:
 
 
 def _key(answer: str) -> str:
-    key = _loosely_spaced(bare_of_letter(answer))
+    key = _loosely_spaced(without_letter(answer))
     number = read_number(key)
     if number is not None:
         return str(number.hundredth().value if abs(number.value) < 1 else number.value)
@@ -80,7 +83,7 @@ def _loosely_spaced(text: str) -> str:
 
 
 def _is_another_number(gold: Number, answer: str) -> bool:
-    """Whether what does not read as a number says that it is not this one: ``5 dozen``, ``8 = 7``, ``5 when n is even``."""
+    """Whether what does not read as a number says that it is not this one: ``5 dozen``, ``8 = 7``, ``5 if n is 2``."""
     if OPERATORS.search(answer) or words_behind_a_number(answer):
         return True
     left, equals, _ = answer.partition("=")

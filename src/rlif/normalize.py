@@ -12,24 +12,75 @@ from collections.abc import Callable
 from functools import partial
 
 from rlif.numerals import DIGITS, NUMBER, SCALE, SCALES
-from rlif.units import CURRENCIES, GLUED, LETTERS, is_unit
+from rlif.quantities import without_units
+from rlif.units import CURRENCIES
 
 _PASSES = 8
 
 # Characters. One at a time, so that a text of any length is read in linear time.
 
+_LOWER = (
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi omega"
+)
+_UPPER = "Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega pi phi sigma theta"
 _GREEK = {
-    **dict(zip("αβγδεζηθικλμνξρστυφχψω", "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma"
-               " tau upsilon phi chi psi omega".split(), strict=True)),
-    **dict(zip("ΓΔΘΛΞΠΣΦΨΩπϕςϑ", "Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega pi phi sigma theta".split(), strict=True)),
-}  # fmt: skip
+    **dict(zip("αβγδεζηθικλμνξρστυφχψω", _LOWER.split(), strict=True)),
+    **dict(zip("ΓΔΘΛΞΠΣΦΨΩπϕςϑ", _UPPER.split(), strict=True)),
+}
 _SIGNS = {
     **{letter: rf"\{name} " for letter, name in _GREEK.items()},
-    **{"∞": r"\infty ", "×": r"\times ", "✕": r"\times ", "÷": "/", "≤": r"\le ", "⩽": r"\le ", "≦": r"\le ", "≥": r"\ge "},
-    **{"⩾": r"\ge ", "≧": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "√": r"\sqrt ", "∪": r"\cup ", "∩": r"\cap ", "±": r"\pm "},
-    **{"∈": r"\in ", "∅": r"\emptyset ", "°": r"^\circ ", "º": r"^\circ ", "˚": r"^\circ ", "∘": r"\circ ", "∗": "*", "…": "..."},
-    **{"⁄": "/", "∕": "/", "∶": ":", "∣": "|", "。": ".", "、": ",", "′": "'", "−": "-", "˗": "-", "➖": "-", "∼": r"\sim "},
-    **{"ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}", "∖": r"\setminus "},
+    **{
+        "∞": r"\infty ",
+        "×": r"\times ",
+        "✕": r"\times ",
+        "÷": "/",
+        "≤": r"\le ",
+        "⩽": r"\le ",
+        "≦": r"\le ",
+        "≥": r"\ge ",
+    },
+    **{
+        "⩾": r"\ge ",
+        "≧": r"\ge ",
+        "≠": r"\ne ",
+        "≈": r"\approx ",
+        "√": r"\sqrt ",
+        "∪": r"\cup ",
+        "∩": r"\cap ",
+        "±": r"\pm ",
+    },
+    **{
+        "∈": r"\in ",
+        "∅": r"\emptyset ",
+        "°": r"^\circ ",
+        "º": r"^\circ ",
+        "˚": r"^\circ ",
+        "∘": r"\circ ",
+        "∗": "*",
+        "…": "...",
+    },
+    **{
+        "⁄": "/",
+        "∕": "/",
+        "∶": ":",
+        "∣": "|",
+        "。": ".",
+        "、": ",",
+        "′": "'",
+        "’": "'",
+        "−": "-",
+        "˗": "-",
+        "➖": "-",
+        "∼": r"\sim ",
+    },
+    **{
+        "ℝ": r"\mathbb{R}",
+        "ℤ": r"\mathbb{Z}",
+        "ℕ": r"\mathbb{N}",
+        "ℚ": r"\mathbb{Q}",
+        "ℂ": r"\mathbb{C}",
+        "∖": r"\setminus ",
+    },
     **dict.fromkeys("·⋅∙•", r"\cdot "),
     **dict.fromkeys("⟨〈", r"\langle "),
     **dict.fromkeys("⟩〉", r"\rangle "),
@@ -111,11 +162,13 @@ _DECLARATIONS = (
     r"(?:display|text|script|scriptscript)style|(?:no)?limits|tiny|scriptsize|footnotesize|small|normalsize|large|Large|LARGE|huge"
     r"|Huge|bf|it|rm|sf|tt|sl|sc|em|cal|bfseries|itshape|rmfamily|sffamily|ttfamily|mdseries|upshape|normalfont|boldmath|centering"
 )
-_WRAPPERS = r"boldsymbol|bm|mathbf|pmb|bold|mathit|mathsf|mathtt|mathnormal|uline|underline|ensuremath|boxed|fbox|mathord|smash"
+_WRAPPERS = (
+    r"boldsymbol|bm|mathbf|pmb|bold|mathit|mathsf|mathtt|mathnormal|uline|underline|ensuremath|boxed|fbox|mathord|smash"
+)
 _TEXT_FONTS = r"textnormal|textrm|textbf|textit|textsf|texttt|textsc|textup|textmd|mbox|hbox|emph"
 _BOX = r"\\text ?\{"
 _DEGREES = r"\^ ?(?:\\circ(?![A-Za-z])|\{ ?\\circ ?\})|\\(?:degree|textdegree)(?![A-Za-z])"
-_CODE = rf"(?:{'|'.join(CURRENCIES)})"
+_CODE = rf"(?:{'|'.join(sorted(CURRENCIES))})"
 _TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 _ANGLE = re.compile(rf"({DIGITS})( ?(?:{_DEGREES}))?")  # any number is one, so that none is read twice
 
@@ -138,14 +191,25 @@ _STYLE: tuple[tuple[re.Pattern[str], Replacement], ...] = (
     (re.compile(r"\\\\ ?\[[0-9.]+ ?[a-z]{2}\]"), r"\\\\"),  # the distance between two lines of a matrix
     (_SPACING, _spacing),
     (re.compile(r"(?<!\\)((?:\\\\)*)\\$"), r"\1"),  # half of a control space
+    (re.compile(r"(?<!\\)(?:\\\\)+ ?$"), ""),  # an end of a line
     (re.compile(r" +"), " "),
     (re.compile(r" ?([\^_]) ?"), r"\1"),
     (re.compile(r"(?<!\\)\{ | (?=\})"), lambda found: found[0].strip()),
     (re.compile(r"(?<=[\w)}])\*\*(?=[\w({])"), "^"),
     (re.compile(r"(?<!\\)\\[()\[\]]|\*\*|^\\approx(?![A-Za-z])"), ""),  # maths delimiters, bold
-    (re.compile(r"^[*_`]+|[*_`]+$"), ""),
-    (re.compile(rf"\\(?:pounds|euro|texteuro|textsterling|textyen|yen|textcent|cent|textdollar|rupee|textwon){_NO_LETTER}"), r"\\$"),
-    (re.compile(rf"\\?\$ ?(?:\{{\}})?|(?<![A-Za-z])(?:US|C|A|HK|NZ|S|R)\\?\$|^([-+]?) ?(?:{_CODE} ?|Rs\.? ?)(?=[-+.0-9])"), r"\1"),
+    (
+        re.compile(
+            rf"\\(?:pounds|euro|texteuro|textsterling|textyen|yen|textcent|cent|textdollar|rupee|textwon){_NO_LETTER}"
+        ),
+        r"\\$",
+    ),
+    (
+        re.compile(
+            r"\\?\$ ?(?:\{\})?|(?<![A-Za-z])(?:US|C|A|HK|NZ|S|R)\\?\$"
+            rf"|^([-+]?) ?(?:{_BOX} ?)?(?:{_CODE}|Rs\.?) ?\}}? ?(?=[-+.0-9])"
+        ),
+        r"\1",
+    ),
     (re.compile(r"\\(?:left|right) ?\.(?![0-9])"), ""),
     (re.compile(rf"\\(?:left|right|middle|[bB]igg?[lrm]?){_NO_LETTER} ?"), ""),
     (re.compile(r"\\(?:textcolor|color|colorbox|fcolorbox ?\{[^{}]*\}) ?(?:\[[^\[\]{}]*\])? ?\{[^{}]*\} ?"), ""),
@@ -154,6 +218,7 @@ _STYLE: tuple[tuple[re.Pattern[str], Replacement], ...] = (
     (re.compile(rf"\\(?:{_TEXT_FONTS}){_NO_LETTER} ?"), r"\\text"),
     (re.compile(r"\\mathrm ?\{ ?([ei]) ?\}"), r" \1"),
     (re.compile(rf"\\mathrm{_NO_LETTER} ?"), r"\\text"),
+    (re.compile(rf"{_BOX} ?([,;]) ?\}}"), r"\1 "),
     (re.compile(rf"{_BOX} ?{_BOX}([^{{}}]*)\}} ?\}}"), r"\\text{\1}"),
     (re.compile(rf"^{_BOX} ?(\\frac.*)\}}$"), r"\1"),
     (re.compile(rf"^{_BOX} ?([-+]? ?{NUMBER}) ?\}}"), r"\1 "),  # the answer itself set as text
@@ -164,13 +229,17 @@ _NOTATION: tuple[tuple[re.Pattern[str], Replacement], ...] = (
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
     (re.compile(r"\\frac ?(\\(?:pi|alpha|beta|theta)) ?([0-9])"), r"\\frac{\1}{\2}"),
     (re.compile(r"\^ ?(-[0-9]+)"), r"^{\1}"),
-    (re.compile(r"\\sqrt ([0-9]+(?:\.[0-9]+)?)|\\sqrt ?\(([^(){}]*)\)"), r"\\sqrt{\1\2}"),  # of a sign √, whose root is a whole number's
+    (
+        re.compile(r"\\sqrt ([0-9]+(?:\.[0-9]+)?)|\\sqrt ?\(([^(){}]*)\)"),
+        r"\\sqrt{\1\2}",
+    ),  # of a sign √, whose root is a whole number's
     (re.compile(r"(?<![A-Za-z\\])(?:pi)(?![A-Za-z])"), r"\\pi"),
     (re.compile(r"(?<![A-Za-z\\])(?:oo|infinity|infty)(?![A-Za-z])"), r"\\infty"),
     (re.compile(r"(?<![0-9A-Za-z)}\]])\+ ?(?=\\infty)"), ""),
+    (re.compile(r"^\\begin ?\{(?:cases|aligned|gathered)\}|\\end ?\{(?:cases|aligned|gathered)\}$"), ""),
     (re.compile(r"\\varnothing|^\\\{ ?\\\}$"), r"\\emptyset"),
     (re.compile(r"^\\\{ ?[A-Za-z] ?(?:\\mid|\||:)([^{}|:]*)\\\}$"), r"\1"),  # {x | 1 < x < 3}
-    (re.compile("(?:[0-9][\u0305\u0307])+"), lambda run: r"\overline{%s}" % run[0][::2]),  # combining signs
+    (re.compile("(?:[0-9][\u0305\u0307])+"), lambda run: rf"\overline{{{run[0][::2]}}}"),  # combining signs
     (re.compile(rf"(?:\\[lc]?dots[bc]?{_NO_LETTER}|\.{{3,}}) ?"), r"\\ldots "),
     (re.compile(r"(\.[0-9]*)\\dot ?\{?([0-9])\}?([0-9]*)\\dot ?\{?([0-9])\}?"), r"\1\\overline{\2\3\4}"),
     (re.compile(r"(\.[0-9]*)\\(?:bar|dot|overline) ?(?:\{ ?([0-9]+) ?\}|([0-9]))"), r"\1\\overline{\2\3}"),
@@ -178,6 +247,7 @@ _NOTATION: tuple[tuple[re.Pattern[str], Replacement], ...] = (
     (re.compile(rf"(?:{_DEGREES}) ?(?:{_BOX})? ?[CFK](?![A-Za-z])\}}?"), " "),  # a temperature
     (re.compile(_DEGREES), ""),
     (re.compile(rf",? ?{_BOX} ?,? ?(?:and|or) ?,? ?\}} ?,? ?|(?:,|(?<=[^A-Za-z ,{{])) ?(?:and|or) "), ", "),
+    (re.compile(r"^(\(?[A-Z]\)?(?:, ?\(?[A-Z]\)?)*),? ?(?:and|or) (?=\(?[A-Z]\)?$)"), r"\1, "),  # options
     (re.compile(rf"(?<=[0-9]) ?({_BOX})? ?({SCALE}) ?"), _scale),
     (re.compile(rf"(?<=[0-9}})]) ?(?:{_BOX} ?(?:percent|per cent|pct) ?\}}|(?:percent|per cent|pct)$|\\?%)"), r"\\%"),
     (re.compile(rf"^([-+]?{DIGITS})[eE]([-+]?[0-9]+)$"), r"\1\\cdot 10^{\2}"),
@@ -243,91 +313,9 @@ def _ungrouped(text: str) -> str:
     return "".join(pieces)
 
 
-# Units.
-
-_QUANTITY = re.compile(rf"[-+]? ?{NUMBER}")
-_TEXT = re.compile(r"\\text ?\{((?:[^{}]|\^\{-?[0-9]\})*)\}")
-_TEXT_AT_END = re.compile(r"(?P<text>\\text ?\{(?:[^{}]|\^\{-?[0-9]\})*\})|(?P<joint>\^(?:\{-?[0-9]\}|[0-9])|/|\\cdot(?![A-Za-z])| )|(?P<other>.)")
-_FLAT_GROUP = r"\{((?:[^{}]|\{[^{}]*\})*)\}"
-_UNIT_FRACTION = re.compile(rf" ?\\frac ?(?=\{{ ?\\text){_FLAT_GROUP} ?{_FLAT_GROUP}$")
-_UNIT_LETTERS = {r"\mu": "μ", r"\Omega": "Ω"}
-_GLUED = re.compile(r"([A-Za-zμ]+)(?:/[A-Za-z]+)?(?:\^(?:[0-9]|\{-?[0-9]\}))?")
-_PART = re.compile(r", (?=[-+]?[0-9.])|(?<==) ?")
-
-
-def _without_units(text: str) -> str:
-    """Numbers, each without its unit, where a text is numbers; a last unit in ``\\text{}`` behind anything else."""
-    parts = _PART.split(text) if "," in text or "=" in text else [text]
-    joints = _PART.findall(text) if len(parts) > 1 else []
-    text = "".join(_bare_quantity(part) + joint for part, joint in zip(parts, [*joints, ""], strict=True))
-    return _without_last_unit(text)
-
-
-def _bare_quantity(text: str) -> str:
-    boxed = _TEXT.fullmatch(text)
-    number = _QUANTITY.match(boxed[1].strip() if boxed else text)
-    tail = number.string[number.end() :] if number else ""
-    if not number or not tail.strip():
-        return text
-    flat, upright = _flat(tail)
-    glued = tail[0].isascii() and tail[0].isalpha()
-    if glued and not ((unit := _GLUED.fullmatch(flat)) and unit[1] in GLUED):
-        return text
-    return number[0] if is_unit(flat, upright=upright, one=_at_most_one(number[0])) else text
-
-
-def _without_last_unit(text: str) -> str:
-    if r"\text" not in text:
-        return text
-    begin = None
-    for token in _TEXT_AT_END.finditer(text):
-        if token["text"]:
-            begin = token.start() if begin is None else begin
-        elif token["other"]:
-            begin = None
-    if begin is None or not re.search(r"[0-9A-Za-z})] ?$", text[max(begin - 2, 0) : begin]):
-        return text
-    flat, upright = _flat(text[begin:])
-    return text[:begin] if is_unit(flat, upright=upright, one=False) else text
-
-
-def _flat(tail: str) -> tuple[str, bool]:
-    r"""What stands behind a number, without ``\text{}`` and ``\frac{}{}``; whether all its letters were in them."""
-    tail = _UNIT_FRACTION.sub(r" \1/\2", tail)
-    for name, letter in _UNIT_LETTERS.items():
-        tail = tail.replace(rf"{name} ?\text{{", rf"\text{{{letter}").replace(rf"{name}\text{{", rf"\text{{{letter}").replace(name, letter)
-    upright = not re.search(r"(?<!\\)\b[A-Za-z]", _TEXT.sub("", tail))
-    return re.sub(r" ?([/^]) ?", r"\1", " ".join(_TEXT.sub(r" \1 ", tail).split())), upright
-
-
-_WHOLE = re.compile(r"[-+ 0]*(?:1|)(?:\.0*)?|[-+ 0]*\.[0-9]*")
-_PROPER = re.compile(r"[-+ ]*(?:\\frac ?\{?([0-9]{1,300})\}? ?\{?([0-9]{1,300})\}?|([0-9]{1,300})/([0-9]{1,300}))")
-
-
-def _at_most_one(number: str) -> bool:
-    if _WHOLE.fullmatch(number):
-        return True
-    fraction = _PROPER.fullmatch(number)
-    return bool(fraction) and int(fraction[1] or fraction[3]) <= int(fraction[2] or fraction[4])
-
-
-_WORD = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2,}")
-_NAMED = frozenset("sqrt pi sin cos tan cot sec csc log ln exp max min gcd lcm mod text begin end pmatrix bmatrix".split())
-
-
-def words_behind_a_number(text: str) -> bool:
-    """Whether a number has words behind it that are no unit (units are taken off already) and no function's name."""
-    number = _QUANTITY.match(text)
-    words = _WORD.findall(text, number.end()) if number else ()
-    return any(word not in _NAMED for word in words)
-
-
-AMBIGUOUS = re.compile(rf"({_QUANTITY.pattern}) [{''.join(sorted(LETTERS))}]")
-"""5 m: a length, or a product with a loose space."""
-
-
 def _trimmed(text: str) -> str:
-    return text.strip().rstrip(".,;: ")
+    """Without the marks of Markdown around it, and a final full stop."""
+    return text.strip("*_` ").rstrip(".,;: ")
 
 
 _STEPS: tuple[Step, ...] = (
@@ -335,6 +323,6 @@ _STEPS: tuple[Step, ...] = (
     _ungrouped,
     _in_radians,
     partial(_replaced, table=_NOTATION),
-    _without_units,
+    without_units,
     _trimmed,
 )

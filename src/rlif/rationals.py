@@ -1,8 +1,8 @@
 r"""Numbers whose value reading alone can tell: decimals, fractions, mixed numbers, powers of ten, repeating decimals.
 
-They are read from cleaned texts (`rlif.normalize`), without loose space. Decimals are compared as text, exact at any length,
-which int and float are not; the rest as fractions. No number is computed whose size an answer chooses: exponents have
-three digits, everything else 300.
+They are read from cleaned texts (`rlif.normalize`), without loose space. Decimals are compared as text, exact at any
+length, which int and float are not; the rest as fractions. No number is computed whose size an answer chooses: exponents
+have three digits, everything else 300.
 
 A decimal may stand for a number without an end, if it is that number rounded to the last place given: see `stands_for`.
 """
@@ -58,7 +58,7 @@ def decimal_digits(key: str) -> tuple[str, str, str] | None:
 
 
 def read_number(key: str) -> Number | None:
-    r"""The number that ``key`` writes, if reading is all it takes: ``a/b``, ``\frac{a}{b}``, ``1\frac12``, ``a·10^n``, …"""
+    r"""The number that ``key`` writes, if reading is enough: ``a/b``, ``\frac{a}{b}``, ``1\frac12``, ``a·10^n``."""
     bare = without_percent(key)
     number = _plain(bare) or _rational(bare) or _power(bare) or _repeating(bare) or _going_on(bare)
     return replace(number, percent=True) if number and bare is not key else number
@@ -151,7 +151,7 @@ def ends(value: Fraction) -> bool:
 
 
 def stands_for(decimal: Number, truth: Fraction) -> bool:
-    """Whether a decimal is ``truth``, a number without an end, to the last place given: rounded, or cut where it goes on.
+    """Whether a decimal is ``truth``, a number without an end, to the last place: rounded, or cut where it goes on.
 
     Half a unit of that place either way, and at least `FIGURES` figures. 108/19 is 5.68421, 5.684211, 5.6842105.
     """

@@ -1,14 +1,14 @@
 r"""What an answer would have to equal to be right: names of values, labels of options, spellings side by side.
 
-`readings` turns a cleaned ground truth and a cleaned answer into the pairs of texts of which one has to be equivalent: named
-values are put in the order of the ground truth's names, so that ``y=3, x=2`` is compared with ``x=2, y=3`` as (2,3) with
-(2,3). Where the names say that the two differ, there is no pair.
+`readings` turns a cleaned ground truth and a cleaned answer into the pairs of texts of which one has to be equivalent:
+named values are put in the order of the ground truth's names, so that ``y=3, x=2`` is compared with ``x=2, y=3`` as
+(2,3) with (2,3). Where the names say that the two differ, there is no pair.
 """
 
 import re
 from collections.abc import Sequence
 
-from rlif.normalize import AMBIGUOUS
+from rlif.quantities import without_letter
 from rlif.rationals import read_number
 
 Pair = tuple[str, str]
@@ -31,7 +31,7 @@ def readings(gold: str, answer: str) -> tuple[Pair, ...]:
         pairs = [(side, answer) for side in alternatives(gold)]
         named = _named(gold, answer)
         pairs = named if named is not None else pairs
-    units = [(bare_of_letter(left), bare_of_letter(right)) for left, right in pairs]
+    units = [(without_letter(left), without_letter(right)) for left, right in pairs]
     return tuple(dict.fromkeys([*pairs, *units]))
 
 
@@ -43,22 +43,19 @@ def alternatives(gold: str) -> tuple[str, ...]:
     return tuple(sides) if sides and numeric else (gold,)
 
 
-def bare_of_letter(text: str) -> str:
-    """5 of ``5 m``, which may be a length. ``5m`` is a product, and stays."""
-    match = AMBIGUOUS.fullmatch(text)
-    return match[1].strip() if match else text
-
-
 # Names.
 
-_LETTER = r"(?:[A-Za-z]|\\(?:alpha|beta|gamma|delta|epsilon|varepsilon|theta|lambda|mu|nu|rho|sigma|tau|phi|varphi|omega|ell))"
+_GREEK = r"alpha|beta|gamma|delta|epsilon|varepsilon|theta|lambda|mu|nu|rho|sigma|tau|phi|varphi|omega|ell"
+_LETTER = rf"(?:[A-Za-z]|\\(?:{_GREEK}))"
 _INDEX = r"(?:_(?:[0-9A-Za-z]|\{[0-9A-Za-z, ]+\}))?'*"
-_NAME = re.compile(rf"{_LETTER}{_INDEX}|\\text ?\{{[A-Za-z ]+\}}{_INDEX}|[A-Z]?[a-z]{{3,}}|(?:\\angle|\\triangle)? ?[A-Z]{{1,3}}")
+_NAME = re.compile(
+    rf"{_LETTER}{_INDEX}|\\text ?\{{[A-Za-z ]+\}}{_INDEX}|[A-Z]?[a-z]{{3,}}|(?:\\angle|\\triangle)? ?[A-Z]{{1,3}}"
+)
 _EQUALS = re.compile(r" ?(?:=|\\approx(?![A-Za-z])|:(?=[^=])) ?")
 
 
 def named_values(text: str) -> list[Pair] | None:
-    """Name and value of each of several, as ``x=2, y=3`` and ``(x,y)=(2,3)`` write them; None if that is not all there is."""
+    """Name and value of each of several, as ``x=2, y=3`` and ``(x,y)=(2,3)`` write them; None if there is more."""
     if text.startswith(r"\{") and text.endswith(r"\}"):
         text = text[2:-2].strip()
     left, equals, right = text.partition("=")
@@ -95,7 +92,13 @@ def _named(gold: str, answer: str) -> list[Pair] | None:
         if len(claims) != len(names) or set(found) != set(names):
             return []
         return [(_tuple(order), _tuple([found[name] for name in names]))]
-    values = in_brackets(answer) if answer[:1] == "(" else [] if answer[:1] in ("\\", "[") and not answer[1:2].isalpha() else split(answer)
+    values = (
+        in_brackets(answer)
+        if answer[:1] == "("
+        else []
+        if answer[:1] in ("\\", "[") and not answer[1:2].isalpha()
+        else split(answer)
+    )
     return [(_tuple(order), _tuple(values))] if values and len(values) == len(order) else []
 
 
@@ -110,7 +113,7 @@ def _one_name(truth: Pair, claims: list[Pair] | None, gold: str, answer: str) ->
 
 
 def _unnamed_gold(gold: str, claims: list[Pair]) -> list[Pair] | None:
-    """A point is met by its coordinates' names in alphabetical order, a list by values of any names, a value by any name."""
+    """A point is met by its coordinates' names in alphabetical order, a list and a value by any names."""
     names = [name for name, _ in claims]
     if _COMPARES.search(gold):
         return None
@@ -157,7 +160,8 @@ def split(text: str) -> list[str]:
 # Options.
 
 _OPTION = re.compile(
-    r"(?:[(\[] ?(?:\\text ?\{ ?)?([A-J])(?: ?\})? ?[)\]]|(?:(?i:option|choice|answer) )\(?([A-J])\)?|([A-J])(?=[.):]|$)) ?[.):]? ?(.*)",
+    r"(?:[(\[] ?(?:\\text ?\{ ?)?([A-J])(?: ?\})? ?[)\]]|(?:(?i:option|choice|answer) )\(?([A-J])\)?"
+    r"|([A-J])(?=[.):]|$)) ?[.):]? ?(.*)",
     re.DOTALL,
 )
 _SET_AS_TEXT = re.compile(r"\\text ?\{ ?((?:(?i:option|choice|answer) )?[(\[]?[A-J][)\].:]* ?)\}")
