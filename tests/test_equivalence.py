@@ -4,6 +4,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from fractions import Fraction
 from functools import partial
 from itertools import product
@@ -27,6 +28,7 @@ def read(name: str) -> list:
 
 
 CASES = read("equivalence_cases.jsonl")
+KINDS = read("equivalence_kinds.jsonl")
 MATH500 = read("math500_answers.jsonl")
 
 
@@ -43,6 +45,14 @@ def right(grader: Grader, answer: str, gold: str) -> bool | None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['gold']} {case['answer']}")
 def test_case(grader: Grader, case: dict) -> None:
     assert right(grader, case["answer"], case["gold"]) is case["right"]
+
+
+@pytest.mark.parametrize("case", KINDS, ids=lambda case: f"{case['kind']} {case['gold']}")
+def test_kind(grader: Grader, case: dict) -> None:
+    """Whole families of spellings of one ground truth, and what only looks like it; see the kinds in docs/grading.md."""
+    expected = dict.fromkeys(case["right"], True) | dict.fromkeys(case["wrong"], False)
+    verdicts = {answer: right(grader, answer, case["gold"]) for answer in expected}
+    assert {answer: verdict for answer, verdict in verdicts.items() if verdict is not expected[answer]} == {}
 
 
 def test_long_numbers_are_compared_to_the_last_digit(grader: Grader) -> None:
@@ -381,6 +391,102 @@ def test_fractions_are_compared_as_fractions(a: int, b: int, c: int, d: int) -> 
 @pytest.mark.parametrize("answer", dict.fromkeys([*MATH500, *(case["answer"] for case in CASES)]))
 def test_what_is_clean_stays_so(answer: str) -> None:
     assert clean(clean(answer)) == clean(answer)
+
+
+@settings(max_examples=300, deadline=None)
+@given(TEXTS)
+def test_what_is_clean_stays_so_whatever_the_text(text: str) -> None:
+    assert clean(clean(text)) == clean(text)
+
+
+SPACES = (
+    *(r"\,", r"\;", r"\:", r"\ ", r"\!", "~", r"\quad ", r"\qquad ", r"\hspace{2mm}", r"\thinspace ", r"\kern2pt "),
+    *("\u00a0", "\u2009", "\u202f", "\u3000", "\u200b", " "),
+)
+SPACED = (  # tokens between which space does not count
+    *(("5", r"\text{cm}"), ("5", r"\%"), ("-", "5"), ("x", "=", "5"), ("(", "2", ",", " 3", ")"), ("2", r"\sqrt{3}")),
+    *(("12", r"\pi ", r"\text{cm}^2"), ("1", r"\frac{1}{2}"), ("3", "x", "+", "1"), ("[", "0", ",", " 1", ")")),
+    *(
+        (r"\{", "1", ",", " 2", r"\}"),
+        ("x", r"\le ", "3"),
+        ("5", r"\text{km}", "/", r"\text{h}"),
+        ("2", r"\cdot ", "3"),
+    ),
+    *((r"\text{east}",), (r"\frac", "{1}", "{2}"), ("x", "^2", "-", "1"), ("3", ":", "5"), ("52_8",), ("(A)", " 5")),
+)
+
+
+@pytest.mark.parametrize("tokens", SPACED, ids="".join)
+def test_space_of_any_kind_between_tokens_does_not_count(tokens: tuple[str, ...]) -> None:
+    plain = re.sub(r"\s", "", clean(" ".join(tokens)))
+    for space in SPACES:
+        for place in range(len(tokens) + 1):
+            for run in (space, f" {space} ", space * 2):
+                text = "".join(tokens[:place]) + run + "".join(tokens[place:])
+                assert re.sub(r"\s", "", clean(text)) == plain, repr(text)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.permutations(range(4)), st.permutations(range(4)), st.integers(2, 4), st.booleans())
+def test_names_decide_which_value_is_which(values: list[int], order: list[int], size: int, moved: bool) -> None:
+    """Named values in any order are right; the same values under other names, as a set or in another order are wrong."""
+    names, values = "abcd"[:size], values[:size]
+    gold = ", ".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
+    order = [place for place in order if place < size]
+    taken = values[1:] + values[:1] if moved else values
+    shown = ", ".join(f"{names[place]}={taken[place]}" for place in order)
+    assert read_right(gold, shown) is not moved
+    assert read_right(gold, f"({', '.join(map(str, taken))})") is not moved
+    assert read_right(gold, ", ".join(map(str, taken))) is not moved
+    assert read_right(gold, rf"\{{{', '.join(map(str, taken))}\}}") is False
+
+
+def read_right(gold: str, answer: str) -> bool:
+    """Whether reading alone finds an answer right."""
+    return any(compare_quickly(*pair) is True for pair in readings.readings(clean(gold), clean(answer)))
+
+
+ENDLESS = st.builds(Fraction, st.integers(1, 10**9), st.sampled_from([3, 7, 11, 13, 19, 999, 3 * 10**4, 7 * 10**9]))
+
+
+@settings(max_examples=500, deadline=None)
+@given(ENDLESS, st.integers(1, 14))
+def test_a_decimal_is_right_if_it_is_the_number_rounded_and_long_enough(truth: Fraction, places: int) -> None:
+    """Expected from integers alone: the nearest whole number of units of the last place, and its neighbours."""
+    units = (truth * 10**places + Fraction(1, 2)).__floor__()
+    gold = rf"\frac{{{truth.numerator}}}{{{truth.denominator}}}"
+    ends = any(10**k % truth.denominator == 0 for k in range(40))
+    for step in (-1, 0, 1):
+        digits = f"{units + step:0{places + 1}d}"
+        figures = len(digits.lstrip("0"))
+        answer = f"{digits[:-places]}.{digits[-places:]}"
+        exact = Fraction(units + step, 10**places) == truth
+        expected = exact if ends else step == 0 and figures >= rationals.FIGURES
+        assert compare_quickly(gold, answer) is expected
+
+
+@pytest.mark.parametrize(
+    "truth", [r"\sqrt{2}", r"\pi", r"100\sqrt{3}", "e^2", r"\frac{\pi}{1000}", r"\ln 2", r"10^6\sqrt{5}"]
+)
+def test_a_decimal_of_an_irrational_number_is_judged_by_its_figures(grader: Grader, truth: str) -> None:
+    value = {
+        r"\sqrt{2}": "1.41421356237309504880",
+        r"\pi": "3.14159265358979323846",
+        r"100\sqrt{3}": "173.205080756887729353",
+        "e^2": "7.38905609893065022723",
+        r"\frac{\pi}{1000}": "0.00314159265358979323846",
+        r"\ln 2": "0.69314718055994530942",
+        r"10^6\sqrt{5}": "2236067.97749978969641",
+    }[truth]
+    exact, point = Decimal(value), -Decimal(value).adjusted()
+    for figures in range(4, 16):
+        unit = Decimal(1).scaleb(figures * -1 + 1 - point)
+        if unit > 1:
+            continue
+        rounded = exact.quantize(unit)
+        assert right(grader, f"{rounded:f}", truth) is (figures >= rationals.FIGURES), rounded
+        assert right(grader, f"{rounded + unit:f}", truth) is False
+        assert right(grader, f"{rounded - unit:f}", truth) is False
 
 
 # Patterns read what a model wrote, so none may look at every pair of its characters.

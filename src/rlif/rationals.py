@@ -1,8 +1,8 @@
 r"""Numbers whose value reading alone can tell: decimals, fractions, mixed numbers, powers of ten, repeating decimals.
 
 They are read from cleaned texts (`rlif.normalize`), without loose space. Decimals are compared as text, exact at any
-length, which int and float are not; the rest as fractions. No number is computed whose size an answer chooses: exponents
-have three digits, everything else 300.
+length, which int and float are not; the rest as fractions. No number is computed whose size an answer chooses:
+exponents have three digits, everything else 300.
 
 A decimal may stand for a number without an end, if it is that number rounded to the last place given: see `stands_for`.
 """
