@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from rlif.numerals import EXPONENT, MINUS, NUMBER, SIGN
+from rlif.numerals import EXPONENT, MINUS, MINUS_SIGNS, NUMBER, SIGN
 
 # Formulas between their delimiters. A $ is one if it touches the formula and no digit follows the second, else money.
 _TEXT = r"\\(?:text|textbf|textit|textrm|mathrm|mbox|operatorname)\*? ?\{[^{}$]*\}"
@@ -46,12 +46,13 @@ _ITEM = r"(?:\\[A-Za-z]+(?![A-Za-z])|[A-Za-z]{1,2}(?![A-Za-z])|[^()\[\]{},$A-Za-
 _TUPLE = rf"[(\[]{_ITEM}(?:,{_ITEM})+[)\]]"
 _MOMENT = (
     r"(?<![\d.])(?:\d{4}-\d{1,2}-\d{1,2}|\d{1,2}/\d{1,2}/\d{2,4}|\d{1,2}\.\d{1,2}\.\d{2,4}"
-    r"|\d{1,2}:\d{2}(?::\d{2})?(?: ?[ap]\.?m\b\.?)?|\d+(?:\.\d+)?(?: ?: ?\d+(?:\.\d+)?){1,5})(?![\d:])"
+    r"|\d{1,2}:\d{2}(?::\d{2})?(?: ?[ap]\.?m\b\.?)?|\d{1,2}['\u2019\u2032] ?\d{1,2}[\"\u201d\u2033]"
+    r"|\d+(?:\.\d+)?(?:(?::| : )\d+(?:\.\d+)?){1,5})(?![\d:])"
 )
 _DENIED = (
     r"(?:\b(?:not|never|unlike|rather than|instead of|as opposed to)|n['\u2019]t)[ \t]+"
     r"(?!(?:more|less|fewer|greater|only|just|at)\b)(?:[A-Za-z]{1,15}[ \t]+){0,2}?"
-    rf"(?:{_formula('denied_environment')}|{_VALUE})"
+    rf"(?:{_formula('denied_environment')}|{_VALUE}(?:,? n?or {_VALUE})?)"
 )
 _REFERENCE = (
     r"\b(?:[Ss]teps?|[Qq]uestions?|[Pp]roblem|[Pp]art|[Cc]ase|[Ll]ines?|[Ff]igure|[Ff]ig\.|[Tt]able|[Ee]quations?|[Ee]q\."
@@ -136,7 +137,8 @@ def _number_of(formula: str) -> tuple[int, int] | None:
 
 
 # What joins two values.
-_AND = re.compile(r"\s*(?:,?\s*(?:and|or|&)|[,;])\s*")
+_AND = re.compile(r"\s*(?:,?\s*(?:and|or|&)|[,;])\s*(?:[A-Za-z]\s?=\s?)?")
+_NAME = re.compile(r"(?<![A-Za-z])[A-Za-z]\s?=\s?\Z")
 _OPERATOR = re.compile(
     r"!?\s*(?:[-+*/·×÷x\u2212\u2013]|to|by|\\times|\\cdot|\\div|plus|minus|times|divided by|multiplied by|over)\s*"
 )
@@ -181,6 +183,8 @@ def _joint(text: str, left: _Value, right: _Value, *, things: bool) -> str:
         return ""
     between = text[left.whole[1] : right.whole[0]]
     joints = {"is": _IS, "sum": _OPERATOR, "list": _AND, "measure": _MEASURE} | ({"things": _THINGS} if things else {})
+    if between.strip() in ("to", "by") and text[right.start] in MINUS_SIGNS:
+        return ""  # it fell by 5 to -3
     found = next((name for name, pattern in joints.items() if pattern.fullmatch(between)), "")
     if found == "measure" and not re.search("[A-Za-z]", between):
         return ""
@@ -202,6 +206,8 @@ def _split(text: str, run: Sequence[_Value], *, things: bool) -> list[_Group]:
     start, end = run[0].whole[0], run[-1].whole[1]
     pair = _BEFORE_PAIR.search(text, max(0, start - 12), start)
     start = pair.start() if pair else start
+    name = _NAME.search(text, max(0, start - 4), start)
+    start = name.start() if name else start
     if set(names) == {"list"} and not pair and not (_closes(text, end, nouns=1) and not _starts_clause(text, start)):
         return [_group([value]) for value in run]
     if "measure" in names:
@@ -277,7 +283,7 @@ _REASON = re.compile(
 _FILLER = re.compile(
     r"(?:[\s:*_\"'“”‘’`=≈~]|<[a-z]{1,6}>|(?:that|is|are|be|about|approximately|approx\.?|around|roughly|nearly|almost"
     r"|exactly|precisely|simply|just|only|indeed|therefore|thus|hence|then|so|clearly|now|actually|equal|equals|to|the"
-    r"|number|value|either|both|between|from|[A-Za-z]\s?=)(?![A-Za-z]),?)*"
+    r"|number|value|either|both|between|from|of course|[a-z]{2,10}ly|[A-Za-z]\s?=)(?![A-Za-z]),?)*"
 )
 _RESULT = re.compile(
     r"(?:, which (?:is|makes|equals|gives)|that is|for a total of|in total|totall?ing|altogether)[\s,]*\Z"
@@ -348,7 +354,7 @@ def _said(text: str, group: _Group) -> str:
 _OPERAND = rf"(?:[(]?{MINUS}?(?:{NUMBER})?[a-z](?:{EXPONENT})?[)]?|[(]?{NUMBER}[)]?)"
 _EXPRESSION = re.compile(
     rf"(?P<expression>(?:[A-Za-z](?:\([a-z]\))? ?= ?)?{MINUS}?{_OPERAND}"
-    rf"(?: ?[-+*/·×\u2212] ?{_OPERAND}){{0,6}})[\s.!*]*"
+    rf"(?:(?: ?[-+*/·×\u2212] ?|(?=\()){_OPERAND}){{0,6}})[\s.!*]*"
 )
 _PROSE = re.compile(
     r"(?<!\\)\b[A-Za-z]{3,}\b|\b(?:is|to|of|we|in|at|on|it|or|so|be|by|an|as|if|no)\b|[:,;?\n$]|\.(?=\s+\S)"
