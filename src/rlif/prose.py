@@ -165,7 +165,12 @@ class _Group:
 
 
 def _groups(text: str, values: Sequence[_Value], *, things: bool) -> list[_Group]:
-    """The values, joined where they make one answer; ``things``: 3 apples and 4 pears are one."""
+    """The values, joined where they make one answer; ``things``: 3 apples and 4 pears are one.
+
+    Of more than 64 values the first and the last 32: nobody looks at the others.
+    """
+    if len(values) > 64:
+        values = [*values[:32], *values[-32:]]
     groups: list[_Group] = []
     index = 0
     while index < len(values):
