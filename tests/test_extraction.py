@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlif.equivalence import clean, compare_quickly
 from rlif.errors import RlifError
 from rlif.extraction import CHAIN, EXTRACTORS, extract_any, find_extractor
 
@@ -80,6 +81,59 @@ def test_the_last_box_is_found_behind_any_text(text: str, number: int) -> None:
     assert EXTRACTORS["boxed"](rf"{closed}\boxed{{{number}}}") == str(number)
     assert EXTRACTORS["last_number"](f"{closed} is {number}.") == str(number)
     assert EXTRACTORS["gsm8k_strict"](f"so\n#### {number}") == str(number)
+
+
+FRAMES = (
+    *(
+        "{}",
+        "{}.",
+        "So the total is {}.",
+        "The answer is {}.",
+        "The answer is {}",
+        "**Answer:** {}\n\nDone.",
+        "#### {}",
+    ),
+    *(
+        "Answer: {}. This follows from step 3.",
+        "The answer is ${}$.",
+        r"Hence \({}\).",
+        r"Hence \[ {} \]",
+        "Hence $${}$$",
+    ),
+    *(
+        "So $x = {}$.",
+        "therefore x = {}.",
+        "The answer is {}, not 99.",
+        "It is {} rather than 99.",
+        "The answer is {}!",
+    ),
+    *("1. Add.\n2. We get {}\n", "The result is **{}**.", "There are {} (see table 7)."),
+)
+"""A sentence about one number."""
+DIGIT_RUNS = st.integers(1, 10**9)
+SPELLINGS = st.one_of(
+    DIGIT_RUNS.map(str),
+    DIGIT_RUNS.map("{:,}".format),
+    DIGIT_RUNS.map(lambda n: f"{n:,}".replace(",", "{,}")),
+    DIGIT_RUNS.map(lambda n: f"{n:,}".replace(",", r"\,")),
+    st.decimals(0, 10**6, places=3).map(str),
+    st.tuples(DIGIT_RUNS, DIGIT_RUNS).map(lambda n: rf"\frac{{{n[0]}}}{{{n[1]}}}"),
+    st.tuples(DIGIT_RUNS, DIGIT_RUNS).map(lambda n: f"{n[0]}/{n[1]}"),
+    st.tuples(st.integers(1, 99), st.integers(2, 9)).map(lambda n: f"{n[0]} 1/{n[1]}"),
+    st.tuples(st.integers(1, 99), st.integers(2, 9)).map(lambda n: rf"{n[0]}\frac{{1}}{{{n[1]}}}"),
+    st.tuples(st.integers(1, 99), st.integers(1, 9)).map(lambda n: rf"{n[0]} \times 10^{{{n[1]}}}"),
+    st.integers(2, 99).map(r"\frac{{\pi}}{{{}}}".format),
+    st.integers(2, 99).map(r"{}\sqrt{{3}}".format),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(FRAMES), st.sampled_from(["", "-"]), SPELLINGS)
+def test_a_number_is_found_in_every_frame_as_it_was_written(frame: str, sign: str, spelling: str) -> None:
+    found = extract_any(frame.format(sign + spelling))
+    assert found is not None
+    left, right = (clean(text.removeprefix("x = ").removesuffix("!")) for text in (sign + spelling, found))
+    assert left == right or compare_quickly(left, right) is True
 
 
 def harness(pattern: str, select: int, text: str) -> str | None:

@@ -1,5 +1,6 @@
 """Two verdicts; hostile answers; a worker that dies. What is extracted, and what equals what: in their own tests."""
 
+import json
 import os
 import signal
 import subprocess
@@ -7,13 +8,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rlif import _math_worker
 from rlif._math_worker import MathWorker
-from rlif.grading import LONGEST_ANSWER, Grader
+from rlif.grading import EXTRACTORS, LONGEST_ANSWER, Grader
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,64 @@ def test_right_and_formatted_are_two_verdicts(
 ) -> None:
     verdict = grader.grade(text, "85", format=format, row_id="row")
     assert (verdict.right, verdict.formatted) == expected
+
+
+READING = [
+    json.loads(line)
+    for line in (Path(__file__).parent / "fixtures" / "reading_cases.jsonl").read_text("utf-8").split("\n")
+    if line
+]
+"""Texts without a prescribed form, judged by hand: the ground truths for which each is right, and for which wrong."""
+READERS = ("½", "1½", "√13", "‑5", "\\bar{3}", "0.(3)", "€42", "£1,250", "₹500", "٣٤", "４２")
+"""What is found, and whose comparison is `rlif.equivalence`'s to decide."""
+
+
+@pytest.mark.parametrize("case", READING, ids=lambda case: f"{case['kind']}:{case['text'][:40]}")
+def test_a_text_is_read_as_a_careful_reader_would(grader: Grader, case: dict[str, Any]) -> None:
+    for golds, expected in ((case["right"], True), (case["wrong"], False)):
+        for gold in golds:
+            if expected and any(spelling in case["text"] for spelling in READERS):
+                found = grader.grade(case["text"], gold, format="boxed", row_id="row").extracted
+                assert found, gold
+                continue
+            assert grader.grade(case["text"], gold, format="boxed", row_id="row").right is expected, gold
+
+
+@pytest.mark.parametrize("name", [name for name in EXTRACTORS if not name.startswith("gsm8k_cot")])
+@pytest.mark.parametrize(
+    ("opening", "closing"),
+    [
+        ("<think>", "</think>"),
+        ("<thinking>", "</thinking>"),
+        ("<Thought>", "</Thought>"),
+        ("<reasoning>", "</reasoning>"),
+        ("<|begin_of_thought|>", "<|end_of_thought|>"),
+        ("[THINK]", "[/THINK]"),
+        ("", "</think>"),  # opened in the prompt
+    ],
+)
+def test_thoughts_are_not_graded_in_any_form(grader: Grader, name: str, opening: str, closing: str) -> None:
+    forms = {
+        **{"boxed": r"\boxed{%s}", "boxed_once": r"\boxed{%s}", "answer_tag": "<answer>%s</answer>", "hash": "#### %s"},
+        **{"gsm8k_strict": "#### %s", "minerva": "Final Answer: The final answer is %s. I hope it is correct."},
+    }
+    form = forms.get(name, "The answer is %s")
+    text = f"{opening}\n{form % 31}\n{closing}\n{form % 42}"
+    verdict = grader.grade(text, "42", format=name, row_id="row")
+    assert (verdict.right, verdict.formatted, verdict.extracted) == (True, True, "42")
+    verdict = grader.grade(f"{opening}{form % 42}{closing}", "42", format=name, row_id="row")
+    assert (verdict.right, verdict.formatted, verdict.extracted) == (False, False, None)
+    if opening:
+        verdict = grader.grade(f"{form % 42}{opening}{form % 42}", "42", format=name, row_id="row")
+        assert (verdict.right, verdict.formatted, verdict.extracted) == (False, False, None)
+        assert grader.grade(opening, None, format=name, row_id="row").right is None
+
+
+@pytest.mark.parametrize("mark", ["\u202e", "\u200b", "\x1b", "\x9b", "\u2028", "\ue000", "\ud800", "\ufeff"])
+def test_what_is_extracted_can_be_printed(grader: Grader, mark: str) -> None:
+    found = grader.grade(rf"\boxed{{a{mark}b}}", None, format="boxed", row_id="row").extracted
+    assert found is not None
+    assert found.isprintable()
 
 
 def test_without_ground_truth_the_answer_is_still_read(grader: Grader) -> None:

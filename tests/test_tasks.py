@@ -3,6 +3,8 @@
 import json
 import re
 from collections import Counter
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -238,6 +240,66 @@ def test_parquet_is_read_like_jsonl(tmp_path: Path) -> None:
     path.write_bytes(b"PAR1")
     with pytest.raises(RlifError, match=r"p\.parquet: not a readable Parquet file"):
         read(path)
+
+
+@pytest.mark.parametrize("missing", ["NaN", "Infinity", "-Infinity", "null", '""', '"  "', '"nan"', '"N/A"', '"NULL"'])
+def test_a_missing_ground_truth_by_another_name_is_missing(tmp_path: Path, missing: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{{"problem": "p", "answer": {missing}}}\n{{"problem": "q", "answer": "None"}}\n', "utf-8")
+    assert [problem.answer for problem in read(path)] == [None, "None"]
+
+
+@pytest.mark.parametrize("missing", ["NaN", "Infinity", "-Infinity", "null", '""', '"  "'])
+def test_a_missing_question_by_another_name_is_refused(tmp_path: Path, missing: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{{"problem": {missing}}}\n', "utf-8")
+    with pytest.raises(RlifError, match=r"rows\.jsonl:1: column 'problem' is empty"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("values", "type", "answers"),
+    [
+        ([0.1, float("nan"), None, float("inf"), 16777216.0], pyarrow.float32(), ["0.1", None, None, None, "16777216"]),
+        (
+            [0.1, float("nan"), None, 1e22, -2.5e-7],
+            pyarrow.float64(),
+            ["0.1", None, None, "1" + "0" * 22, "-0.00000025"],
+        ),
+        ([2**63 - 1, None, -5], pyarrow.int64(), ["9223372036854775807", None, "-5"]),
+        (["1,234", None, "nan"], pyarrow.string(), ["1,234", None, None]),
+        ([Decimal("0.10"), None], pyarrow.decimal128(5, 2), ["0.10", None]),
+    ],
+)
+def test_numbers_of_parquet_are_read_exactly_in_their_own_width(
+    tmp_path: Path, values: list[Any], type: pyarrow.DataType, answers: list[str | None]
+) -> None:
+    problems = [f"p{number}" for number in range(len(values))]
+    table = pyarrow.table({"problem": problems, "answer": pyarrow.array(values, type)})
+    parquet.write_table(table, tmp_path / "p.parquet")
+    assert [problem.answer and problem.answer.removesuffix(".0") for problem in read(tmp_path / "p.parquet")] == answers
+
+
+@pytest.mark.parametrize("value", [True, [1], {"a": 1}, date(2024, 5, 12), b"1"])
+def test_what_is_neither_text_nor_a_number_is_refused_with_its_row(tmp_path: Path, value: object) -> None:
+    parquet.write_table(pyarrow.Table.from_pylist([{"problem": "p", "answer": value}]), tmp_path / "p.parquet")
+    with pytest.raises(RlifError, match=r"p\.parquet:1: column 'answer' holds a \w+; expected text or a number"):
+        read(tmp_path / "p.parquet")
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("so\n#### 1,234", "1234"),
+        ("#### -1,234,567.5", "-1234567.5"),
+        ("#### 1, 2", "1, 2"),
+        ("#### 1,2", "1,2"),
+        ("7", "7"),
+    ],
+)
+def test_only_thousands_lose_their_comma_in_gsm8k(tmp_path: Path, text: str, answer: str) -> None:
+    path = jsonl(tmp_path / "rows.jsonl", {"question": "q", "answer": text})
+    assert read(path, name="gsm8k")[0].answer == answer
 
 
 GOOD = '{"id": "a", "problem": "p", "answer": "1"}\n'

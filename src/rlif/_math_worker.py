@@ -18,10 +18,13 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from fractions import Fraction
 from functools import lru_cache
 from itertools import permutations, product
 from typing import IO, Any
+
+from rlif.rationals import Number, ends, read_number, stands_for
 
 _LOG = logging.getLogger(__name__)
 
@@ -199,14 +202,18 @@ def _algebra() -> Callable[[str, str], bool]:
         truths, claims = parse_gold(gold), parse(answer)
         if all(isinstance(truth, str) for truth in truths):
             raise ValueError("math-verify cannot read the ground truth")  # which is nothing against the answer
+        if (near := _stands_for_it(truths[0], answer)) is not None:
+            return near
+        exact = [_exact(claim, _decimals(answer), truths[0]) for claim in claims]
+        truths = [_exact(truth, _decimals(gold), claims[0] if claims else truth) for truth in truths]
         same = math_verify.verify(
             truths,
-            claims,
-            allow_set_relation_comp=any(map(_is_solved, claims)),
+            exact,
+            allow_set_relation_comp=any(map(_is_solved, exact)),
             timeout_seconds=None,
             raise_on_error=True,
         )
-        return bool(same) and all(_is_near(truth, claim) for truth, claim in product(truths[:1], claims[:1]))
+        return bool(same) and all(_is_near(truth, claim) for truth, claim in product(truths[:1], exact[:1]))
 
     if not equivalent(r"\frac{1}{2}", "0.5") or equivalent("x + 1", "x + 2"):
         raise RuntimeError("math-verify fails at 1/2 = 0.5; reinstall the version that rlif asks for")
@@ -231,7 +238,7 @@ def _is_solved(claim: Any) -> bool:
 
 
 def _is_near(truth: Any, claim: Any) -> bool:
-    """The first five figures of two numbers agree. math-verify rounds to six decimals: 2^-98 would be 2^-97, and 0."""
+    """Two numbers agree beyond doubt. math-verify looks at fifteen decimals: 2^-98 would be 2^-97, and 0."""
     from sympy import Eq, Expr
 
     if isinstance(truth, Eq) and isinstance(claim, Eq) and truth.lhs != claim.lhs:
@@ -241,5 +248,90 @@ def _is_near(truth: Any, claim: Any) -> bool:
         return True
     if numbers[0].is_zero:
         return numbers[1].is_zero is not False
-    left, right = (number.evalf() for number in numbers)
-    return bool(abs(left - right) <= abs(left) / 10**5)
+    left, right = (number.evalf(30) for number in numbers)
+    return bool(abs(left - right) <= abs(left) / 10**12)
+
+
+# Decimals. math-verify rounds both sides to six places: 5.6842105 is not 108/19, and 1.0000001 is 1. Here a decimal
+# stands for a number without an end if it is that number rounded (rlif.rationals), and is itself exactly in all else.
+
+_DECIMAL = re.compile(r"(?<![0-9.])[0-9]*\.[0-9]+(?:\\ldots)?")
+_LOOSE_SPACE = re.compile(r"(?<![0-9,]) | (?![0-9])")
+
+
+def _decimals(text: str) -> dict[float, Number]:
+    """The decimals that stand in a text, by what they are after parsing."""
+    numbers = (read_number(found) for found in _DECIMAL.findall(text))
+    return {float(number.value): number for number in numbers if number is not None}
+
+
+def _stands_for_it(truth: Any, answer: str) -> bool | None:
+    """Whether an answer that is one decimal stands for a ground truth that is one number; None: not for us to say."""
+    from sympy import Expr
+
+    decimal = read_number(_LOOSE_SPACE.sub("", answer))
+    if decimal is None or decimal.place is None or not isinstance(truth, Expr) or not truth.is_number:
+        return None
+    if truth.atoms(_float()) or not truth.is_real:
+        return None
+    decimal = decimal.hundredth()
+    value = _value(truth, decimal)
+    if value is None or (decimal.cut is None and abs(value - decimal.value) > (decimal.place or 0) / 2):
+        return False
+    whole = truth.doit()
+    if whole.is_Rational and ends(Fraction(int(whole.p), int(whole.q))):
+        return None
+    return stands_for(decimal, value) or (None if abs(value - decimal.value) < abs(value) / 10**20 else False)
+
+
+def _value(truth: Any, decimal: Number) -> Fraction | None:
+    """A number, to more figures than the decimal has that it is compared with; None if it is of quite another size."""
+    from sympy import Rational
+
+    value = truth.evalf(decimal.figures + 30)
+    if (not value.is_Float and not value.is_Rational) or not 1e-310 < abs(value) < 1e310:
+        return None
+    exact = Rational(value)
+    return Fraction(int(exact.p), int(exact.q))
+
+
+def _is_rounded(truth: Any, decimal: Number) -> bool:
+    value = _value(truth, decimal)
+    return value is not None and stands_for(decimal, value)
+
+
+def _exact(expression: Any, decimals: dict[float, Number], other: Any) -> Any:
+    """The expression with each decimal written as what it stands for in the other one, or else as a fraction."""
+    from sympy import Rational
+
+    if isinstance(expression, str) or not decimals:
+        return expression
+    meanings = {}
+    numbers = list(_numbers(other)) if not isinstance(other, str) else []
+    for found in expression.atoms(_float()):
+        decimal = decimals.get(abs(float(found)))
+        if decimal is not None:
+            sign = -1 if found < 0 else 1
+            near = (sign * size for number in numbers for size in (number, -number) if _is_rounded(size, decimal))
+            meanings[found] = next(near, sign * Rational(*decimal.value.as_integer_ratio()))
+    return expression.xreplace(meanings) if meanings else expression
+
+
+def _numbers(expression: Any) -> Iterator[Any]:
+    """The numbers without an end in an expression: whole entries, coefficients, parts of sums."""
+    from sympy import Add, Basic, Mul, preorder_traversal
+
+    entries = expression.flat() if hasattr(expression, "flat") else [expression]
+    for node in (node for entry in entries for node in preorder_traversal(entry)):
+        if isinstance(node, Add | Mul) and not node.is_number:
+            node = node.func(*[part for part in node.args if part.is_number])
+        if not isinstance(node, Basic) or not getattr(node, "is_number", False) or not node.is_real:
+            continue
+        if not node.atoms(_float()) and not (node.is_Rational and ends(Fraction(int(node.p), int(node.q)))):
+            yield node
+
+
+def _float() -> Any:
+    from sympy import Float
+
+    return Float

@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from rlif.equivalence import DIGITS, SCALE, clean
+from rlif.equivalence import clean
 from rlif.errors import RlifError, nearest
+from rlif.numerals import MINUS, VULGAR
+from rlif.prose import FORMULA, conclusion, last_value, stated
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,33 @@ class Extractor:
 
     def __call__(self, text: str) -> str | None:
         return self.read(text)
+
+
+_THOUGHTS = re.compile(
+    r"(?P<open><(?:seed:)?(?:think|thinking|thought|reasoning)>|<\|begin_of_thought\|>|\[think\]|◁think▷)"
+    r"|</(?:seed:)?(?:think|thinking|thought|reasoning)>|<\|end_of_thought\|>|\[/think\]|◁/think▷",
+    re.IGNORECASE,
+)
+
+
+def without_thoughts(text: str) -> str | None:
+    """A completion without its thoughts, each from ``<think>`` (or a like tag) to the next closing one.
+
+    A closing tag without an opening ends thoughts that began in the prompt: all before it is taken off. None if
+    thoughts are not closed: there is no answer yet.
+    """
+    said: list[str] = []
+    end, opened = 0, -1
+    for tag in _THOUGHTS.finditer(text):
+        if tag["open"]:
+            opened = tag.start() if opened < 0 else opened
+            continue
+        if opened < 0:
+            said.clear()
+        else:
+            said.append(text[end:opened])
+        end, opened = tag.end(), -1
+    return None if opened >= 0 else "\n".join([*said, text[end:]])
 
 
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|(?P<bare>[^\s{}$\\]+))|\\\\(?!boxed|fbox)|\\[{}]|[{}]")
@@ -92,31 +121,30 @@ def answer_tag(text: str) -> str | None:
     return content.strip() or None
 
 
-_HASH = re.compile(r"####[ \t]*\**(?=[-+−]?[$\\(\[{.0-9])")
-_SENTENCE_END = re.compile(r"\.(?=\s|$)")
+_HASH = re.compile(rf"####[ \t]*\**(?=(?:{MINUS}|\+)?(?:[$€£¥₹\\(\[{{.\d√π]|{VULGAR}))")
 
 
 def after_hash(text: str) -> str | None:
     """What follows the last ``####`` on its line, as in GSM8K; a word there makes it a heading, not an answer."""
-    return _after(_HASH, text)
+    found = _last(_HASH, text)
+    return _announced(text, found.end()) if found else None
 
 
-_ANSWER = re.compile(r"\banswer\b\**[ \t]*(?:is|:|=)[\s:*]*", re.IGNORECASE)
-_PROSE = re.compile(r"[A-Za-z]{3}")
+_ANSWER = re.compile(
+    r"\banswer\b(?: to [^.\n:]{1,60}?)?\**[ \t]*"
+    r"(?:(?:is|was|equals|(?:would|will|must|should|can only) be)\b|:|=)[\s:*]*",
+    re.IGNORECASE,
+)
+_LAST_ANNOUNCEMENTS = 3
 
 
 def after_answer_is(text: str) -> str | None:
-    """What follows the last "answer is" or "answer:", to the end of the sentence; in prose, its last number.
+    """What follows the last "answer is" or "answer:" in its sentence: the formula or number it states, or its words.
 
-    None if nothing follows.
+    Which number that is in prose: `rlif.prose.stated`. None if nothing follows but what the answer is not.
     """
-    sentence = _after(_ANSWER, text)
-    if sentence is None:
-        return None
-    in_math = "\\" in sentence or "^" in sentence or sentence.count("$") > 1  # a single $ is money
-    if _PROSE.search(sentence) and not in_math:
-        return last_number(sentence) or sentence
-    return sentence
+    found = deque(_ANSWER.finditer(text), maxlen=_LAST_ANNOUNCEMENTS)
+    return next(filter(None, (_announced(text, announcement.end()) for announcement in reversed(found))), None)
 
 
 _MINERVA_START = "Final Answer: The final answer is"
@@ -132,15 +160,9 @@ def minerva(text: str) -> str | None:
     return sentence.strip() or None if closed else None
 
 
-_SIGN = r"(?:(?<![0-9A-Za-z)\]}])[-−])?"
-_FRACTION = r"\\[dt]?frac\s?\{-?[0-9]+\}\s?\{-?[0-9]+\}"
-_NUMBER = re.compile(rf"{_SIGN}(?:{_FRACTION}|\\?\$?{DIGITS}(?:/[0-9]+)?(?: {SCALE}|\s?\\?%)?)")
-
-
 def last_number(text: str) -> str | None:
-    r"""The last number: with its sign, thousands separators, decimals, ``a/b``, ``\frac{a}{b}``, ``%``, ``million``."""
-    found = _last(_NUMBER, text)
-    return found.group() if found else None
+    r"""The last number, in any spelling of `rlif.numerals`; see `rlif.prose.last_value` for what is none."""
+    return last_value(text)
 
 
 # The patterns of EleutherAI's lm-evaluation-harness 0.4.13, so that its numbers can be compared with ours.
@@ -178,20 +200,29 @@ def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
     return found[0] if found else None
 
 
-def _after(pattern: re.Pattern[str], text: str) -> str | None:
-    """The rest of the line after the last match, to the end of the sentence; None without a match or a rest."""
-    found = _last(pattern, text)
-    if found is None:
-        return None
-    line = text[found.end() :].partition("\n")[0]
-    return _SENTENCE_END.split(line, maxsplit=1)[0].strip(" \t*_") or None
+_DELIMITED = re.compile(FORMULA)
+_SENTENCE_END = re.compile(r"(?<!!)(?<!i\.e)(?<!e\.g)\.(?=\s|\Z)|(?<=!)(?=\.(?:\s|\Z))|(?<=[!?])(?=\s+[A-Z])")
 
 
-CHAIN = (boxed, answer_tag, after_hash, after_answer_is, last_number)
+def _announced(text: str, start: int) -> str | None:
+    """What the rest of a line says, to the end of its first sentence; a formula may stand on lines of its own."""
+    formula = _DELIMITED.match(text, start)
+    if formula and "\n" in formula.group():
+        return formula.group()
+    line = text[start:].partition("\n")[0]
+    end = _SENTENCE_END.search(line)
+    sentence = line[: end.start()] if end else line
+    if sentence.endswith("!") and end and line.startswith(".", end.start()):
+        sentence += "."  # which tells a factorial from an exclamation
+    return stated(sentence) if sentence.strip(" \t*_.") else None
+
+
+CHAIN = (boxed, answer_tag, after_hash, after_answer_is, conclusion)
 """Surest first: the order in which `extract_any` tries them."""
 
 
 _LONGEST_CLEANED = 10_000
+_MINUS_IN_WORDS = re.compile(r"\A(?:negative|minus) ")
 
 
 def extract_any(text: str) -> str | None:
@@ -200,7 +231,9 @@ def extract_any(text: str) -> str | None:
     One of more than 10,000 characters is given as written: it is not going to be read.
     """
     found = filter(None, (extract(text) for extract in CHAIN))
-    answers = (answer if len(answer) > _LONGEST_CLEANED else clean(answer) for answer in found)
+    answers = (
+        answer if len(answer) > _LONGEST_CLEANED else clean(_MINUS_IN_WORDS.sub("-", answer)) for answer in found
+    )
     return next(filter(None, answers), None)
 
 
@@ -216,15 +249,12 @@ EXTRACTORS: Mapping[str, Extractor] = MappingProxyType(
         ),
         "minerva": Extractor(minerva, True, "`Final Answer: The final answer is … . I hope it is correct.`"),
         "answer_is": Extractor(
-            after_answer_is, False, 'after the last "answer is" or "answer:"; in prose, the last number there'
+            after_answer_is, False, 'after the last "answer is" or "answer:", what that sentence states'
         ),
-        "last_number": Extractor(
-            last_number, False, r"the last number, with sign, separators, `\frac`, `%`, `million`"
-        ),
+        "last_number": Extractor(last_number, False, "the last number, in any spelling; not one inside a formula"),
+        "conclusion": Extractor(conclusion, False, "the formula or number, list or range that the text ends with"),
         "gsm8k_flexible": Extractor(gsm8k_flexible, False, "the last run of digits, as lm-eval's flexible-extract"),
-        "any": Extractor(
-            extract_any, False, "the first of boxed, answer_tag, hash, answer_is, last_number to find one"
-        ),
+        "any": Extractor(extract_any, False, "the first of boxed, answer_tag, hash, answer_is, conclusion to find one"),
     }
 )
 """The forms an answer can be asked for in, by the name a recipe's ``task.format`` gives them."""

@@ -22,7 +22,10 @@ from rlif.tasks.shots import FIXED, Shot, read_shots
 from rlif.tasks.templates import Template, find_template, render_messages, render_text
 from rlif.types import Problem
 
-_GRADING = ("extraction.py", "equivalence.py", "grading.py", "_math_worker.py")
+_GRADING = (
+    *("numerals.py", "units.py", "quantities.py", "normalize.py", "rationals.py", "readings.py", "equivalence.py"),
+    *("prose.py", "extraction.py", "grading.py", "_math_worker.py"),
+)
 
 
 # What the rooms shared with training call by a recipe's keys, in the words of somebody who has options and a file.

@@ -7,13 +7,16 @@ GSM8K and MATH are this loader with their columns as defaults. Original hub file
 
 import json
 import logging
+import math
+import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlif.config import FileTask
 from rlif.errors import RlifError
@@ -22,6 +25,9 @@ from rlif.paths import expanded
 from rlif.tasks.base import EVAL_SEED, GradedTask, digest, keyed_random, too_few, walk
 from rlif.tasks.templates import find_template
 from rlif.types import Problem
+
+if TYPE_CHECKING:
+    import pyarrow
 
 _LOG = logging.getLogger(__name__)
 
@@ -89,8 +95,12 @@ def _whole(text: str) -> str | None:
     return text.strip() or None
 
 
+_THOUSANDS = re.compile(r"(?<![0-9,.])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])")
+
+
 def _gsm8k_answer(text: str) -> str | None:
-    return _whole(text.rpartition("####")[2].replace(",", ""))
+    """What follows ``####``, without thousands separators: 1,234 is one number, ``1, 2`` and ``1,2`` are two."""
+    return _whole(_THOUSANDS.sub(lambda number: number.group().replace(",", ""), text.rpartition("####")[2]))
 
 
 SCHEMAS: Mapping[str, Schema] = {
@@ -175,23 +185,40 @@ def _find_columns(row: Row, config: FileTask, where: str) -> Columns:
 def _problem(row: Row, columns: Columns, where: str) -> Problem:
     text = partial(_text, row, where=where)
     question = text(columns.question)
-    if not question:
+    if not question or question.isspace():
         raise RlifError(f"{where}: column {columns.question!r} is empty")
-    answer = text(columns.answer) if columns.answer else None
+    answer = _known(text(columns.answer)) if columns.answer else None
     name = text(columns.id) if columns.id else Path(where).name
     if not name:
         raise RlifError(f"{where}: column {columns.id!r} is empty")
     return Problem(name, question, columns.read_answer(answer) if answer else None)
 
 
+MISSING = frozenset({"nan", "null", "n/a", "<na>"})
+"""Ground truths, in lower case, that say that there is none. ``none`` and ``undefined`` may be answers, and stay."""
+
+
+def _known(answer: str | None) -> str | None:
+    """A ground truth; None where the file has another name for a missing one, or blanks."""
+    return None if answer is None or answer.strip().casefold() in {"", *MISSING} else answer
+
+
 def _text(row: Row, column: str, *, where: str) -> str | None:
-    """A field as text; None for null."""
+    """A field as text; None for null and for a number that is none (NaN, infinity)."""
     if column not in row:
         raise RlifError(f"{where}: no column {column!r} ({_there_are(row)})")
     value = row[column]
     if value is None:
         return None
-    if isinstance(value, bool | list | dict | bytes):
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        value = format(Decimal(repr(value)), "f")
+    if isinstance(value, Decimal):
+        if not value.is_finite():
+            return None
+        value = format(value, "f")
+    if not isinstance(value, str | int) or isinstance(value, bool):
         raise RlifError(f"{where}: column {column!r} holds a {type(value).__name__}; expected text or a number")
     text = str(value)
     if any("\ud800" <= character <= "\udfff" for character in text):
@@ -211,7 +238,7 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, Row]]:
                 continue
             try:
                 # Numbers stay as they are written: an answer of 0.10 is not the float nearest to it.
-                row = json.loads(line.decode("utf-8-sig"), parse_float=str, parse_int=str)
+                row = json.loads(line.decode("utf-8-sig"), parse_float=str, parse_int=str, parse_constant=_no_number)
             except UnicodeDecodeError as error:
                 raise RlifError(f"{where}: not UTF-8; save the file in that encoding") from error
             except (ValueError, RecursionError) as error:
@@ -221,17 +248,40 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, Row]]:
             yield where, row
 
 
+def _no_number(_name: str) -> None:
+    """``NaN``, ``Infinity`` and ``-Infinity``, which Python's JSON knows beside the standard's, are missing values."""
+
+
 def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
     import pyarrow
     from pyarrow import parquet
 
     try:
         with parquet.ParquetFile(path) as file:
-            rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
+            rows = (row for batch in file.iter_batches() for row in _rows(batch))
             for number, row in enumerate(rows, start=1):
                 yield f"{path}:{number}", row
     except (pyarrow.ArrowException, OSError) as error:
         raise RlifError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())})") from error
+
+
+def _rows(batch: "pyarrow.RecordBatch") -> list[Row]:
+    """The rows of a batch; a float as the shortest decimal that its own width tells from its neighbours."""
+    import pyarrow
+
+    columns = []
+    for column in batch.columns:
+        narrow = pyarrow.types.is_float32(column.type) or pyarrow.types.is_float16(column.type)
+        # As a Python float, 0.1 of 32 bits would be 0.10000000149011612; NumPy's scalars know their width.
+        columns.append(
+            [_shortest(one) for one in column.to_numpy(zero_copy_only=False)] if narrow else column.to_pylist()
+        )
+    return [dict(zip(batch.schema.names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _shortest(number: Any) -> Decimal | None:
+    """A NumPy float as a decimal; None for what is no number. A null of Arrow comes as NaN, too."""
+    return Decimal(str(number)) if math.isfinite(number) else None
 
 
 FORMATS: Mapping[str, Callable[[Path], Iterator[tuple[str, Row]]]] = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
