@@ -2,8 +2,8 @@
 
 Some rotary embeddings (longrope, dynamic NTK) choose their frequencies by the longest text of a batch. Beyond the
 length they were trained with, the same prompt then answers differently beside a longer one; keys in a cache were turned
-by other frequencies than those that the trainer turns the whole text by. No choice by row mends that: a text that
-crosses the line would have to be run anew. So texts end before it, where all of them are turned alike.
+by other frequencies than those by which the trainer turns the whole text. No choice by row mends that: a text that
+crosses the line would have to be run anew. So texts end there, and up to there all of them are turned alike.
 """
 
 import copy
@@ -79,7 +79,7 @@ def _turns(model: nn.Module) -> Iterator[Callable[[int], Tensor]]:
         if parameters[:2] != ["x", "position_ids"]:
             continue
         own: Any = copy.deepcopy(module)  # some remember the longest text that they have seen
-        kinds = own.layer_types if "layer_type" in parameters and hasattr(own, "layer_types") else ()
+        kinds = own.rope_type if "layer_type" in parameters and isinstance(own.rope_type, dict) else ()
         for options in [{"layer_type": kind} for kind in kinds] or [{}]:
             yield partial(_turn, own, options)
 

@@ -99,7 +99,7 @@ METRICS: dict[str, Metric] = {
     "mismatch/mean": Metric(
         "nats",
         "mean gap of policy and sampler log-probability before the update, in what it ran, both without top-p and "
-        "top-k (at a temperature other than 1 the sampler's with them); a warning where it is above rollout.max_mismatch",
+        "top-k (at a temperature other than 1 the sampler's has them); a warning if above rollout.max_mismatch",
     ),
     "mismatch/max": Metric(
         "nats", "largest gap of policy and sampler log-probability before the update, in what it ran"
