@@ -428,6 +428,7 @@ def test_padding_changes_nothing() -> None:
         tokens=torch.nn.functional.pad(rollouts.tokens, (0, 6), value=9),  # rubbish, not the padding token
         mask=torch.nn.functional.pad(rollouts.mask, (0, 6)),
         sampler_logprobs=torch.nn.functional.pad(rollouts.sampler_logprobs, (0, 6)),
+        signals=TokenSignals(*(torch.nn.functional.pad(values, (0, 6)) for values in rollouts.signals)),
     )
     updated(plain, scored(rollouts))
     updated(padded, scored(wide))

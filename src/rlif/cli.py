@@ -213,6 +213,10 @@ def evaluate(
     stop: Annotated[list[str] | None, typer.Option(help="A further string that ends an answer.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     device: Annotated[str, typer.Option(help="A torch device; auto takes CUDA when there is one.")] = "auto",
+    max_mismatch: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Most nats a token from a plain forward pass; 0: any."),
+    ] = None,
     seed: Annotated[int, typer.Option()] = 0,
     endpoint: Annotated[
         str | None, typer.Option(metavar="URL", help="Ask an OpenAI-compatible server (vLLM, llama.cpp ...).")
@@ -248,12 +252,14 @@ def evaluate(
     if endpoint is None:
         if model or not models:
             raise RlifError("name the models to evaluate (rlif eval MODEL ...); --model NAME belongs to --endpoint URL")
-        run_eval(models, settings, out, dtype=dtype, device=device)
+        run_eval(models, settings, out, dtype=dtype, device=device, max_mismatch=max_mismatch)
         return
     if models or not model:
         raise RlifError(f"--endpoint {endpoint}: say with --model NAME, and only so, what the server calls the model")
     if (dtype, device) != ("auto", "auto"):
         raise RlifError(f"--endpoint {endpoint}: --dtype and --device are the server's to choose")
+    if max_mismatch is not None:
+        raise RlifError(f"--endpoint {endpoint}: --max-mismatch is for models in this process; leave it out")
     from rlif.endpoint import Server
 
     servers = [Server(endpoint, name, api_key_env, concurrency, timeout) for name in model]

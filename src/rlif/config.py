@@ -114,6 +114,10 @@ class RolloutConfig(Section):
     max_rows: Positive | None = None
     """Completions decoded side by side; the others wait. null: as many as a share of the machine's memory holds.
     Changes speed and memory, never the result (beyond rounding)."""
+    max_mismatch: Annotated[float, Field(ge=0.0)] | None = None
+    """How far the sampler's log-probabilities may be from those of a plain forward pass over some of the same rows, in
+    nats, mean over tokens. Beyond it the first step of a run, and of a resumed one, ends the run; later a warning tells
+    when `mismatch/mean` leaves it. null: .01 in float32, .1 in bfloat16; 0: no check."""
     cuda_graphs: bool = False
     """On a GPU, record the decode step and replay it: less waiting for Python. Tested on a CPU only so far."""
 

@@ -120,6 +120,7 @@ def grpo_step(
     on_policy = config.epochs * config.minibatches == 1
     teaching = set(_teaching(scored, whole=reference is not None))
     old = None if on_policy else _all_logprobs(policy, rollouts, sorted(teaching), temperature, config)
+    sampled = rollouts.signals.logprob if temperature == 1.0 else rollouts.sampler_logprobs  # the former: no filter
     tally, norms = _Tally(config.epochs * int(rollouts.mask.sum())), []
     with _checkpointing(policy.model, config.gradient_checkpointing):
         for rows in minibatches * config.epochs:
@@ -135,7 +136,7 @@ def grpo_step(
                     optimizer.discard()
                     raise NonFiniteError(f"loss is {loss.item()}")
                 optimizer.backward(loss)
-                tally.add(loss, sums, inputs, rollouts.sampler_logprobs[part])
+                tally.add(loss, sums, inputs, sampled[part])
                 if progress is not None:
                     progress(int(sums["tokens"]))
             norms.append(optimizer.step(lr, config.max_grad_norm))
@@ -168,10 +169,10 @@ class _Tally:
         self._largest_gap = math.nan  # until something has been compared
 
     def add(
-        self, loss: Tensor, sums: Mapping[str, float], inputs: LossInputs, sampler_logprobs: Float[Tensor, "row tok"]
+        self, loss: Tensor, sums: Mapping[str, float], inputs: LossInputs, sampled: Float[Tensor, "row tok"]
     ) -> None:
         # Of the policy that sampled, not of one that has moved on since: two numbers for the same thing.
-        gap = (inputs.old_logprobs - sampler_logprobs.to(loss.device)).abs() * inputs.mask
+        gap = (inputs.old_logprobs - sampled.to(loss.device)).abs() * inputs.mask
         self._largest_gap = max(gap.max().item(), self._largest_gap)  # in this order: nan gives way
         for name, value in {**sums, "loss": loss.item(), "gap": gap.sum().item()}.items():
             self._sums[name] += value

@@ -6,7 +6,7 @@ Two ways to the same logits. `LineRows` runs models that `rlif.decoder` can read
 
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,7 +21,7 @@ from rlif.head import head_of
 from rlif.layers import Rotation, Unchanged
 from rlif.packing import Packed
 from rlif.policy import Policy
-from rlif.types import Prompt
+from rlif.types import Problem, Prompt
 
 _PREFILL_TOKENS = 4096
 _MOST_ROWS = 1024
@@ -133,6 +133,7 @@ class TransformersRows:
                 "enter or leave; use another model"
             )
         self._policy, self._room = policy, room
+        self._model: Callable[..., Any] = policy.model
         self._takes_positions = "position_ids" in parameters
         self._keep_last = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
         self._cache: Any = None
@@ -162,7 +163,7 @@ class TransformersRows:
         self._mask, self._lengths = self._mask[rows], self._lengths[rows]
 
     def _run(self, tokens: Tensor, mask: Tensor, positions: Tensor, **options: Any) -> Float[Tensor, "row vocab"]:
-        output = self._policy.model(
+        output = self._model(
             input_ids=tokens,
             attention_mask=None if bool(mask.all()) else mask.long(),
             past_key_values=self._cache,
@@ -172,6 +173,69 @@ class TransformersRows:
         )
         logits: Tensor = output.logits[:, -1, : self._policy.vocab_size].float()
         return logits
+
+
+_TRIED = ((2, 7), 3)  # prompts of so many tokens, and so many more: fewer and more than a convolution is wide
+_ROUNDING = {torch.float32: 0.002}  # in standard deviations of the logits, where healthy models differ by 1e-6; ...
+_COARSE_ROUNDING = 0.03  # ... in bf16 by 1e-3 and less on a CPU
+
+
+@torch.no_grad()
+def check_rows(policy: Policy) -> None:
+    """Raise `RlifError` unless `TransformersRows` gives each row what the model says of that row alone.
+
+    Two short rows beside each other, one of which leaves, against a forward pass of each without cache and padding.
+    Found so: models that keep a state outside the cache (RecurrentGemma), that count padding as text (BART, RoBERTa),
+    or that need a cache of their own. A mean gap above
+    `_ROUNDING`, in standard deviations of the logits, is no rounding.
+    """
+    rows = _TriedRows(policy, room=_TRIED[1])
+    odd = {*policy.eos_ids, policy.pad_id}
+    known = [token for token in range(policy.vocab_size) if token not in odd] or [policy.pad_id]
+    lengths, more = _TRIED
+    texts = [[known[(7 * i + 3 * row) % len(known)] for i in range(n + more)] for row, n in enumerate(lengths)]
+    prompts = [Prompt(f"tried/{n}", "", tuple(ids[:n]), Problem("", "")) for n, ids in zip(lengths, texts, strict=True)]
+    found = {(row, n - 1): logits for row, (n, logits) in enumerate(zip(lengths, rows.enter(prompts), strict=True))}
+    alive = [0, 1]
+    for step in range(more):
+        at = [(row, lengths[row] + step) for row in alive]
+        logits = rows.step(torch.tensor([texts[row][place] for row, place in at], device=policy.device))
+        found |= dict(zip(at, logits, strict=True))
+        if step == 1:
+            alive = [1]
+            rows.keep(torch.tensor(alive, device=policy.device))
+    alone = [rows.alone(ids) for ids in texts]
+    expected = torch.stack([alone[row][place] for row, place in found])
+    gap = (torch.stack(list(found.values())) - expected).abs().mean() / expected.std()
+    if gap > _ROUNDING.get(next(policy.model.parameters()).dtype, _COARSE_ROUNDING):
+        raise RlifError(
+            f"policy.model: {policy.source} answers differently beside another prompt, or with a key-value cache (by "
+            f"{gap:.2g} standard deviations of its logits): it cannot be sampled from in batches; use another model"
+        )
+
+
+class _TriedRows(TransformersRows):
+    """Rows of a model that may not be able to: what it raises becomes one line. Hooks on the model hear nothing."""
+
+    def __init__(self, policy: Policy, *, room: int) -> None:
+        super().__init__(policy, room=room)
+        self._model = self._tried
+
+    def alone(self, ids: Sequence[int]) -> Float[Tensor, "position vocab"]:
+        """What the model says at each position of one text, without cache and padding."""
+        logits: Tensor = self._tried(input_ids=torch.tensor([ids], device=self._policy.device), use_cache=False).logits
+        return logits[0, :, : self._policy.vocab_size].float()
+
+    def _tried(self, **inputs: Any) -> Any:
+        try:
+            return self._policy.model.forward(**inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise RlifError(
+                f"policy.model: {self._policy.source} cannot be sampled from ({reason}); use another model"
+            ) from error
 
 
 def rows_that_fit(policy: Policy, columns: int) -> int:

@@ -4,6 +4,7 @@ Two ways to the same numbers. Models that `rlif.decoder` can read run over one l
 padding, no logits in memory. Any other runs through transformers, a row per completion, padded on the right.
 """
 
+import inspect
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +16,7 @@ from rlif.decoder import Decoder, decoder_of
 from rlif.head import head_logprobs, head_of, head_signals
 from rlif.packing import Packed, rounded
 from rlif.policy import Policy
+from rlif.positions import check_alike
 from rlif.signals import token_signals
 from rlif.types import Rollouts, TokenSignals
 
@@ -34,6 +36,8 @@ def policy_logprobs(
         model: the policy's own, or a reference of the same shape and vocabulary.
         temperature: of the distribution; the logits are divided by it.
         recompute: keep no activations within a layer, make them again in the backward pass (gradient checkpointing).
+
+    Raises `RlifError` for rows beyond the original context of a model whose positions then depend on the batch.
     """
     decoder = decoder_of(model, recompute=recompute)
     if decoder is None:
@@ -62,6 +66,7 @@ def policy_signals(policy: Policy, rollouts: Rollouts, rows: Sequence[int]) -> T
     decoder = decoder_of(policy.model)
     if decoder is None:
         ids = _concatenate(rollouts, rows, policy.pad_id).to(policy.device)
+        check_alike(policy.model, ids.shape[1])
         prompts, lengths = rollouts.row_prompts, rollouts.lengths.tolist()
         logits = policy.model(input_ids=ids, use_cache=False).logits
         starts = [len(prompts[row].token_ids) for row in rows]
@@ -74,6 +79,24 @@ def policy_signals(policy: Policy, rollouts: Rollouts, rows: Sequence[int]) -> T
         hidden, tokens = _predicting(decoder, policy, rollouts, rows)
         signals = head_signals(hidden, head_of(policy.model, policy.vocab_size), tokens)
     return TokenSignals(*(_at_tokens(values, rollouts, rows) for values in signals))
+
+
+@torch.no_grad()
+def plain_logprobs(policy: Policy, rollouts: Rollouts, row: int, at: Int[Tensor, " place"]) -> Float[Tensor, " place"]:
+    """Log-probability (nats, fp32, temperature 1, true vocabulary) of a completion's tokens at these places.
+
+    From transformers' own forward pass over that row alone, on the CPU afterwards: neither cache nor padding nor
+    `rlif.decoder` has a part in it. Only these places reach the vocabulary, if the model lets them be chosen.
+    """
+    prompt, tokens = rollouts.row_prompts[row].token_ids, rollouts.tokens[row][rollouts.mask[row]]
+    ids = torch.tensor([[*prompt, *tokens.tolist()]], device=policy.device)
+    places = (at + len(prompt) - 1).to(policy.device)
+    parameters = inspect.signature(policy.model.forward).parameters
+    chosen = "logits_to_keep" in parameters
+    options = {"logits_to_keep": places} if chosen else {}
+    logits = policy.model(input_ids=ids, use_cache=False, **options).logits[0]
+    logits = (logits if chosen else logits[places])[:, : policy.vocab_size].float()
+    return logits.log_softmax(dim=-1).gather(1, tokens[at].to(policy.device)[:, None])[:, 0].cpu()
 
 
 def _packed(
@@ -138,6 +161,7 @@ def _padded(
     prompts, device = rollouts.row_prompts, policy.device
     starts = torch.tensor([len(prompts[row].token_ids) for row in rows])
     first, input_ids = int(starts.min()) - 1, _concatenate(rollouts, rows, policy.pad_id).to(device)
+    check_alike(model, input_ids.shape[1])
     kept = input_ids.shape[1] - first
     logits = model(input_ids=input_ids, use_cache=False, logits_to_keep=kept).logits[:, :-1, : policy.vocab_size]
     # Every kept position is scored and the few that do not count are dropped afterwards: picking rows out of the logits

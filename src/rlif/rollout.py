@@ -18,9 +18,10 @@ from rlif.decoder import decoder_of, joined
 from rlif.draw import Key, Sampling, draw, uniforms
 from rlif.errors import RlifError
 from rlif.graphs import GraphRows
-from rlif.inflight import InFlight, LineRows, TransformersRows, rows_that_fit
+from rlif.inflight import InFlight, LineRows, TransformersRows, check_rows, rows_that_fit
 from rlif.memory import release_free_memory
 from rlif.policy import Policy
+from rlif.positions import limit_passed
 from rlif.signals import token_signals
 from rlif.types import Prompt, Rollouts, StopReason, TokenSignals
 
@@ -35,7 +36,8 @@ class Engine:
     """Samples from a policy with a key-value cache, at most ``max_rows`` completions side by side (None:
     `rlif.inflight.rows_that_fit`). ``cuda_graphs`` replays the decode step on a GPU (`rlif.graphs`).
 
-    Holds no state between calls. Raises `RlifError` for a model that takes no key-value cache (Mamba, say).
+    Holds no state between calls. Raises `RlifError` for a model that takes no key-value cache (Mamba, say), or whose
+    rows are not what they are alone (`rlif.inflight.check_rows`).
     """
 
     def __init__(self, policy: Policy, *, max_rows: int | None = None, cuda_graphs: bool = False) -> None:
@@ -43,7 +45,7 @@ class Engine:
         self.max_rows = max_rows
         self.cuda_graphs = cuda_graphs
         if decoder_of(policy.model) is None:
-            TransformersRows(policy, room=1)  # a model that cannot be sampled from is found now, not at the first step
+            check_rows(policy)  # a model that cannot be sampled from is found now, not at the first step
 
     @torch.no_grad()
     def sample(
@@ -276,13 +278,18 @@ def sample_slowly(
 
 
 def check_context(policy: Policy, prompts: Sequence[Prompt], max_new_tokens: int) -> None:
-    """Raise `RlifError` for the first prompt that is empty or, with its completion, longer than the context."""
+    """Raise `RlifError` for the first prompt that is empty or, with its completion, longer than the context (of which
+    `rlif.positions` has two)."""
     for prompt in prompts:
         if not prompt.token_ids:
             raise RlifError(f"prompt {prompt.id}: it is empty; a model needs at least one token to go on from")
-        needed = len(prompt.token_ids) + max_new_tokens
-        if policy.context is not None and needed > policy.context:
+    longest = max((len(prompt.token_ids) for prompt in prompts), default=0)
+    limit = limit_passed(policy, longest + max_new_tokens)
+    if limit is None:
+        return
+    for prompt in prompts:
+        if (length := len(prompt.token_ids)) + max_new_tokens > limit.tokens:
             raise RlifError(
-                f"prompt {prompt.id}: {len(prompt.token_ids)} tokens and rollout.max_new_tokens={max_new_tokens} "
-                f"exceed the context of {policy.source} ({policy.context}); shorten the prompt or lower the limit"
+                f"prompt {prompt.id}: {length} tokens and rollout.max_new_tokens={max_new_tokens} "
+                f"exceed {limit.words}; shorten the prompt or lower the limit"
             )

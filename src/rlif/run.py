@@ -29,6 +29,7 @@ from rlif.disk import disk_reason, emptied_on_failure, flush_folder, locked, sys
 from rlif.errors import RlifError
 from rlif.evaluate import evaluate
 from rlif.memory import peak_memory_gb
+from rlif.mismatch import Guard, comparable
 from rlif.models import MODELS
 from rlif.optim import MasterOptimizer, adamw
 from rlif.paths import expanded
@@ -45,7 +46,7 @@ from rlif.tasks import build_task
 from rlif.tasks.base import Task
 from rlif.tasks.templates import find_template
 from rlif.template_clock import present
-from rlif.types import Problem, Prompt, Scored
+from rlif.types import Problem, Prompt, Rollouts, Scored
 
 
 @runtime_checkable
@@ -114,6 +115,8 @@ class Run:
         self.task: Task = build_task(recipe.task)
         self.policy, self.optimizer = _load_trainable(recipe, checkpoint)
         self.engine = Engine(self.policy, max_rows=recipe.rollout.max_rows, cuda_graphs=recipe.rollout.cuda_graphs)
+        self._guard = Guard(self.policy, recipe.rollout.max_mismatch, key="rollout.max_mismatch")
+        self._sampler_checked = False
         self._check_prompts()
         self.reference = _load_reference(recipe, self.policy, fresh=checkpoint is None)
         self._check_reference(allow_changed)
@@ -190,6 +193,13 @@ class Run:
     def _render_eval(self) -> tuple[Prompt, ...]:
         return self._render(self.task.eval_problems(self.recipe.eval.problems))
 
+    def check_sampler(self, rollouts: Rollouts) -> None:
+        """Hold the first completions of this process against a plain forward pass; those of later steps are compared in
+        the update. Raises `RlifError` if they are too far apart (rollout.max_mismatch)."""
+        if not self._sampler_checked:
+            self._guard.check(f"step {self.step + 1}", rollouts)
+            self._sampler_checked = True
+
     def evaluate(self, step: int) -> dict[str, float]:
         """Metrics of the policy as it stands on the fixed evaluation problems."""
         config = self.recipe.eval
@@ -216,6 +226,8 @@ class Run:
             every = self.recipe.log.rollouts_every
             if every and step % every == 0:
                 self._log.write_rollouts(step, scored)
+        if scored is not None and comparable(self.sampling):
+            self._guard.watch(step, metrics["mismatch/mean"])
         metrics |= {"time": time.monotonic() - self._started, "memory/peak_gb": peak_memory_gb(self.policy.device)}
         self._log.write(step, metrics)
         self._sinks.write(step, metrics)

@@ -77,6 +77,7 @@ def _loop(run: Run, until: int | None, stop: Stop | None) -> Path | None:
                     key=key,
                     progress=run.watcher.advance,
                 )
+                run.check_sampler(rollouts)
             clock.lap("rollout")
 
             verdicts = grade(run.task, rollouts)

@@ -22,22 +22,25 @@ from rlif.policy import check_source
 from rlif.terminal import Console, note
 
 
-def run_eval(models: Sequence[str], settings: Settings, out: Path, *, dtype: str, device: str) -> None:
+def run_eval(
+    models: Sequence[str], settings: Settings, out: Path, *, dtype: str, device: str, max_mismatch: float | None = None
+) -> None:
     """Evaluate models in this process, one after the other, and print the tables.
 
     Raises `RlifError` for what the user can mend; a model that is not there is found before the first one is asked.
     """
-    judge([local(name, settings, dtype=dtype, device=device) for name in models], settings, out)
+    options: dict[str, Any] = {"dtype": dtype, "device": device, "max_mismatch": max_mismatch}
+    judge([local(name, settings, **options) for name in models], settings, out)
 
 
-def local(model: str, settings: Settings, *, dtype: str, device: str) -> Candidate:
-    """A model to be loaded into this process when its turn comes."""
+def local(model: str, settings: Settings, *, dtype: str, device: str, max_mismatch: float | None = None) -> Candidate:
+    """A model to be loaded into this process when its turn comes. ``max_mismatch``: see `rlif.mismatch.Guard`."""
     if dtype not in ("auto", "float32", "bfloat16"):
         raise RlifError(f"--dtype: {dtype!r}; choose auto, float32 or bfloat16")
     options: dict[str, Any] = {"dtype": dtype, "device": device, "chat_template": settings.chat_template}
     config = PolicyConfig(model=model, **options)
     check_source(config)
-    return Candidate(model, lambda: EngineBackend(model, config))
+    return Candidate(model, lambda: EngineBackend(model, config, max_mismatch=max_mismatch))
 
 
 def run_served(servers: Sequence[Server], settings: Settings, out: Path) -> None:

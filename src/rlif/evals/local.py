@@ -13,7 +13,9 @@ from rlif.config import PolicyConfig
 from rlif.cpu import kernels_for
 from rlif.errors import RlifError
 from rlif.evals.records import Answer, Asked, Trace
+from rlif.mismatch import Guard
 from rlif.policy import Policy, load_policy
+from rlif.positions import limit_passed
 from rlif.prompts import prompts_digest
 from rlif.rollout import Engine, Key, Sampling
 from rlif.types import Prompt, Rollouts
@@ -25,11 +27,16 @@ _HASHED = 4096  # numbers of each weight that tell one model from another
 class EngineBackend:
     """A policy asked through `rlif.rollout.Engine`; see `rlif.evals.records.Backend`."""
 
-    def __init__(self, name: str, config: PolicyConfig) -> None:
-        """Loads the model. Raises `RlifError` as `rlif.policy.load_policy`."""
+    def __init__(self, name: str, config: PolicyConfig, *, max_mismatch: float | None = None) -> None:
+        """Loads the model. Raises `RlifError` as `rlif.policy.load_policy` does.
+
+        ``max_mismatch``: the limit of `rlif.mismatch.Guard`, in nats a token.
+        """
         self.name, self.seconds = name, 0.0
         self._policy = load_policy(config)
         self._engine = Engine(self._policy)
+        self._guard = Guard(self._policy, max_mismatch, key="--max-mismatch")
+        self._checked = 0  # tokens of the longest text that the guard has seen
 
     def facts(self) -> Mapping[str, Any]:
         policy = self._policy
@@ -50,15 +57,15 @@ class EngineBackend:
         return prompts_digest([self._prompt(one) for one in asked])
 
     def check(self, asked: Sequence[Asked], sampling: Sampling) -> None:
-        limit = self._policy.context
-        for one in asked:
-            length = len(self._prompt(one).token_ids)
+        lengths = [(one.problem.id, len(self._prompt(one).token_ids)) for one in asked]
+        limit = limit_passed(self._policy, max((length for _, length in lengths), default=0) + sampling.max_new_tokens)
+        for name, length in lengths:
             if length == 0:
-                raise RlifError(f"{one.problem.id}: the prompt is empty; a model needs a token to go on from")
-            if limit is not None and length + sampling.max_new_tokens > limit:
+                raise RlifError(f"{name}: the prompt is empty; a model needs a token to go on from")
+            if limit is not None and length + sampling.max_new_tokens > limit.tokens:
                 raise RlifError(
-                    f"{one.problem.id}: a prompt of {length} tokens and --max-new-tokens {sampling.max_new_tokens} "
-                    f"exceed the context of {self.name} ({limit}); give --max-new-tokens {limit - length} or less"
+                    f"{name}: a prompt of {length} tokens and --max-new-tokens {sampling.max_new_tokens} exceed "
+                    f"{limit.words}; give {_shorter(limit.tokens - length)}"
                 )
 
     def answer(
@@ -81,6 +88,7 @@ class EngineBackend:
                 for rollouts in self._engine.groups(
                     prompts, group_size=samples, sampling=sampling, key=key, progress=progress
                 ):
+                    self._check(rollouts)
                     self.seconds += time.monotonic() - began
                     yield answers_of(rollouts)
                     began = time.monotonic()
@@ -92,6 +100,14 @@ class EngineBackend:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
+    def _check(self, rollouts: Rollouts) -> None:
+        """Hold the first answers, and later any that are twice as long, against a plain forward pass."""
+        prompts = zip(rollouts.row_prompts, rollouts.lengths.tolist(), strict=True)
+        longest = max(len(prompt.token_ids) + length for prompt, length in prompts)
+        if longest >= 2 * self._checked:
+            self._guard.check(rollouts.prompts[0].id, rollouts)
+            self._checked = longest
+
     def _prompt(self, one: Asked) -> Prompt:
         policy = self._policy
         if policy.chat_template:
@@ -99,6 +115,11 @@ class EngineBackend:
         else:
             text, ids = policy.encode_text(one.text)
         return Prompt(one.problem.id, text, ids, one.problem)
+
+
+def _shorter(left: int) -> str:
+    """What to do about a prompt that leaves so many tokens of the context."""
+    return f"--max-new-tokens {left} or less" if left > 0 else "a shorter question, or fewer --shots"
 
 
 def answers_of(rollouts: Rollouts) -> list[Answer]:
