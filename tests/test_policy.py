@@ -475,9 +475,6 @@ def test_a_model_with_a_cache_of_its_own_is_refused_when_an_engine_is_built() ->
         num_experts_per_tok=1,
     )
     policy = replace(toy_policy(), model=MiniMaxForCausalLM(config).eval(), source="a MiniMax")
-    with pytest.raises(
-        RlifError, match=r"^policy\.model: a MiniMax cannot be sampled from with transformers' usual key"
-    ) as e:
+    with pytest.raises(RlifError, match=r"^policy\.model: a MiniMax takes no key-value cache but a class of its own"):
         Engine(policy)
-    assert str(e.value).isprintable()
     Engine(toy_policy("olmo2"))  # which takes the usual one

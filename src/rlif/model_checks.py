@@ -151,16 +151,19 @@ def state_tie(model: Any) -> None:
             config.tie_word_embeddings = is_tied(model)
 
 
-def check_tokenizer(source: str, model: Any, tokenizer: Any) -> None:
-    """Raise `RlifError` if the tokenizer can make ids beyond the rows of the embedding, which would end in an error of
-    an index in the middle of a run.
+def check_tokenizer(source: str, model: Any, tokenizer: Any) -> int:
+    """How many ids the tokenizer has, from 0 to its largest.
+
+    Raises `RlifError` if it can make ids beyond the rows of the embedding, which would end in an error of an index in
+    the middle of a run.
 
     A special token that neither the tokenizer's settings nor its chat template name can only come from its own name in
     a question (Gemma 3 has one for images): it is refused when it does (`rlif.policy.Policy.encode_text`).
     """
     rows = model.get_input_embeddings().weight.shape[0]
-    beyond = {token: i for token, i in tokenizer.get_vocab().items() if i >= rows}
-    if not tokenizer.get_vocab():
+    vocabulary = tokenizer.get_vocab()  # once: it is made anew each time
+    beyond = {token: i for token, i in vocabulary.items() if i >= rows}
+    if not vocabulary:
         raise RlifError(f"policy.model: the tokenizer of {source!r} has no tokens; put its tokenizer.json there")
     special = set(map(str, tokenizer.all_special_tokens))
     added = {str(token): token for token in tokenizer.added_tokens_decoder.values()}
@@ -177,6 +180,7 @@ def check_tokenizer(source: str, model: Any, tokenizer: Any) -> None:
             f"policy.model: the tokenizer of {source!r} has ids up to {found[token]} ({brief(token)!r}), the "
             f"embedding only {rows} rows; resize the embedding (resize_token_embeddings) or take back the added tokens"
         )
+    return int(max(vocabulary.values())) + 1
 
 
 def eos_ids_of(source: str, model: Any, tokenizer: Any) -> tuple[int, ...]:

@@ -386,7 +386,7 @@ def _plain_copy(quantised: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 def _assemble(model: Any, tokenizer: Any, config: PolicyConfig) -> Policy:
     eos_ids = model_checks.eos_ids_of(config.model, model, tokenizer)
-    model_checks.check_tokenizer(config.model, model, tokenizer)
+    tokens = model_checks.check_tokenizer(config.model, model, tokenizer)
     text_config = model.config.get_text_config(decoder=True)
     pad = tokenizer.pad_token_id
     return Policy(
@@ -394,7 +394,7 @@ def _assemble(model: Any, tokenizer: Any, config: PolicyConfig) -> Policy:
         tokenizer=tokenizer,
         eos_ids=eos_ids,
         pad_id=pad if pad is not None else min(eos_ids),
-        vocab_size=min(max(tokenizer.get_vocab().values()) + 1, text_config.vocab_size),
+        vocab_size=min(tokens, text_config.vocab_size),
         context=getattr(text_config, "max_position_embeddings", None),
         chat_template=_uses_template(tokenizer, config),
         source=config.model,
