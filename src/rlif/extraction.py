@@ -121,7 +121,8 @@ def answer_tag(text: str) -> str | None:
     return content.strip() or None
 
 
-_HASH = re.compile(rf"####[ \t]*\**(?=(?:{MINUS}|\+)?(?:[$€£¥₹\\(\[{{.\d√π]|{VULGAR}))")
+_LETTER = r"[A-Za-z] ?[-+*/^=(\\](?![^\n]{0,80}(?<![\\A-Za-z])[A-Za-z]{3})"
+_HASH = re.compile(rf"####[ \t]*\**(?=(?:{MINUS}|\+)?(?:[$€£¥₹\\(\[{{.\d√π]|{VULGAR}|{_LETTER}))")
 
 
 def after_hash(text: str) -> str | None:

@@ -108,6 +108,7 @@ def _values(text: str) -> list[_Value]:
 
 
 _DELIMITER = re.compile(r"\A(?:\$\$?|\\[(\[]|\\begin\{[a-z]+\*?\})|(?:\$\$?|\\[)\]]|\\end\{[a-z]+\*?\})\Z")
+_COEFFICIENT = re.compile(r"\d ?[a-z](?![A-Za-z])")
 _EQUALS = re.compile(r"=|\\approx(?![A-Za-z])|≈")
 _UNIT_IN_FORMULA = (
     r"(?:(?:\\[,;: !]|~|\s){0,4}(?:\\(?:text|textrm|mathrm|mbox)\s?\{[A-Za-z .]*\}(?:\^\{?[23]\}?)?|\^\{?\\circ\}?))?"
@@ -131,6 +132,8 @@ def _number_of(formula: str) -> tuple[int, int] | None:
             r"[,;](?!\d{3})|\\(?:quad|text|mbox|neq?|le|ge|leq|geq)\b|[<>≠]", formula[start : sides[-1].start()]
         ):
             return None  # several statements, or another relation
+        if _COEFFICIENT.search(formula, start, sides[0].start()):
+            return None  # 2x + 3y = 12 is an equation, and no value
         start = sides[-1].end()
     side = _NUMBER_SIDE.fullmatch(formula, start, end)
     return side.span("number") if side else None
