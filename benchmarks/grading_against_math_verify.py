@@ -1,8 +1,8 @@
 """Where rlif's verdicts and those of math-verify alone differ, and how often each is what a careful reader says.
 
 Two sets of (ground truth, answer, verdict): every answer of MATH-500 rewritten by the families of
-tests/test_equivalence.py, and the table of kinds in tests/fixtures/equivalence_kinds.jsonl.
-Prints a table for docs/grading.md; about two minutes.
+tests/test_equivalence.py, and the table of kinds in tests/fixtures/equivalence_kinds.jsonl. Prints a table for
+docs/grading.md; about two minutes.
 
 Run in the repository's root: ``python benchmarks/grading_against_math_verify.py`` (``--all`` also prints each case).
 """
