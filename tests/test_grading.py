@@ -53,18 +53,12 @@ READING = [
     if line
 ]
 """Texts without a prescribed form, judged by hand: the ground truths for which each is right, and for which wrong."""
-READERS = ("½", "1½", "√13", "‑5", "\\bar{3}", "0.(3)", "€42", "£1,250", "₹500", "٣٤", "４２")
-"""What is found, and whose comparison is `rlif.equivalence`'s to decide."""
 
 
 @pytest.mark.parametrize("case", READING, ids=lambda case: f"{case['kind']}:{case['text'][:40]}")
 def test_a_text_is_read_as_a_careful_reader_would(grader: Grader, case: dict[str, Any]) -> None:
     for golds, expected in ((case["right"], True), (case["wrong"], False)):
         for gold in golds:
-            if expected and any(spelling in case["text"] for spelling in READERS):
-                found = grader.grade(case["text"], gold, format="boxed", row_id="row").extracted
-                assert found, gold
-                continue
             assert grader.grade(case["text"], gold, format="boxed", row_id="row").right is expected, gold
 
 

@@ -179,6 +179,17 @@ def test_the_best_checkpoint_is_kept(toy_model: Path, tmp_path: Path) -> None:
     assert kept == sorted({f"step-{best:06d}", "step-000005"})
 
 
+def test_a_resumed_run_that_goes_by_another_metric_does_not_compare_the_two(toy_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    changes = {"checkpoint": {"every": 1, "best": "signal/self_certainty"}, "reward": "self_certainty"}  # above 0
+    train(recipe(toy_model, steps=3, **changes), out, until=2)
+    text = (out / "recipe.yaml").read_text()
+    (out / "recipe.yaml").write_text(text.replace("best: signal/self_certainty", "best: signal/logprob"))  # below 0
+    resume(out)
+    best = json.loads((out / "checkpoints" / "step-000003" / "state.json").read_text())["best"]
+    assert (best["metric"], best["step"]) == ("signal/logprob", 3)
+
+
 def test_a_loss_that_is_not_finite_stops_before_any_harm(
     toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -326,9 +326,12 @@ class Run:
         self.state["reference"] = digest
 
     def _remember_best(self, step: int, metrics: Mapping[str, float | int]) -> None:
-        value, best = metrics.get(self.recipe.checkpoint.best or "", math.nan), self.state["best"]
-        if step > 0 and math.isfinite(value) and (best is None or value > best["value"]):
-            self.state["best"] = {"step": step, "value": value, "metric": self.recipe.checkpoint.best}
+        name, best = self.recipe.checkpoint.best, self.state["best"]
+        value = metrics.get(name or "", math.nan)
+        # Values of two metrics are not compared: a resumed run may have been told to go by another one.
+        known = best is not None and best["metric"] == name
+        if step > 0 and math.isfinite(value) and (not known or value > best["value"]):
+            self.state["best"] = {"step": step, "value": value, "metric": name}
 
     def _check_prompts(self) -> None:
         """Find what the task cannot give before the first step, not in the middle of the night."""
