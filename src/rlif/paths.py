@@ -10,7 +10,12 @@ class NoHomeError(RlifError, RuntimeError):
 
 
 def expanded(path: str | Path) -> Path:
-    """The path with ``~`` or ``~user`` at its beginning put in full. Raises `NoHomeError` where that is not known."""
+    """The path with ``~`` or ``~user`` at its beginning put in full.
+
+    Raises `NoHomeError` where that is not known, `RlifError` for a NUL, which no file's name can hold.
+    """
+    if "\0" in str(path):
+        raise RlifError(f"{path}: no file can have this name")
     try:
         return Path(path).expanduser()
     except RuntimeError as error:

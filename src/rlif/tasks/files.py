@@ -141,8 +141,6 @@ def rows_of(path: Path) -> Iterator[tuple[str, Row]]:
         path.open("rb").close()
     except OSError as error:
         raise RlifError(f"{path}: {error.strerror}; check task.path, task.eval_path or --data") from error
-    except ValueError as error:  # a NUL
-        raise RlifError(f"{path}: no file can have this name; check task.path, task.eval_path or --data") from error
     return FORMATS[path.suffix](path)
 
 
