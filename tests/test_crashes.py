@@ -17,7 +17,6 @@ import pytest
 from safetensors.torch import load_file
 
 from crash_points import Moment, Recorder, Tree, crashed, power_cut, put, states
-from rlif import runlog
 from rlif.config import Recipe, parse_recipe
 from rlif.errors import RlifError
 from rlif.evals import run as loop
@@ -133,7 +132,6 @@ def test_a_run_ends_alike_whatever_was_left_of_it(recorded: Recorded, tmp_path: 
     assert got == dict.fromkeys(got, "same")
 
 
-@pytest.mark.skipif(not hasattr(runlog, "BEGINNING"), reason="recipe.yaml is not the last file that a run begins with")
 def test_a_start_that_was_broken_off_is_begun_anew_or_gone_on_with(recorded: Recorded, tmp_path: Path) -> None:
     """Of the two commands one works, and the other names it."""
     tried = [state for kind in KINDS for state in some(recorded.of_kind(kind, begun=False), 4)]
