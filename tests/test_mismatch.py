@@ -220,6 +220,19 @@ def test_what_was_run_before_does_not_matter(kind: str) -> None:
     assert torch.equal(found.signals.logprob, expected.signals.logprob)
 
 
+@pytest.mark.parametrize("kind", CHANGING)
+def test_looking_for_the_limit_leaves_the_model_as_it_was(kind: str) -> None:
+    rotary = CHANGING[kind]().model.model.rotary_emb
+    before = {name: value.clone() for name, value in rotary.named_buffers()}, rotary.max_seq_len_cached
+    policy = CHANGING[kind]()
+    assert alike_up_to(policy.model, 100) == 24
+    rotary = policy.model.model.rotary_emb
+    assert rotary.max_seq_len_cached == before[1]
+    assert not hasattr(rotary, "long_inv_freq")
+    for name, value in rotary.named_buffers():
+        assert torch.equal(value, before[0][name])
+
+
 @settings(max_examples=25, deadline=None)
 @given(original=st.integers(2, 120), tokens=st.integers(1, 130))
 def test_the_limit_is_where_the_frequencies_change(original: int, tokens: int) -> None:
