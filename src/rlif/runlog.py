@@ -88,9 +88,7 @@ METRICS: dict[str, Metric] = {
     "verdict/formatted": Metric("share", "answers in the form that was asked for, right or wrong"),
     "verdict/right_and_formatted": Metric("share", "answers both right and in the form that was asked for"),
     "verdict/undecided": Metric(
-        "share",
-        "answers without a verdict: the grader could not decide in time, or no answer to hold them against; "
-        "1.0 in a task without labels",
+        "share", "answers without a verdict: not decided in time, or the problem has no label (1.0 in a task without)"
     ),
     "transitional/rate": Metric("words/token", "transitional words (but, wait, ...) per completion token"),
     "transitional/share": Metric("share", "completions with at least one transitional word"),
