@@ -141,8 +141,8 @@ Every key of `metrics.jsonl`, one line a step. `python -m rlif.runlog` prints th
 - `<name>` stands for any name, for example `reward/self_certainty/mean`.
 - A share lies in [0, 1]. Keys under `eval/` are of the evaluation problems, at the steps that evaluate.
 - A number that is not finite is written as `null`.
-- `mismatch/*` compares log-probabilities without top-p and top-k, of the completions that an update ran. At a temperature other than 1
-  the sampler's have these filters: the gap then says nothing, and nothing is warned of.
+- `mismatch/*` compares log-probabilities without top-p and top-k, of the completions that an update ran. At a
+  temperature other than 1 the sampler's have these filters: the gap says nothing then, and nothing is warned of.
 - Resuming from a checkpoint cuts the file back to the checkpoint's step first. A hole up to that step is refused
   (reliability.md).
 - TensorBoard, W&B and trackio (`log.sinks`) receive the same keys. A mirror that fails is reported once and switched
