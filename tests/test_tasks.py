@@ -287,6 +287,20 @@ def test_what_is_neither_text_nor_a_number_is_refused_with_its_row(tmp_path: Pat
         read(tmp_path / "p.parquet")
 
 
+@pytest.mark.parametrize("name", ["file", "gsm8k", "math"])
+def test_a_solution_that_ends_as_gsm8ks_do_is_read_under_any_name(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"question": "a", "answer": "12+34=46, so\\n#### 1,046"}\n{"question": "b", "answer": "7"}\n')
+    assert [problem.answer for problem in read_problems(path, FileTask(name=name, path="-"))] == ["1046", "7"]
+
+
+def test_answers_that_the_first_row_lacks_are_not_ignored(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"question": "a"}\n{"question": "b", "answer": "7"}\n')
+    with pytest.raises(RlifError, match=r"p.jsonl:2: has a column 'answer' that the first row lacks"):
+        read_problems(path, FileTask(name="file", path="-"))
+
+
 @pytest.mark.parametrize(
     ("text", "answer"),
     [

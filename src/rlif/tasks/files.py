@@ -103,10 +103,15 @@ def _gsm8k_answer(text: str) -> str | None:
     return _whole(_THOUSANDS.sub(lambda number: number.group().replace(",", ""), text.rpartition("####")[2]))
 
 
+def _answer(text: str) -> str | None:
+    """The answer as it is written; of a solution that ends as GSM8K's do, what follows ``####``."""
+    return _gsm8k_answer(text) if "####" in text else _whole(text)
+
+
 SCHEMAS: Mapping[str, Schema] = {
-    "file": Schema(("problem", "question"), {"answer": _whole}),
+    "file": Schema(("problem", "question"), {"answer": _answer}),
     "gsm8k": Schema(("question", "problem"), {"answer": _gsm8k_answer}),
-    "math": Schema(("problem", "question"), {"answer": _whole, "solution": boxed}),
+    "math": Schema(("problem", "question"), {"answer": _answer, "solution": boxed}),
 }
 """The usual columns of each task name."""
 
@@ -151,6 +156,8 @@ def problems_of(rows: Iterable[tuple[str, Row]], config: FileTask, *, source: st
     seen: dict[str, str] = {}
     for where, row in rows:
         columns = columns or _find_columns(row, config, where)
+        if columns.answer is None and (late := _answer_column(row, config)) is not None:
+            raise RlifError(f"{where}: has a column {late!r} that the first row lacks; give it to every row, or null")
         problem = _problem(row, columns, where)
         if problem.id in seen:
             raise RlifError(f"{where}: the id {problem.id!r} was used before, in {seen[problem.id]}; ids must differ")
@@ -175,9 +182,14 @@ def _find_columns(row: Row, config: FileTask, where: str) -> Columns:
     if question is None:
         usual = " or ".join(map(repr, schema.questions))
         raise RlifError(f"{where}: no column {usual}; name the question's in task.question_column ({_there_are(row)})")
-    answer = config.answer_column or next((name for name in schema.answers if name in row), None)
+    answer = _answer_column(row, config)
     read_answer = schema.answers.get(answer or "", schema.answers["answer"])
     return Columns(question, answer, read_answer, config.id_column or next((n for n in schema.ids if n in row), None))
+
+
+def _answer_column(row: Row, config: FileTask) -> str | None:
+    """The column that the recipe names, else the first of the usual ones that this row has."""
+    return config.answer_column or next((name for name in SCHEMAS[config.name].answers if name in row), None)
 
 
 def _problem(row: Row, columns: Columns, where: str) -> Problem:
