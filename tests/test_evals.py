@@ -280,7 +280,7 @@ def test_another_tokenizer_or_chat_template_has_another_mark() -> None:
     first, second, third = toy_policy(), toy_policy(), toy_policy()
     assert tokenizer_mark(first) == tokenizer_mark(second)
     second.tokenizer.chat_template = "{{ messages }}"
-    third.tokenizer.add_tokens(["12"])
+    third.tokenizer.add_tokens(["zebra"])
     assert len({tokenizer_mark(policy) for policy in (first, second, third)}) == 3
 
 
