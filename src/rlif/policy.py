@@ -86,19 +86,25 @@ class Policy:
         roles = ", ".join(message["role"] for message in messages)
         try:
             broken = chat_templates.limit_broken(self.tokenizer, messages, {"add_generation_prompt": True})
-            if broken is None:
-                text: str = self.tokenizer.apply_chat_template(
-                    [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
-                )
-                return text
-        except Exception as error:  # jinja's, or anything that Python raises for what a template computes
+        except ValueError as error:  # no template among several
+            raise self._refused(roles, error) from error
+        if broken is not None:
             raise RlifError(
-                f"policy.chat_template: the template of {self.source} refuses {roles} ({_reason(error)}); choose "
-                "another task.template, or set policy.chat_template to off"
-            ) from error
-        raise RlifError(
-            f"policy.chat_template: the template of {self.source} {broken} ({roles}); mend it, or set "
-            "policy.chat_template to off"
+                f"policy.chat_template: the template of {self.source} {broken} ({roles}); mend it, or set "
+                "policy.chat_template to off"
+            )
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # jinja's, or anything that Python raises for what a template computes
+            raise self._refused(roles, error) from error
+        return text
+
+    def _refused(self, roles: str, error: Exception) -> RlifError:
+        return RlifError(
+            f"policy.chat_template: the template of {self.source} refuses {roles} ({_reason(error)}); choose "
+            "another task.template, or set policy.chat_template to off"
         )
 
     def encode_text(self, text: str) -> tuple[str, tuple[int, ...]]:
