@@ -217,9 +217,9 @@ def _explained(what: str, check: Callable[[Path], None], folder: Path | None) ->
 def _inspect(source: str) -> ModelFiles:
     """What the files of a model say of themselves; nothing for those of a hub id that are not in the cache yet."""
     if source.endswith(".gguf"):
-        inspect_gguf(Path(source).expanduser())
+        inspect_gguf(expanded(source))
         return ModelFiles(None, {}, {})
-    path = Path(source).expanduser()
+    path = expanded(source)
     folder = path if path.is_dir() else _snapshot(source, "config.json")
     return inspect_folder(folder) if folder is not None else ModelFiles(None, {}, {})
 
