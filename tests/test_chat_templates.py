@@ -1,5 +1,8 @@
 """Chat templates: a hostile one ends in one line, an odd one loses no words."""
 
+import os
+import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,6 +111,48 @@ def test_a_hostile_template_is_one_line(kind: str) -> None:
 def test_a_worker_that_was_killed_is_replaced() -> None:
     assert "takes longer" in complaint(LOOP)
     assert with_template(CHATML).encode_messages(QUESTION)[0].count("what is 1+1?") == 1
+
+
+def test_a_stall_of_the_machine_is_not_the_templates_time() -> None:
+    worker = TemplateWorker(time_limit=0.2)
+    process = worker._running()
+    os.kill(process.pid, signal.SIGSTOP)
+    later = threading.Timer(1.0, os.kill, (process.pid, signal.SIGCONT))
+    later.start()
+    assert worker.complaint(CHATML, QUESTION, {}) is None
+    assert worker._process is process
+    later.join()
+    worker.close()
+
+
+def test_a_worker_that_does_not_answer_or_is_killed_is_replaced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = TemplateWorker(wall_limit=1.0)
+    for signum in (signal.SIGSTOP, signal.SIGKILL):
+        process = worker._running()
+        os.kill(process.pid, signum)
+        assert worker.complaint(CHATML, QUESTION, {}) is None
+        assert worker._process is not process
+    running = worker._running
+
+    def stopped() -> Any:
+        process = running()
+        os.kill(process.pid, signal.SIGSTOP)
+        return process
+
+    monkeypatch.setattr(worker, "_running", stopped)
+    assert worker.complaint(CHATML, QUESTION, {}) == "has not ended after 1 s on the clock, twice"
+    assert worker._process is None
+
+
+@pytest.mark.parametrize("python", ["/nonexistent/python", "/bin/false"])
+def test_a_worker_that_does_not_start_is_not_the_templates_fault(monkeypatch: pytest.MonkeyPatch, python: str) -> None:
+    worker = TemplateWorker()
+    monkeypatch.setattr(chat_templates, "worker", lambda: worker)
+    monkeypatch.setattr(_template_worker.sys, "executable", python)
+    with pytest.raises(RlifError, match=r"^the process that tries chat templates cannot be started \(") as raised:
+        with_template(CHATML).encode_messages(QUESTION)
+    assert "refuses" not in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
 def test_the_limits_of_every_day_are_generous(quick_worker: TemplateWorker) -> None:

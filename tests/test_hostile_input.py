@@ -24,7 +24,7 @@ from rlif.config import load_recipe
 from rlif.errors import RlifError, printable, printable_lines, shown, with_error
 from rlif.evals.tables import task_view
 from rlif.progress import eval_parts, watch_run
-from rlif.terminal import Console, text_column
+from rlif.terminal import Console, OutputError, give_up, guarded_streams, text_column
 from rlif.yaml_text import YamlError, read_yaml
 from toys import toy_policy
 
@@ -42,6 +42,36 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 # The filter.
+
+
+class Screen(StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("stream", [StringIO, Screen])
+@pytest.mark.parametrize("how", ["write", "writelines"])
+def test_colours_of_libraries_are_shown_on_a_terminal_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, stream: type[StringIO], how: str
+) -> None:
+    errors = stream()
+    monkeypatch.setattr(sys, "stderr", errors)
+    text = "\r\x1b[1;34mwandb\x1b[0m: \x1b[38;2;1;2;3mx\x1b[m\x1b[2J\x1b]0;t\x07\x1b[31\x1b[3\u202em\n"
+    with guarded_streams():
+        getattr(sys.stderr, how)(text if how == "write" else [text])
+    rest = r"\x1b[2J\x1b]0;t\x07\x1b[31\x1b[3\u202em"
+    colours = ["\x1b[1;34m", "\x1b[0m", "\x1b[38;2;1;2;3m", "\x1b[m"]
+    shown = colours if stream is Screen else [colour.replace("\x1b", r"\x1b") for colour in colours]
+    assert errors.getvalue() == "\r{}wandb{}: {}x{}".format(*shown) + rest + "\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full disk to write to")
+def test_lines_that_cannot_be_written_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "w", buffering=1) as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with guarded_streams(), pytest.raises(OutputError, match="cannot write"):
+            sys.stdout.writelines(["a\n"])
+        give_up(full)
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)

@@ -4,6 +4,7 @@ import os
 import shutil
 import stat
 import sys
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
@@ -15,12 +16,14 @@ import torch
 from rlif import cpu
 from rlif.cpu import build, kernels
 from rlif.cpu.build import BuildError
+from rlif.paths import NoHomeError
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or shutil.which("cc") is None, reason="kernels are compiled on Linux, where there is a cc"
 )
 SOURCE = files("rlif.cpu").joinpath("kernels.c").read_bytes()
 NAMES = list(cpu._SIGNATURES)
+SECOND_PLACE = build._second_place
 # Quick to compile; what it makes is as right as what -O3 makes.
 COMMAND = ["cc", "-O0", "-march=native", "-shared", "-fPIC", "-fopenmp", "-DCHUNKS=2", "-DWIDE=8"]
 
@@ -30,6 +33,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder; its libraries lie in ``kernels``."""
     monkeypatch.setenv("RLIF_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture(autouse=True)
+def second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What is kept where the cache folder is not ours alone; not that of the machine."""
+    monkeypatch.setattr(build, "_second_place", lambda: tmp_path / "second")
+    return tmp_path / "second"
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +64,12 @@ class RecompiledError(Exception):
     """The cache was not used."""
 
 
+def refuse(*arguments: object) -> bytes:
+    raise RecompiledError
+
+
 @pytest.fixture
 def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*arguments: object) -> bytes:
-        raise RecompiledError
-
     monkeypatch.setattr(build, "_compiled", refuse)
 
 
@@ -130,6 +141,79 @@ def test_nothing_is_loaded_that_belongs_to_another(filled: Path, what: str) -> N
     os.chown(owned, 12345, 12345)
     with pytest.raises(RecompiledError):
         use()
+
+
+ABOVE: dict[str, Callable[[Path], object]] = {
+    "may be written by the group": lambda folder: folder.mkdir() or folder.chmod(0o775),
+    "is a file": lambda folder: folder.write_text(""),
+}
+
+
+@pytest.mark.parametrize("how", ABOVE)
+def test_where_the_cache_folder_is_not_ours_alone_another_keeps_them(
+    cache: Path, second: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    ABOVE[how](cache)
+    use()
+    assert list(cache.glob("kernels/*")) == []
+    (library,) = (second / "kernels").iterdir()
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (second, second / "kernels")} == {0o700}
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "_compiled", None)  # not called
+        use()
+    second.chmod(0o770)  # neither is ours alone: made for this process only
+    kept = library.stat().st_mtime_ns
+    use()
+    assert library.stat().st_mtime_ns == kept
+    monkeypatch.setattr(build, "_compiled", refuse)
+    with pytest.raises(RecompiledError):
+        use()
+
+
+def test_without_a_home_they_are_kept_too(second: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise NoHomeError("no home")
+
+    monkeypatch.setattr(build, "cache_dir", homeless)
+    assert build._cache_folder() == second / "kernels"
+
+
+def test_the_second_place_is_named_by_the_user() -> None:
+    assert SECOND_PLACE() == Path(tempfile.gettempdir()) / f"rlif-{os.geteuid()}"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives a folder away")
+def test_a_second_place_that_somebody_else_made_is_not_used(cache: Path, second: Path) -> None:
+    cache.mkdir()
+    cache.chmod(0o777)
+    second.mkdir()
+    os.chown(second, 12345, 12345)
+    assert build._cache_folder() is None
+    shutil.rmtree(second)
+    second.symlink_to(cache)
+    assert build._cache_folder() is None
+
+
+@pytest.mark.parametrize(
+    ("foreign", "private"),
+    [(("/",), True), (("/", "/tmp"), True), (("/tmp",), False), (("/", "/tmp", "/tmp/x"), False)],
+)
+def test_a_root_folder_of_a_user_outside_the_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, foreign: tuple[str, ...], private: bool
+) -> None:
+    """Seen as 65534, the number for all who have none inside."""
+    folder = tmp_path / "kernels"
+    folder.mkdir(mode=0o700)
+    top = tmp_path.parts[1]
+    named = {"/": Path("/"), "/tmp": Path("/", top), "/tmp/x": tmp_path.parent}
+    others, plain = {named[name] for name in foreign}, Path.lstat
+
+    def lstat(path: Path) -> os.stat_result:
+        status = plain(path)
+        return os.stat_result((*status[:4], 65534, *status[5:])) if path in others else status
+
+    monkeypatch.setattr(Path, "lstat", lstat)
+    assert build._private(folder) is private
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o002, 0o077])

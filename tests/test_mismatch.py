@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import gc
 import math
 import warnings
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.models.olmo2.modeling_olmo2 import Olmo2MLP
 
-from rlif import mismatch, rollout
+from rlif import inflight, mismatch, positions, rollout
 from rlif.config import GrpoConfig, PolicyConfig, Recipe, parse_recipe
 from rlif.decoder import Decoder, decoder_of, joined
 from rlif.draw import Key, Sampling
@@ -105,7 +106,7 @@ REFUSED = {
     "recurrent_gemma": (RECURRENT, "answers differently beside another prompt"),  # a state outside the cache
     "bart": (BART, "answers differently beside another prompt"),  # padding has positions
     "roberta": ({**LLAMA, "is_decoder": True}, "answers differently beside another prompt"),  # so has its padding token
-    "minimax": ({**LLAMA, **EXPERTS, **MINIMAX}, "cannot be sampled from (MiniMax uses cache of its own"),
+    "minimax": ({**LLAMA, **EXPERTS, **MINIMAX}, "takes no key-value cache but a class of its own"),
     "mamba": ({"hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}, "has no key-value cache to sample with"),
 }
 
@@ -149,10 +150,28 @@ def test_a_layer_that_reads_the_batch_is_refused(
     monkeypatch.setattr(Olmo2MLP, "forward", lambda self, x: plain(self, x) + 0.3 * leak(x) * x.roll(1, dims=-1))
     with pytest.raises(RlifError, match="answers differently beside another prompt"):
         Engine(toy_policy("olmo2"))
+    with pytest.raises(RlifError, match="a higher max_mismatch accepts it"):
+        Engine(toy_policy("olmo2"), max_mismatch=1e-4)
+    for accepted in (0.0, 100.0):
+        Engine(toy_policy("olmo2"), max_mismatch=accepted)
     toy_policy("olmo2").save(tmp_path / "model")
     with pytest.raises(RlifError, match="answers differently beside another prompt"):
         train(recipe(tmp_path / "model"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+    assert train(recipe(tmp_path / "model", max_mismatch=0.0), tmp_path / "run") is not None
+    config = PolicyConfig(model=str(tmp_path / "model"), dtype="float32")
+    with pytest.raises(RlifError, match="answers differently beside another prompt"):
+        EngineBackend("model", config)
+    EngineBackend("model", config, max_mismatch=0.0)
+
+
+def test_where_rounding_was_not_measured_the_check_of_rows_warns(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = inflight._limit_known
+    assert [known(dtype, torch.device("cuda")) for dtype in (torch.float32, torch.bfloat16)] == [True, False]
+    assert known(torch.bfloat16, torch.device("cpu"))
+    monkeypatch.setattr(inflight, "_limit_known", lambda *_: False)
+    with pytest.warns(RuntimeWarning, match="tiny bart answers differently .*; float32 tells whether it is rounding"):
+        Engine(tiny("bart", **BART))
 
 
 # --- rotary embeddings that change with the longest text --------------------------------------------------------------
@@ -241,6 +260,23 @@ def test_the_limit_is_where_the_frequencies_change(original: int, tokens: int) -
         assert alike_up_to(model, tokens) == min(tokens, at)
 
 
+def test_the_limit_is_looked_for_once_in_a_models_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    for policy, at in ((CHANGING["phi3"](), 24), (toy_policy("olmo2"), 10**9)):
+        assert alike_up_to(policy.model, 7) == 7
+        with monkeypatch.context() as patch:
+            patch.setattr(positions, "_turns", None)  # not called
+            assert [alike_up_to(policy.model, tokens) for tokens in (4, 24, 25, 4000)] == [
+                min(tokens, at) for tokens in (4, 24, 25, 4000)
+            ]
+        assert alike_up_to(policy.model, 5000) == min(5000, at)
+        assert alike_up_to(policy.model, 2**16 + 1) == min(2**16 + 1, at)
+    known = len(positions._FOUND)
+    assert policy.model in positions._FOUND
+    del policy
+    gc.collect()
+    assert len(positions._FOUND) < known
+
+
 @pytest.mark.parametrize("kind", HELD)
 def test_other_models_have_no_such_limit(kind: str) -> None:
     policy = tiny(kind, **HELD[kind])
@@ -312,6 +348,25 @@ def test_the_plain_forward_pass_knows_nothing_of_ours() -> None:
             at = torch.arange(0, len(tokens), 2)
             found = plain_logprobs(policy, rollouts, row, at)
             assert found.tolist() == pytest.approx([math.log(p) for p in each[::2]], abs=1e-5)
+
+
+def test_models_whose_code_comes_with_them_are_asked_for_logits_by_a_number() -> None:
+    """They take ``hidden[:, -logits_to_keep:]``: with a list of places that is an error, or the wrong places."""
+    policy, asked = toy_policy(), list[Any]()
+    rollouts = draw(policy)
+    usual: Any = type(policy.model)
+
+    def forward(self: Any, input_ids: Tensor, logits_to_keep: int = 0, **options: Any) -> Any:
+        asked.append(logits_to_keep)
+        return usual.forward(self, input_ids=input_ids, logits_to_keep=logits_to_keep, **options)
+
+    policy.model.__class__ = type("Own", (usual,), {"forward": forward, "__module__": "transformers_modules.own"})
+    assert measure(policy, rollouts).mean < 1e-5
+    for row, places in ((0, [0]), (0, [0, 2, 3]), (1, [1])):
+        at = torch.tensor(places)
+        found = plain_logprobs(policy, rollouts, row, at)
+        torch.testing.assert_close(found, rollouts.signals.logprob[row, at], atol=1e-5, rtol=0)
+    assert {type(one) for one in asked} == {int}
 
 
 def test_few_of_many_tokens_are_looked_at() -> None:

@@ -1,9 +1,10 @@
 """Chat templates in a process of its own, so that they can be killed. Both ends of the pipe are in this file.
 
 A chat template is a program that came with a model: it may loop for ever, or ask for gigabytes, in C code that no
-Python time-out interrupts. So every conversation is first rendered by a worker with a limit of time and memory, and the
-parent kills it when time is up. What the worker makes is thrown away: the exact text is transformers' own, made in this
-process once it is known to be harmless. Parent and worker talk in lines of JSON; the worker imports jinja2 alone.
+Python time-out interrupts. So every conversation is first rendered by a worker whose processor time and memory the
+system limits; a machine that stalls is no template's fault, so the clock on the wall is asked last. What the worker
+makes is thrown away: the exact text is transformers' own, made in this process once it is known to be harmless. Parent
+and worker talk in lines of JSON; the worker imports jinja2 alone.
 """
 
 import json
@@ -15,6 +16,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -23,11 +25,17 @@ _START_LIMIT = 120.0
 """Seconds a worker may take to start; a busy disk is not a template's fault."""
 
 TIME_LIMIT = 5.0
-"""Seconds for one conversation; templates in use take thousandths."""
+"""Seconds of processor time for one conversation; templates in use take thousandths."""
+WALL_LIMIT = 60.0
+"""Seconds to wait for an answer, however little of them the worker was let run; then one other worker is asked."""
 MEMORY_LIMIT = 1 << 29
 """Bytes of address space for the whole worker, which needs a tenth of it (enforced on Linux)."""
 MOST_CHARACTERS = 1_000_000
 """What a template may write beyond ten times the conversation: longer prompts than any model reads."""
+
+
+class WorkerError(RuntimeError):
+    """No worker can be started: the machine's fault, not a template's."""
 
 
 class TemplateWorker:
@@ -36,8 +44,10 @@ class TemplateWorker:
     Not for use by several threads at once.
     """
 
-    def __init__(self, time_limit: float = TIME_LIMIT, memory_limit: int = MEMORY_LIMIT) -> None:
-        self._time_limit, self._memory_limit = time_limit, memory_limit
+    def __init__(
+        self, time_limit: float = TIME_LIMIT, memory_limit: int = MEMORY_LIMIT, wall_limit: float = WALL_LIMIT
+    ) -> None:
+        self._time_limit, self._memory_limit, self._wall_limit = time_limit, memory_limit, wall_limit
         self._process: subprocess.Popen[bytes] | None = None
         self._stop: Callable[[], object] = _nothing
 
@@ -46,16 +56,16 @@ class TemplateWorker:
     ) -> str | None:
         """Which limit the template breaks with these messages, as the end of a sentence; None if it keeps them all.
 
-        A template that ends with an error of its own keeps them. Raises RuntimeError if no worker starts.
+        A template that ends with an error of its own keeps them. Raises `WorkerError` if no worker starts.
         """
         request = {"template": template, "messages": [dict(one) for one in messages], "variables": dict(variables)}
         try:
-            process = self._running()
-            reply = _exchange(process, json.dumps(request).encode() + b"\n", self._time_limit)
-            if not reply.endswith(b"\n"):
-                late = process.poll() is None
-                self.close()
-                return f"takes longer than {self._time_limit:g} s" if late else self._needs_memory()
+            line = json.dumps(request).encode() + b"\n"
+            reply, broken = self._asked(line)
+            if broken not in (None, self._takes_time()):
+                reply, broken = self._asked(line)  # whatever else ended it, or held it up, may have come from outside
+            if broken is not None:
+                return broken
             answer = json.loads(reply)
             if answer.get("memory"):
                 self.close()  # what filled it may still be there
@@ -72,6 +82,21 @@ class TemplateWorker:
         self._stop()
         self._process, self._stop = None, _nothing
 
+    def _asked(self, line: bytes) -> tuple[bytes, str | None]:
+        """The answer, or which limit was broken; the worker is gone then."""
+        process = self._running()
+        reply = _exchange(process, line, self._wall_limit)
+        if reply.endswith(b"\n"):
+            return reply, None
+        code = process.poll()
+        self.close()
+        if code is None:
+            return b"", f"has not ended after {self._wall_limit:g} s on the clock, twice"
+        return b"", self._takes_time() if code == -signal.SIGPROF else self._needs_memory()
+
+    def _takes_time(self) -> str:
+        return f"takes longer than {self._time_limit:g} s"
+
     def _needs_memory(self) -> str:
         return f"needs more than {self._memory_limit >> 20} MB"
 
@@ -80,16 +105,19 @@ class TemplateWorker:
             return self._process
         self.close()
         limits = (str(self._time_limit), str(self._memory_limit))
-        self._process = process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", _BOOT, *limits, *sys.path],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            bufsize=0,
-        )
+        try:
+            self._process = process = subprocess.Popen(
+                [sys.executable, "-W", "ignore", "-c", _BOOT, *limits, *sys.path],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                bufsize=0,
+            )
+        except OSError as error:  # no process, no memory, no files left
+            raise WorkerError(str(error)) from error
         self._stop = weakref.finalize(self, _kill, process)  # also when nobody closes it, and at exit
         if not _exchange(process, b"", _START_LIMIT):
-            raise RuntimeError("the worker for chat templates did not start")
+            raise WorkerError("it ended, or said nothing, before the first question")
         return process
 
 
@@ -116,12 +144,16 @@ def _exchange(process: subprocess.Popen[bytes], line: bytes, limit: float) -> by
         while not reply.endswith(b"\n"):
             ready, _, _ = select.select([process.stdout], [], [], max(0.0, until - time.monotonic()))
             part = process.stdout.read(1 << 16) if ready else b""
+            if not ready:
+                return reply
             if not part:
                 break
             reply += part
+        else:
+            return reply
     except BrokenPipeError:
-        return b""
-    if ready and not reply:
+        reply = b""
+    with suppress(subprocess.TimeoutExpired):
         process.wait(limit)  # its end of the pipe is closed: it is dead, or about to be
     return reply
 
@@ -139,13 +171,15 @@ def serve() -> None:
     time_limit, memory_limit = float(sys.argv[1]), int(sys.argv[2])
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)  # the parent decides what stops; its end ends us
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process, in C code too and should the parent be dead
     compiled = _compiler()
     _limit_memory(memory_limit)
     _reply({"ready": True})
     for line in sys.stdin.buffer:
-        signal.alarm(int(time_limit) + 2)  # should the parent die before it can kill us
-        _reply(_answer(compiled, **json.loads(line)))
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, time_limit)
+        answer = _answer(compiled, **json.loads(line))
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        _reply(answer)
 
 
 def _limit_memory(size: int) -> None:

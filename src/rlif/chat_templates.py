@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlif._template_worker import worker
-from rlif.errors import RlifError
+from rlif._template_worker import WorkerError, worker
+from rlif.errors import RlifError, brief
 
 Message = Mapping[str, str]
 
@@ -29,13 +29,21 @@ def limit_broken(tokenizer: Any, messages: Sequence[Message], variables: Mapping
 
     Args:
         variables: what the template is given besides the messages and the special tokens.
+
+    Raises ValueError as `template_of` does, `RlifError` if there is no process to try it in.
     """
     template = template_of(tokenizer)
     if template is None:
         return None
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
     known = {"tools": None, "documents": None, **special, **variables}
-    return worker().complaint(template, messages, known)
+    try:
+        return worker().complaint(template, messages, known)
+    except WorkerError as error:
+        raise RlifError(
+            f"the process that tries chat templates cannot be started ({brief(str(error))}); make room for one more "
+            "process, or set policy.chat_template to off"
+        ) from error
 
 
 def lost(messages: Sequence[Message], text: str) -> Message | None:

@@ -117,7 +117,8 @@ class RolloutConfig(Section):
     max_mismatch: Annotated[float, Field(ge=0.0)] | None = None
     """How far the sampler's log-probabilities may be from those of a plain forward pass over some of the same rows, in
     nats, mean over tokens. Beyond it the first step of a run, and of a resumed one, ends the run; later a warning tells
-    when `mismatch/mean` leaves it. null: .01 in float32, .1 in bfloat16; 0: no check."""
+    when `mismatch/mean` leaves it. null: .01 in float32, .1 in bfloat16; 0: no check. A model that answers differently
+    beside another prompt is refused before the first step, unless its logits do so by no more than this, or it is 0."""
     cuda_graphs: bool = False
     """On a GPU, record the decode step and replay it: less waiting for Python. Tested on a CPU only so far."""
 

@@ -86,16 +86,19 @@ def plain_logprobs(policy: Policy, rollouts: Rollouts, row: int, at: Int[Tensor,
     """Log-probability (nats, fp32, temperature 1, true vocabulary) of a completion's tokens at these places.
 
     From transformers' own forward pass over that row alone, on the CPU afterwards: neither cache nor padding nor
-    `rlif.decoder` has a part in it. Only these places reach the vocabulary, if the model lets them be chosen.
+    `rlif.decoder` has a part in it. Only these places reach the vocabulary, if the model lets them be chosen; of models
+    whose code comes with them, which take the number of the last ones alone, all that follow the prompt.
     """
     prompt, tokens = rollouts.row_prompts[row].token_ids, rollouts.tokens[row][rollouts.mask[row]]
     ids = torch.tensor([[*prompt, *tokens.tolist()]], device=policy.device)
-    places = (at + len(prompt) - 1).to(policy.device)
-    parameters = inspect.signature(policy.model.forward).parameters
-    chosen = "logits_to_keep" in parameters
-    options = {"logits_to_keep": places} if chosen else {}
-    logits = policy.model(input_ids=ids, use_cache=False, **options).logits[0]
-    logits = (logits if chosen else logits[places])[:, : policy.vocab_size].float()
+    places, last = at.to(policy.device), len(tokens) + 1
+    chooses = "logits_to_keep" in inspect.signature(policy.model.forward).parameters
+    if chooses and type(policy.model).__module__.startswith("transformers."):
+        logits = policy.model(input_ids=ids, use_cache=False, logits_to_keep=places + len(prompt) - 1).logits[0]
+    else:
+        options = {"logits_to_keep": last} if chooses else {}
+        logits = policy.model(input_ids=ids, use_cache=False, **options).logits[0, -last:][places]
+    logits = logits[:, : policy.vocab_size].float()
     return logits.log_softmax(dim=-1).gather(1, tokens[at].to(policy.device)[:, None])[:, 0].cpu()
 
 

@@ -86,19 +86,25 @@ class Policy:
         roles = ", ".join(message["role"] for message in messages)
         try:
             broken = chat_templates.limit_broken(self.tokenizer, messages, {"add_generation_prompt": True})
-            if broken is None:
-                text: str = self.tokenizer.apply_chat_template(
-                    [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
-                )
-                return text
-        except Exception as error:  # jinja's, or anything that Python raises for what a template computes
+        except ValueError as error:  # no template among several
+            raise self._refused(roles, error) from error
+        if broken is not None:
             raise RlifError(
-                f"policy.chat_template: the template of {self.source} refuses {roles} ({_reason(error)}); choose "
-                "another task.template, or set policy.chat_template to off"
-            ) from error
-        raise RlifError(
-            f"policy.chat_template: the template of {self.source} {broken} ({roles}); mend it, or set "
-            "policy.chat_template to off"
+                f"policy.chat_template: the template of {self.source} {broken} ({roles}); mend it, or set "
+                "policy.chat_template to off"
+            )
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # jinja's, or anything that Python raises for what a template computes
+            raise self._refused(roles, error) from error
+        return text
+
+    def _refused(self, roles: str, error: Exception) -> RlifError:
+        return RlifError(
+            f"policy.chat_template: the template of {self.source} refuses {roles} ({_reason(error)}); choose "
+            "another task.template, or set policy.chat_template to off"
         )
 
     def encode_text(self, text: str) -> tuple[str, tuple[int, ...]]:
@@ -211,9 +217,9 @@ def _explained(what: str, check: Callable[[Path], None], folder: Path | None) ->
 def _inspect(source: str) -> ModelFiles:
     """What the files of a model say of themselves; nothing for those of a hub id that are not in the cache yet."""
     if source.endswith(".gguf"):
-        inspect_gguf(Path(source).expanduser())
+        inspect_gguf(expanded(source))
         return ModelFiles(None, {}, {})
-    path = Path(source).expanduser()
+    path = expanded(source)
     folder = path if path.is_dir() else _snapshot(source, "config.json")
     return inspect_folder(folder) if folder is not None else ModelFiles(None, {}, {})
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -50,12 +51,27 @@ def check_alike(model: nn.Module, tokens: int) -> None:
         )
 
 
-@torch.no_grad()
+_LEAST_ASKED = 1 << 12
+_FOUND: WeakKeyDictionary[nn.Module, tuple[int, int]] = WeakKeyDictionary()
+"""Of each model that was asked: up to how many tokens, and the answer."""
+
+
 def alike_up_to(model: nn.Module, tokens: int) -> int:
     """The longest text of at most ``tokens`` tokens beside which others are turned as they are alone.
 
-    Asks the model's rotary embeddings themselves, copies of them, so it goes by no list of their types.
+    Asks the model's rotary embeddings themselves, copies of them, so it goes by no list of their types. The answer is
+    remembered for as long as the model lives: every micro-batch asks.
     """
+    asked, alike = _FOUND.get(model, (0, 0))
+    if alike == asked < tokens:  # more than was asked before, and no limit is known: ask for twice as many or so
+        asked = max(_LEAST_ASKED, 1 << (tokens - 1).bit_length())
+        alike = _ask(model, asked)
+        _FOUND[model] = asked, alike
+    return min(tokens, alike)
+
+
+@torch.no_grad()
+def _ask(model: nn.Module, tokens: int) -> int:
     for turn in _turns(model):
         tokens = _alike(turn, tokens)
     return tokens

@@ -37,15 +37,22 @@ class Engine:
     `rlif.inflight.rows_that_fit`). ``cuda_graphs`` replays the decode step on a GPU (`rlif.graphs`).
 
     Holds no state between calls. Raises `RlifError` for a model that takes no key-value cache (Mamba, say), or whose
-    rows are not what they are alone (`rlif.inflight.check_rows`).
+    rows are not what they are alone (`rlif.inflight.check_rows`, which ``max_mismatch``, in nats, widens; 0: any).
     """
 
-    def __init__(self, policy: Policy, *, max_rows: int | None = None, cuda_graphs: bool = False) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        max_rows: int | None = None,
+        cuda_graphs: bool = False,
+        max_mismatch: float | None = None,
+    ) -> None:
         self.policy = policy
         self.max_rows = max_rows
         self.cuda_graphs = cuda_graphs
         if decoder_of(policy.model) is None:
-            check_rows(policy)  # a model that cannot be sampled from is found now, not at the first step
+            check_rows(policy, max_mismatch)  # a model that cannot be sampled from is found now, not at the first step
 
     @torch.no_grad()
     def sample(

@@ -114,7 +114,10 @@ class Run:
         self.rows = recipe.rollout.prompts * recipe.rollout.group_size
         self.task: Task = build_task(recipe.task)
         self.policy, self.optimizer = _load_trainable(recipe, checkpoint)
-        self.engine = Engine(self.policy, max_rows=recipe.rollout.max_rows, cuda_graphs=recipe.rollout.cuda_graphs)
+        keys = recipe.rollout
+        self.engine = Engine(
+            self.policy, max_rows=keys.max_rows, cuda_graphs=keys.cuda_graphs, max_mismatch=keys.max_mismatch
+        )
         self._guard = Guard(self.policy, recipe.rollout.max_mismatch, key="rollout.max_mismatch")
         self._sampler_checked = False
         self._check_prompts()

@@ -6,6 +6,7 @@ rich markup, and what text holds besides text becomes visible (`rlif.errors.prin
 
 import logging
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -140,6 +141,10 @@ class _Guarded:
         with self._told():
             return int(self._stream.write(text))
 
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
     def flush(self) -> None:
         with self._told():
             self._stream.flush()
@@ -155,15 +160,28 @@ class _Guarded:
             raise OutputError(f"stdout: cannot write ({error.strerror or error}); {remedy}") from error
 
 
+_COLOUR = re.compile(r"(\x1b\[[0-9;:]{0,40}m)")
+
+
 class _Filtered:
-    """A stream that lets text through and nothing that only pretends to be."""
+    """A stream that lets text through and nothing that only pretends to be; on a terminal, colours of libraries too."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
+        self._colours = bool(getattr(stream, "isatty", lambda: False)())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        self._stream.write("\r".join(printable_lines(part) for part in text.split("\r")))  # \r: bars of libraries
+        parts = _COLOUR.split(text) if self._colours else [text]  # every second one is a colour
+        self._stream.write("".join(part if i % 2 else _without_codes(part) for i, part in enumerate(parts)))
         return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+
+def _without_codes(text: str) -> str:
+    return "\r".join(printable_lines(part) for part in text.split("\r"))  # \r: bars of libraries

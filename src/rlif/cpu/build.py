@@ -2,7 +2,8 @@
 
 A library in the cache folder is called ``KEY-SHA256.so``. KEY stands for the source, the command and the processor,
 SHA256 is of the library itself: one that was cut off or changed since does not fit its name and is made anew. It is a
-plain file of ours in a folder of ours, and no folder above lets others put another in its place.
+plain file of ours in a folder of ours, and no folder above lets others put another in its place. Where the cache
+folder is no such place (its group may write above it, say), a folder of ours in the one for temporary files serves.
 
 A command that is a C compiler by name only (it writes nothing, garbage, a library of something else or for another
 processor) is found out by running what it made, before this process loads it.
@@ -73,7 +74,7 @@ def library(command: Sequence[str], source: bytes, kind: str, names: Sequence[st
         kind: of its numbers, bf16 or fp32.
         names: the functions it must have, ``built_as`` besides.
 
-    Raises `BuildError`. Nothing is kept where there is no home, no room, or others may write.
+    Raises `BuildError`. Nothing is kept where there is no room, or others may write in either folder.
     """
     made_of = "\n".join([*command, *platform.libc_ver(), _processor()]).encode() + source
     key = hashlib.sha256(made_of).hexdigest()[:16]
@@ -95,12 +96,18 @@ def library(command: Sequence[str], source: bytes, kind: str, names: Sequence[st
 
 def _cache_folder() -> Path | None:
     """Where libraries are kept; None if there is no such place that is ours alone."""
-    try:
-        folder = cache_dir() / "kernels"
-        make_folder(folder, mode=0o700)
-        return folder if _private(folder) else None
-    except (OSError, RlifError):
-        return None
+    for place in (cache_dir, _second_place):
+        with suppress(OSError, RlifError):
+            folder = place() / "kernels"
+            make_folder(folder, mode=0o700)
+            if _private(folder):
+                return folder
+    return None
+
+
+def _second_place() -> Path:
+    """``/tmp/rlif-UID``. Others may have made it before us: `_private` finds that out."""
+    return Path(tempfile.gettempdir()) / f"rlif-{os.geteuid()}"
 
 
 def _private(folder: Path) -> bool:
@@ -109,12 +116,21 @@ def _private(folder: Path) -> bool:
         return False
     for above in {*folder.absolute().parents, *folder.resolve().parents}:
         status = above.lstat()
-        if status.st_uid not in (0, os.geteuid()):
+        if status.st_uid not in (0, os.geteuid()) and not _of_the_system(above, status):
             return False
         # A link's own mode says nothing; in a folder such as /tmp only its owner renames a file.
         if not stat.S_ISLNK(status.st_mode) and _others_write(status) and not status.st_mode & stat.S_ISVTX:
             return False
     return True
+
+
+def _of_the_system(path: Path, status: os.stat_result) -> bool:
+    """Whether it is the root folder or lies in it, and belongs to whom the root folder belongs to.
+
+    In a container of an ordinary user that is root outside, shown as a number such as 65534. Whoever it is could put
+    another Python in place of this one.
+    """
+    return path.parent == path.parent.parent and status.st_uid == Path(path.anchor).lstat().st_uid
 
 
 def _ours(path: Path, is_kind: Callable[[int], bool]) -> bool:

@@ -34,7 +34,7 @@ class EngineBackend:
         """
         self.name, self.seconds = name, 0.0
         self._policy = load_policy(config)
-        self._engine = Engine(self._policy)
+        self._engine = Engine(self._policy, max_mismatch=max_mismatch)
         self._guard = Guard(self._policy, max_mismatch, key="--max-mismatch")
         self._checked = 0  # tokens of the longest text that the guard has seen
 
