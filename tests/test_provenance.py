@@ -483,6 +483,12 @@ def replace(path: Path) -> None:
     copy.rename(path)
 
 
+def replace_folder(path: Path) -> None:
+    shutil.copytree(path, path.with_name("copy"))
+    shutil.rmtree(path)
+    path.with_name("copy").rename(path)
+
+
 @pytest.mark.parametrize(
     ("at", "act", "said"),
     [
@@ -490,7 +496,7 @@ def replace(path: Path) -> None:
         (3, lambda out: (out / "metrics.jsonl").unlink(), "metrics.jsonl: was removed while the run was at work"),
         (2, lambda out: replace(out / "metrics.jsonl"), "metrics.jsonl: was replaced or changed"),
         (2, lambda out: (out / "metrics.jsonl").write_bytes(b""), "metrics.jsonl: was replaced or changed"),
-        (2, lambda out: shutil.rmtree(out / "rollouts"), "rollouts: was removed or replaced"),
+        (2, lambda out: replace_folder(out / "rollouts"), "rollouts: was replaced while"),
         (2, move_away, "was removed, renamed or replaced"),
         (3, move_away, "was removed, renamed or replaced"),
         (2, lambda out: (move_away(out), out.mkdir()), "was removed, renamed or replaced"),
@@ -510,6 +516,16 @@ def test_a_log_taken_away_from_a_running_process_ends_it(
     if said.startswith("metrics.jsonl: was removed"):  # it is there again
         assert resume(out) is not None
         assert [line["step"] for line in read_metrics(out / "metrics.jsonl")] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_rollouts_removed_under_a_running_process_are_no_harm(toy_model: Path, tmp_path: Path, at: int) -> None:
+    out = tmp_path / "run"
+    gone = out / "rollouts"
+    final = train(recipe(toy_model, eval={"every": 0}), out, watcher=At(at, lambda: shutil.rmtree(gone)))
+    assert final is not None
+    assert [path.name for path in sorted(gone.iterdir())] == [f"step-{n:06d}.parquet" for n in range(at + 1, 4)]
+    assert [line["step"] for line in read_metrics(out / "metrics.jsonl")] == [1, 2, 3]
 
 
 # --- killed while the folder is made

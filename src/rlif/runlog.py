@@ -258,9 +258,11 @@ class RunLog:
             self._append(json.dumps(record, allow_nan=False).encode() + b"\n")
 
     def check_place(self) -> None:
-        """Raise `RlifError` if somebody removed or replaced the folder, its metrics.jsonl or its rollouts meanwhile.
+        """Raise `RlifError` if somebody removed or replaced the folder or its metrics.jsonl meanwhile, or replaced
+        its rollouts.
 
-        What is written would be written into nothing. A metrics.jsonl that was removed is put back first.
+        What is written would be written into nothing. A metrics.jsonl that was removed is put back first; a rollouts
+        folder that was removed is made again, and the run goes on.
         """
         path = self.out / METRICS_FILE
         here, ours = _identity(path), os.fstat(self._descriptor)
@@ -276,8 +278,18 @@ class RunLog:
             )
         if here != (ours.st_dev, ours.st_ino) or ours.st_size != self._size:
             raise RlifError(f"{path}: was replaced or changed while the run was at work; {back}")
-        if self._rollouts is not None and _identity(self.out / ROLLOUTS) != self._rollouts:
-            raise RlifError(f"{self.out / ROLLOUTS}: was removed or replaced while the run was at work; {back}")
+        self._check_rollouts(back)
+
+    def _check_rollouts(self, back: str) -> None:
+        folder = self.out / ROLLOUTS
+        if self._rollouts is None:
+            return
+        if _identity(folder) is None:  # what is removed to save space is no harm
+            with writing(folder, _resume_later(self.out)):
+                make_folder(folder)
+            self._rollouts = _identity(folder)
+        elif _identity(folder) != self._rollouts:
+            raise RlifError(f"{folder}: was replaced while the run was at work; {back}")
 
     def _append(self, line: bytes) -> None:
         try:
