@@ -152,6 +152,7 @@ class Run:
         recipe = load_recipe(recipe_path(out))
         with locked(out):
             start = find_start(out)
+            recipe = _as_before(recipe, start.info)
             recorded, where = (
                 (start.checkpoint.state, start.checkpoint.path) if start.checkpoint else (start.info, out / INFO)
             )
@@ -357,6 +358,16 @@ def eval_sampling(recipe: Recipe) -> Sampling:
         max_new_tokens=rollout.max_new_tokens,
         stop=rollout.stop,
     )
+
+
+def _as_before(recipe: Recipe, info: Mapping[str, Any]) -> Recipe:
+    """The recipe of a run to go on with. One whose run.json holds no provenance is of before: its evaluation never took
+    over the filters of its rollouts, and must not begin to in the middle of its metrics."""
+    data = recipe.model_dump(mode="json")
+    unfiltered = {"top_p": 1.0, "top_k": 0}
+    if "provenance" not in info:
+        data["eval"] |= {key: value for key, value in unfiltered.items() if data["eval"][key] is None}
+    return parse_recipe(data)
 
 
 def _resolved(recipe: Recipe) -> Recipe:
