@@ -91,8 +91,8 @@ def resumes_at(out: Path) -> int:
 class Run:
     """What a run holds between steps: the policy with its optimizer, the frozen reference, and the run folder.
 
-    ``now`` is the moment that chat templates are told: the start of the run, also if it is resumed on another day. A
-    changed reference is refused unless ``allow_changed``.
+    ``now`` is the moment that chat templates are told: the start of the run, also if it is resumed on another day.
+    ``began`` is what was recorded then, if it is resumed. A changed reference is refused unless ``allow_changed``.
     """
 
     def __init__(
@@ -103,6 +103,7 @@ class Run:
         checkpoint: Checkpoint | None,
         *,
         now: datetime,
+        began: Provenance | None = None,
         allow_changed: bool = False,
     ) -> None:
         check_rewards(recipe.reward)
@@ -121,7 +122,7 @@ class Run:
         self.reference = _load_reference(recipe, self.policy, fresh=checkpoint is None)
         self._check_reference(allow_changed)
         self._eval_prompts: tuple[Prompt, ...] = self._render_eval() if recipe.eval.every else ()
-        self.provenance = self._provenance()
+        self.provenance = self._provenance(began)
         self.state["provenance"] = self.provenance.model_dump(mode="json")
         self._log: RunLog
         self._sinks: Sinks
@@ -158,7 +159,7 @@ class Run:
             )
             began = read_provenance(recorded, where)
             now = began.date if began else start_of(start.info)
-            run = cls(recipe, out, watcher, start.checkpoint, now=now, allow_changed=allow_changed)
+            run = cls(recipe, out, watcher, start.checkpoint, now=now, began=began, allow_changed=allow_changed)
             changed = accept(began, run.provenance, step=run.step, out=out, allow=allow_changed)
             keep_what_is_dropped(out, start)
             info = {**collect_info(model=recipe.policy.model), **({"changed": changed} if changed else {})}
@@ -303,12 +304,14 @@ class Run:
         last = latest_checkpoint(self.out / "checkpoints")
         return f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
 
-    def _provenance(self) -> Provenance:
+    def _provenance(self, began: Provenance | None) -> Provenance:
         prompts = {"train": self.prompts(1), **({"eval": self._eval_prompts} if self._eval_prompts else {})}
+        files, stamps = model_files(self.recipe.policy.model, began)
         return Provenance(
             date=self.now,
             recipe=self.recipe.model_dump(mode="json"),
-            model=model_files(self.recipe.policy.model),
+            model=files,
+            stamps=stamps,
             problems=dict(self.task.digests()),
             prompts={name: prompts_digest(rendered) for name, rendered in prompts.items()},
         )

@@ -110,8 +110,7 @@ METRICS: dict[str, Metric] = {
     "clip/fraction_high": Metric("share", "completion tokens whose ratio was clipped from above"),
     "mismatch/mean": Metric(
         "nats",
-        "mean gap of policy and sampler log-probability before the update, in what it ran, both without top-p and "
-        "top-k (at a temperature other than 1 the sampler's has them); a warning if above rollout.max_mismatch",
+        "mean gap of policy and sampler log-probability before the update, in what it ran, both without filter",
     ),
     "mismatch/max": Metric(
         "nats", "largest gap of policy and sampler log-probability before the update, in what it ran"
