@@ -144,6 +144,8 @@ Every key of `metrics.jsonl`, one line a step. `python -m rlif.runlog` prints th
 - A number that is not finite is written as `null`.
 - Resuming from a checkpoint cuts the file back to the checkpoint's step first. A hole up to that step is refused
   (reliability.md).
+- `mismatch/mean` leaves out top-p and top-k on both sides; at a temperature other than 1 the sampler's side has them.
+  Above `rollout.max_mismatch` the run warns.
 - TensorBoard, W&B and trackio (`log.sinks`) receive the same keys. A mirror that fails is reported once and switched
   off; the run and `metrics.jsonl` go on.
 
