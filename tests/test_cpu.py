@@ -447,7 +447,7 @@ def _sanitizer() -> Path:
     return found.resolve()
 
 
-@pytest.mark.parametrize(("kind", "vectors"), [("bf16", 32), ("fp32", 16)])  # all six: benchmarks/faults.py
+@pytest.mark.parametrize(("kind", "vectors"), [("bf16", 32), ("fp32", 16)])  # two of the six pairs
 def test_kernels_stay_within_their_memory(tmp_path: Path, kind: str, vectors: int) -> None:
     """Under the address and the undefined behaviour sanitizer, on memory cut to size."""
     sanitizer, library = _sanitizer(), tmp_path / "kernels.so"

@@ -1,5 +1,6 @@
 """A run is resumed with what it began with, or not at all: two days, changed inputs, lost histories."""
 
+import hashlib
 import itertools
 import json
 import os
@@ -13,10 +14,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file
 from transformers.utils import chat_template_utils
 
-from rlif import cli, template_clock
+from rlif import cli, provenance, template_clock
 from rlif.config import PolicyConfig, Recipe, parse_recipe
 from rlif.errors import RlifError
 from rlif.evals import local
@@ -248,6 +250,7 @@ OTHER: dict[str, Any] = {
     "checkpoint.best": "reward/self_certainty/mean",
     "log.sinks": ["wandb"],
     "rollout.prompts": 4,
+    "eval.top_k": 5,
     "steps": 9,
 }
 
@@ -385,13 +388,80 @@ def test_the_flag_stands_beside_resume_alone(tmp_path: Path) -> None:
 
 def test_a_model_folder_is_known_by_what_transformers_reads_of_it(toy_model: Path, tmp_path: Path) -> None:
     shutil.copytree(toy_model, tmp_path / "model")
-    before = model_files(str(tmp_path / "model"))
+    before, _ = model_files(str(tmp_path / "model"))
     assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= set(before)
     (tmp_path / "model" / "README.md").write_text("mine")
-    assert model_files(str(tmp_path / "model")) == before
-    assert model_files(str(tmp_path / "nowhere")) == {}
-    assert model_files("owner/not-in-the-cache") == {}
-    assert set(model_files("tiny-base")) >= {"config.json", "model.safetensors"}
+    assert model_files(str(tmp_path / "model"))[0] == before
+    assert model_files(str(tmp_path / "nowhere")) == ({}, {})
+    assert model_files("owner/not-in-the-cache") == ({}, {})
+    assert set(model_files("tiny-base")[0]) >= {"config.json", "model.safetensors"}
+    (tmp_path / "a.gguf").write_bytes(b"weights")
+    named, _ = model_files(str(tmp_path / "a.gguf"))
+    assert list(named.values()) == [hashlib.sha256(b"weights").hexdigest()]
+    (tmp_path / "a.gguf").rename(tmp_path / "b.gguf")
+    assert model_files(str(tmp_path / "b.gguf"))[0] == named
+
+
+def recorded(source: Path | str) -> Provenance:
+    files, stamps = model_files(str(source))
+    return BEGAN.model_copy(update={"model": files, "stamps": stamps})
+
+
+def test_a_model_is_not_read_again_while_nothing_has_touched_its_files(
+    toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, weights = tmp_path / "model", tmp_path / "model" / "model.safetensors"
+    shutil.copytree(toy_model, model)
+    train(recipe(model), tmp_path / "run", until=1)
+    began, read = recorded(model), []
+    digest = provenance._sha256
+    monkeypatch.setattr(provenance, "_sha256", lambda path: (read.append(path.name), digest(path))[1])
+    assert model_files(str(model), began) == (began.model, began.stamps)
+    resume(tmp_path / "run", until=2)
+    assert read == []
+    os.utime(weights)  # other times, the same bytes
+    assert model_files(str(model), began)[0] == began.model
+    assert read == ["model.safetensors"]
+
+    # Other bytes of the same size, the time put back: the run is refused also without a KL term.
+    times, data = weights.stat(), bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(RlifError, match=r"^policy\.model: model\.safetensors of .* has changed"):
+        resume(tmp_path / "run")
+
+
+def test_of_a_hub_id_the_files_count_and_not_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = tmp_path / "models--owner--name"
+    (hub / "refs").mkdir(parents=True)
+    (hub / "blobs").mkdir()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+
+    def commit(name: str, files: dict[str, str]) -> None:
+        (hub / "refs" / "main").write_text(name)
+        (hub / "snapshots" / name).mkdir(parents=True)
+        for file, text in files.items():
+            sha256 = hashlib.sha256(text.encode()).hexdigest()
+            blob = hub / "blobs" / (sha256 if file.endswith(".safetensors") else sha256[:40])
+            blob.write_text(text)
+            (hub / "snapshots" / name / file).symlink_to(os.path.relpath(blob, hub / "snapshots" / name))
+
+    first = {"config.json": "{}", "model.safetensors": "w", "tokenizer.json": "t", "README.md": "1"}
+    commit("a" * 40, first)
+    began = recorded("owner/name")
+    assert began.model == {
+        name: hashlib.sha256(text.encode()).hexdigest() for name, text in first.items() if name != "README.md"
+    }
+    for name, files, same in (
+        ("b", {**first, "README.md": "2"}, True),
+        ("c", {"config.json": "{}"}, True),  # the rest was not fetched, so nothing else is loaded
+        ("d", {**first, "model.safetensors": "v"}, False),
+        ("e", {**first, "tokenizer.json": "u"}, False),
+        ("f", {"config.json": "{ }"}, False),
+    ):
+        commit(name * 40, files)
+        assert (model_files("owner/name", began)[0] == began.model) is same, name
 
 
 # --- lost histories
@@ -483,6 +553,12 @@ def replace(path: Path) -> None:
     copy.rename(path)
 
 
+def replace_folder(path: Path) -> None:
+    shutil.copytree(path, path.with_name("copy"))
+    shutil.rmtree(path)
+    path.with_name("copy").rename(path)
+
+
 @pytest.mark.parametrize(
     ("at", "act", "said"),
     [
@@ -490,7 +566,7 @@ def replace(path: Path) -> None:
         (3, lambda out: (out / "metrics.jsonl").unlink(), "metrics.jsonl: was removed while the run was at work"),
         (2, lambda out: replace(out / "metrics.jsonl"), "metrics.jsonl: was replaced or changed"),
         (2, lambda out: (out / "metrics.jsonl").write_bytes(b""), "metrics.jsonl: was replaced or changed"),
-        (2, lambda out: shutil.rmtree(out / "rollouts"), "rollouts: was removed or replaced"),
+        (2, lambda out: replace_folder(out / "rollouts"), "rollouts: was replaced while"),
         (2, move_away, "was removed, renamed or replaced"),
         (3, move_away, "was removed, renamed or replaced"),
         (2, lambda out: (move_away(out), out.mkdir()), "was removed, renamed or replaced"),
@@ -510,6 +586,16 @@ def test_a_log_taken_away_from_a_running_process_ends_it(
     if said.startswith("metrics.jsonl: was removed"):  # it is there again
         assert resume(out) is not None
         assert [line["step"] for line in read_metrics(out / "metrics.jsonl")] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_rollouts_removed_under_a_running_process_are_no_harm(toy_model: Path, tmp_path: Path, at: int) -> None:
+    out = tmp_path / "run"
+    gone = out / "rollouts"
+    final = train(recipe(toy_model, eval={"every": 0}), out, watcher=At(at, lambda: shutil.rmtree(gone)))
+    assert final is not None
+    assert [path.name for path in sorted(gone.iterdir())] == [f"step-{n:06d}.parquet" for n in range(at + 1, 4)]
+    assert [line["step"] for line in read_metrics(out / "metrics.jsonl")] == [1, 2, 3]
 
 
 # --- killed while the folder is made

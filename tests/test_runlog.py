@@ -143,6 +143,35 @@ def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path, recipe: Recipe) -
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("name", ["run.json", ".run.json.tmp", ".recipe.yaml.tmp"])
+@pytest.mark.parametrize("beside", [None, "", "{}"])
+def test_a_run_json_is_a_leftover_of_ours_only_beside_an_empty_metrics_file(
+    tmp_path: Path, recipe: Recipe, name: str, beside: str | None
+) -> None:
+    (tmp_path / name).write_text('{"mine": 1}')
+    if beside is not None:
+        (tmp_path / "metrics.jsonl").write_text(beside)
+    if beside == "":
+        RunLog.create(tmp_path, recipe, info=INFO).close()
+        return
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(RlifError, match="not empty" if beside is None else "holds another run"):
+        RunLog.create(tmp_path, recipe, info=INFO)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_leftover_is_removed_with_its_mark_last(
+    tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in the middle of clearing away, too, the folder can be told from somebody else's."""
+    for name in ("metrics.jsonl", "run.json", ".recipe.yaml.tmp"):
+        (tmp_path / name).touch()
+    removed, unlink = [], Path.unlink
+    monkeypatch.setattr(Path, "unlink", lambda path, **given: (removed.append(path.name), unlink(path, **given))[1])
+    RunLog.create(tmp_path, recipe, info=INFO).close()
+    assert removed == ["run.json", ".recipe.yaml.tmp", "metrics.jsonl"]
+
+
 def test_of_two_runs_started_at_once_the_second_is_refused(
     log: RunLog, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:

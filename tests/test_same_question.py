@@ -1,5 +1,6 @@
 """Training, its evaluation and `rlif eval` put one question in one way, and end its answer at the same place."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -109,16 +110,31 @@ def test_the_evaluation_during_training_is_given_that_sampling(
 
 
 def test_an_old_run_goes_on_as_it_began(questions: Path, tmp_path: Path) -> None:
-    """Its recipe.yaml names no stop strings of the template: its rollouts never had them."""
-    old = recipe(questions, task={"template": "qa", "format": "boxed"})
+    """Its recipe.yaml names no stop strings of the template: its rollouts never had them. Nor does it filter in the
+    evaluation, which never took over what its rollouts do."""
+    filters = {"top_p": 0.9, "top_k": 5}
+    old = recipe(questions, task={"template": "qa", "format": "boxed"}, rollout=filters)
     with Run.start(old, tmp_path / "run", Unwatched()):
         pass
     path = tmp_path / "run" / "recipe.yaml"
     text = path.read_text().replace("  stop:\n  - 'Question:'\n", "  stop: []\n")
-    path.write_text("\n".join(line for line in text.split("\n") if not line.startswith(("  top_p: 1.0", "  top_k: 0"))))
+    head, evaluation = text.split("eval:\n")
+    text = head + "eval:\n" + evaluation.replace("  top_p: 0.9\n", "").replace("  top_k: 5\n", "")
+    path.write_text(text)
+    info = path.with_name("run.json")
+    info.write_text(json.dumps({key: value for key, value in json.loads(info.read_text()).items() if key == "started"}))
     assert load_recipe(path) == old.model_copy(update={"task": old.task.model_copy(update={"path": str(questions)})})
     with Run.resume(tmp_path / "run", Unwatched()) as run:
-        assert run.sampling.stop == ()
+        assert (run.sampling.stop, run.sampling.top_p, run.sampling.top_k) == ((), 0.9, 5)
+        assert (eval_sampling(run.recipe).top_p, eval_sampling(run.recipe).top_k) == (1.0, 0)
+        run.log(0, {})
+        run.save_checkpoint()
+    assert "provenance" not in json.loads(info.read_text())
+    with Run.resume(tmp_path / "run", Unwatched()) as run:  # from a checkpoint that does record where it comes from
+        assert (eval_sampling(run.recipe).top_p, eval_sampling(run.recipe).top_k) == (1.0, 0)
+    path.write_text(text.replace("eval:\n", "eval:\n  top_p: 0.8\n"))
+    with Run.resume(tmp_path / "run", Unwatched(), allow_changed=True) as run:  # what is said stays said
+        assert (eval_sampling(run.recipe).top_p, eval_sampling(run.recipe).top_k) == (0.8, 0)
 
 
 def test_a_format_of_ones_own_stays(questions: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ no more than rounding may change with a warning.
 
 import hashlib
 import json
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -40,6 +41,9 @@ _MODEL_FILES = (
 )
 """What transformers reads of a model folder."""
 
+_GGUF = "model.gguf"
+"""What a .gguf file is called here, whatever its name: a renamed one is the same model."""
+
 
 class Provenance(BaseModel):
     """What decided a run when it began: JSON in run.json and in the state of every checkpoint.
@@ -47,7 +51,9 @@ class Provenance(BaseModel):
     Attributes:
         date: the local time that chat templates are told, whenever a prompt is rendered.
         recipe: as it was parsed, every default spelled out.
-        model: file of the model to sha256 of its contents; of a hub id its commit; empty where nothing is known.
+        model: file of the model to sha256 of its contents; empty where nothing is known.
+        stamps: file of the model to size, inode and times it had when it was read: as long as they are the same it need
+            not be read again.
         problems: recipe key of a data file to the digest of the problems in it (`rlif.tasks.base.digest`).
         prompts: digest of the first step's prompts (train), of all prompts of the evaluation (eval).
     """
@@ -59,6 +65,7 @@ class Provenance(BaseModel):
     model: dict[str, str]
     problems: dict[str, str]
     prompts: dict[str, str]
+    stamps: dict[str, str] = {}
 
 
 class Change(NamedTuple):
@@ -167,32 +174,59 @@ def _first_difference(old: Mapping[str, str], new: Mapping[str, str]) -> str:
     return next((name for name in sorted({*old, *new}) if old.get(name) != new.get(name)), "")
 
 
-def model_files(source: str) -> dict[str, str]:
-    """What a recipe's model consists of: file to sha256 of a folder or a .gguf file, the commit of a hub id.
+def model_files(source: str, began: Provenance | None = None) -> tuple[dict[str, str], dict[str, str]]:
+    """What a recipe's model consists of: file to sha256, and file to stamp (`Provenance`).
 
-    Empty for what is not there, and for a fetched model: its name stands for one sha256 (`rlif.models`).
+    It is a folder, a .gguf file or what the cache holds of a hub id. Empty for what is not there, and for a fetched
+    model: its name stands for one sha256 (`rlif.models`). A file with the stamp it had when the run ``began`` is not
+    read again. Of a hub id only the files count, not the commit; what the cache lacks of a newer commit was not loaded,
+    and counts as it was.
     """
     if source in MODELS and not MODELS[source].shipped:
-        return {}
+        return {}, {}
     path = Path(resolve(source)).expanduser()
+    rest: dict[str, str] = {}
     if path.is_file():
-        return {path.name: _sha256(path)}
-    if path.is_dir():
-        files = {file for pattern in _MODEL_FILES for file in path.glob(pattern) if file.is_file()}
-        return {file.relative_to(path).as_posix(): _sha256(file) for file in sorted(files)}
-    return _commit(source)
+        files = {_GGUF: path}
+    elif path.is_dir():
+        files = _files_of(path)
+    elif snapshot := _snapshot(source):
+        files, rest = _files_of(snapshot), began.model if began else {}
+    else:
+        return {}, {}
+    stamps = {name: _stamp(file) for name, file in files.items()}
+    unchanged = dict(began.stamps.items() & stamps.items()) if began else {}
+    known = {name: began.model[name] for name in unchanged if name in began.model} if began else {}
+    return rest | {name: known.get(name) or _digest(file) for name, file in files.items()}, stamps
 
 
-def _commit(source: str) -> dict[str, str]:
-    """The commit of a hub id in the hub's cache, which lies in .../snapshots/COMMIT."""
+def _files_of(folder: Path) -> dict[str, Path]:
+    files = {file for pattern in _MODEL_FILES for file in folder.glob(pattern) if file.is_file()}
+    return {file.relative_to(folder).as_posix(): file for file in sorted(files)}
+
+
+def _snapshot(source: str) -> Path | None:
+    """The folder of a hub id in the hub's cache; None if it is not there."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
         config = try_to_load_from_cache(source, "config.json")
     except HFValidationError:
-        return {}
-    return {"commit": Path(config).parent.name} if isinstance(config, str) else {}
+        return None
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def _stamp(file: Path) -> str:
+    found = file.stat()
+    return f"{found.st_size} {found.st_ino} {found.st_mtime_ns} {found.st_ctime_ns}"
+
+
+def _digest(file: Path) -> str:
+    """sha256 of a file. The hub's cache calls its large files by theirs, and links to them."""
+    blob = file.resolve()
+    named = file.is_symlink() and blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name)
+    return blob.name if named else _sha256(file)
 
 
 def _sha256(path: Path) -> str:

@@ -91,8 +91,8 @@ def resumes_at(out: Path) -> int:
 class Run:
     """What a run holds between steps: the policy with its optimizer, the frozen reference, and the run folder.
 
-    ``now`` is the moment that chat templates are told: the start of the run, also if it is resumed on another day. A
-    changed reference is refused unless ``allow_changed``.
+    ``now`` is the moment that chat templates are told: the start of the run, also if it is resumed on another day.
+    ``began`` is what was recorded then, if it is resumed. A changed reference is refused unless ``allow_changed``.
     """
 
     def __init__(
@@ -103,6 +103,7 @@ class Run:
         checkpoint: Checkpoint | None,
         *,
         now: datetime,
+        began: Provenance | None = None,
         allow_changed: bool = False,
     ) -> None:
         check_rewards(recipe.reward)
@@ -124,7 +125,7 @@ class Run:
         self.reference = _load_reference(recipe, self.policy, fresh=checkpoint is None)
         self._check_reference(allow_changed)
         self._eval_prompts: tuple[Prompt, ...] = self._render_eval() if recipe.eval.every else ()
-        self.provenance = self._provenance()
+        self.provenance = self._provenance(began)
         self.state["provenance"] = self.provenance.model_dump(mode="json")
         self._log: RunLog
         self._sinks: Sinks
@@ -155,12 +156,13 @@ class Run:
         recipe = load_recipe(recipe_path(out))
         with locked(out):
             start = find_start(out)
+            recipe = _as_before(recipe, start.info)
             recorded, where = (
                 (start.checkpoint.state, start.checkpoint.path) if start.checkpoint else (start.info, out / INFO)
             )
             began = read_provenance(recorded, where)
             now = began.date if began else start_of(start.info)
-            run = cls(recipe, out, watcher, start.checkpoint, now=now, allow_changed=allow_changed)
+            run = cls(recipe, out, watcher, start.checkpoint, now=now, began=began, allow_changed=allow_changed)
             changed = accept(began, run.provenance, step=run.step, out=out, allow=allow_changed)
             keep_what_is_dropped(out, start)
             info = {**collect_info(model=recipe.policy.model), **({"changed": changed} if changed else {})}
@@ -305,12 +307,14 @@ class Run:
         last = latest_checkpoint(self.out / "checkpoints")
         return f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
 
-    def _provenance(self) -> Provenance:
+    def _provenance(self, began: Provenance | None) -> Provenance:
         prompts = {"train": self.prompts(1), **({"eval": self._eval_prompts} if self._eval_prompts else {})}
+        files, stamps = model_files(self.recipe.policy.model, began)
         return Provenance(
             date=self.now,
             recipe=self.recipe.model_dump(mode="json"),
-            model=model_files(self.recipe.policy.model),
+            model=files,
+            stamps=stamps,
             problems=dict(self.task.digests()),
             prompts={name: prompts_digest(rendered) for name, rendered in prompts.items()},
         )
@@ -360,6 +364,16 @@ def eval_sampling(recipe: Recipe) -> Sampling:
         max_new_tokens=rollout.max_new_tokens,
         stop=rollout.stop,
     )
+
+
+def _as_before(recipe: Recipe, info: Mapping[str, Any]) -> Recipe:
+    """The recipe of a run to go on with. One whose run.json holds no provenance is of before: its evaluation never took
+    over the filters of its rollouts, and must not begin to in the middle of its metrics."""
+    data = recipe.model_dump(mode="json")
+    unfiltered = {"top_p": 1.0, "top_k": 0}
+    if "provenance" not in info:
+        data["eval"] |= {key: value for key, value in unfiltered.items() if data["eval"][key] is None}
+    return parse_recipe(data)
 
 
 def _resolved(recipe: Recipe) -> Recipe:

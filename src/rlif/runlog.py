@@ -34,7 +34,7 @@ from torch import Tensor
 import rlif
 from rlif.config import Recipe, dump_recipe
 from rlif.cpu import kernels
-from rlif.disk import LOCK, make_folder, one_line, write_whole, writing
+from rlif.disk import LOCK, flush_folder, make_folder, one_line, write_whole, writing
 from rlif.errors import RlifError
 from rlif.history import METRICS_FILE as METRICS_FILE
 from rlif.history import ROLLOUTS, lines_up_to, remove_rollouts_after
@@ -209,13 +209,13 @@ class RunLog:
         cls.check_free(out)
         with writing(out, "put that right, or choose another --out"):
             out.mkdir(parents=True, exist_ok=True)
-            for path in _never_begun(out):
-                path.unlink()
+            _clear_never_begun(out)
             try:  # O_EXCL: of two runs started in one folder at the same moment, the second fails here
                 descriptor = os.open(out / METRICS_FILE, _APPEND | os.O_CREAT | os.O_EXCL, 0o644)
             except FileExistsError:
                 raise RlifError(_another_run(out)) from None
             try:
+                flush_folder(out)  # a run.json without metrics.jsonl would be somebody else's
                 write_whole(out / INFO, _json(info))
                 write_whole(out / RECIPE, dump_recipe(recipe).encode())  # from here on there is a run to resume
             except OSError:  # leave the folder as it was: a second try must not meet a run that never began
@@ -258,9 +258,11 @@ class RunLog:
             self._append(json.dumps(record, allow_nan=False).encode() + b"\n")
 
     def check_place(self) -> None:
-        """Raise `RlifError` if somebody removed or replaced the folder, its metrics.jsonl or its rollouts meanwhile.
+        """Raise `RlifError` if somebody removed or replaced the folder or its metrics.jsonl meanwhile, or replaced
+        its rollouts.
 
-        What is written would be written into nothing. A metrics.jsonl that was removed is put back first.
+        What is written would be written into nothing. A metrics.jsonl that was removed is put back first; a rollouts
+        folder that was removed is made again, and the run goes on.
         """
         path = self.out / METRICS_FILE
         here, ours = _identity(path), os.fstat(self._descriptor)
@@ -276,8 +278,18 @@ class RunLog:
             )
         if here != (ours.st_dev, ours.st_ino) or ours.st_size != self._size:
             raise RlifError(f"{path}: was replaced or changed while the run was at work; {back}")
-        if self._rollouts is not None and _identity(self.out / ROLLOUTS) != self._rollouts:
-            raise RlifError(f"{self.out / ROLLOUTS}: was removed or replaced while the run was at work; {back}")
+        self._check_rollouts(back)
+
+    def _check_rollouts(self, back: str) -> None:
+        folder = self.out / ROLLOUTS
+        if self._rollouts is None:
+            return
+        if _identity(folder) is None:  # what is removed to save space is no harm
+            with writing(folder, _resume_later(self.out)):
+                make_folder(folder)
+            self._rollouts = _identity(folder)
+        elif _identity(folder) != self._rollouts:
+            raise RlifError(f"{folder}: was replaced while the run was at work; {back}")
 
     def _append(self, line: bytes) -> None:
         try:
@@ -413,14 +425,22 @@ def _add_resumption(path: Path, step: int, info: Mapping[str, Any]) -> dict[str,
 
 
 def _never_begun(out: Path) -> list[Path]:
-    """What is left in a folder by a process that was killed before its run had begun: nothing of any worth."""
-    if (out / RECIPE).exists() or not out.is_dir():
+    """What is left in a folder by a process that was killed before its run had begun: nothing of any worth.
+
+    An empty metrics.jsonl, which is there first and goes last, tells that the rest is ours. It is the last of the list.
+    """
+    empty = out / METRICS_FILE
+    if (out / RECIPE).exists() or not empty.is_file() or empty.stat().st_size:
         return []
-    if (out / METRICS_FILE).exists() and (out / METRICS_FILE).stat().st_size:
-        return []
-    halves = (path for path in out.iterdir() if path.name[0] == "." and path.name.endswith(".tmp"))
-    left = [out / METRICS_FILE, out / INFO, *(path for path in halves if any(name in path.name for name in BEGINNING))]
-    return [path for path in left if path.is_file()]
+    left = [out / INFO, *(out / f".{name}.tmp" for name in BEGINNING)]
+    return [*(path for path in left if path.is_file()), empty]
+
+
+def _clear_never_begun(out: Path) -> None:
+    """Remove `_never_begun`. Raises OSError."""
+    for path in _never_begun(out):
+        flush_folder(out)  # after a power cut, too, metrics.jsonl is the last to go
+        path.unlink()
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
