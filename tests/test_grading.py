@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from rlif import _math_worker
+from rlif import _math_worker, prose
 from rlif._math_worker import MathWorker
 from rlif.grading import EXTRACTORS, LONGEST_ANSWER, Grader
+from rlif.numerals import NUMBER
 
 
 @pytest.fixture(scope="module")
@@ -352,3 +353,30 @@ def test_worker_agrees_without_a_grader() -> None:
     assert worker.equivalent(r"\frac{1}{2}", "0.5") is True
     assert worker.equivalent(r"\frac{1}{2}", "0.6") is False
     worker.close()
+
+
+@pytest.mark.parametrize("joint", ["\n", "\n\n", " "])
+def test_a_long_text_is_read_from_its_end_as_if_read_whole(joint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [case["text"] for case in READING]
+    long = [joint.join(texts[start : start + 40]) for start in range(0, len(texts) - 40, 10)]
+    long += [
+        "The values are 1" + f",\n{' ' * 35}2" * 40 + ".",  # one list
+        "It makes 7 (as it is\n" + "said in words and\n" * 80 + "of 12 in all).",  # one aside
+        "It is \\[ x \\le y\n" + "+ xy + abc + bcd\n" * 80 + "\\text{ for } n = 12 \\]",  # one formula
+        "A word. " * 300,
+    ]
+    assert sum(len(list(prose._starts_of_tails(text))) > 1 for text in long) > 30
+    found = [prose.conclusion(text) for text in long]
+    monkeypatch.setattr(prose, "_SHORTEST_TAIL", 10**9)
+    assert found == [prose.conclusion(text) for text in long]
+
+
+def test_no_pattern_of_numbers_is_compiled_at_import() -> None:
+    """They take seconds of CPU in all."""
+    check = (
+        "import re; compiled = []; compile = re.compile\n"
+        "re.compile = lambda pattern, *flags: compiled.append(pattern) or compile(pattern, *flags)\n"
+        "import rlif.grading; print(max(map(len, filter(lambda one: isinstance(one, str), compiled))))"
+    )
+    longest = subprocess.run([sys.executable, "-c", check], check=True, capture_output=True, text=True).stdout
+    assert int(longest) < len(NUMBER)

@@ -75,8 +75,9 @@ def boxed(text: str) -> str | None:
 
 def _boxes(text: str) -> Iterator[tuple[int, int, int]]:
     """Where each closed box starts, where its content starts, and where that ends; in the order they close."""
+    first = min((place for name in (r"\boxed", r"\fbox") if (place := text.find(name)) >= 0), default=len(text))
     open_groups: list[tuple[int, int]] = []  # where each open group and its content start; -1: not a box
-    for token in _BRACES.finditer(text):
+    for token in _BRACES.finditer(text, first):
         symbol = token.group()
         if token["bare"]:
             yield token.start(), *token.span("bare")
