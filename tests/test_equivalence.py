@@ -57,6 +57,38 @@ def test_kind(grader: Grader, case: dict) -> None:
     assert {answer: verdict for answer, verdict in verdicts.items() if verdict is not expected[answer]} == {}
 
 
+ANOTHER_NUMBER = {
+    "10": ("10 doz", "10 doz.", r"10\text{ doz}"),
+    "5": (
+        *(f"5 {prefix}illion{end}" for prefix in ("m", "quadr", "quint", "oct", "dec") for end in ("", "s", "ths")),
+        *("5 quarters", "5 logarithms", "5 lcm", "5 arctan"),
+    ),
+    "1": (
+        *("1 octillion", "1 quadrillionth", "1 billionth", "1 quarter", "1 doz", "1 cot", "1 csc", "1 arctan", "1 gcd"),
+        *("1 iff odd", "1 iff $n$ is odd", "1 false", "1 true", "1 wrong", r"1\text{ false}", r"1 \text{ quarter}"),
+    ),
+    "0": ("0 undefined", "0 unknown"),
+}
+COUNTS = {
+    "4": (
+        *("4 solution", "4 real solution", r"4\text{ solution}", "4 person", "4 child", "4 apple", "4 quarts"),
+        *("4 student in the class", "4 wrong answers", "4 unknown sides", "4 sec", "4 min"),
+    ),
+    "1": ("1 solution", "1 apple", "1 right angle", "1 false statement"),
+}
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "expected"),
+    [(gold, answer, False) for gold, answers in ANOTHER_NUMBER.items() for answer in answers]
+    + [(gold, answer, True) for gold, answers in COUNTS.items() for answer in answers],
+)
+def test_a_word_behind_a_number_counts_or_makes_another_one(
+    grader: Grader, gold: str, answer: str, expected: bool
+) -> None:
+    assert right(grader, answer, gold) is expected
+
+
 GUIDE = (Path(__file__).parents[1] / "docs" / "grading.md").read_text("utf-8")
 DISAGREEMENTS = re.findall(r"^\| `(.+?)` \| `(.+?)` \| (right|wrong) \|", GUIDE, flags=re.MULTILINE)
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from rlif import _math_worker
+from rlif import _math_worker, prose
 from rlif._math_worker import MathWorker
 from rlif.grading import EXTRACTORS, LONGEST_ANSWER, Grader
+from rlif.numerals import NUMBER
 
 
 @pytest.fixture(scope="module")
@@ -84,12 +85,46 @@ def test_thoughts_are_not_graded_in_any_form(grader: Grader, name: str, opening:
     text = f"{opening}\n{form % 31}\n{closing}\n{form % 42}"
     verdict = grader.grade(text, "42", format=name, row_id="row")
     assert (verdict.right, verdict.formatted, verdict.extracted) == (True, True, "42")
-    verdict = grader.grade(f"{opening}{form % 42}{closing}", "42", format=name, row_id="row")
-    assert (verdict.right, verdict.formatted, verdict.extracted) == (False, False, None)
     if opening:
-        verdict = grader.grade(f"{form % 42}{opening}{form % 42}", "42", format=name, row_id="row")
-        assert (verdict.right, verdict.formatted, verdict.extracted) == (False, False, None)
+        for thoughts in (f"{opening}{form % 42}{closing}", f"{opening}{form % 42}", f"\n {opening} {form % 42}\n so"):
+            verdict = grader.grade(thoughts, "42", format=name, row_id="row")
+            assert (verdict.right, verdict.formatted, verdict.extracted) == (False, False, None), thoughts
+        verdict = grader.grade(f"{form % 42}\n{opening}{form % 31}", "42", format=name, row_id="row")
+        assert (verdict.right, verdict.formatted, verdict.extracted) == (True, True, "42")
         assert grader.grade(opening, None, format=name, row_id="row").right is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"It makes \boxed{5}. (I wrapped my reasoning in a <think> tag.)",
+        r"Mentions the <think> tag. \boxed{5}",
+        r"\boxed{5}. Always close with </think>.",
+        r"\boxed{5}. My reasoning stands between <think> and </think>.",
+        r"First <think>, then answer: \boxed{5}" "\n",
+        "\\boxed{5}\n</think>\n",
+        "2 is no answer\n</think>\n\\boxed{5}",
+        "<think>\n\\boxed{2}\n</think>\n\\boxed{5}. (So I used <think>.)",
+        "A tag <think> is asked for.\n<think>\n\\boxed{2}\n</think>\n\\boxed{5}",
+        "<reasoning>2+3\n<answer>5</answer>",
+        "<think>\n<answer>2</answer>, or not\n<answer>5</answer>\n",
+    ],
+)
+def test_a_tag_that_is_mentioned_takes_no_answer_away(grader: Grader, text: str) -> None:
+    format = "boxed" if "boxed" in text else "answer_tag"
+    verdict = grader.grade(text, "5", format=format, row_id="row")
+    assert (verdict.right, verdict.formatted) == (True, True)
+
+
+def test_a_draft_within_open_thoughts_is_no_answer(grader: Grader) -> None:
+    for text in ("<think>\n<answer>5</answer> or so\n", "<think> as in <answer>5</answer>", "<think>\n<answer>5"):
+        assert grader.grade(text, "5", format="answer_tag", row_id="row").extracted is None, text
+
+
+@pytest.mark.parametrize("piece", ["<think>", "a <think>", "</think>", "</think>1", "\n<answer>", "\n<think></think>"])
+def test_many_tags_harm_nobody(grader: Grader, piece: str) -> None:
+    for text in (piece * 100_000 + "<think>", "<think>\n" + piece * 100_000):
+        assert grader.grade(text, "5", format="boxed", row_id="row").right is False
 
 
 @pytest.mark.parametrize("mark", ["\u202e", "\u200b", "\x1b", "\x9b", "\u2028", "\ue000", "\ud800", "\ufeff"])
@@ -352,3 +387,30 @@ def test_worker_agrees_without_a_grader() -> None:
     assert worker.equivalent(r"\frac{1}{2}", "0.5") is True
     assert worker.equivalent(r"\frac{1}{2}", "0.6") is False
     worker.close()
+
+
+@pytest.mark.parametrize("joint", ["\n", "\n\n", " "])
+def test_a_long_text_is_read_from_its_end_as_if_read_whole(joint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [case["text"] for case in READING]
+    long = [joint.join(texts[start : start + 40]) for start in range(0, len(texts) - 40, 10)]
+    long += [
+        "The values are 1" + f",\n{' ' * 35}2" * 40 + ".",  # one list
+        "It makes 7 (as it is\n" + "said in words and\n" * 80 + "of 12 in all).",  # one aside
+        "It is \\[ x \\le y\n" + "+ xy + abc + bcd\n" * 80 + "\\text{ for } n = 12 \\]",  # one formula
+        "A word. " * 300,
+    ]
+    assert sum(len(list(prose._starts_of_tails(text))) > 1 for text in long) > 20
+    found = [prose.conclusion(text) for text in long]
+    monkeypatch.setattr(prose, "_SHORTEST_TAIL", 10**9)
+    assert found == [prose.conclusion(text) for text in long]
+
+
+def test_no_pattern_of_numbers_is_compiled_at_import() -> None:
+    """They take seconds of CPU in all."""
+    check = (
+        "import re; compiled = []; compile = re.compile\n"
+        "re.compile = lambda pattern, *flags: compiled.append(pattern) or compile(pattern, *flags)\n"
+        "import rlif.grading; print(max(map(len, filter(lambda one: isinstance(one, str), compiled))))"
+    )
+    longest = subprocess.run([sys.executable, "-c", check], check=True, capture_output=True, text=True).stdout
+    assert int(longest) < len(NUMBER)

@@ -36,26 +36,49 @@ _THOUGHTS = re.compile(
     r"|</(?:seed:)?(?:think|thinking|thought|reasoning)>|<\|end_of_thought\|>|\[/think\]|◁/think▷",
     re.IGNORECASE,
 )
+_ENDS_OF_TAGS = ("think>", "thinking>", "thought>", "reasoning>", "thought|>", "think]", "think▷")
+_BEFORE_A_MENTION = " \t\"'`“‘«([{*_,/"
+_SAYS = re.compile(r"[^\W_]")
+_LAST_BLOCK = re.compile(r"(?:\A|\n)[ \t]*(<answer>(?:(?!</?answer>)[\s\S])*</answer>)\s*\Z")
 
 
 def without_thoughts(text: str) -> str | None:
     """A completion without its thoughts, each from ``<think>`` (or a like tag) to the next closing one.
 
-    A closing tag without an opening ends thoughts that began in the prompt: all before it is taken off. None if
-    thoughts are not closed: there is no answer yet.
+    A tag without its partner may be a mere mention. An opening one begins thoughts if it begins a line, or is glued to
+    the word before: what stands before them is left, or an ``<answer>`` block that ends the text; None if there is
+    neither, as there is no answer yet. A closing one ends thoughts that began in the prompt, and all before it is
+    taken off, if words follow.
     """
+    lowered = text.lower()
+    if not any(end in lowered for end in _ENDS_OF_TAGS):
+        return text
     said: list[str] = []
-    end, opened = 0, -1
+    end, opened, real_opened = 0, -1, -1
+    read, begins_line = 0, True  # up to which tag the text is read; whether only tags stand before in that line
     for tag in _THOUGHTS.finditer(text):
+        _, newline, before = text[read : tag.start()].rpartition("\n")
+        begins_line = not before.strip() and (bool(newline) or begins_line)
+        read = tag.end()
         if tag["open"]:
             opened = tag.start() if opened < 0 else opened
+            real = begins_line or text[tag.start() - 1] not in _BEFORE_A_MENTION
+            real_opened = tag.start() if real_opened < 0 and real else real_opened
             continue
-        if opened < 0:
-            said.clear()
+        begins_line = True
+        begin = real_opened if real_opened >= 0 else opened
+        if begin >= 0:
+            said.append(text[end:begin])
+        elif not _SAYS.search(text, tag.end()):
+            break
         else:
-            said.append(text[end:opened])
-        end, opened = tag.end(), -1
-    return None if opened >= 0 else "\n".join([*said, text[end:]])
+            said.clear()
+        end, opened, real_opened = tag.end(), -1, -1
+    if real_opened < 0:
+        return "\n".join([*said, text[end:]])
+    before = "\n".join([*said, text[end:real_opened]])
+    block = _LAST_BLOCK.search(text, real_opened)
+    return block[1] if block else before if _SAYS.search(before) else None
 
 
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|(?P<bare>[^\s{}$\\]+))|\\\\(?!boxed|fbox)|\\[{}]|[{}]")
@@ -75,8 +98,9 @@ def boxed(text: str) -> str | None:
 
 def _boxes(text: str) -> Iterator[tuple[int, int, int]]:
     """Where each closed box starts, where its content starts, and where that ends; in the order they close."""
+    first = min((place for name in (r"\boxed", r"\fbox") if (place := text.find(name)) >= 0), default=len(text))
     open_groups: list[tuple[int, int]] = []  # where each open group and its content start; -1: not a box
-    for token in _BRACES.finditer(text):
+    for token in _BRACES.finditer(text, first):
         symbol = token.group()
         if token["bare"]:
             yield token.start(), *token.span("bare")

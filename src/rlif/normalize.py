@@ -9,7 +9,7 @@ Every step is linear in the length of the text, however hostile, and there are a
 import re
 import unicodedata
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 from rlif.numerals import DIGITS, NUMBER, SCALE, SCALES
 from rlif.quantities import without_units
@@ -221,7 +221,6 @@ _STYLE: tuple[tuple[re.Pattern[str], Replacement], ...] = (
     (re.compile(rf"{_BOX} ?([,;]) ?\}}"), r"\1 "),
     (re.compile(rf"{_BOX} ?{_BOX}([^{{}}]*)\}} ?\}}"), r"\\text{\1}"),
     (re.compile(rf"^{_BOX} ?(\\frac.*)\}}$"), r"\1"),
-    (re.compile(rf"^{_BOX} ?([-+]? ?{NUMBER}) ?\}}"), r"\1 "),  # the answer itself set as text
     (re.compile(rf"{_BOX} ?\}}|\{{\}}"), ""),
 )
 _NOTATION: tuple[tuple[re.Pattern[str], Replacement], ...] = (
@@ -275,6 +274,17 @@ def _replaced(text: str, table: tuple[tuple[re.Pattern[str], Replacement], ...])
     return text
 
 
+@cache
+def _boxed_number() -> re.Pattern[str]:
+    """Compiled when first needed, as it takes a while."""
+    return re.compile(rf"^{_BOX} ?([-+]? ?{NUMBER}) ?\}}")
+
+
+def _number_as_text(text: str) -> str:
+    """The answer itself set as text."""
+    return _boxed_number().sub(r"\1 ", text) if text.startswith(r"\text") else text
+
+
 def _in_radians(text: str) -> str:
     """sin 30° is not sin 30."""
     if not _TRIGONOMETRY.search(text):
@@ -320,6 +330,7 @@ def _trimmed(text: str) -> str:
 
 _STEPS: tuple[Step, ...] = (
     partial(_replaced, table=_STYLE),
+    _number_as_text,
     _ungrouped,
     _in_radians,
     partial(_replaced, table=_NOTATION),

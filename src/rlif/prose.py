@@ -10,11 +10,12 @@ Every pattern is linear in the length of the text, however hostile.
 
 import re
 from bisect import bisect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 
-from rlif.numerals import EXPONENT, MINUS, MINUS_SIGNS, NUMBER, SIGN
+from rlif.numerals import EXPONENT, MINUS, MINUS_SIGNS, NUMBER, SIGN, VULGAR
 
 # Formulas between their delimiters. A $ is one if it touches the formula and no digit follows the second, else money.
 _TEXT = r"\\(?:text|textbf|textit|textrm|mathrm|mbox|operatorname)\*? ?\{[^{}$]*\}"
@@ -64,14 +65,22 @@ _CITATION = r"(?<=[\w.,;] )\[\d{1,3}\](?!\()"
 _MARKER = r"(?:(?<=\n)|\A)[ \t]*\d{1,2}[.)](?=[ \t]+\S)"
 _INDEX = rf"[\^_] ?(?:\{{[^{{}}]*\}}|\(?{MINUS}?\d+\)?)"
 
-_TOKEN = re.compile(
-    rf"(?P<formula>{FORMULA})|(?P<nothing>{_DENIED}|{_INDEX})"
+# Inside a word only n't and pi begin anything: told at once, as most of a text is words.
+_WITHIN_WORD = r"(?:(?<![A-Za-z])|(?![A-Za-z])|(?=n['\u2019]t|pi\b))"
+_TOKEN = (
+    rf"{_WITHIN_WORD}(?:(?P<formula>{FORMULA})|(?P<nothing>{_DENIED}|{_INDEX})"
     rf"|(?P<aside>{_MARKER}|{_REFERENCE}|\d+(?:st|nd|rd|th)\b|{_IDENTIFIER}|{_CITATION})"
-    rf"|(?P<value>{_TUPLE}|{_MOMENT}|{_VALUE})"
+    rf"|(?P<value>{_TUPLE}|{_MOMENT}|{_VALUE}))"
 )
+_ANY_VALUE = re.compile(rf"[\d$\\(\[]|{VULGAR}|[√π]|pi\b")  # what no value does without
 _PARENTHESES = re.compile(r"(?<!\\)\([^()]*\)")
 _WORD = re.compile(r"[^\W\d_]{3}")
-_ANY_NUMBER = re.compile(_VALUE)
+
+
+@cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    """For the patterns of numbers: compiled when first needed, as they take up to half a second each."""
+    return re.compile(pattern)
 
 
 @dataclass(frozen=True)
@@ -88,15 +97,17 @@ class _Value:
 
 def _values(text: str) -> list[_Value]:
     """The values of a text in their order, asides among them."""
+    if not _ANY_VALUE.search(text):
+        return []
     remarks = [found.span() for found in _PARENTHESES.finditer(text) if _WORD.search(found.group())]
     starts = [start for start, _ in remarks]
     values = []
-    for token in _TOKEN.finditer(text):
+    for token in _compiled(_TOKEN).finditer(text):
         if token["nothing"]:
             continue
         start, end = whole = token.span()
         is_aside = bool(token["aside"])
-        if number := _ANY_NUMBER.search(text, start, end) if is_aside else None:
+        if number := _compiled(_VALUE).search(text, start, end) if is_aside else None:
             start, end = number.span()
         if token["formula"] and (tail := _number_of(token.group())):
             start, end = start + tail[0], start + tail[1]
@@ -113,9 +124,7 @@ _EQUALS = re.compile(r"=|\\approx(?![A-Za-z])|≈")
 _UNIT_IN_FORMULA = (
     r"(?:(?:\\[,;: !]|~|\s){0,4}(?:\\(?:text|textrm|mathrm|mbox)\s?\{[A-Za-z .]*\}(?:\^\{?[23]\}?)?|\^\{?\\circ\}?))?"
 )
-_NUMBER_SIDE = re.compile(
-    rf"[\s&]*(?:\\(?:displaystyle|boldsymbol|mathbf)\s?)?(?P<number>{_VALUE}){_UNIT_IN_FORMULA}[\s.,\\]*"
-)
+_NUMBER_SIDE = rf"[\s&]*(?:\\(?:displaystyle|boldsymbol|mathbf)\s?)?(?P<number>{_VALUE}){_UNIT_IN_FORMULA}[\s.,\\]*"
 
 
 def _number_of(formula: str) -> tuple[int, int] | None:
@@ -135,11 +144,12 @@ def _number_of(formula: str) -> tuple[int, int] | None:
         if _COEFFICIENT.search(formula, start, sides[0].start()):
             return None  # 2x + 3y = 12 is an equation, and no value
         start = sides[-1].end()
-    side = _NUMBER_SIDE.fullmatch(formula, start, end)
+    side = _compiled(_NUMBER_SIDE).fullmatch(formula, start, end)
     return side.span("number") if side else None
 
 
 # What joins two values.
+_FARTHEST_JOINED = 40  # characters
 _AND = re.compile(r"\s*(?:,?\s*(?:and|or|&)|[,;])\s*(?:[A-Za-z]\s?=\s?)?")
 _NAME = re.compile(r"(?<![A-Za-z])[A-Za-z]\s?=\s?\Z")
 _OPERATOR = re.compile(
@@ -187,7 +197,7 @@ def _groups(text: str, values: Sequence[_Value], *, things: bool) -> list[_Group
 
 def _joint(text: str, left: _Value, right: _Value, *, things: bool) -> str:
     """How two neighbours are joined: one of "list", "sum", "is", "measure", or "" for not at all."""
-    if right.whole[0] - left.whole[1] > 40:
+    if right.whole[0] - left.whole[1] > _FARTHEST_JOINED:
         return ""
     between = text[left.whole[1] : right.whole[0]]
     joints = {"is": _IS, "sum": _OPERATOR, "list": _AND, "measure": _MEASURE} | ({"things": _THINGS} if things else {})
@@ -257,12 +267,66 @@ def conclusion(text: str) -> str | None:
     """
     if expression := _closing_expression(text):
         return expression
+    for start in _starts_of_tails(text):
+        if found := _concluded(text[start:], is_whole=start == 0):
+            return found
+    return None
+
+
+def _concluded(text: str, *, is_whole: bool) -> str | None:
+    """The answer at the end of a text, or of a tail of it: None also where more of the text might change it."""
     values = _values(text)
-    values = [value for value in values if not value.is_aside] or values
+    values = [value for value in values if not value.is_aside] or (values if is_whole else [])
+    first_run = 0 if is_whole else _end_of_first_run(text, values)
     for group in reversed(_groups(text, values, things=False)):
+        if group.start < first_run:
+            return None  # it may be joined with what stands before the tail
         if not group.is_formula or _counts(text, group):
             return _said(text, group)
     return None
+
+
+def _end_of_first_run(text: str, values: Sequence[_Value]) -> int:
+    """Where the values end that may be joined with what stands before a tail; 0 if there are none."""
+    if not values or values[0].whole[0] > _FARTHEST_JOINED:
+        return 0
+    return next((a.end for a, b in pairwise(values) if not _joint(text, a, b, things=False)), len(text))
+
+
+_SHORTEST_TAIL = 500
+_SENTENCE_START = re.compile(r"(?<=[a-z]{2}\. )(?=[A-Z])")
+_SENTENCES = 400
+
+
+def _starts_of_tails(text: str) -> Iterator[int]:
+    """Where to begin reading, from the end: at lines or sentences that cut nothing in two; at last 0, the whole."""
+    length = _SHORTEST_TAIL
+    while 2 * length < len(text):
+        latest = len(text) - length
+        sentences = [found.end() for found in _SENTENCE_START.finditer(text, max(0, latest - _SENTENCES), latest)]
+        start = max(text.rfind("\n", 0, latest) + 1, *sentences, 0)
+        if start and not _cuts(text, start):
+            yield start
+        length *= 4
+    yield 0
+
+
+_ENDS = (("$$", "$$"), (r"\(", r"\)"), (r"\[", r"\]"), (r"\begin", r"\end"), ("(", ")"), ("{", "}"))
+
+
+def _cuts(text: str, start: int) -> bool:
+    """Whether a formula, a group or a parenthesis may begin before a place and end after it; a formula's line, too."""
+    if text[:start].rstrip("\n").endswith("\\"):
+        return True
+    for opening, closing in _ENDS:
+        is_open = (
+            text.count(opening, 0, start) % 2 == 1
+            if opening == closing
+            else text.rfind(opening, 0, start) > text.rfind(closing, 0, start)
+        )
+        if is_open and text.find(closing, start) >= 0:
+            return True
+    return False
 
 
 def _counts(text: str, formula: _Group) -> bool:
@@ -307,7 +371,7 @@ def stated(sentence: str) -> str | None:
     """
     option = _OPTION.match(sentence)
     reason = next((found for found in _REASON.finditer(sentence) if found.start() > 0), None)
-    if option and not _ANY_NUMBER.search(sentence, option.end(), reason.start() if reason else len(sentence)):
+    if option and not _compiled(_VALUE).search(sentence, option.end(), reason.start() if reason else len(sentence)):
         return option.group().strip(" *")
     values = _values(sentence)
     if not _is_prose(sentence, values):
@@ -315,7 +379,7 @@ def stated(sentence: str) -> str | None:
     values = [value for value in values if not value.is_aside] or values
     groups = _groups(sentence, values, things=True)
     if not groups:
-        denies = re.match(_DENIED, sentence) is not None
+        denies = _compiled(_DENIED).match(sentence) is not None
         return None if denies else (sentence[: reason.start()] if reason else sentence).strip(" \t*_,;") or None
     filler = _FILLER.match(sentence)
     first = groups[0]
@@ -360,7 +424,7 @@ def _said(text: str, group: _Group) -> str:
 
 
 _OPERAND = rf"(?:[(]?{MINUS}?(?:{NUMBER})?[a-z](?:{EXPONENT})?[)]?|[(]?{NUMBER}[)]?)"
-_EXPRESSION = re.compile(
+_EXPRESSION = (
     rf"(?P<expression>(?:[A-Za-z](?:\([a-z]\))? ?= ?)?{MINUS}?{_OPERAND}"
     rf"(?:(?: ?[-+*/·×\u2212] ?|(?=\()){_OPERAND}){{0,6}})[\s.!*]*"
 )
@@ -368,6 +432,7 @@ _PROSE = re.compile(
     r"(?<!\\)\b[A-Za-z]{3,}\b|\b(?:is|to|of|we|in|at|on|it|or|so|be|by|an|as|if|no)\b|[:,;?\n$]|\.(?=\s+\S)"
 )
 _SPEED = re.compile(r"[0-9] ?[a-z]{1,3}/[a-z]")
+_WORKING = re.compile(r"[-+*/·×\u2212=^]")
 _VARIABLE = re.compile(r"(?<![A-Za-z\\])[a-z](?![A-Za-z])")
 
 
@@ -376,12 +441,12 @@ def _closing_expression(text: str) -> str | None:
     tail = text.rstrip()[-200:]
     cut = [found.end() for found in _PROSE.finditer(tail)]
     run = tail[cut[-1] if cut else 0 :].strip(" *=")
-    found = _EXPRESSION.fullmatch(run)
+    if _SPEED.search(run) or not _VARIABLE.search(run) or not _WORKING.search(run):
+        return None  # which the pattern of an expression, slow to compile, need not be asked
+    found = _compiled(_EXPRESSION).fullmatch(run)
     if found is None:
         return None
-    sides = found["expression"].split("=")
-    if _SPEED.search(run):
-        return None
-    if not _VARIABLE.search(sides[-1]) or not re.search(r"[-+*/·×\u2212=^]", run) or not re.search(r"\d", sides[-1]):
+    last_side = found["expression"].split("=")[-1]
+    if not _VARIABLE.search(last_side) or not re.search(r"\d", last_side):
         return None
     return found["expression"].strip()

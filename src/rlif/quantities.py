@@ -4,11 +4,11 @@ Part of `rlif.normalize`; every step is linear in the length of the text.
 """
 
 import re
+from functools import cache
 
 from rlif.numerals import NUMBER
 from rlif.units import GLUED, LETTERS, is_unit
 
-_QUANTITY = re.compile(rf"[-+]? ?{NUMBER}")
 _TEXT = re.compile(r"\\text ?\{((?:[^{}]|\^\{-?[0-9]\})*)\}")
 _TEXT_AT_END = re.compile(
     r"(?P<text>\\text ?\{(?:[^{}]|\^\{-?[0-9]\})*\})"
@@ -21,6 +21,12 @@ _GLUED = re.compile(r"([A-Za-zμ]+)(?:/[A-Za-z]+)?(?:\^(?:[0-9]|\{-?[0-9]\}))?")
 _PART = re.compile(r", (?=[-+]?[0-9.])|(?<==) ?")
 
 
+@cache
+def _quantity() -> re.Pattern[str]:
+    """A number with its sign; compiled when first needed, as it takes a while."""
+    return re.compile(rf"[-+]? ?{NUMBER}")
+
+
 def without_units(text: str) -> str:
     """Numbers, each without its unit, where a text is numbers; a last unit in ``\\text{}`` behind anything else."""
     parts = _PART.split(text) if "," in text or "=" in text else [text]
@@ -31,7 +37,7 @@ def without_units(text: str) -> str:
 
 def _bare_quantity(text: str) -> str:
     boxed = _TEXT.fullmatch(text)
-    number = _QUANTITY.match(boxed[1].strip() if boxed else text)
+    number = _quantity().match(boxed[1].strip() if boxed else text)
     tail = number.string[number.end() :] if number else ""
     if not number or not tail.strip():
         return text
@@ -88,7 +94,7 @@ _FUNCTIONS = "sqrt pi sin cos tan cot sec csc log ln exp max min gcd lcm text be
 
 def words_behind_a_number(text: str) -> bool:
     """Whether a number has words behind it that are no unit (units are taken off already) and no function's name."""
-    number = _QUANTITY.match(text)
+    number = _quantity().match(text)
     words = _WORD.findall(text, number.end()) if number else ()
     return any(word not in _FUNCTIONS.split() for word in words)
 
@@ -96,4 +102,4 @@ def words_behind_a_number(text: str) -> bool:
 def without_letter(text: str) -> str:
     """5 of ``5 m``, which may be a length or a product with a loose space. ``5m`` is a product, and stays."""
     number, space, letter = text.rpartition(" ")
-    return number if space and letter in LETTERS and _QUANTITY.fullmatch(number) else text
+    return number if space and letter in LETTERS and _quantity().fullmatch(number) else text

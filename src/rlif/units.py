@@ -26,7 +26,7 @@ GLUED = _words(
 _PREFIXED = "m|g|s|L|l|V|J|N|W|A|K|C|F|T|Hz|Pa|mol|eV|cal|Wh|Ω|bit|byte|B|b|bps|rad|lm|lx|cd|Bq|Gy|Sv"
 _SYMBOL = re.compile(
     rf"(?:[kMGTcdmnpμ]|da|h)?(?:{_PREFIXED})|in|ft|yd|mi|lbs?|oz|hrs?|h|min|sec|secs|mins|d|wk|yrs?|mo|mph|kph|kmph|ha|ac|gal|qt|pt"
-    r"|tsp|tbsp|doz\.?|rpm|bpm|ppm|ppb|psi|atm|bar|mmHg|rad|deg|cc|t|u|pcs?|cts?|kts?|nmi|ly|au|AU|dB|amu|units?"
+    r"|tsp|tbsp|rpm|bpm|ppm|ppb|psi|atm|bar|mmHg|rad|deg|cc|t|u|pcs?|cts?|kts?|nmi|ly|au|AU|dB|amu|units?"
 )
 _WORDS = _words(
     """
@@ -61,13 +61,15 @@ _NUMERALS = _words(
     zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
     seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million
     billion trillion quadrillion lakh crore dozen score gross myriad zillion googol nought naught nil half
-    couple pair
+    couple pair doz quarter
     """
 )
 _FUNCTION_WORDS = _words(
     """
     plus minus divided multiplied over under mod modulo choose factorial root sqrt square-root power raised log
-    ln exp sin cos tan sine cosine tangent negative double triple twice thrice point decimal percent per-cent
+    ln exp sin cos tan cot csc cosec sinh cosh tanh arcsin arccos arctan sine cosine tangent
+    cotangent secant cosecant logarithm logarithms exponential gcd lcm lim iff
+    negative double triple twice thrice point decimal percent per-cent
     base radix remainder below above beneath beyond past short off less fewer than least most between within
     without by up down not no nor neither but except excluding or and if when whenever where while because since
     although though whether which who whom whose that so then else otherwise unless until provided given is are
@@ -83,7 +85,7 @@ REFUSED = (
 OPERATORS = re.compile(
     r"(?<![A-Za-z\\])(?:or|not|plus|minus|multiplied|divided|over|choose|factorial|squared|cubed|root|half|halves|dozens?"
     r"|(?:more|less|fewer) than|to the [a-z]{1,20} power|mod|modulo|if|when|unless|except|below|remainder"
-    r"|base)(?![A-Za-z])"
+    r"|base|iff)(?![A-Za-z])"
     r"|\\[bp]?mod(?![A-Za-z])"
 )
 """Of them those that make another number of it wherever they stand in an answer."""
@@ -91,6 +93,18 @@ _ORDINAL = re.compile(
     r"(?:third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|eleventh|twelfth|[a-z]{3,5}teenth|[a-z]{3,5}tieth|hundredth"
     r"|thousandth|[mbtr]{1,2}illionth)(s?)"
 )
+_LARGE = re.compile(r"[a-z]+illion(?:th)?s?")
+_STATES = _words("undefined unknown false true wrong incorrect indeterminate infinite nonexistent")
+"""Said of the number, not counted, where no noun follows: 0 undefined; but 2 unknown sides."""
+_SINGULAR = _words(
+    """
+    solution person child man woman student boy girl friend player teacher worker animal dog cat cow horse tooth
+    goose mouse apple orange egg cookie cake candy book page pencil pen ball card coin ticket toy box bag bottle
+    car bus train tree flower marble stamp edge vertex angle triangle circle subset route arrangement permutation
+    combination outcome game trip question problem answer team group
+    """
+)
+"""Counted nouns that stand behind a number above one in the singular by a slip only: 4 solution."""
 _PLURAL = re.compile(
     r"[a-z][a-z'’-]*(?:[a-rtv-z]s|[a-z]eus|ses)|[a-z]*(?:people|men|children|feet|teeth|mice|geese|fish|sheep)"
 )
@@ -158,7 +172,7 @@ def _is_count(text: str, one: bool) -> bool:
     if not _PHRASE.fullmatch(text):
         return False
     words = [word.strip(".,") for word in text.lower().split(" ")]
-    if len(words) > _LONGEST or any(part in REFUSED for word in words for part in (word, *word.split("-"))):
+    if len(words) > _LONGEST or any(_is_refused(part) for word in words for part in (word, *word.split("-"))):
         return False
     if any(len(word) < 2 and word != "a" for word in words):
         return False
@@ -179,7 +193,11 @@ def _is_count(text: str, one: bool) -> bool:
         return True
     if any(match[1] or word is phrase[-1] for word in phrase if (match := _ORDINAL.fullmatch(word))):
         return False  # 2 thirds; but 12 fifth graders
-    return one or _is_plural(phrase[-1])
+    return phrase[-1] not in _STATES and (one or phrase[-1] in _SINGULAR or _is_plural(phrase[-1]))
+
+
+def _is_refused(word: str) -> bool:
+    return word in REFUSED or bool(_LARGE.fullmatch(word))
 
 
 def _is_plural(word: str) -> bool:
