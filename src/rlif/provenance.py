@@ -21,7 +21,6 @@ from torch import nn
 from rlif.config import Recipe, parse_recipe
 from rlif.errors import RlifError
 from rlif.models import MODELS, resolve
-from rlif.optim import learning_rate
 from rlif.template_clock import present
 
 _CHUNK = 1 << 20
@@ -149,9 +148,7 @@ def _recipe_changes(old: Recipe, new: Recipe, known: set[str]) -> Iterator[Chang
 
 def _effect(key: str, old: Recipe, new: Recipe) -> Literal["result", "rounding", "none"]:
     if key == "steps":  # where learning rates do not depend on them, more steps only follow
-        shared = range(1, min(old.steps, new.steps) + 1)
-        same = all(learning_rate(new.grpo, s, old.steps) == learning_rate(new.grpo, s, new.steps) for s in shared)
-        return "none" if same else "result"
+        return "none" if new.grpo.schedule == "constant" and new.grpo.warmup == 0.0 else "result"
     if key.startswith(FREE):
         return "none"
     return "rounding" if key in ROUNDING else "result"
