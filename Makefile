@@ -28,7 +28,7 @@ test: setup ## lint, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror src/rlif/cpu/kernels.c
+	$(BIN)/clang-format --dry-run --Werror src/rlif/model/kernels/cpu.c
 	$(BIN)/python -m pytest
 
 bench: setup ## the short benchmarks: one step beside TRL and transformers, and the head; some minutes
@@ -39,7 +39,7 @@ bench: setup ## the short benchmarks: one step beside TRL and transformers, and 
 format: setup ## put the code into its usual form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i src/rlif/cpu/kernels.c
+	$(BIN)/clang-format -i src/rlif/model/kernels/cpu.c
 
 clean: ## remove .venv and the caches of the tools; runs/ stays
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis dist

@@ -5,7 +5,7 @@
     python benchmarks/faults.py --every 4 --kills 5   # every fourth state, five kills of each command
 
 Prints a table: what was done, how often, and what came of it. Ends with code 1 if anything came out silently wrong.
-The states are those of tests/test_crashes.py, of which CI tries a part.
+The states are those of tests/runs/test_crashes.py, of which CI tries a part.
 """
 
 import argparse
@@ -23,18 +23,20 @@ from datetime import date
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "runs"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import torch
 from pyarrow import ArrowException, parquet
-
-from rlif.checkpoint import load_checkpoint
-from rlif.errors import RlifError
-from rlif.evals import run as loop
-from rlif.evals.store import read_answers, read_json
-from rlif.parquet_files import read_parquet
 from test_crashes import KINDS, Recorded, RecordedEvaluation, ends_alike, outcome
-from test_evals import timeless
+
+from evaluations import timeless
+from rlif.errors import RlifError
+from rlif.evals import runner as loop
+from rlif.evals.store import read_answers, read_json
+from rlif.runs.checkpoint import load_checkpoint
+from rlif.utils.parquet_files import read_parquet
 from toys import toy_policy
 
 torch.set_num_threads(1)
@@ -89,7 +91,7 @@ def bytes_of_checkpoints(base: Path, draw: random.Random) -> Iterator[Result]:
 
 def bytes_of_kernels(base: Path, draw: random.Random) -> Iterator[Result]:
     """Bits of a compiled library, and cut ones: nothing of it may be loaded."""
-    from rlif.cpu import build, kernels
+    from rlif.model.kernels.cpu import build, kernels
 
     os.environ["RLIF_CACHE"] = str(base / "cache")
     if kernels.__wrapped__(torch.float32) is None:

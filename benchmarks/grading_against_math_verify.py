@@ -1,7 +1,7 @@
 """Where rlif's verdicts and those of math-verify alone differ, and how often each is what a careful reader says.
 
 Two sets of (ground truth, answer, verdict): every answer of MATH-500 rewritten by the families of
-tests/test_equivalence.py, and the table of kinds in tests/fixtures/equivalence_kinds.jsonl. Prints a table for
+tests/grading/test_equivalence.py, and the table of kinds in tests/fixtures/equivalence_kinds.jsonl. Prints a table for
 docs/grading.md; about two minutes.
 
 Run in the repository's root: ``python benchmarks/grading_against_math_verify.py`` (``--all`` also prints each case).
@@ -13,11 +13,11 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "grading"))
 import math_verify
-
-from rlif.grading import Grader
 from test_equivalence import KINDS, MATH500, forms
+
+from rlif.grading.grader import Grader
 
 Case = tuple[str, str, str, bool]
 """Set or kind, ground truth, answer, and what a careful reader says."""

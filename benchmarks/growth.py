@@ -40,7 +40,7 @@ def policy_of(name: str, vocabulary: int) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from rlif.config import PolicyConfig
-    from rlif.policy import Policy, load_policy
+    from rlif.model.policy import Policy, load_policy
 
     if name != "random":
         return load_policy(PolicyConfig(model=name), dtype=torch.float32)
@@ -64,13 +64,13 @@ def measure(point: dict[str, Any], steps: int) -> None:
     from common import matrix_rate
 
     from rlif.config import AdvantageConfig, GrpoConfig, RewardConfig
-    from rlif.grpo import grpo_step
-    from rlif.memory import peak_memory_gb
-    from rlif.optim import MasterOptimizer, adamw
-    from rlif.policy import compute_dtype
-    from rlif.rewards import score
-    from rlif.rollout import Engine, Key, Sampling
+    from rlif.model.policy import compute_dtype
+    from rlif.rewards.registry import score
+    from rlif.rollout.engine import Engine, Key, Sampling
+    from rlif.training.grpo import grpo_step
+    from rlif.training.optim import MasterOptimizer, adamw
     from rlif.types import Problem, Prompt, Verdict
+    from rlif.utils.memory import peak_memory_gb
 
     policy = policy_of(point["model"], point["vocabulary"])
     config = GrpoConfig(kl_coef=0.0, lr=1e-6)

@@ -29,7 +29,7 @@ import torch
 from common import print_table, spread, write
 from torch import Tensor
 
-from rlif.policy import compute_dtype
+from rlif.model.policy import compute_dtype
 
 VOCABULARIES = (49_152, 151_936, 262_144)
 SETTINGS = ("dtype", "device", "tokens", "hidden", "rounds", "clock")
@@ -40,7 +40,7 @@ def plain(hidden: Tensor, weight: Tensor, tokens: Tensor) -> Tensor:
 
 
 def rlif(hidden: Tensor, weight: Tensor, tokens: Tensor) -> Tensor:
-    from rlif.head import Head, head_logprobs
+    from rlif.model.lm_head import Head, head_logprobs
 
     return head_logprobs(hidden, Head(weight, None, 1.0, None, len(weight)), tokens)
 

@@ -23,10 +23,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from hostile_replies import KEY, KINDS, RawServer, hostile_reply, kind_of
-from rlif.draw import Sampling
-from rlif.endpoint import KEY_VARIABLE, Client, Server
 from rlif.errors import RlifError
-from rlif.wire import Ask, Reply
+from rlif.evals.backends.openai_client import KEY_VARIABLE, Client, Server
+from rlif.evals.backends.openai_protocol import Ask, Reply
+from rlif.rollout.sampling import Sampling
 
 ASKS = (Ask("p, sample 0", ({"role": "user", "content": "6*7="},), 0), Ask("p, sample 0", "6*7=", 0))
 

@@ -32,12 +32,12 @@ import torch
 import yaml
 from common import print_table, write
 
-from rlif.evals.command import local
-from rlif.evals.run import evaluate
+from rlif.cli.evaluate import local
+from rlif.evals.runner import evaluate
 from rlif.evals.settings import Plan, Settings
 from rlif.evals.store import slug
-from rlif.grading import Grader
-from rlif.models import resolve
+from rlif.grading.grader import Grader
+from rlif.model.registry import resolve
 
 VERSION = "0.4.13"
 RULES = {"strict-match": "gsm8k_strict", "flexible-extract": "gsm8k_flexible"}

@@ -45,7 +45,7 @@ def serve(step: Step) -> None:
 
 def tell(step: dict[str, float]) -> None:
     """The parent about a step; peak memory is that of the GPU if there is one."""
-    from rlif.memory import peak_memory_gb
+    from rlif.utils.memory import peak_memory_gb
 
     print(json.dumps({**step, "peak_gb": peak_memory_gb(DEVICE)}), file=sys.__stdout__, flush=True)
 
@@ -54,14 +54,14 @@ def rlif(group: int, *, cuda_graphs: bool = False) -> None:
     import torch
 
     from rlif.config import AdvantageConfig, GrpoConfig, PolicyConfig, RewardConfig
-    from rlif.grpo import grpo_step
-    from rlif.logprobs import micro_batches
-    from rlif.optim import MasterOptimizer, adamw
-    from rlif.packing import rounded
-    from rlif.policy import compute_dtype, load_policy
-    from rlif.prompts import render
-    from rlif.rewards import score
-    from rlif.rollout import Engine, Key, Sampling
+    from rlif.model.logprobs import micro_batches
+    from rlif.model.packing import rounded
+    from rlif.model.policy import compute_dtype, load_policy
+    from rlif.rewards.registry import score
+    from rlif.rollout.engine import Engine, Key, Sampling
+    from rlif.rollout.prompts import render
+    from rlif.training.grpo import grpo_step
+    from rlif.training.optim import MasterOptimizer, adamw
     from rlif.types import Problem, Verdict
 
     policy = load_policy(PolicyConfig(model=MODEL), dtype=torch.float32)
@@ -120,7 +120,7 @@ def trl(group: int, *, bf16: bool, vllm: bool = False) -> None:
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    from rlif.models import resolve
+    from rlif.model.registry import resolve
 
     state: dict[str, Any] = {}
 
@@ -190,9 +190,9 @@ def generate(group: int, dtype: str) -> None:
     import torch
 
     from rlif.config import PolicyConfig
-    from rlif.inflight import left_pad
-    from rlif.policy import load_policy
-    from rlif.prompts import render
+    from rlif.model.policy import load_policy
+    from rlif.rollout.decode_batch import left_pad
+    from rlif.rollout.prompts import render
     from rlif.types import Problem
 
     policy = load_policy(PolicyConfig(model=MODEL, dtype=dtype))
@@ -238,7 +238,7 @@ SYSTEMS: dict[str, Callable[[int], None]] = {
 def usual_systems() -> str:
     import torch
 
-    from rlif.policy import compute_dtype
+    from rlif.model.policy import compute_dtype
 
     kind = "bf16" if compute_dtype("auto", DEVICE) == torch.bfloat16 else "fp32"
     return f"rlif,trl-{kind},generate-{kind}"

@@ -19,8 +19,9 @@ if not torch.cuda.is_available():  # read when Triton is imported: its kernels t
 assert "rlif" not in sys.modules, "rlif was imported before the hook that checks its shapes"
 install_import_hook("rlif", "beartype.beartype")
 
-from rlif import cpu, models  # noqa: E402  (after the hook)
 from rlif.errors import RlifError  # noqa: E402
+from rlif.model import registry  # noqa: E402  (after the hook)
+from rlif.model.kernels import cpu  # noqa: E402  (after the hook)
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
@@ -28,8 +29,8 @@ torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 def fetched(name: str) -> Path:
     """Path of a pretrained model. Absent: the test is skipped; where CI=true, which promises the models, it fails."""
     try:
-        models.resolve(name)
-        return models.file_path(models.MODELS[name])
+        registry.resolve(name)
+        return registry.file_path(registry.MODELS[name])
     except RlifError as error:
         reason = str(error)
     if os.environ.get("CI") == "true":
@@ -39,13 +40,13 @@ def fetched(name: str) -> Path:
 
 @pytest.fixture
 def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyTorch's own operations instead of `rlif.cpu`."""
+    """PyTorch's own operations instead of `rlif.model.kernels.cpu`."""
     monkeypatch.setattr(cpu, "kernels", lambda dtype: None)
 
 
 @pytest.fixture(params=["kernels", "pytorch"])
 def either_way(request: pytest.FixtureRequest) -> None:
-    """The test runs twice: with the kernels of `rlif.cpu`, and with PyTorch's own operations."""
+    """The test runs twice: with the kernels of `rlif.model.kernels.cpu`, and with PyTorch's own operations."""
     if request.param == "pytorch":
         request.getfixturevalue("without_kernels")
 
@@ -65,4 +66,4 @@ def gemma3_path() -> Path:
 @pytest.fixture(scope="session")
 def tiny_base_path() -> Path:
     """The folder of the shipped tiny base model."""
-    return Path(models.resolve("tiny-base"))
+    return Path(registry.resolve("tiny-base"))

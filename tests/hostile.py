@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
-from rlif import cli
-from rlif.disk import LOCK
-from rlif.interrupts import SIGNALS
+from rlif.cli import main
+from rlif.utils.atomic_io import LOCK
+from rlif.utils.interrupts import SIGNALS
 
 NAMES = (
     "",
@@ -192,7 +192,7 @@ def run(arguments: Sequence[str]) -> Outcome:
     code = 0
     try:
         with patch.multiple(sys, argv=["rlif", *arguments], stdout=streams[0], stderr=streams[1]):
-            cli.main()
+            main.main()
     except SystemExit as ended:
         code = int(ended.code or 0)
     finally:

@@ -1,6 +1,6 @@
 """Servers that answer with whatever bytes they like, and a seeded supply of hostile replies.
 
-Used by tests/test_hostile_server.py and, for many more tries, by benchmarks/hostile_server.py.
+Used by tests/evals/test_hostile_server.py and, for many more tries, by benchmarks/hostile_server.py.
 """
 
 import gzip

@@ -1,4 +1,5 @@
-"""Calls every kernel of a library made with the address sanitizer, on memory cut to size. Run by tests/test_cpu.py:
+"""Calls every kernel of a library made with the address sanitizer, on memory cut to size. Run by
+tests/model/test_cpu_kernels.py:
 
     python sanitized_kernels.py LIBRARY bf16|fp32 WIDE CHUNKS
 

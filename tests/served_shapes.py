@@ -1,12 +1,13 @@
 """How servers really answer: one answer "2." of three tokens, and answers that are thought about, cut off or withheld.
 
-Written down from the servers' own sources and documentation; each with what `rlif.wire.read_reply` should make of it.
+Written down from the servers' own sources and documentation; each with what
+`rlif.evals.backends.openai_protocol.read_reply` should make of it.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from rlif.wire import Reply
+from rlif.evals.backends.openai_protocol import Reply
 
 LOGPROBS = (-0.5, -1.0, -0.25)
 _CONTENT = {

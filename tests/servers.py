@@ -1,4 +1,5 @@
-"""Servers on loopback for the tests of `rlif.endpoint`: one that misbehaves as told, one with a model behind it."""
+"""Servers on loopback for the tests of `rlif.evals.backends.openai_client`: one that misbehaves as told, one with a
+model behind it."""
 
 import contextlib
 import json
@@ -14,8 +15,8 @@ from types import TracebackType
 from typing import Any
 
 from rlif.config import PolicyConfig
-from rlif.policy import load_policy
-from rlif.rollout import Engine, Key, Sampling
+from rlif.model.policy import load_policy
+from rlif.rollout.engine import Engine, Key, Sampling
 from rlif.types import Problem, Prompt
 
 

@@ -16,7 +16,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from rlif.policy import Policy
+from rlif.model.policy import Policy
 from rlif.types import Problem, Prompt
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789 +=?.,\n"
@@ -51,7 +51,7 @@ def _olmo2(**common: Any) -> Any:
 
 
 FAMILIES = {"llama": _llama, "qwen3": _qwen3, "gemma3": _gemma3, "olmo2": _olmo2}
-"""Models that `rlif.decoder` reads, and one (olmo2) that runs through transformers' own forward pass."""
+"""Models that `rlif.model.decoder` reads, and one (olmo2) that runs through transformers' own forward pass."""
 
 
 def toy_policy(family: str = "llama", *, seed: int = 0) -> Policy:

@@ -12,8 +12,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator, model_validator
 
 from rlif.errors import RlifError, nearest, printable, shortened, shown
-from rlif.explain import explained
-from rlif.yaml_text import LONGEST, YamlError, read_yaml
+from rlif.utils.validation import explained
+from rlif.utils.yaml_text import LONGEST, YamlError, read_yaml
 
 Positive = Annotated[int, Strict(), Field(ge=1)]  # strict: `true` is no 1
 Natural = Annotated[int, Strict(), Field(ge=0)]
@@ -125,7 +125,7 @@ class RolloutConfig(Section):
 
 class RewardConfig(Section):
     name: str
-    """A key of rlif.rewards.REWARDS."""
+    """A key of rlif.rewards.registry.REWARDS."""
     weight: Annotated[float, Field(ge=0.0)] = 1.0
     """Weight of its advantages in the mix; 0 logs it without training on it; for the opposite see `negated`."""
     reduce: Literal["mean", "sum"] = "mean"
@@ -167,7 +167,7 @@ class GrpoConfig(Section):
     kl_coef: Annotated[float, Field(ge=0.0)] = 0.005
     """Weight of the k3 KL to the frozen initial policy; 0 keeps no reference in memory."""
     aggregation: Literal["token_mean", "sequence_mean", "fixed_length"] = "token_mean"
-    """How tokens are weighted (see rlif.grpo.AGGREGATIONS)."""
+    """How tokens are weighted (see rlif.training.grpo.AGGREGATIONS)."""
     micro_batch_tokens: Positive | None = None
     """Most tokens in one forward pass, a prompt that is shared counted once. Changes memory and, if
     few, time; never the result (but its rounding). null: 16,384 on a GPU; on a CPU, where more took memory and saved

@@ -17,9 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from rlif.errors import RlifError, printable, shortened
-from rlif.evals.sheet import Sheet
+from rlif.evals.metrics import Sheet
 from rlif.evals.store import ASKED, MODEL, Answers, read_answers, read_json, slug
-from rlif.terminal import Console
+from rlif.utils.terminal import Console
 
 Differences = Float[np.ndarray, " problem"]
 

@@ -12,19 +12,19 @@ from pydantic import Field, ValidationError, model_validator
 from rlif import __version__
 from rlif.config import Fraction, Natural, Positive, Section
 from rlif.errors import RlifError
-from rlif.evals.records import Asked
-from rlif.explain import explained
-from rlif.grading import find_extractor
-from rlif.paths import expanded
-from rlif.rollout import Sampling
+from rlif.evals.backends.base import Asked
+from rlif.grading.grader import find_extractor
+from rlif.rollout.engine import Sampling
 from rlif.tasks.benchmarks import Benchmark, digest, find_benchmark, load_benchmark
-from rlif.tasks.shots import FIXED, Shot, read_shots
+from rlif.tasks.few_shot import FIXED, Shot, read_shots
 from rlif.tasks.templates import Template, find_template, render_messages, render_text
 from rlif.types import Problem
+from rlif.utils.paths import expanded
+from rlif.utils.validation import explained
 
 _GRADING = (
     *("numerals.py", "units.py", "quantities.py", "normalize.py", "rationals.py", "readings.py", "equivalence.py"),
-    *("prose.py", "extraction.py", "grading.py", "_math_worker.py"),
+    *("prose.py", "extraction.py", "grader.py", "math_worker.py"),
 )
 
 
@@ -61,11 +61,11 @@ class Settings(Section):
     template: str | None = None
     """Prompt template (rlif.tasks.templates); null: the benchmark's."""
     format: str | None = None
-    """The extractor that decides `formatted` (rlif.grading.EXTRACTORS); null: the one the template asks for."""
+    """The extractor that decides `formatted` (rlif.grading.grader.EXTRACTORS); null: the one the template asks for."""
     shots: Natural = 0
     """Worked examples before each question."""
     shots_from: str | None = None
-    """A training file to take the first `shots` worked examples from; null: the fixed set in rlif.tasks.shots."""
+    """A training file to take the first `shots` worked examples from; null: the fixed set in rlif.tasks.few_shot."""
     chat_template: Literal["auto", "on", "off"] = "auto"
     """Whether questions go through the model's chat template; auto: if it has one."""
     stop: tuple[str, ...] = ()
@@ -131,7 +131,7 @@ class Plan:
             self.benchmark, expanded(path) if path else None, limit=settings.limit
         )
         self.shots = _shots(settings)
-        self._shots_from = settings.shots_from or "rlif.tasks.shots"
+        self._shots_from = settings.shots_from or "rlif.tasks.few_shot"
         self.samples = settings.samples
         self.sampling = Sampling(
             temperature=settings.temperature,
@@ -174,7 +174,7 @@ class Plan:
 
 def grader_mark() -> str:
     """Who judges: the versions of rlif and math-verify, and a hash of the code that reads and compares answers."""
-    code = [Path(__file__).parents[1].joinpath(name).read_bytes() for name in _GRADING]
+    code = [Path(__file__).parents[1].joinpath("grading", name).read_bytes() for name in _GRADING]
     mark = hashlib.sha256(b"\0".join(code)).hexdigest()[:16]
     return f"rlif {__version__}, math-verify {version('math-verify')}, {mark}"
 

@@ -3,7 +3,8 @@
     eval.json                        what was asked: settings, protocol of each task, models
     results.json                     the numbers (docs/evaluation.md)
     MODEL/model.json                 what answered
-    MODEL/TASK/part-000000.parquet   graded answers, checksummed (rlif.parquet_files); read the folder as one data set
+    MODEL/TASK/part-000000.parquet   graded answers, checksummed (rlif.utils.parquet_files); read the folder as one data
+    set
 
 A folder takes one evaluation. Started again with the same settings it goes on with the answers that are missing.
 """
@@ -20,13 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from rlif.analysis import TENTHS, tenths
-from rlif.disk import locked, make_folder, one_line, write_whole, writing
+from rlif.analysis.text import TENTHS, tenths
 from rlif.errors import RlifError
-from rlif.evals.records import SIGNALS, Answer
-from rlif.evals.sheet import Sheet
-from rlif.parquet_files import parquet_bytes, read_parquet
+from rlif.evals.backends.base import SIGNALS, Answer
+from rlif.evals.metrics import Sheet
 from rlif.types import Problem, Verdict
+from rlif.utils.atomic_io import locked, make_folder, one_line, write_whole, writing
+from rlif.utils.parquet_files import parquet_bytes, read_parquet
 
 ASKED, RESULTS, MODEL = "eval.json", "results.json", "model.json"
 _PART = "part-*.parquet"

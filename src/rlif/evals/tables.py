@@ -10,7 +10,7 @@ from rich.text import Text
 
 from rlif.errors import printable, printable_lines, with_error
 from rlif.evals.watching import duration
-from rlif.terminal import Console
+from rlif.utils.terminal import Console
 
 _NAME = 22  # characters of a model's name
 

@@ -7,8 +7,8 @@ from time import monotonic
 from rich.progress import BarColumn, Progress
 
 from rlif.errors import printable
-from rlif.evals.records import Answer
-from rlif.terminal import Console, text_column
+from rlif.evals.backends.base import Answer
+from rlif.utils.terminal import Console, text_column
 
 _LINE_EVERY = 30.0  # seconds
 

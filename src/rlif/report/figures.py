@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rlif.drawing import BLUE, COLOURS, GREY, ORANGE, RED, bare, png
+from rlif.utils.plotting import BLUE, COLOURS, GREY, ORANGE, RED, bare, png
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from random import Random
 from typing import Protocol, runtime_checkable
 
 from rlif.errors import RlifError
-from rlif.grading import Grader, find_extractor
+from rlif.grading.grader import Grader, find_extractor
 from rlif.types import Problem, Verdict
 
 EVAL_SEED = 2506_17219
@@ -46,14 +46,14 @@ class Task(Protocol):
         """
 
     def grade(self, text: str, problem: Problem) -> Verdict:
-        """Two verdicts on a completion; see `rlif.grading.Grader.grade` for what it raises."""
+        """Two verdicts on a completion; see `rlif.grading.grader.Grader.grade` for what it raises."""
 
 
 class GradedTask:
     """The judging half of a task, the same for all of them; what it says else is said of a generated one."""
 
     def __init__(self, format: str) -> None:
-        """``format`` is a key of `rlif.grading.EXTRACTORS`. Raises `RlifError` for an unknown one."""
+        """``format`` is a key of `rlif.grading.grader.EXTRACTORS`. Raises `RlifError` for an unknown one."""
         find_extractor(format)
         self._format = format
         self._grader = Grader()

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rlif.errors import RlifError, nearest
-from rlif.tasks.shots import Shot
+from rlif.tasks.few_shot import Shot
 
 
 @dataclass(frozen=True)

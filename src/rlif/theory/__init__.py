@@ -14,11 +14,11 @@ Differences from the paper:
 A new statement is a `Statement` in the list of its room; its trial says what it claims and what is true.
 """
 
-from rlif.theory import entropy, equivalence, practice, token_rewards
+from rlif.theory import entropy, grpo_checks, reward_equivalence, token_rewards
 from rlif.theory.statements import Statement
 
 STATEMENTS: dict[str, Statement] = {
     statement.name: statement
-    for room in (entropy, token_rewards, equivalence, practice)
+    for room in (entropy, token_rewards, reward_equivalence, grpo_checks)
     for statement in room.STATEMENTS
 }

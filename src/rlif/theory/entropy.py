@@ -12,12 +12,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from rlif.theory.exact import (
+from rlif.theory.gradient_flow import flow
+from rlif.theory.gradients import (
     entropy_slope,
     natural_gradient,
     trajectory_entropy,
 )
-from rlif.theory.flows import flow
 from rlif.theory.statements import Claim, Statement
 from rlif.theory.tabular import Language, Policies, bandit, language, random_policies, tree
 

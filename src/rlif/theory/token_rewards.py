@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rlif.theory.entropy import ROUNDING, SOURCE, drawn, side_by_side
-from rlif.theory.exact import (
+from rlif.theory.gradients import (
     Reward,
     entropy_slope,
     gradient_of,

@@ -1,7 +1,7 @@
 """Two models of 0.9 M parameters that ship with the package: something to train in seconds, offline, on any CPU.
 
 `tiny-base` writes two-digit additions in several ways and errs at times; `tiny-instruct` is the same model after
-supervised fine-tuning on one way. `rlif.tiny.corpus` is what they read, `rlif.tiny.make` the recipe that made them,
+supervised fine-tuning on one way. `rlif.tiny.corpus` is what they read, `rlif.tiny.pretrain` the recipe that made them,
 `rlif.tiny.measure` what they can do; docs/tiny.md has the numbers.
 """
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlif.errors import with_error
-from rlif.terminal import say
 from rlif.tiny import TINY_MODELS, path
 from rlif.tiny.corpus import HIGH, LOW, prompt_text
+from rlif.utils.terminal import say
 
 BOXED = re.compile(r"\\boxed\{(\d+)\}")
 NUMBER = re.compile(r"\d+")

@@ -1,0 +1,91 @@
+"""What ``rlif eval`` and ``rlif compare`` do once their options are read."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rlif.config import PolicyConfig
+from rlif.errors import RlifError
+from rlif.evals.backends.engine import EngineBackend
+from rlif.evals.backends.openai import ServedBackend
+from rlif.evals.backends.openai_client import Client, Server
+from rlif.evals.compare import as_json, compare, model_folders, print_comparisons
+from rlif.evals.figures import draw_all
+from rlif.evals.runner import Candidate, evaluate
+from rlif.evals.settings import Settings
+from rlif.evals.store import MODEL, RESULTS, read_json
+from rlif.evals.tables import print_results
+from rlif.evals.watching import watch
+from rlif.model.policy import check_source
+from rlif.utils.atomic_io import write_whole, writing
+from rlif.utils.terminal import Console, note
+
+
+def run_eval(
+    models: Sequence[str], settings: Settings, out: Path, *, dtype: str, device: str, max_mismatch: float | None = None
+) -> None:
+    """Evaluate models in this process, one after the other, and print the tables.
+
+    Raises `RlifError` for what the user can mend; a model that is not there is found before the first one is asked.
+    """
+    options: dict[str, Any] = {"dtype": dtype, "device": device, "max_mismatch": max_mismatch}
+    judge([local(name, settings, **options) for name in models], settings, out)
+
+
+def local(model: str, settings: Settings, *, dtype: str, device: str, max_mismatch: float | None = None) -> Candidate:
+    """A model to be loaded into this process when its turn comes. ``max_mismatch``: see
+    `rlif.monitoring.mismatch.Guard`."""
+    if dtype not in ("auto", "float32", "bfloat16"):
+        raise RlifError(f"--dtype: {dtype!r}; choose auto, float32 or bfloat16")
+    options: dict[str, Any] = {"dtype": dtype, "device": device, "chat_template": settings.chat_template}
+    config = PolicyConfig(model=model, **options)
+    check_source(config)
+    return Candidate(model, lambda: EngineBackend(model, config, max_mismatch=max_mismatch))
+
+
+def run_served(servers: Sequence[Server], settings: Settings, out: Path) -> None:
+    """Evaluate models behind a server, and print the tables. Raises `RlifError` for what the user can mend."""
+    judge([served(server, settings) for server in servers], settings, out)
+
+
+def served(server: Server, settings: Settings) -> Candidate:
+    """A model to be asked through its server when its turn comes."""
+    client = Client(server)  # a wrong address or a missing key is found now
+
+    def connect() -> ServedBackend:
+        backend = ServedBackend(client, settings.chat_template)
+        for remark in backend.notes:
+            note(f"{server.model}: {remark}")
+        return backend
+
+    return Candidate(server.model, connect)
+
+
+def judge(candidates: Sequence[Candidate], settings: Settings, out: Path) -> None:
+    """Evaluate whatever answers, with a bar, and print the tables. Ctrl-C says how to go on."""
+    console = Console()
+    try:
+        with watch(console) as watcher:
+            results = evaluate(candidates, settings, out, watcher=watcher)
+    except KeyboardInterrupt:
+        console.write_line("interrupted: what was finished is kept; the same command goes on from there")
+        raise
+    print_results(console, results)
+    pictures = draw_all(results, out)
+    console.write_line()
+    console.write_line(f"numbers: {out / RESULTS}")
+    console.write_line(f"answers: {out}/MODEL/TASK/part-*.parquet")
+    console.write_line(f"along the answers: {', '.join(map(str, pictures))}")
+
+
+def run_compare(folders: Sequence[Path], out: Path | None) -> None:
+    """Compare the two models that the folders hold, print the tables, and write them to ``out`` if given."""
+    a, b = model_folders(folders)
+    comparisons = compare(a, b)
+    names = [f"{read_json(path / MODEL)['name']} ({path})" for path in (a, b)]
+    print_comparisons(Console(), names, comparisons)
+    if out is not None:
+        content = json.dumps({"a": names[0], "b": names[1], "tasks": as_json(comparisons)}, indent=1)
+        with writing(out, "choose another --out"):
+            write_whole(out, content.encode())

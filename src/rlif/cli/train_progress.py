@@ -1,0 +1,117 @@
+"""What a run looks like while it runs: two live bars on a terminal, one plain line a step anywhere else."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from time import monotonic
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
+from rich.text import Text
+
+from rlif.errors import with_error
+from rlif.utils.terminal import Console, text_column
+
+
+class _Speed(ProgressColumn):
+    """Tokens per second of the phase under way."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        shown = f"{speed:,.0f} tokens/s" if speed and task.fields.get("tokens") else ""
+        return Text(shown, style="cyan")
+
+
+def step_parts(step: int, metrics: Mapping[str, float | int]) -> list[str]:
+    """What one line says of a step, the most telling first: reward, entropy, verdicts, length, speed."""
+    parts = [f"step {step:4d}"]
+    rewards = [key for key in metrics if key.startswith("reward/") and key.endswith("/mean")]
+    parts += [f"{key.split('/')[1]} {metrics[key]:.3f}" for key in rewards]
+    known = (
+        ("entropy", "signal/entropy", "{:.3f}"),
+        ("right", "verdict/right", "{:.2f}"),
+        ("formatted", "verdict/formatted", "{:.2f}"),
+        ("length", "length/mean", "{:.0f}"),
+        ("tokens/s", "tokens_per_second/rollout", "{:,.0f}"),
+    )
+    return parts + [f"{label} {form.format(metrics[key])}" for label, key, form in known if key in metrics]
+
+
+def eval_parts(metrics: Mapping[str, float | int]) -> list[str]:
+    """What one line says of an evaluation; nothing if the step had none."""
+    if "eval/right" not in metrics:
+        return []
+    right, both, entropy, n = (metrics[f"eval/{key}"] for key in ("right", "right_and_formatted", "entropy", "n"))
+    return [
+        f"eval: right {with_error(right, metrics['eval/right_stderr'], '.3f')}",
+        f"right and formatted {both:.3f}",
+        f"entropy {entropy:.3f}",
+        f"n {n:.0f}",
+    ]
+
+
+def fitting(parts: Sequence[str], width: int) -> str:
+    """As many of the parts, from the first on, as a line of this width holds."""
+    line = parts[0]
+    for part in parts[1:]:
+        if len(line) + 2 + len(part) > width:
+            break
+        line += f"  {part}"
+    return line[:width]
+
+
+class LiveProgress:
+    """A `rlif.training.run.Watcher` with a bar for the run and one for the phase under way."""
+
+    def __init__(self, console: Console, progress: Progress, steps: int, done: int = 0) -> None:
+        self._console, self._progress = console, progress
+        self._run = progress.add_task("run", total=steps, completed=done, line="")
+        self._phase = progress.add_task("", total=None, tokens=True, line="")
+
+    def begin(self, phase: str, step: int, total: int) -> None:
+        self._progress.reset(self._phase, total=total, description=f"step {step}: {phase}")
+
+    def advance(self, tokens: int) -> None:
+        self._progress.advance(self._phase, tokens)
+
+    def logged(self, step: int, metrics: Mapping[str, float | int]) -> None:
+        self._progress.update(self._run, completed=step)
+        for parts in filter(None, (step_parts(step, metrics), eval_parts(metrics))):
+            self._console.write_line(fitting(parts, self._console.width))
+
+    def close(self) -> None:
+        """Take the bar of the phase away: what stays on the screen is the run's."""
+        self._progress.update(self._phase, visible=False)
+
+
+class PlainProgress:
+    """A `rlif.training.run.Watcher` for logs and pipes."""
+
+    def __init__(self, console: Console, steps: int, done: int = 0) -> None:
+        self._console, self._steps, self._first = console, steps, done
+        self._started = monotonic()
+
+    def begin(self, phase: str, step: int, total: int) -> None: ...
+
+    def advance(self, tokens: int) -> None: ...
+
+    def logged(self, step: int, metrics: Mapping[str, float | int]) -> None:
+        left = ""
+        if step > self._first:
+            seconds = (monotonic() - self._started) / (step - self._first) * (self._steps - step)
+            left = f"  {seconds:,.0f} s left"
+        line = "  ".join([*step_parts(step, metrics), *eval_parts(metrics)])
+        self._console.write_line(line + left)
+
+
+@contextmanager
+def watch_run(console: Console, steps: int, done: int = 0) -> Iterator[LiveProgress | PlainProgress]:
+    """The watcher that fits the console: live bars on a terminal, plain lines elsewhere."""
+    if not console.is_terminal:
+        yield PlainProgress(console, steps, done)
+        return
+    columns = (text_column("{task.description}"), BarColumn(20), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        watcher = LiveProgress(console, progress, steps, done)
+        try:
+            yield watcher
+        finally:
+            watcher.close()

@@ -1,0 +1,1 @@
+"""What answers the questions of an evaluation: the engine in this process, or a server."""

@@ -1,0 +1,164 @@
+"""The engine as a back-end: a model in this process, answers handed over problem by problem, every signal known."""
+
+import hashlib
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence, Set
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from rlif.config import PolicyConfig
+from rlif.errors import RlifError
+from rlif.evals.backends.base import Answer, Asked, Trace
+from rlif.model.kernels.cpu import kernels_for
+from rlif.model.policy import Policy, load_policy
+from rlif.model.positions import limit_passed
+from rlif.monitoring.mismatch import Guard
+from rlif.rollout.engine import Engine, Key, Sampling
+from rlif.rollout.prompts import prompts_digest
+from rlif.types import Prompt, Rollouts
+
+_BATCH_TOKENS = 4_000_000  # the engine's records take some 40 bytes for each token that a batch may have
+_HASHED = 4096  # numbers of each weight that tell one model from another
+
+
+class EngineBackend:
+    """A policy asked through `rlif.rollout.engine.Engine`; see `rlif.evals.backends.base.Backend`."""
+
+    def __init__(self, name: str, config: PolicyConfig, *, max_mismatch: float | None = None) -> None:
+        """Loads the model. Raises `RlifError` as `rlif.model.policy.load_policy` does.
+
+        ``max_mismatch``: the limit of `rlif.monitoring.mismatch.Guard`, in nats a token.
+        """
+        self.name, self.seconds = name, 0.0
+        self._policy = load_policy(config)
+        self._engine = Engine(self._policy, max_mismatch=max_mismatch)
+        self._guard = Guard(self._policy, max_mismatch, key="--max-mismatch")
+        self._checked = 0  # tokens of the longest text that the guard has seen
+
+    def facts(self) -> Mapping[str, Any]:
+        policy = self._policy
+        weight = next(policy.model.parameters())
+        return {
+            "model": policy.source,
+            "parameters": sum(parameter.numel() for parameter in policy.model.parameters()),
+            "weights": weights_mark(policy.model),
+            "tokenizer": tokenizer_mark(policy),
+            "dtype": str(weight.dtype).removeprefix("torch."),
+            "device": policy.device.type,
+            "cpu_kernels": kernels_for(weight) is not None,
+            "chat_template": policy.chat_template,
+            "eos": list(policy.eos_ids),
+        }
+
+    def prompts_digest(self, asked: Sequence[Asked]) -> str:
+        return prompts_digest([self._prompt(one) for one in asked])
+
+    def check(self, asked: Sequence[Asked], sampling: Sampling) -> None:
+        lengths = [(one.problem.id, len(self._prompt(one).token_ids)) for one in asked]
+        limit = limit_passed(self._policy, max((length for _, length in lengths), default=0) + sampling.max_new_tokens)
+        for name, length in lengths:
+            if length == 0:
+                raise RlifError(f"{name}: the prompt is empty; a model needs a token to go on from")
+            if limit is not None and length + sampling.max_new_tokens > limit.tokens:
+                raise RlifError(
+                    f"{name}: a prompt of {length} tokens and --max-new-tokens {sampling.max_new_tokens} exceed "
+                    f"{limit.words}; give {_shorter(limit.tokens - length)}"
+                )
+
+    def answer(
+        self,
+        asked: Sequence[Asked],
+        *,
+        samples: int,
+        sampling: Sampling,
+        key: Key,
+        have: Mapping[str, Set[int]],
+        progress: Callable[[int], None] | None = None,
+    ) -> Generator[Sequence[Answer], None, None]:
+        del have  # a problem's samples are drawn together
+        rendered = [self._prompt(one) for one in asked]
+        size = max(1, _BATCH_TOKENS // (sampling.max_new_tokens * samples))
+        for start in range(0, len(rendered), size):
+            prompts = rendered[start : start + size]
+            began = time.monotonic()
+            try:
+                for rollouts in self._engine.groups(
+                    prompts, group_size=samples, sampling=sampling, key=key, progress=progress
+                ):
+                    self._check(rollouts)
+                    self.seconds += time.monotonic() - began
+                    yield answers_of(rollouts)
+                    began = time.monotonic()
+            except FloatingPointError as error:
+                raise RlifError(f"{self.name}: not finite: {error}; the model is damaged, or needs float32") from error
+
+    def close(self) -> None:
+        del self._engine, self._policy
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _check(self, rollouts: Rollouts) -> None:
+        """Hold the first answers, and later any that are twice as long, against a plain forward pass."""
+        prompts = zip(rollouts.row_prompts, rollouts.lengths.tolist(), strict=True)
+        longest = max(len(prompt.token_ids) + length for prompt, length in prompts)
+        if longest >= 2 * self._checked:
+            self._guard.check(rollouts.prompts[0].id, rollouts)
+            self._checked = longest
+
+    def _prompt(self, one: Asked) -> Prompt:
+        policy = self._policy
+        if policy.chat_template:
+            text, ids = policy.encode_messages(one.messages, now=one.now)
+        else:
+            text, ids = policy.encode_text(one.text)
+        return Prompt(one.problem.id, text, ids, one.problem)
+
+
+def _shorter(left: int) -> str:
+    """What to do about a prompt that leaves so many tokens of the context."""
+    return f"--max-new-tokens {left} or less" if left > 0 else "a shorter question, or fewer --shots"
+
+
+def answers_of(rollouts: Rollouts) -> list[Answer]:
+    """A batch of rollouts, answer by answer."""
+    signals = {name: values.numpy() for name, values in rollouts.signals._asdict().items()}
+    found = []
+    for row, prompt in enumerate(rollouts.row_prompts):
+        length = int(rollouts.mask[row].sum())
+        traces = {name: values[row, :length] for name, values in signals.items()}
+        found.append(
+            Answer(
+                problem_id=prompt.id,
+                sample=row % rollouts.group_size,
+                prompt=prompt.text,
+                text=rollouts.texts[row],
+                n_tokens=length,
+                stop=rollouts.stop_reasons[row],
+                **{name: float(values.mean(dtype=np.float64)) for name, values in traces.items()},
+                trace=Trace(**traces),
+                thoughts=0,
+            )
+        )
+    return found
+
+
+def tokenizer_mark(policy: Policy) -> str:
+    """16 hexadecimal digits that differ if questions become other tokens: a hash of tokenizer and chat template."""
+    tokenizer = policy.tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    text = policy.encode_text("Is 12+7 = 19?\n")
+    return hashlib.sha256(repr((rules, getattr(tokenizer, "chat_template", None), text)).encode()).hexdigest()[:16]
+
+
+def weights_mark(model: nn.Module) -> str:
+    """16 hexadecimal digits that differ if the weights do: a hash of each parameter's shape and some of its values."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        values = parameter.detach().flatten()
+        some = values[:: max(1, len(values) // _HASHED)].float().cpu().numpy()
+        digest.update(f"{name}{tuple(parameter.shape)}".encode() + some.tobytes())
+    return digest.hexdigest()[:16]

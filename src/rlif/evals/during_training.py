@@ -1,0 +1,65 @@
+"""Evaluation during training: the same problems every time, every number with its n and its standard error.
+
+The numbers are those of `rlif eval` (`rlif.evals.metrics`), as many of them as the run log keeps.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from rlif.evals.metrics import Sheet, headline
+from rlif.rollout.engine import Engine, Key, Sampling
+from rlif.runs.run_log import METRICS
+from rlif.tasks.base import Task
+from rlif.types import Prompt, Rollouts, Verdict
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Completions, verdicts, and the numbers made of them (keys as in docs/metrics.md, without ``eval/``)."""
+
+    rollouts: Rollouts
+    verdicts: tuple[Verdict, ...]
+    metrics: dict[str, float]
+
+
+def evaluate(
+    engine: Engine,
+    task: Task,
+    prompts: Sequence[Prompt],
+    *,
+    samples: int,
+    sampling: Sampling,
+    key: Key,
+    progress: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Sample ``samples`` completions for each prompt, grade them, and summarise."""
+    rollouts = engine.sample(prompts, group_size=samples, sampling=sampling, key=key, progress=progress)
+    verdicts = grade(task, rollouts)
+    return Evaluation(rollouts, verdicts, summarise(rollouts, verdicts))
+
+
+def grade(task: Task, rollouts: Rollouts) -> tuple[Verdict, ...]:
+    """The task's verdict on every completion."""
+    pairs = zip(rollouts.texts, rollouts.row_prompts, strict=True)
+    return tuple(task.grade(text, prompt.problem) for text, prompt in pairs)
+
+
+def summarise(rollouts: Rollouts, verdicts: tuple[Verdict, ...]) -> dict[str, float]:
+    """The numbers of an evaluation. Standard errors are clustered by problem."""
+    numbers = headline(sheet_of(rollouts, verdicts))
+    return {name: value for name, value in numbers.items() if f"eval/{name}" in METRICS}
+
+
+def sheet_of(rollouts: Rollouts, verdicts: tuple[Verdict, ...]) -> Sheet:
+    """Rollouts as the columns that numbers are made of (without the course of the signals along the answer)."""
+    lengths = _array(rollouts.lengths)
+    means = {name: _array(values.sum(dim=1)) / lengths for name, values in rollouts.signals._asdict().items()}
+    return Sheet(rollouts.group_size, rollouts.texts, verdicts, rollouts.stop_reasons, lengths, means, {})
+
+
+def _array(values: Tensor) -> Float[np.ndarray, " row"]:
+    return values.cpu().double().numpy()

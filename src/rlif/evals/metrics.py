@@ -1,0 +1,160 @@
+"""Graded answers as columns, and the numbers made of them: the same for a training run's evaluation and `rlif eval`."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from rlif.analysis import estimators
+from rlif.analysis import text as analysis
+from rlif.analysis.confidence import confidence
+from rlif.analysis.estimators import Estimate
+from rlif.types import StopReason, Verdict
+
+DIRECTIONS: Mapping[str, float] = {"logprob": 1.0, "entropy": -1.0, "self_certainty": 1.0}
+"""Signals, and the sign that turns each into confidence."""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """One model's graded answers to one task: rows as (problem, sample), the samples of a problem adjacent.
+
+    ``means`` are each answer's mean signals (nats per token at temperature 1), ``tenths`` the same over the tenths of
+    the answer (NaN where a tenth has no token). A signal is NaN in an answer of which the back-end does not know it (in
+    an empty one, say), and left out if it knows it of none.
+    """
+
+    samples: int
+    texts: tuple[str, ...]
+    verdicts: tuple[Verdict, ...]
+    stops: tuple[StopReason, ...]
+    lengths: Float[np.ndarray, " row"]
+    means: Mapping[str, Float[np.ndarray, " row"]]
+    tenths: Mapping[str, Float[np.ndarray, "row tenth"]]
+
+    @property
+    def right(self) -> Bool[np.ndarray, "problem sample"]:
+        """Undecided answers are not right."""
+        return self.table([verdict.right is True for verdict in self.verdicts])
+
+    @property
+    def formatted(self) -> Bool[np.ndarray, "problem sample"]:
+        return self.table([verdict.formatted for verdict in self.verdicts])
+
+    @property
+    def answers(self) -> list[tuple[str | None, ...]]:
+        """Each problem's answers as they were read."""
+        read = [verdict.extracted for verdict in self.verdicts]
+        return [tuple(read[i : i + self.samples]) for i in range(0, len(read), self.samples)]
+
+    def table(self, values: Any) -> np.ndarray:
+        """One value per row as (problem, sample)."""
+        return np.asarray(values).reshape(-1, self.samples)
+
+
+def headline(sheet: Sheet) -> dict[str, float]:
+    """The numbers of an evaluation by name, each with its error under ``<name>_stderr``; see docs/evaluation.md."""
+    table = sheet.table
+    lengths, right, formatted = table(sheet.lengths), sheet.right, sheet.formatted
+    words = table([float(analysis.count_transitional(text)) for text in sheet.texts])
+    found: dict[str, Estimate] = {
+        "right": estimators.mean(right.astype(np.float64)),
+        "formatted": estimators.mean(formatted.astype(np.float64)),
+        "right_and_formatted": estimators.mean((right & formatted).astype(np.float64)),
+        "undecided": estimators.mean(table([float(verdict.right is None) for verdict in sheet.verdicts])),
+        **{name: _per_token(table(means), lengths) for name, means in sheet.means.items()},
+        "length": estimators.mean(lengths),
+        "truncated": estimators.mean(table([float(stop == "length") for stop in sheet.stops])),
+        "self_agreement": estimators.self_agreement(sheet.answers),
+        "transitional_rate": estimators.ratio(words, lengths),
+        "transitional_share": estimators.mean((words > 0).astype(np.float64)),
+        "transitional_per_answer": estimators.mean(words),
+        "repeated_ngrams": estimators.mean(table([analysis.repeated_ngrams(text) for text in sheet.texts])),
+        "compression_ratio": estimators.mean(table([analysis.compression_ratio(text) for text in sheet.texts])),
+    }
+    values: dict[str, float] = {"n": float(len(sheet.texts)), "problems": float(len(right))}
+    for name, estimate in found.items():
+        values |= {name: estimate.value, f"{name}_stderr": estimate.stderr}
+    return values
+
+
+def _per_token(means: Float[np.ndarray, "problem sample"], lengths: Float[np.ndarray, "problem sample"]) -> Estimate:
+    """The mean of a signal over the tokens of all answers in which it is known."""
+    known = np.isfinite(means)
+    return estimators.ratio(np.where(known, means, 0.0) * lengths, np.where(known, lengths, 0.0))
+
+
+def counts(sheet: Sheet) -> dict[str, int]:
+    """The paper's table 2: answers right or wrong, by whether they are formatted; undecided ones apart."""
+    keys = [(verdict.right, verdict.formatted) for verdict in sheet.verdicts]
+    return {
+        "right_formatted": keys.count((True, True)),
+        "right_unformatted": keys.count((True, False)),
+        "wrong_formatted": keys.count((False, True)),
+        "wrong_unformatted": keys.count((False, False)),
+        "undecided": sum(right is None for right, _ in keys),
+    }
+
+
+def details(sheet: Sheet) -> dict[str, Any]:
+    """Everything else that results.json holds: pass@k, maj@k, counts, confidence, and the course along the answer."""
+    ks = sorted({2**i for i in range(sheet.samples.bit_length())} | {sheet.samples})
+    decided = np.array([verdict.right is not None for verdict in sheet.verdicts])
+    right = sheet.right.reshape(-1)
+    problem = np.arange(len(right)) // sheet.samples
+    return {
+        "pass_at": {str(k): estimators.pass_at_k(sheet.right, k)._asdict() for k in ks},
+        "maj_at": {str(sheet.samples): estimators.majority(sheet.answers, sheet.right)._asdict()},
+        "counts": counts(sheet),
+        "stops": {reason: sheet.stops.count(reason) for reason in ("eos", "stop_string", "length")},
+        "confidence": {
+            name: _confidence(DIRECTIONS[name] * means, right, problem, decided & np.isfinite(means))
+            for name, means in sheet.means.items()
+        },
+        "course": course(sheet),
+    }
+
+
+def _confidence(values: np.ndarray, right: np.ndarray, problem: np.ndarray, usable: np.ndarray) -> dict[str, Any]:
+    """Of the ``known`` answers that are decided and whose signal is there."""
+    found = confidence(values[usable], right[usable], problem[usable])._asdict()
+    numbers = {key: value._asdict() if isinstance(value, Estimate) else value for key, value in found.items()}
+    return {"known": int(usable.sum()), **numbers}
+
+
+def course(sheet: Sheet) -> dict[str, Any]:
+    """Signals and transitional words along the answer (the paper's figure 1), for all, right and wrong answers.
+
+    Ten numbers each, from the answer's beginning to its end: means over answers, each weighing the same, with standard
+    errors clustered by problem.
+    """
+    along = dict(sheet.tenths)
+    along["transitional"] = np.stack([analysis.transitional_tenths(text) for text in sheet.texts])
+    problem = np.arange(len(sheet.texts)) // sheet.samples
+    groups = {
+        "all": np.ones(len(sheet.texts), dtype=bool),
+        "right": np.array([verdict.right is True for verdict in sheet.verdicts]),
+        "wrong": np.array([verdict.right is False for verdict in sheet.verdicts]),
+    }
+    return {
+        name: {group: _mean_tenths(values[rows], problem[rows]) for group, rows in groups.items()}
+        for name, values in along.items()
+    }
+
+
+def _mean_tenths(values: Float[np.ndarray, "row tenth"], problem: np.ndarray) -> dict[str, list[float]]:
+    known = np.isfinite(values)
+    found = [_mean_of(values[known[:, t], t], problem[known[:, t]]) for t in range(values.shape[1])]
+    return {"value": [one.value for one in found], "stderr": [one.stderr for one in found]}
+
+
+def _mean_of(values: np.ndarray, problem: np.ndarray) -> Estimate:
+    """The mean of rows when problems have different numbers of them: a ratio, clustered by problem."""
+    if not len(values):
+        return Estimate(math.nan, math.nan)
+    _, where = np.unique(problem, return_inverse=True)
+    sums, sizes = np.bincount(where, weights=values), np.bincount(where).astype(np.float64)
+    return estimators.ratio(sums[:, None], sizes[:, None])

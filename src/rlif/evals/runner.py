@@ -1,0 +1,248 @@
+"""The evaluation loop: ask, grade, keep, count. It goes on from whatever answers the folder holds."""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from rlif import __version__
+from rlif.errors import RlifError
+from rlif.evals.backends.base import Answer, Asked, Backend, KnowsPrompts
+from rlif.evals.backends.openai_protocol import mended
+from rlif.evals.metrics import details, headline
+from rlif.evals.settings import Plan, Settings
+from rlif.evals.store import ASKED, MODEL, Answers, Judged, Spent, Store, read_answers, read_json, slug
+from rlif.grading.grader import Grader
+from rlif.model.template_clock import present
+from rlif.rollout.sampling import Key
+
+_EVERY = 20.0  # seconds between two parts: small enough to lose little, large enough for few files
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model to evaluate: what it is called, and how to get at it when its turn comes."""
+
+    name: str
+    open: Callable[[], Backend]
+
+
+@runtime_checkable
+class Watcher(Protocol):
+    """Somebody who looks on: a progress bar, a test."""
+
+    def begin(self, model: str, task: str, *, answers: int, done: int, limit: int) -> None:
+        """A task starts: so many answers in all, so many kept from before, each of ``limit`` tokens at most."""
+
+    def advance(self, tokens: int) -> None:
+        """So many more tokens were drawn."""
+
+    def answered(self, answers: Sequence[Answer]) -> None:
+        """Some answers are finished."""
+
+
+class Unwatched:
+    """Nobody looks on."""
+
+    def begin(self, model: str, task: str, *, answers: int, done: int, limit: int) -> None: ...
+
+    def advance(self, tokens: int) -> None: ...
+
+    def answered(self, answers: Sequence[Answer]) -> None: ...
+
+
+def evaluate(
+    candidates: Sequence[Candidate],
+    settings: Settings,
+    out: Path,
+    *,
+    watcher: Watcher | None = None,
+    grader: Grader | None = None,
+) -> dict[str, Any]:
+    """Ask every candidate every task into the folder ``out``; returns what results.json holds.
+
+    In a folder of the same evaluation only the missing answers are asked for. Raises `RlifError` for what the user can
+    mend; however it ends, the answers written so far stay.
+    """
+    if twice := _first_twice([slug(candidate.name) for candidate in candidates]):
+        raise RlifError(f"{twice}: two models of this name; name them apart (by their folders, say)")
+    now, date = _date(out)
+    plans = [Plan(name, settings, now=now) for name in settings.tasks]
+    asked = {
+        "rlif_eval": 1,
+        "models": [candidate.name for candidate in candidates],
+        "seed": settings.seed,
+        "chat_template": settings.chat_template,
+        "tasks": {plan.name: plan.protocol() for plan in plans},
+    }
+    with Store.open(out, {**asked, **date}) as store, grader or Grader() as judge:
+        for candidate in candidates:
+            _ask_all(candidate, plans, settings.seed, store, judge, watcher or Unwatched())
+        results = collect(out, candidates, plans, asked)
+        store.write_results(results)
+    return results
+
+
+def _ask_all(
+    candidate: Candidate, plans: Sequence[Plan], seed: int, store: Store, judge: Grader, watcher: Watcher
+) -> None:
+    """Whatever one model has not answered yet. One with nothing left to do is loaded as well: it may have changed."""
+    have = {plan.name: store.have(candidate.name, plan.name) for plan in plans}
+    open_plans = [plan for plan in plans if _missing(plan, have[plan.name])]
+    backend = candidate.open()
+    try:
+        store.begin_model(
+            candidate.name, {**backend.facts(), **_prompts(backend, plans, store.folder(candidate.name) / MODEL)}
+        )
+        for plan in open_plans:
+            backend.check(plan.asked, plan.sampling)
+        for plan in plans:
+            answers = len(plan.asked) * plan.samples
+            kept = sum(len(samples) for samples in have[plan.name].values())
+            watcher.begin(candidate.name, plan.name, answers=answers, done=kept, limit=plan.sampling.max_new_tokens)
+            if plan in open_plans:
+                _ask(backend, plan, have[plan.name], seed, store, judge, watcher)
+    finally:
+        backend.close()
+
+
+def _date(out: Path) -> tuple[datetime, dict[str, str]]:
+    """The moment that chat templates are told, and what eval.json holds of it: the start of the evaluation in ``out``.
+
+    One begun by an rlif that did not record it has it from the file's own date, and goes on without a record.
+    """
+    path = out / ASKED
+    if not path.is_file():
+        now = present()
+        return now, {"date": now.isoformat()}
+    known = read_json(path)
+    if not isinstance(known, dict) or "date" not in known:
+        return datetime.fromtimestamp(int(path.stat().st_mtime)), {}
+    try:
+        return datetime.fromisoformat(known["date"]), {"date": known["date"]}
+    except (TypeError, ValueError) as error:
+        raise RlifError(f"{path}: date is {known['date']!r}, no date; restore the file, or choose another") from error
+
+
+def _prompts(backend: Backend, plans: Sequence[Plan], known: Path) -> dict[str, dict[str, str]]:
+    """Digests of what a model is given in each task, where its back-end knows; not if its ``known`` facts lack them."""
+    if not isinstance(backend, KnowsPrompts) or (known.exists() and "prompts" not in read_json(known)):
+        return {}
+    return {"prompts": {plan.name: backend.prompts_digest(plan.asked) for plan in plans}}
+
+
+def _missing(plan: Plan, have: Mapping[str, Set[int]]) -> list[Asked]:
+    """The problems that lack an answer."""
+    return [asked for asked in plan.asked if len(have.get(asked.problem.id, ())) < plan.samples]
+
+
+def _ask(
+    backend: Backend,
+    plan: Plan,
+    have: Mapping[str, Set[int]],
+    seed: int,
+    store: Store,
+    judge: Grader,
+    watcher: Watcher,
+) -> None:
+    """The missing answers of one task, written part by part."""
+    places = {asked.problem.id: i for i, asked in enumerate(plan.asked)}
+    key = Key(seed, f"eval/{plan.name}")
+    part = _Part(store.next_part(backend.name, plan.name), time.monotonic(), backend.seconds)
+    open_problems: dict[str, list[Judged]] = defaultdict(list)
+
+    def write() -> None:
+        nonlocal part
+        now, in_model = time.monotonic(), backend.seconds
+        if part.judged:
+            spent = Spent(now - part.began, in_model - part.in_model)
+            store.add(backend.name, plan.name, part.number, part.judged, spent)
+            part = _Part(part.number + 1, now, in_model)  # broken off before this, the same part is written once more
+
+    answers = backend.answer(
+        _missing(plan, have),
+        samples=plan.samples,
+        sampling=plan.sampling,
+        key=key,
+        have=have,
+        progress=watcher.advance,
+    )
+    try:
+        with closing(answers):
+            for handful in answers:
+                new = [answer for answer in handful if answer.sample not in have.get(answer.problem_id, ())]
+                for judged in _judge(new, plan, places, judge):
+                    name = judged.answer.problem_id
+                    open_problems[name].append(judged)
+                    if len(open_problems[name]) + len(have.get(name, ())) == plan.samples:
+                        part.judged.extend(open_problems.pop(name))
+                watcher.answered(new)
+                if time.monotonic() - part.began > _EVERY:
+                    write()
+    except BaseException:  # whatever it is, what has been judged is right
+        for judged_ones in open_problems.values():
+            part.judged.extend(judged_ones)
+        write()
+        raise
+    if open_problems:
+        raise RuntimeError(f"{backend.name}, {plan.name}: answers are missing, to {next(iter(open_problems))} first")
+    write()
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Judged answers that are still to be written: into which part, and when they and the model's clock began."""
+
+    number: int
+    began: float
+    in_model: float
+    judged: list[Judged] = field(default_factory=list)
+
+
+def _judge(handful: Sequence[Answer], plan: Plan, places: Mapping[str, int], judge: Grader) -> Iterator[Judged]:
+    for answer in handful:
+        place = places[answer.problem_id]
+        problem = plan.problems[place]
+        text = mended(answer.text)  # neither Parquet nor a terminal takes half a character
+        row_id = f"{plan.name}, {problem.id}, sample {answer.sample}"
+        said = text[answer.thoughts :]  # an answer that ended while it was thought about says nothing
+        verdict = judge.grade(said, problem.answer, format=plan.format, row_id=row_id)
+        yield Judged(replace(answer, text=text), problem, place, verdict)
+
+
+def collect(
+    out: Path, candidates: Sequence[Candidate], plans: Sequence[Plan], asked: Mapping[str, Any]
+) -> dict[str, Any]:
+    """results.json, made of the answers in the folder alone."""
+    results = []
+    for candidate in candidates:
+        facts = read_json(out / slug(candidate.name) / MODEL)
+        for plan in plans:
+            answers = read_answers(out / slug(candidate.name) / plan.name)
+            results.append({"model": candidate.name, "task": plan.name, "facts": facts, **numbers(answers)})
+    return {"rlif": __version__, "asked": dict(asked), "results": results}
+
+
+def numbers(answers: Answers) -> dict[str, Any]:
+    """Everything that is said of one model's answers to one task."""
+    sheet, spent = answers.sheet, answers.spent
+    tokens = float(sheet.lengths.sum())
+    return {
+        "metrics": headline(sheet),
+        **details(sheet),
+        "speed": {
+            "tokens": tokens,
+            "seconds": spent.seconds,
+            "model_seconds": spent.model_seconds,
+            "tokens_per_second": tokens / max(spent.seconds, 1e-9),
+            "outside_share": 1.0 - spent.model_seconds / max(spent.seconds, 1e-9),
+        },
+    }
+
+
+def _first_twice(names: Sequence[str]) -> str | None:
+    return next((name for i, name in enumerate(names) if name in names[:i]), None)

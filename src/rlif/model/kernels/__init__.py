@@ -1,0 +1,1 @@
+"""Kernels for what is not a matmul: C on a CPU, Triton on a GPU."""

@@ -1,0 +1,176 @@
+"""What an update does to entropy, beside what theory says it does: the entropy lemma as an instrument.
+
+The lemma (arXiv 2506.17219, Lemma 1; docs/theory.md): a step Δz of the logits changes the entropy of a state by
+−Cov_{a∼π}(ln π, Δz), to first order. Of a large model only one action a state is sampled, and that is enough: as
+E_a[ln π(a|s) + H(s)] = 0, whatever is the same for all actions of a state drops out, and
+
+    ΔH(s) ≈ −E_a[(ln π(a|s) + H(s)) · (ln π'(a|s) − ln π(a|s))]
+
+without knowing the mean of the step. The same pass over the same states gives the true change, H'(s) − H(s).
+
+Differences from the lemma:
+
+1. π is the policy at temperature 1; actions drawn at another one are weighted by π over what they were drawn from;
+2. the step is of ln π, not of z: they differ by a constant of the state, which drops out;
+3. in bf16 both passes run in the trainer's arithmetic: with the sampler's numbers as the first its rounding (0.04 nats
+   a token) would enter the product squared and pass for a change. In fp32 the sampler's are the same to 1e-5;
+4. the actions are those the update was made from, and a token moves its own probability most: the estimate overstates
+   the share that each token had in its own state (docs/theory.md has how much in practice);
+5. where sampling was greedy, top-p or top-k, E_a[ln π + H] is not 0 over what could be drawn, no weight mends that, and
+   nothing is predicted: only the measured change is logged.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rlif.model.logprobs import micro_batches, policy_signals
+from rlif.model.policy import Policy
+from rlif.rollout.sampling import Sampling
+from rlif.types import Rollouts, Scored, TokenSignals
+
+_LEAST_ROWS = 8  # fewer know neither the change nor their own standard error
+
+
+@dataclass(frozen=True)
+class EntropyWatch:
+    """A policy's signals on some rows of a batch, before its update.
+
+    ``covariance``: Cov(ln π, A) over the whole batch; None where the rows' actions cannot tell it.
+    """
+
+    rows: list[int]
+    before: TokenSignals
+    covariance: float | None
+
+
+def watch(policy: Policy, scored: Scored, *, sampling: Sampling, share: float, budget: int | None) -> EntropyWatch:
+    """Look at the states of about this share of the rows before the update; ``budget`` as in `change`.
+
+    ``sampling``: how the rows were drawn.
+    """
+    rollouts = scored.rollouts
+    rows = watched_rows(rollouts, share)
+    if next(policy.model.parameters()).dtype == torch.float32:
+        before = TokenSignals(*(values[rows] for values in rollouts.signals))
+    else:
+        before = _signals(policy, rollouts, rows, budget)
+    return EntropyWatch(rows, before, advantage_covariance(scored) if sees_every_action(sampling) else None)
+
+
+def sees_every_action(sampling: Sampling) -> bool:
+    """Whether each action of π could be drawn: only then do weighted sums over drawn actions estimate those over π."""
+    return sampling.temperature > 0.0 and sampling.top_p == 1.0 and not sampling.top_k
+
+
+def watched_rows(rollouts: Rollouts, share: float) -> list[int]:
+    """This share of the rows, at least 8 or all, none if it is 0: whole groups, for each prompt is run but once."""
+    if not share:
+        return []
+    n, size = min(rollouts.n_rows, max(_LEAST_ROWS, round(share * rollouts.n_rows))), rollouts.group_size
+    groups = -(-n // size)
+    first = [size * (i * len(rollouts.prompts) // groups) for i in range(groups)]  # spread evenly over the prompts
+    return [row for start in first for row in range(start, start + size)][:n]
+
+
+def change(policy: Policy, scored: Scored, watched: EntropyWatch, *, budget: int | None) -> dict[str, float]:
+    """After the update: how entropy changed and was predicted to, keys as in docs/metrics.md.
+
+    ``budget``: most tokens in one forward pass, as in an update.
+    """
+    metrics = {} if watched.covariance is None else {"entropy/advantage_covariance": watched.covariance}
+    if watched.rows:
+        after = _signals(policy, scored.rollouts, watched.rows, budget)
+        metrics["entropy/measured"] = measured(scored.rollouts, watched.rows, watched.before, after)
+        if watched.covariance is not None:
+            metrics |= predicted(scored.rollouts, watched.rows, watched.before, after)
+    return metrics
+
+
+def measured(rollouts: Rollouts, rows: list[int], before: TokenSignals, after: TokenSignals) -> float:
+    """The change of entropy on the states of ``rows``, nats a token; signals as in `predicted`."""
+    return float((after.entropy - before.entropy).sum() / rollouts.lengths[rows].sum())
+
+
+def predicted(rollouts: Rollouts, rows: list[int], before: TokenSignals, after: TokenSignals) -> dict[str, float]:
+    """What the lemma makes of the step of ln π, nats a token, and its standard error over rows, if there are two.
+
+    The rows are those of a few prompts: the error is within these prompts, and not over prompts.
+
+    Args:
+        before, after: signals at the completion tokens of ``rows``, 0 where masked, of two policies that lie close.
+    """
+    weights = _weights(rollouts, before.logprob, rows)
+    changes = -weights * (before.logprob + before.entropy) * (after.logprob - before.logprob)
+    lengths = rollouts.lengths[rows].float()
+    mean = changes.sum() / lengths.sum()
+    found = {"entropy/predicted": float(mean)}
+    if (n := len(rows)) > 1:  # of a ratio of two sums over rows, of which its mean has taken one degree of freedom
+        deviations = changes.sum(dim=1) - mean * lengths
+        found["entropy/predicted_stderr"] = float(deviations.norm() / lengths.sum()) * (n / (n - 1)) ** 0.5
+    return found
+
+
+def advantage_covariance(scored: Scored) -> float:
+    """Cov_{a∼π(·|s)}(ln π, A), mean over the batch's tokens, from the signals recorded while sampling.
+
+    The mean of (ln π(a|s) + H(s)) · A: centred by the state's entropy, it leaves out that some states are surer than
+    others. Above 0 the update makes likely tokens likelier: entropy is about to fall.
+    """
+    rollouts = scored.rollouts
+    signals = rollouts.signals
+    weights = _weights(rollouts, signals.logprob, list(range(rollouts.n_rows)))
+    products = weights * (signals.logprob + signals.entropy) * scored.advantages[:, None]
+    return float(products.sum() / rollouts.mask.sum())
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Pearson's r of n steps, with the bounds of its 95 % confidence interval (Fisher's z).
+
+    The interval takes steps for independent; those of a run that trends are not. ``of_differences`` is r of the first
+    differences, from each step to the next: what is left of r without a shared trend.
+    """
+
+    n: int
+    r: float
+    low: float
+    high: float
+    of_differences: float
+
+
+def correlation(lines: Sequence[Mapping[str, float | int]]) -> Correlation | None:
+    """Of predicted with measured change over the lines of a metrics.jsonl; None below 4 steps that have both."""
+    keys = ("entropy/predicted", "entropy/measured")
+    pairs = [
+        [line[key] for key in keys] for line in lines if all(math.isfinite(line.get(key, math.nan)) for key in keys)
+    ]
+    if len(pairs) < 4:
+        return None
+    series = torch.tensor(pairs, dtype=torch.float64).T
+    r, of_differences = (float(torch.corrcoef(each)[0, 1]) for each in (series, series.diff(dim=1)))
+    if not abs(r) < 1.0:  # also what is not a number, where nothing changed
+        return Correlation(len(pairs), r, r, r, of_differences)
+    z, width = math.atanh(r), 1.96 / math.sqrt(len(pairs) - 3)
+    return Correlation(len(pairs), r, math.tanh(z - width), math.tanh(z + width), of_differences)
+
+
+def _signals(policy: Policy, rollouts: Rollouts, rows: list[int], budget: int | None) -> TokenSignals:
+    """`policy_signals` part by part, on the CPU."""
+    result = TokenSignals(*(torch.zeros(len(rows), rollouts.mask.shape[1]) for _ in range(3)))
+    place = {row: i for i, row in enumerate(rows)}
+    for part in micro_batches(policy.model, rollouts, rows, budget):
+        for whole, values in zip(result, policy_signals(policy, rollouts, part), strict=True):
+            whole[[place[row] for row in part]] = values.cpu()
+    return result
+
+
+def _weights(
+    rollouts: Rollouts, logprobs: Float[Tensor, "some_rows tok"], rows: list[int]
+) -> Float[Tensor, "some_rows tok"]:
+    """π over what a token was drawn from; 1 where it was drawn at temperature 1, unfiltered, 0 where masked."""
+    return (logprobs - rollouts.sampler_logprobs[rows]).exp() * rollouts.mask[rows]

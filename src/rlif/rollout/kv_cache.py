@@ -1,0 +1,296 @@
+"""Key-value caches that append in place.
+
+transformers' own dynamic cache copies every layer's keys and values for each token decoded. Here a layer owns a buffer
+with room to grow and hands out views of the filled part, so a token costs one write. Rows can be selected (finished
+ones leave) and repeated (a prompt is prefilled once and expanded to its group).
+
+`KernelCache` (on a CPU, with `rlif.model.kernels.cpu`) and `RowCache` serve `rlif.model.decoder`; `append_cache` makes
+one for transformers' own forward pass.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from rlif.model.decoder import Attend, Heads
+from rlif.model.kernels.cpu import Kernels, padded
+from rlif.model.layers import Rotation
+
+_COLUMNS = 32  # a `RowCache` grows by so many columns
+
+
+class AppendLayer(DynamicLayer):
+    """Keys and values of one attention layer, shape (row, head, position, feature), appended to in place.
+
+    Also serves sliding-window layers: it keeps every position, and the attention mask applies the window.
+    """
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self._room = room
+        self._length = 0
+        self._key_buffer: Tensor
+        self._value_buffer: Tensor
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self._key_buffer, self._value_buffer = key_states[:, :, :0], value_states[:, :, :0]
+        start, end = self._length, self._length + key_states.shape[-2]
+        self._key_buffer = self._with_room(self._key_buffer, end)
+        self._value_buffer = self._with_room(self._value_buffer, end)
+        self._key_buffer[:, :, start:end] = key_states
+        self._value_buffer[:, :, start:end] = value_states
+        self._length = end
+        self._expose()
+        return self.keys, self.values
+
+    def get_seq_length(self) -> int:
+        return self._length
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        if self._length:
+            self._key_buffer = self._select(self._key_buffer, indices)
+            self._value_buffer = self._select(self._value_buffer, indices)
+            self._expose()
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """`batch_select_indices` under the one name that layers of every kind answer to."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        if self._length:
+            rows = torch.arange(self.keys.shape[0], device=self.keys.device)
+            self.batch_select_indices(rows.repeat_interleave(repeats))
+
+    def _expose(self) -> None:
+        self.keys = self._key_buffer[:, :, : self._length]
+        self.values = self._value_buffer[:, :, : self._length]
+
+    def _with_room(self, buffer: Tensor, needed: int) -> Tensor:
+        rows, heads, capacity, features = buffer.shape
+        if needed <= capacity:
+            return buffer
+        grown = buffer.new_empty(rows, heads, max(needed + self._room, 2 * capacity), features)
+        grown[:, :, : self._length] = buffer[:, :, : self._length]
+        return grown
+
+    def _select(self, buffer: Tensor, indices: Tensor) -> Tensor:
+        """Copy the filled part of the chosen rows; the room behind it stays uninitialised."""
+        chosen = buffer.new_empty(len(indices), *buffer.shape[1:])
+        torch.index_select(buffer[:, :, : self._length], 0, indices, out=chosen[:, :, : self._length])
+        return chosen
+
+
+def append_cache(config: Any, *, room: int) -> Cache:
+    """A cache for a model of this config whose attention layers append in place.
+
+    Args:
+        config: the model's transformers config.
+        room: positions to allocate beyond those first written, in tokens.
+
+    Layers that keep another kind of state (linear attention, state-space) keep transformers' own class.
+    """
+    cache = DynamicCache(config=config)
+    if not cache.layers:  # a config that names no layer types: every layer is full attention, made on first use
+        return Cache(layers=[AppendLayer(room) for _ in range(config.get_text_config(decoder=True).num_hidden_layers)])
+    cache.layers = [
+        AppendLayer(room) if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) else layer
+        for layer in cache.layers
+    ]
+    return cache
+
+
+class KernelCache:
+    """Keys and values of rows that each own a slot until they leave, for `rlif.model.kernels.cpu.Kernels.attend`.
+
+    A row's text begins in column 0 of its slot and nothing is ever moved: rows that leave free their slots, rows that
+    enter take free ones. The buffers are as large as they can get; what was never written takes (nearly) no memory.
+
+    Attributes:
+        lengths: tokens of each row so far: the position of its next.
+    """
+
+    def __init__(self, rows: int, columns: int, kernels: Kernels) -> None:
+        """For at most ``rows`` rows of at most ``columns`` tokens."""
+        self._columns, self._kernels = columns, kernels
+        self._free = list(range(rows))
+        self._slots = torch.zeros(0, dtype=torch.long)
+        self.lengths = self._slots
+        self._keys: list[Tensor] = []
+        self._values: list[Tensor] = []
+
+    def enter(
+        self,
+        layers: Sequence[tuple[Tensor, Tensor]],
+        places: Int[Tensor, "prompt position"],
+        lengths: Int[Tensor, " prompt"],
+        copies: Int[Tensor, " entered"],
+    ) -> None:
+        """Add rows with the keys and values of their prompts; see `RowCache.enter`."""
+        if not self._keys:
+            for buffers, states in zip((self._keys, self._values), zip(*layers, strict=True), strict=True):
+                buffers += [x.new_empty(len(self._free), x.shape[1], self._columns, padded(x.shape[2])) for x in states]
+        if len(copies) > len(self._free) or int(lengths.max()) >= self._columns:
+            wanted = f"{len(copies)} rows of up to {int(lengths.max())} tokens"
+            raise ValueError(f"{wanted}; there are {len(self._free)} free slots of {self._columns} columns")
+        taken, self._free = self._free[: len(copies)], self._free[len(copies) :]
+        slots, right = torch.tensor(taken), places[copies]
+        for states, key_buffer, value_buffer in zip(layers, self._keys, self._values, strict=True):
+            for x, buffer in zip(states, (key_buffer, value_buffer), strict=True):
+                padding = 0, buffer.shape[-1] - x.shape[-1]
+                buffer[slots, :, : places.shape[1]] = functional.pad(x[right], padding).transpose(1, 2)
+        self._slots = torch.cat([self._slots, slots])
+        self.lengths = torch.cat([self.lengths, lengths[copies]])
+
+    def keep(self, rows: Int[Tensor, " kept"]) -> None:
+        """Let all other rows leave; row i is then the former ``rows[i]``."""
+        left = torch.ones(len(self._slots), dtype=torch.bool)
+        left[rows] = False
+        self._free += self._slots[left].tolist()
+        self._slots, self.lengths = self._slots[rows], self.lengths[rows]
+
+    @contextmanager
+    def step(self) -> Iterator[Attend]:
+        """Give the attention of one more token in each row; it is written behind the row's last."""
+
+        def attend(heads: Heads, q: Tensor, k: Tensor, v: Tensor, rotation: Rotation) -> Tensor:
+            norms, (q_norm, k_norm) = None, (heads.q_norm, heads.k_norm)
+            if q_norm is not None and k_norm is not None:  # no family has one of them alone, or other settings in each
+                norms = q_norm.weight, k_norm.weight, q_norm.offset, q_norm.eps
+            return self._kernels.attend(
+                *(q, k, v, norms, rotation, self._keys[heads.layer], self._values[heads.layer]),
+                *(self._slots, self.lengths),
+                window=heads.window,
+                scaling=heads.scaling,
+            )
+
+        yield attend
+        # A finished row that is carried along a little may be full: it overwrites its last token.
+        self.lengths = (self.lengths + 1).clamp_max_(self._columns - 1)
+
+
+class RowCache:
+    """Keys and values of rows that share a time axis; rows enter and leave at any time.
+
+    A row's last token always stands in the newest column, so a step writes one column for all rows; a prompt that
+    enters is aligned at its right end, and each row knows the column it begins in. Keys lie transposed, (row, head,
+    feature, column): attention of a single query reads them as a plain matrix product. All columns are always read,
+    those that a row must not see by a bias of −inf: a slice of them would be copied by the product, so they grow by a
+    few columns at a time. Rows come first in memory, so that the first n of a buffer need no copy: rows that leave are
+    replaced by the last ones, and rows that enter take what room they left.
+    """
+
+    def __init__(self) -> None:
+        self._keys: list[Tensor] = []
+        self._values: list[Tensor] = []
+        self._starts: Tensor
+        self._first = 0  # the least of them: known beforehand, so that no decode step waits for a GPU to tell it
+        self._end = 0
+        self._capacity = 0
+
+    def enter(
+        self,
+        layers: Sequence[tuple[Tensor, Tensor]],
+        places: Int[Tensor, "prompt position"],
+        lengths: Int[Tensor, " prompt"],
+        copies: Int[Tensor, " entered"],
+    ) -> None:
+        """Add rows with the keys and values of their prompts.
+
+        Args:
+            layers: for each layer keys and values (tok, head, feature) of a line of tokens.
+            places: where each prompt's tokens stand in the line, padded on the right.
+            lengths: prompt lengths in tokens.
+            copies: the prompt of each row that enters.
+        """
+        width = places.shape[1]
+        if not self._keys:
+            self._create(layers)
+        old, new = len(self._starts), len(self._starts) + len(copies)
+        if new > len(self._keys[0]) or width > self._end:
+            self._reframe(rows=new, first=min(0, self._end - width))
+        # Aligned at the right end: column c of a prompt of n tokens holds its token c - (width - n).
+        shift = torch.arange(width, device=places.device) - (width - lengths[:, None])
+        right = places.gather(1, shift.clamp_min(0))[copies]
+        columns = slice(self._end - width, self._end)
+        for (keys, values), key_buffer, value_buffer in zip(layers, self._keys, self._values, strict=True):
+            key_buffer[old:new, :, :, columns] = keys[right].permute(0, 2, 3, 1)
+            value_buffer[old:new, :, columns] = values[right].transpose(1, 2)
+        self._starts = torch.cat([self._starts, self._end - lengths[copies]])
+        self._first = int(self._starts.min())
+
+    @property
+    def lengths(self) -> Int[Tensor, " row"]:
+        """Tokens of each row so far: the position of its next."""
+        return self._end - self._starts
+
+    def keep(self, rows: Int[Tensor, " kept"]) -> None:
+        """Let all other rows leave; row i is then the former ``rows[i]``. Only rows whose place changes are copied."""
+        self._starts = self._starts[rows]
+        self._first = int(self._starts.min()) if len(rows) else self._end
+        to = (rows != torch.arange(len(rows), device=rows.device)).nonzero().squeeze(-1)
+        for buffer in (*self._keys, *self._values):
+            buffer[to] = buffer[rows[to]]
+
+    @contextmanager
+    def step(self) -> Iterator[Attend]:
+        """Open a new column for every row, and give the attention of the newest token to its row."""
+        n = len(self._starts)
+        if self._end == self._capacity:
+            self._reframe(rows=n, first=self._first)
+        self._end += 1
+        newest, biases = self._end - 1, dict[int | None, Tensor]()
+
+        def attend(heads: Heads, q: Tensor, k: Tensor, v: Tensor, rotation: Rotation) -> Tensor:
+            q, k = heads.placed(q, k, rotation)
+            keys, values = self._keys[heads.layer][:n], self._values[heads.layer][:n]
+            keys.select(3, newest).copy_(k)
+            values.select(2, newest).copy_(v)
+            if heads.window not in biases:
+                biases[heads.window] = self._bias(heads.window, q.dtype).repeat_interleave(k.shape[1], dim=0)[:, None]
+            grouped = q.unflatten(1, (k.shape[1], -1)).flatten(0, 1)
+            scores = torch.baddbmm(biases[heads.window], grouped, keys.flatten(0, 1), alpha=heads.scaling)
+            return torch.bmm(scores.softmax(dim=-1), values.flatten(0, 1)).view(n, -1)
+
+        yield attend
+
+    def _bias(self, window: int | None, dtype: torch.dtype) -> Float[Tensor, "row column"]:
+        """0 in the columns that a row sees, −inf in the others."""
+        columns = torch.arange(self._capacity, device=self._starts.device)
+        seen = (columns >= self._starts[:, None]) & (columns < self._end)
+        if window is not None:
+            seen &= columns >= self._end - window
+        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
+
+    def _create(self, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
+        for keys, values in layers:
+            _, heads, features = keys.shape
+            self._keys.append(keys.new_empty(0, heads, features, 0))
+            self._values.append(values.new_empty(0, heads, 0, features))
+        self._starts = torch.zeros(0, dtype=torch.long, device=layers[0][0].device)
+
+    def _reframe(self, *, rows: int, first: int) -> None:
+        """New buffers for so many rows, with the columns from ``first`` on (below 0: so many new ones in front).
+
+        What holds nothing yet is 0: what a row must not see is multiplied by a probability of 0, not skipped.
+        """
+        width = self._end - first
+        capacity = (width // _COLUMNS + 1) * _COLUMNS
+        here, skipped, added = len(self._starts), max(first, 0), max(-first, 0)
+        for buffers, axis in ((self._keys, 3), (self._values, 2)):
+            for i, old in enumerate(buffers):
+                shape = list(old.shape)
+                shape[0], shape[axis] = rows, capacity
+                new = old.new_zeros(shape)
+                held = self._end - skipped
+                new[:here].narrow(axis, added, held).copy_(old[:here].narrow(axis, skipped, held))
+                buffers[i] = new
+        self._starts, self._first = self._starts - first, self._first - first
+        self._end, self._capacity = width, capacity

@@ -1,0 +1,1 @@
+"""The training loop, the GRPO update and the optimizer."""

@@ -1,0 +1,249 @@
+"""Group relative policy optimisation: the loss as a pure function, and the update step around it.
+
+Differences from the paper that introduced it (arXiv 2402.03300):
+
+1. How tokens are weighted (over the batch, per sequence, by a fixed length) is a choice made before the loss: it
+   arrives as one weight per token that sums over the whole update, so micro-batches cannot change it;
+2. the KL to the reference is the k3 estimate inside the loss;
+3. with one optimizer step per rollout batch the old policy is the current one: no second forward, ratio 1, no clipping;
+4. completions whose advantage is 0 are not run, unless there is a reference: their gradient is 0.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from rlif.config import GrpoConfig
+from rlif.model.logprobs import micro_batches, policy_logprobs
+from rlif.model.policy import Policy
+from rlif.training.optim import MasterOptimizer, NonFiniteError
+from rlif.types import Rollouts, Scored, Update
+from rlif.utils.memory import release_free_memory
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """Everything the loss depends on. Log-probabilities in nats; masked positions hold 0 everywhere."""
+
+    policy_logprobs: Float[Tensor, "row tok"]
+    old_logprobs: Float[Tensor, "row tok"]
+    reference_logprobs: Float[Tensor, "row tok"] | None
+    advantages: Float[Tensor, " row"]
+    mask: Bool[Tensor, "row tok"]
+    weights: Float[Tensor, "row tok"]
+
+
+def grpo_loss(
+    inputs: LossInputs, *, clip_low: float, clip_high: float, kl_coef: float
+) -> tuple[Float[Tensor, ""], dict[str, float]]:
+    """Σ weight · (−min(ratio·A, clip(ratio)·A) + kl_coef · k3), and sums over tokens for the metrics.
+
+    ratio = exp(policy − old), clipped to [1 − clip_low, 1 + clip_high]; k3 = e^d − d − 1 with d = reference − policy.
+    Returned sums: ``tokens``, ``kl``, ``clipped_low``, ``clipped_high``. Source: arXiv 2402.03300 eq. 3 and 4; separate
+    clip bounds: DAPO, arXiv 2503.14476.
+    """
+    ratio = (inputs.policy_logprobs - inputs.old_logprobs).exp()
+    advantages = inputs.advantages[:, None]
+    clipped = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
+    per_token = -torch.minimum(ratio * advantages, clipped * advantages)
+    kl = torch.zeros_like(per_token)
+    if inputs.reference_logprobs is not None:
+        difference = inputs.reference_logprobs - inputs.policy_logprobs
+        kl = difference.exp() - difference - 1.0
+        per_token = per_token + kl_coef * kl
+    loss = (per_token * inputs.weights).sum()
+    sums = {
+        "tokens": float(inputs.mask.sum()),
+        "kl": float((kl.detach() * inputs.mask).sum()),
+        "clipped_low": float(((ratio < 1.0 - clip_low) & (advantages < 0) & inputs.mask).sum()),
+        "clipped_high": float(((ratio > 1.0 + clip_high) & (advantages > 0) & inputs.mask).sum()),
+    }
+    return loss, sums
+
+
+def token_mean(mask: Bool[Tensor, "row tok"], limit: int) -> Float[Tensor, "row tok"]:
+    """Every token of the batch weighs the same (DAPO, arXiv 2503.14476)."""
+    return mask.float() / mask.sum()
+
+
+def sequence_mean(mask: Bool[Tensor, "row tok"], limit: int) -> Float[Tensor, "row tok"]:
+    """Every completion weighs the same, its tokens share its weight (GRPO, arXiv 2402.03300)."""
+    return mask.float() / (mask.sum(dim=1, keepdim=True).clamp_min(1) * mask.shape[0])
+
+
+def fixed_length(mask: Bool[Tensor, "row tok"], limit: int) -> Float[Tensor, "row tok"]:
+    """Every token weighs 1 / (rows · length limit), whatever was sampled (Dr. GRPO, arXiv 2503.20783)."""
+    return mask.float() / (mask.shape[0] * limit)
+
+
+AGGREGATIONS: Mapping[str, Callable[[Tensor, int], Tensor]] = {
+    "token_mean": token_mean,
+    "sequence_mean": sequence_mean,
+    "fixed_length": fixed_length,
+}
+
+
+def grpo_step(
+    policy: Policy,
+    optimizer: MasterOptimizer,
+    scored: Scored,
+    config: GrpoConfig,
+    *,
+    lr: float,
+    temperature: float = 1.0,
+    limit: int | None = None,
+    reference: nn.Module | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Update:
+    """Update the policy on one batch of scored rollouts: ``epochs`` passes of ``minibatches`` optimizer steps.
+
+    Args:
+        lr: learning rate of these steps.
+        temperature: the rollout's; policy log-probabilities are of the distribution sampled from (no top-p/top-k).
+        limit: length limit in tokens for `fixed_length`; None: the widest completion.
+        reference: the frozen model of the KL term, needed if ``kl_coef`` > 0.
+        progress: told the number of completion tokens after each backward pass, and of those that need none.
+
+    Raises `NonFiniteError` if the loss or the gradient of an optimizer step is not finite, before that step changes any
+    weight; ValueError if ``kl_coef`` > 0 has no reference to measure from.
+    """
+    if config.kl_coef > 0.0 and reference is None:
+        raise ValueError("kl_coef > 0 needs a reference model; pass one, or set kl_coef to 0")
+    rollouts = scored.rollouts
+    temperature = temperature or 1.0  # greedy rollouts are trained on at temperature 1
+    minibatches = _split_by_prompt(rollouts, config.minibatches)
+    on_policy = config.epochs * config.minibatches == 1
+    teaching = set(_teaching(scored, whole=reference is not None))
+    old = None if on_policy else _all_logprobs(policy, rollouts, sorted(teaching), temperature, config)
+    sampled = rollouts.signals.logprob if temperature == 1.0 else rollouts.sampler_logprobs  # the former: no filter
+    tally, norms = _Tally(config.epochs * int(rollouts.mask.sum())), []
+    with _checkpointing(policy.model, config.gradient_checkpointing):
+        for rows in minibatches * config.epochs:
+            weights, run = _weights(rollouts, rows, config, limit), [row for row in rows if row in teaching]
+            if progress is not None and len(run) < len(rows):
+                progress(int(rollouts.mask[rows].sum() - rollouts.mask[run].sum()))
+            for part in micro_batches(policy.model, rollouts, run, config.micro_batch_tokens):
+                inputs = _loss_inputs(policy, scored, part, weights, old, reference, temperature, config)
+                loss, sums = grpo_loss(
+                    inputs, clip_low=config.clip_low, clip_high=config.clip_high, kl_coef=config.kl_coef
+                )
+                if not bool(loss.isfinite()):
+                    optimizer.discard()
+                    raise NonFiniteError(f"loss is {loss.item()}")
+                optimizer.backward(loss)
+                tally.add(loss, sums, inputs, sampled[part])
+                if progress is not None:
+                    progress(int(sums["tokens"]))
+            norms.append(optimizer.step(lr, config.max_grad_norm))
+    release_free_memory(policy.device)
+    return tally.update(norms)
+
+
+@contextmanager
+def _checkpointing(model: nn.Module, on: bool) -> Iterator[None]:
+    """Let the layers that recompute their activations do so; afterwards the model samples as before.
+
+    transformers checkpoints in train mode only, and keeps no cache there. Dropout inside the layers stays off.
+    """
+    model.eval()
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = on
+    try:
+        yield
+    finally:
+        model.eval()
+
+
+class _Tally:
+    """Sums over micro-batches, turned into the metrics of an update over so many completion tokens."""
+
+    def __init__(self, tokens: int) -> None:
+        self._tokens = tokens
+        self._sums = dict.fromkeys(("loss", "gap", "tokens", "kl", "clipped_low", "clipped_high"), 0.0)
+        self._largest_gap = math.nan  # until something has been compared
+
+    def add(
+        self, loss: Tensor, sums: Mapping[str, float], inputs: LossInputs, sampled: Float[Tensor, "row tok"]
+    ) -> None:
+        # Of the policy that sampled, not of one that has moved on since: two numbers for the same thing.
+        gap = (inputs.old_logprobs - sampled.to(loss.device)).abs() * inputs.mask
+        self._largest_gap = max(gap.max().item(), self._largest_gap)  # in this order: nan gives way
+        for name, value in {**sums, "loss": loss.item(), "gap": gap.sum().item()}.items():
+            self._sums[name] += value
+
+    def update(self, norms: Sequence[float]) -> Update:
+        return Update(
+            loss=self._sums["loss"] / len(norms),
+            grad_norm=sum(norms) / len(norms),
+            metrics={
+                "kl": self._sums["kl"] / self._tokens,
+                "clip/fraction_low": self._sums["clipped_low"] / self._tokens,
+                "clip/fraction_high": self._sums["clipped_high"] / self._tokens,
+                "mismatch/mean": self._sums["gap"] / (self._sums["tokens"] or math.nan),
+                "mismatch/max": self._largest_gap,
+            },
+        )
+
+
+def _loss_inputs(
+    policy: Policy,
+    scored: Scored,
+    part: list[int],
+    weights: Float[Tensor, "all_rows tok"],
+    old: Float[Tensor, "all_rows tok"] | None,
+    reference: nn.Module | None,
+    temperature: float,
+    config: GrpoConfig,
+) -> LossInputs:
+    rollouts, device = scored.rollouts, policy.device
+    logprobs = policy_logprobs(
+        policy.model, policy, rollouts, part, temperature, recompute=config.gradient_checkpointing
+    )
+    reference_logprobs = None
+    if reference is not None:
+        with torch.no_grad():
+            reference_logprobs = policy_logprobs(reference, policy, rollouts, part, temperature)
+    return LossInputs(
+        policy_logprobs=logprobs,
+        old_logprobs=logprobs.detach() if old is None else old[part].to(device),
+        reference_logprobs=reference_logprobs,
+        advantages=scored.advantages[part].to(device),
+        mask=rollouts.mask[part].to(device),
+        weights=weights[part].to(device),
+    )
+
+
+def _weights(
+    rollouts: Rollouts, rows: list[int], config: GrpoConfig, limit: int | None
+) -> Float[Tensor, "all_rows tok"]:
+    """Token weights of one optimizer step: they are decided over all its rows, before any micro-batch is cut."""
+    weights = torch.zeros(rollouts.mask.shape)
+    weights[rows] = AGGREGATIONS[config.aggregation](rollouts.mask[rows], limit or rollouts.mask.shape[1])
+    return weights
+
+
+def _teaching(scored: Scored, *, whole: bool) -> list[int]:
+    """The rows to run: all of the ``whole``, or those with an advantage (be it nan, which is told)."""
+    return [row for row, advantage in enumerate(scored.advantages.tolist()) if whole or advantage != 0.0]
+
+
+@torch.no_grad()
+def _all_logprobs(
+    policy: Policy, rollouts: Rollouts, rows: Sequence[int], temperature: float, config: GrpoConfig
+) -> Float[Tensor, "row tok"]:
+    """The policy as it stands before the first of several optimizer steps, on these rows; 0 for others."""
+    result = torch.zeros(rollouts.mask.shape)
+    for part in micro_batches(policy.model, rollouts, rows, config.micro_batch_tokens):
+        result[part] = policy_logprobs(policy.model, policy, rollouts, part, temperature).cpu()
+    return result
+
+
+def _split_by_prompt(rollouts: Rollouts, parts: int) -> list[list[int]]:
+    """Rows in equal parts that keep groups whole."""
+    return torch.arange(rollouts.n_rows).view(parts, -1).tolist()

@@ -1,0 +1,64 @@
+"""Lines about steps: whole on a terminal of 80 columns, complete in a log."""
+
+import re
+from io import StringIO
+
+import pytest
+
+from rlif.cli.train_progress import fitting, step_parts, watch_run
+from rlif.utils.terminal import Console
+
+METRICS = {
+    "reward/trajectory_entropy/mean": -123.4567,
+    "signal/entropy": 0.1234,
+    "verdict/right": 0.671,
+    "verdict/formatted": 0.755,
+    "length/mean": 123.4,
+    "tokens_per_second/rollout": 12345.0,
+    "eval/right": 0.671,
+    "eval/right_stderr": 0.021,
+    "eval/right_and_formatted": 0.634,
+    "eval/entropy": 0.119,
+    "eval/n": 512.0,
+}
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_a_line_is_as_much_as_fits(width: int) -> None:
+    parts = step_parts(7, METRICS)
+    line = fitting(parts, width)
+    assert len(line) <= width
+    assert "  ".join(parts).startswith(line)
+    assert line.split("  ")[-1] in "  ".join(parts).split("  ")  # the last part is whole
+    assert (line == "  ".join(parts)) is (width == 200)
+
+
+def test_a_terminal_gets_no_wrapped_line_and_no_bar_of_a_phase_that_is_over() -> None:
+    console = Console(width=80, force_terminal=True, record=True, file=StringIO())
+    with watch_run(console, 2) as watcher:
+        watcher.begin("rollout", 1, 100)
+        watcher.advance(40)
+        watcher.logged(1, METRICS)
+        watcher.begin("eval", 2, 768)
+        watcher.advance(281)
+        watcher.logged(2, METRICS)
+    shown = console.export_text()  # without the codes that move the cursor
+    assert re.findall(r"step    1  .*", shown) == [
+        "step    1  trajectory_entropy -123.457  entropy 0.123  right 0.67"  # 65 characters; formatted needs 16 more
+    ]
+    evals = "eval: right 0.671 ± 0.021  right and formatted 0.634  entropy 0.119  n 512"
+    assert re.findall(r"eval: .*", shown) == [evals] * 2
+    assert "768" in shown
+    last_picture = shown.rpartition("run ")[2]
+    assert "2/2" in last_picture
+    assert "768" not in last_picture
+
+
+def test_a_log_gets_one_whole_line_a_step() -> None:
+    console = Console(width=80, record=True, file=StringIO())
+    with watch_run(console, 2) as watcher:
+        watcher.logged(1, METRICS)
+    (line,) = console.export_text().splitlines()
+    assert "12,345" in line
+    assert "eval: right 0.671 ± 0.021" in line
+    assert line.endswith(" s left")

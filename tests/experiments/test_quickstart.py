@@ -1,0 +1,218 @@
+"""The table and the sentences say what the numbers say; the figures are drawn."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.image import imread
+
+from rlif.config import dump_recipe, load_recipe
+from rlif.errors import RlifError
+from rlif.experiments.quickstart import ARMS, quickstart
+from rlif.recipes import find_recipe
+from rlif.report.figures import Curve, draw_all
+from rlif.report.summary import explain, markdown, summarise, terminal_table
+from rlif.runs.run_log import read_metrics
+from rlif.training.loop import train
+from rlif.utils.terminal import Console
+
+
+def line(
+    step: int, score: float, right: float = 0.7, formatted: float = 0.8, entropy: float = 0.1
+) -> dict[str, float | int]:
+    return {
+        "step": step,
+        "eval/right_and_formatted": score,
+        "eval/right_and_formatted_stderr": 0.02,
+        "eval/right": right,
+        "eval/formatted": formatted,
+        "eval/entropy": entropy,
+        "eval/transitional_share": 0.2,
+        "eval/length": 25.0,
+        "eval/n": 512.0,
+    }
+
+
+def result(label: str, *scores: float, **keys: Sequence[float]) -> dict[str, Any]:
+    """A run evaluated every 10 steps; the other keys of `line` as sequences over them."""
+    rows = [line(10 * i, score, **{key: values[i] for key, values in keys.items()}) for i, score in enumerate(scores)]
+    return summarise(label, rows)
+
+
+@pytest.mark.parametrize(
+    ("scores", "said"),
+    [
+        ((0.60, 0.75, 0.40), "The base model rises, then falls with x (0.60 → 0.75 at step 10 → 0.40) ("),
+        ((0.60, 0.75, 0.90), "The base model rises and stays up with x (0.60 → 0.90) ("),
+        ((0.90, 0.80, 0.50), "The base model only loses with x (0.90 → 0.50) ("),
+        ((0.60, 0.61, 0.62), "The base model stays where it was with x (0.60 → 0.62) ("),  # within 2 √2 · .02 = .057
+    ],
+)
+def test_the_fate_follows_the_numbers(scores: tuple[float, ...], said: str) -> None:
+    assert explain([result("base, x", *scores)]).startswith(said)
+
+
+def test_two_sentences_say_what_became_of_each_model_and_what_the_gain_was() -> None:
+    surer = (0.3, 0.2, 0.1)
+    results = [
+        result("base, self-certainty", 0.60, 0.80, 0.40, right=(0.66, 0.81, 0.41), entropy=surer),
+        result("base, token entropy", 0.60, 0.75, 0.50, entropy=surer),
+        result("base, verifiable (labels)", 0.60, 0.80, 0.90, entropy=surer),
+        result("instruct, self-certainty", 0.96, 0.90, 0.64, entropy=(0.1, 0.1, 0.2)),
+    ]
+    # The best gained .20, of which .15 are answers that were not right in any form before.
+    assert explain(results) == (
+        "The base model rises, then falls with self-certainty (0.60 → 0.80 at step 10 → 0.40) and token entropy "
+        "(0.60 → 0.75 at step 10 → 0.50), rises and stays up with labels (0.60 → 0.90); the instruct model only loses "
+        "with self-certainty (0.96 → 0.64) (share right and formatted, 512 problems, standard errors up to 0.02, one "
+        "run each). Of the 0.20 that base, self-certainty, gains at its best, 0.15 are answers newly right in any form "
+        "and 0.05 are a matter of form; entropy fell in 3 of 4 runs, those that end well and those that do not: a "
+        "model that grows surer need not grow better."
+    )
+
+
+def test_nothing_is_claimed_that_the_numbers_do_not_show() -> None:
+    fallen = result("base, x", 0.6, 0.5, 0.4, entropy=(0.3, 0.2, 0.1))
+    said = explain([fallen])
+    assert "With base, x nothing was gained that stands out of the noise; entropy fell in 1 of 1 runs." in said
+    held = result("base, y", 0.6, 0.8, 0.9, entropy=(0.1, 0.2, 0.3))  # rose, and became less sure
+    assert explain([held, fallen]).endswith("; entropy fell in 1 of 2 runs.")
+
+
+@pytest.mark.parametrize("step", [1, 10])
+def test_no_number_of_the_table_is_cut_at_80_columns(step: int) -> None:
+    lines = [line(i * step, 1.0, right=1.0, formatted=1.0, entropy=10.25) | {"eval/length": 96.0} for i in range(11)]
+    results = [
+        summarise(arm.label, [lines[0], *(x | {"eval/right_and_formatted": 0.5} for x in lines)]) for arm in ARMS
+    ]
+    console = Console(width=80, record=True, file=StringIO())
+    console.print(terminal_table(results))
+    table = console.export_text()
+    assert "…" not in table
+    assert max(len(row.rstrip()) for row in table.splitlines()) <= 80
+    for cell in ("1.00→1.00", "10.25→10.25", "96→96", "len.", ".50"):
+        assert table.count(cell) >= (1 if cell == "len." else len(ARMS)), cell
+
+
+def test_the_table_has_start_best_and_last() -> None:
+    result = summarise("one", [line(0, 0.6), line(10, 0.75, formatted=0.9), line(20, 0.4, right=0.5)])
+    assert "| one | 0.600 | 0.750 @ 10 | 0.400 | 0.70 → 0.50 | 0.80 → 0.80 |" in markdown([result])
+
+
+def test_three_figures_are_drawn(tmp_path: Path) -> None:
+    curves = [Curve(arm.label, [line(0, 0.6), line(10, 0.7), line(20, 0.5)]) for arm in ARMS]
+    paths = draw_all(curves, tmp_path / "figures")
+    assert [path.name for path in paths] == ["accuracy.png", "format.png", "confidence.png"]
+    for path in paths:
+        image = imread(path)
+        assert image.shape[0] > 300
+        assert image.std() > 0.05  # not an empty canvas
+    with pytest.raises(ValueError, match="no curves"):
+        draw_all([], tmp_path)
+
+
+def test_an_occupied_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "something").write_text("mine")
+    with pytest.raises(RlifError, match="not an empty folder"):
+        quickstart(tmp_path)
+
+
+def test_a_quickstart_of_other_settings_is_refused(tmp_path: Path) -> None:
+    (tmp_path / ARMS[0].name).mkdir()
+    (tmp_path / ARMS[0].name / "recipe.yaml").write_text(dump_recipe(load_recipe(find_recipe(Path("tiny")))))
+    with pytest.raises(RlifError, match="holds a quickstart of other settings"):
+        quickstart(tmp_path, steps=7)
+
+
+def start(out: Path, *, evaluated: bool) -> "subprocess.Popen[str]":
+    """`rlif quickstart` of two steps, in a session of its own, once its first run has begun, or been evaluated."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rlif", "quickstart", "--out", str(out), "--steps", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    metrics = out / ARMS[0].name / "metrics.jsonl"
+    deadline = time.monotonic() + 240
+    while not (metrics.exists() and metrics.stat().st_size >= evaluated):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "it did not begin"
+        time.sleep(0.02)
+    return process
+
+
+def session_is_empty(session: int) -> bool:
+    try:
+        os.killpg(session, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def wait_until_empty(session: int) -> None:
+    deadline = time.monotonic() + 60
+    while not session_is_empty(session):
+        assert time.monotonic() < deadline, "a process was left behind"
+        time.sleep(0.02)
+
+
+def test_stopped_by_a_signal_and_started_again(tmp_path: Path) -> None:
+    """Two steps of each run: the machinery, not the finding."""
+    out = tmp_path / "out"
+    process = start(out, evaluated=True)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to the parent and its workers
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 130, errors
+    assert errors.strip().splitlines() == [
+        "stopping after this step, with a checkpoint (once more: at once)",
+        f"rlif: stopped; go on with: rlif quickstart --out {out} --steps 2",
+    ]
+    wait_until_empty(process.pid)
+    begun = [arm.name for arm in ARMS if (out / arm.name).exists()]
+    assert len(begun) <= 2  # what had not begun did not begin
+    first = (out / ARMS[0].name / "metrics.jsonl").read_bytes()
+
+    quickstart(out, steps=2)
+    assert sorted(path.name for path in out.iterdir() if path.is_dir()) == sorted(
+        [*(arm.name for arm in ARMS), "figures"]
+    )
+    table = (out / "table.md").read_text()
+    assert all(f"| {arm.label} |" in table for arm in ARMS)
+    lines = read_metrics(out / ARMS[0].name / "metrics.jsonl")
+    assert [row["step"] for row in lines] == [0, 1, 2]
+    if b'"step": 1' in first:  # it had a checkpoint: nothing of it was made again
+        assert (out / ARMS[0].name / "metrics.jsonl").read_bytes().startswith(first)
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_no_worker_outlives_its_parent(tmp_path: Path, signum: int, code: int) -> None:
+    process = start(tmp_path / "out", evaluated=False)
+    process.send_signal(signum)  # to the parent alone
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == code, errors
+    assert "Traceback" not in errors
+    wait_until_empty(process.pid)
+
+
+def scores(out: Path, *changes: str) -> tuple[Mapping[str, float | int], ...]:
+    """The evaluations of a run of recipes/tiny.yaml: the first and the last."""
+    lean = ["eval.every=20", "checkpoint.every=0", "log.rollouts_every=0"]
+    train(load_recipe(find_recipe(Path("tiny")), [*lean, *changes]), out)
+    lines = [row for row in read_metrics(out / "metrics.jsonl") if "eval/right" in row]
+    return lines[0], lines[-1]
+
+
+def test_the_base_model_rises_on_its_own_certainty(tmp_path: Path) -> None:
+    """A third of the way: measured .631 → .803 (n = 512, one seed). Asked for: half of that, three standard errors."""
+    first, last = scores(tmp_path / "run", "steps=20")
+    assert first["eval/right_and_formatted"] == pytest.approx(0.631, abs=0.01)
+    assert last["eval/right_and_formatted"] - first["eval/right_and_formatted"] > 0.085
+    assert last["eval/entropy"] < first["eval/entropy"]
