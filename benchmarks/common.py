@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from rlif.runs.run_log import collect_info
+from rlif.runs.environment import collect_info
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 _PRODUCT = {"cpu": (1024, 576, 1536, 24), "cuda": (8192, 4096, 4096, 8)}  # rows, inputs, outputs, weights

@@ -91,7 +91,8 @@ def bytes_of_checkpoints(base: Path, draw: random.Random) -> Iterator[Result]:
 
 def bytes_of_kernels(base: Path, draw: random.Random) -> Iterator[Result]:
     """Bits of a compiled library, and cut ones: nothing of it may be loaded."""
-    from rlif.model.kernels.cpu import build, kernels
+    from rlif.model.kernels import build
+    from rlif.model.kernels.cpu import kernels
 
     os.environ["RLIF_CACHE"] = str(base / "cache")
     if kernels.__wrapped__(torch.float32) is None:

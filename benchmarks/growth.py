@@ -40,7 +40,8 @@ def policy_of(name: str, vocabulary: int) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from rlif.config import PolicyConfig
-    from rlif.model.policy import Policy, load_policy
+    from rlif.model.loading import load_policy
+    from rlif.model.policy import Policy
 
     if name != "random":
         return load_policy(PolicyConfig(model=name), dtype=torch.float32)
@@ -64,12 +65,13 @@ def measure(point: dict[str, Any], steps: int) -> None:
     from common import matrix_rate
 
     from rlif.config import AdvantageConfig, GrpoConfig, RewardConfig
-    from rlif.model.policy import compute_dtype
-    from rlif.rewards.registry import score
-    from rlif.rollout.engine import Engine, Key, Sampling
+    from rlif.model.loading import compute_dtype
+    from rlif.rewards.score import score
+    from rlif.rng import Key
+    from rlif.rollout.engine import Engine
     from rlif.training.grpo import grpo_step
     from rlif.training.optim import MasterOptimizer, adamw
-    from rlif.types import Problem, Prompt, Verdict
+    from rlif.types import Problem, Prompt, Sampling, Verdict
     from rlif.utils.memory import peak_memory_gb
 
     policy = policy_of(point["model"], point["vocabulary"])

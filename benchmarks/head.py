@@ -29,7 +29,7 @@ import torch
 from common import print_table, spread, write
 from torch import Tensor
 
-from rlif.model.policy import compute_dtype
+from rlif.model.loading import compute_dtype
 
 VOCABULARIES = (49_152, 151_936, 262_144)
 SETTINGS = ("dtype", "device", "tokens", "hidden", "rounds", "clock")

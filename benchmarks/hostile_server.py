@@ -26,7 +26,7 @@ from hostile_replies import KEY, KINDS, RawServer, hostile_reply, kind_of
 from rlif.errors import RlifError
 from rlif.evals.backends.openai_client import KEY_VARIABLE, Client, Server
 from rlif.evals.backends.openai_protocol import Ask, Reply
-from rlif.rollout.sampling import Sampling
+from rlif.types import Sampling
 
 ASKS = (Ask("p, sample 0", ({"role": "user", "content": "6*7="},), 0), Ask("p, sample 0", "6*7=", 0))
 

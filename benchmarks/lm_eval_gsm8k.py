@@ -33,8 +33,9 @@ import yaml
 from common import print_table, write
 
 from rlif.cli.evaluate import local
+from rlif.evals.plan import Plan
 from rlif.evals.runner import evaluate
-from rlif.evals.settings import Plan, Settings
+from rlif.evals.settings import Settings
 from rlif.evals.store import slug
 from rlif.grading.grader import Grader
 from rlif.model.registry import resolve

@@ -54,15 +54,16 @@ def rlif(group: int, *, cuda_graphs: bool = False) -> None:
     import torch
 
     from rlif.config import AdvantageConfig, GrpoConfig, PolicyConfig, RewardConfig
+    from rlif.model.loading import compute_dtype, load_policy
     from rlif.model.logprobs import micro_batches
     from rlif.model.packing import rounded
-    from rlif.model.policy import compute_dtype, load_policy
-    from rlif.rewards.registry import score
-    from rlif.rollout.engine import Engine, Key, Sampling
+    from rlif.rewards.score import score
+    from rlif.rng import Key
+    from rlif.rollout.engine import Engine
     from rlif.rollout.prompts import render
     from rlif.training.grpo import grpo_step
     from rlif.training.optim import MasterOptimizer, adamw
-    from rlif.types import Problem, Verdict
+    from rlif.types import Problem, Sampling, Verdict
 
     policy = load_policy(PolicyConfig(model=MODEL), dtype=torch.float32)
     config = GrpoConfig(kl_coef=0.0, lr=1e-6)
@@ -190,7 +191,7 @@ def generate(group: int, dtype: str) -> None:
     import torch
 
     from rlif.config import PolicyConfig
-    from rlif.model.policy import load_policy
+    from rlif.model.loading import load_policy
     from rlif.rollout.decode_batch import left_pad
     from rlif.rollout.prompts import render
     from rlif.types import Problem
@@ -238,7 +239,7 @@ SYSTEMS: dict[str, Callable[[int], None]] = {
 def usual_systems() -> str:
     import torch
 
-    from rlif.model.policy import compute_dtype
+    from rlif.model.loading import compute_dtype
 
     kind = "bf16" if compute_dtype("auto", DEVICE) == torch.bfloat16 else "fp32"
     return f"rlif,trl-{kind},generate-{kind}"

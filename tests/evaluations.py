@@ -10,8 +10,8 @@ from rlif.evals.backends.base import Answer, Asked, Trace
 from rlif.evals.runner import Candidate
 from rlif.evals.settings import Settings, settings_of
 from rlif.grading.grader import Grader
-from rlif.rollout.engine import Key, Sampling
-from rlif.types import Verdict
+from rlif.rng import Key
+from rlif.types import Sampling, Verdict
 
 
 class Scripted:

@@ -15,9 +15,10 @@ from types import TracebackType
 from typing import Any
 
 from rlif.config import PolicyConfig
-from rlif.model.policy import load_policy
-from rlif.rollout.engine import Engine, Key, Sampling
-from rlif.types import Problem, Prompt
+from rlif.model.loading import load_policy
+from rlif.rng import Key
+from rlif.rollout.engine import Engine
+from rlif.types import Problem, Prompt, Sampling
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The house plan, kept: a module imports only from rooms above its own, and the command line starts light."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 import rlif
 
 SOURCE = Path(rlif.__file__).parent
+PAGE = Path(__file__).parents[1] / "docs" / "architecture.md"
 
 ORDER = (
     *("errors", "utils", "config", "types", "rng", "signals", "recipes"),
@@ -109,3 +111,32 @@ def test_the_command_line_starts_light() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [], f"import rlif.cli.main loads {done.stdout.strip()}"
+
+
+def file_list() -> str:
+    """Every module below src/rlif with the first sentence of its docstring, room by room."""
+    lines = []
+    for name in ORDER:
+        inside = sorted(SOURCE.glob(f"{name}.py")) or sorted(SOURCE.glob(f"{name}/**/*.py"))
+        if len(inside) > 1:
+            lines += ["", f"**{name}/** {first_sentence(SOURCE / name / '__init__.py')}".rstrip(), ""]
+        modules = [path for path in inside if path.name != "__init__.py"]
+        lines += [f"- `{path.relative_to(SOURCE)}`: {first_sentence(path)}" for path in modules]
+    return "\n".join(lines).strip() + "\n"
+
+
+def first_sentence(path: Path) -> str:
+    """Of a module's docstring, on one line; empty without one."""
+    paragraph = (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").partition("\n\n")[0]
+    return re.split(r"(?<=[.?])\s+(?=[A-Z`])", " ".join(paragraph.split()))[0]
+
+
+def test_the_page_lists_every_module() -> None:
+    _, _, listed = PAGE.read_text("utf-8").partition("## File by file")
+    assert listed.partition("\n- ")[2], "docs/architecture.md has no list"
+    assert listed.partition("anew.\n\n")[2] == file_list(), "run: python tests/test_architecture.py"
+
+
+if __name__ == "__main__":
+    text = PAGE.read_text("utf-8")
+    PAGE.write_text(text[: text.index("anew.\n\n") + len("anew.\n\n")] + file_list(), "utf-8")

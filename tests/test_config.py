@@ -8,9 +8,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlif.config import ArithmeticTask, FileTask, PolicyConfig, Recipe, RewardConfig, dump_recipe, load_recipe
-from rlif.config import parse_recipe as parse
+from rlif.config import ArithmeticTask, FileTask, PolicyConfig, Recipe, RewardConfig
 from rlif.errors import RlifError
+from rlif.recipes import dump_recipe, load_recipe
+from rlif.recipes import parse_recipe as parse
 
 SHIPPED = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x85"))

@@ -1,19 +1,13 @@
-"""Recipes: YAML in, a checked `Recipe` out.
+"""What a recipe may say: sections of typed, bounded keys, each with its meaning.
 
 An unknown key is an error that names its nearest known neighbour; bounds live in the types; the string under a field is
 its documentation; the defaults are the setting of the public Intuitor recipe (arXiv 2505.19590), which agrees with
 what was reported of the No Free Lunch runs (arXiv 2506.17219).
 """
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator, model_validator
-
-from rlif.errors import RlifError, nearest, printable, shortened, shown
-from rlif.utils.validation import explained
-from rlif.utils.yaml_text import LONGEST, YamlError, read_yaml
+from pydantic import BaseModel, ConfigDict, Field, Strict, field_validator, model_validator
 
 Positive = Annotated[int, Strict(), Field(ge=1)]  # strict: `true` is no 1
 Natural = Annotated[int, Strict(), Field(ge=0)]
@@ -167,7 +161,7 @@ class GrpoConfig(Section):
     kl_coef: Annotated[float, Field(ge=0.0)] = 0.005
     """Weight of the k3 KL to the frozen initial policy; 0 keeps no reference in memory."""
     aggregation: Literal["token_mean", "sequence_mean", "fixed_length"] = "token_mean"
-    """How tokens are weighted (see rlif.training.grpo.AGGREGATIONS)."""
+    """How tokens are weighted (see rlif.training.loss.AGGREGATIONS)."""
     micro_batch_tokens: Positive | None = None
     """Most tokens in one forward pass, a prompt that is shared counted once. Changes memory and, if
     few, time; never the result (but its rounding). null: 16,384 on a GPU; on a CPU, where more took memory and saved
@@ -247,88 +241,3 @@ class Recipe(Section):
                 f"grpo.minibatches: {self.grpo.minibatches} does not divide rollout.prompts ({self.rollout.prompts})"
             )
         return self
-
-
-def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
-    """Read a YAML recipe, apply ``key=value`` overrides (values are YAML), check it.
-
-    Raises `RlifError` naming the file and the key of the first mistake.
-    """
-    try:
-        with path.open("rb") as file:
-            data = read_yaml(file.read(4 * LONGEST).decode("utf-8-sig"))
-    except OSError as error:
-        raise RlifError(f"{path}: cannot read the recipe ({error.strerror}); recipes lie in recipes/") from error
-    except UnicodeDecodeError as error:
-        raise RlifError(
-            f"{path}: not YAML (byte {error.start} is not UTF-8; save the recipe in that encoding)"
-        ) from error
-    except YamlError as error:
-        raise RlifError(f"{path}: not YAML ({error})") from error
-    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
-        raise RlifError(f"{path}: a recipe is a mapping of keys to values")
-    for override in overrides or []:
-        _apply(data, override)
-    return parse_recipe(data, source=str(path))
-
-
-def parse_recipe(data: dict[str, Any], *, source: str = "recipe") -> Recipe:
-    """Check a mapping. Raises `RlifError` naming ``source`` and the key of the first mistake."""
-    try:
-        return Recipe.model_validate(data)
-    except ValidationError as error:
-        raise RlifError(f"{source}: {_explain(error)}") from None
-
-
-def dump_recipe(recipe: Recipe) -> str:
-    """The recipe with every default spelled out, as YAML that `load_recipe` reads back to an equal recipe."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def _apply(data: dict[str, Any], override: str) -> None:
-    key, separator, value = override.partition("=")
-    where = f"override {shown(override, 200)}"
-    if not separator or not all(key.split(".")):
-        raise RlifError(f"{where}: write key=value, for example grpo.lr=1e-5")
-    *parents, leaf = key.split(".")
-    node = data
-    for parent in parents:
-        child = node.setdefault(parent, {})
-        if not isinstance(child, dict):
-            raise RlifError(f"{where}: {parent} is not a section in this recipe")
-        node = child
-    try:
-        node[leaf] = read_yaml(value)  # YAML 1.1 leaves 1e-5 a string; pydantic makes it a number
-    except YamlError as error:
-        hint = "" if "'" in value else f"; text with signs in it stands in quotes: \"{key}='{shortened(value, 60)}'\""
-        raise RlifError(f"{where}: the value is not YAML{hint}") from error
-
-
-def _explain(error: ValidationError) -> str:
-    """The first mistake in one line: key, what is wrong, what to do."""
-    first = error.errors()[0]
-    # pydantic's location of a key below `task` holds the task's name too.
-    location = [part for i, part in enumerate(first["loc"]) if i != 1 or first["loc"][0] != "task"]
-    key = shortened(printable(".".join(str(part) for part in location)), 200)
-    count = error.error_count()
-    more = f" (and {count - 1} more)" if count > 1 else ""
-    if first["type"] == "extra_forbidden":
-        return f"{key}: unknown key; did you mean {_meant(location, first['loc'])}?{more}"
-    if first["type"] == "missing":
-        what = "a further value" if isinstance(location[-1], int) else "this key"
-        return f"{key}: {what} is required{more}"
-    return f"{key + ': ' if key else ''}{explained(first)}{more}"
-
-
-def _meant(unknown: list[Any], location: tuple[Any, ...]) -> str:
-    """The key that was meant: one of that name in another section (lr: grpo.lr), else the nearest of the same one."""
-    task = ArithmeticTask if location[1:2] == ("arithmetic",) else FileTask
-    sections: dict[str, type[BaseModel]] = {"task": task, "reward": RewardConfig}
-    for name, field in Recipe.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            sections[name] = field.annotation
-    *parents, leaf = (printable(str(part))[:100] for part in unknown)
-    if not parents:
-        elsewhere = [f"{name}.{leaf}" for name, section in sections.items() if leaf in section.model_fields]
-        return next(iter(elsewhere), "") or nearest(leaf, Recipe.model_fields)
-    return ".".join([*parents, nearest(leaf, sections[parents[0]].model_fields)])

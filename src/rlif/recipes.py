@@ -1,11 +1,15 @@
-"""The recipes that ship with rlif, by name."""
+"""Recipes: YAML in, a checked `Recipe` out; those that ship with rlif by name."""
 
 from pathlib import Path
+from typing import Any
 
-from rlif.errors import RlifError
+import yaml
+from pydantic import BaseModel, ValidationError
 
-RECIPE = "recipe.yaml"
-"""What the resolved recipe is called in the folder of a run."""
+from rlif.config import ArithmeticTask, FileTask, Recipe, RewardConfig, Section
+from rlif.errors import RlifError, nearest, printable, shortened, shown
+from rlif.utils.validation import explained
+from rlif.utils.yaml_text import LONGEST, YamlError, read_yaml
 
 # Beside the package in a wheel; at the top of the repository in a checkout.
 _FOLDERS = (Path(__file__).parent / "recipes", Path(__file__).parents[2] / "recipes")
@@ -24,3 +28,88 @@ def find_recipe(recipe: Path) -> Path:
     if str(recipe) in shipped:
         return shipped[str(recipe)]
     raise RlifError(f"{recipe}: no such recipe; give a YAML file, or the name of a shipped one: {', '.join(shipped)}")
+
+
+def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a YAML recipe, apply ``key=value`` overrides (values are YAML), check it.
+
+    Raises `RlifError` naming the file and the key of the first mistake.
+    """
+    try:
+        with path.open("rb") as file:
+            data = read_yaml(file.read(4 * LONGEST).decode("utf-8-sig"))
+    except OSError as error:
+        raise RlifError(f"{path}: cannot read the recipe ({error.strerror}); recipes lie in recipes/") from error
+    except UnicodeDecodeError as error:
+        raise RlifError(
+            f"{path}: not YAML (byte {error.start} is not UTF-8; save the recipe in that encoding)"
+        ) from error
+    except YamlError as error:
+        raise RlifError(f"{path}: not YAML ({error})") from error
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        raise RlifError(f"{path}: a recipe is a mapping of keys to values")
+    for override in overrides or []:
+        _apply(data, override)
+    return parse_recipe(data, source=str(path))
+
+
+def parse_recipe(data: dict[str, Any], *, source: str = "recipe") -> Recipe:
+    """Check a mapping. Raises `RlifError` naming ``source`` and the key of the first mistake."""
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise RlifError(f"{source}: {_explain(error)}") from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe with every default spelled out, as YAML that `load_recipe` reads back to an equal recipe."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    where = f"override {shown(override, 200)}"
+    if not separator or not all(key.split(".")):
+        raise RlifError(f"{where}: write key=value, for example grpo.lr=1e-5")
+    *parents, leaf = key.split(".")
+    node = data
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise RlifError(f"{where}: {parent} is not a section in this recipe")
+        node = child
+    try:
+        node[leaf] = read_yaml(value)  # YAML 1.1 leaves 1e-5 a string; pydantic makes it a number
+    except YamlError as error:
+        hint = "" if "'" in value else f"; text with signs in it stands in quotes: \"{key}='{shortened(value, 60)}'\""
+        raise RlifError(f"{where}: the value is not YAML{hint}") from error
+
+
+def _explain(error: ValidationError) -> str:
+    """The first mistake in one line: key, what is wrong, what to do."""
+    first = error.errors()[0]
+    # pydantic's location of a key below `task` holds the task's name too.
+    location = [part for i, part in enumerate(first["loc"]) if i != 1 or first["loc"][0] != "task"]
+    key = shortened(printable(".".join(str(part) for part in location)), 200)
+    count = error.error_count()
+    more = f" (and {count - 1} more)" if count > 1 else ""
+    if first["type"] == "extra_forbidden":
+        return f"{key}: unknown key; did you mean {_meant(location, first['loc'])}?{more}"
+    if first["type"] == "missing":
+        what = "a further value" if isinstance(location[-1], int) else "this key"
+        return f"{key}: {what} is required{more}"
+    return f"{key + ': ' if key else ''}{explained(first)}{more}"
+
+
+def _meant(unknown: list[Any], location: tuple[Any, ...]) -> str:
+    """The key that was meant: one of that name in another section (lr: grpo.lr), else the nearest of the same one."""
+    task = ArithmeticTask if location[1:2] == ("arithmetic",) else FileTask
+    sections: dict[str, type[BaseModel]] = {"task": task, "reward": RewardConfig}
+    for name, field in Recipe.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            sections[name] = field.annotation
+    *parents, leaf = (printable(str(part))[:100] for part in unknown)
+    if not parents:
+        elsewhere = [f"{name}.{leaf}" for name, section in sections.items() if leaf in section.model_fields]
+        return next(iter(elsewhere), "") or nearest(leaf, Recipe.model_fields)
+    return ".".join([*parents, nearest(leaf, sections[parents[0]].model_fields)])

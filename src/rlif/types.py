@@ -20,6 +20,8 @@ from typing import Literal, NamedTuple
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from rlif.config import RolloutConfig
+
 StopReason = Literal["eos", "stop_string", "length"]
 
 
@@ -112,3 +114,18 @@ class Update:
     loss: float
     grad_norm: float
     metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw: temperature (0 is greedy), nucleus, top-k (0 is off), length limit in tokens, stop strings."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_new_tokens: int = 128
+    stop: tuple[str, ...] = ()
+
+    @classmethod
+    def from_config(cls, config: RolloutConfig) -> "Sampling":
+        return cls(config.temperature, config.top_p, config.top_k, config.max_new_tokens, config.stop)

@@ -8,7 +8,7 @@ import pytest
 
 from rlif.analysis import estimators
 from rlif.analysis.confidence import auroc, confidence, correlation
-from rlif.evals.compare import bootstrap_interval, paired, sign_flip_test
+from rlif.analysis.paired import bootstrap_interval, paired, sign_flip_test
 
 
 def bernoulli(seed: int, problems: int, samples: int) -> np.ndarray:

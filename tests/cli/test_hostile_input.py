@@ -21,9 +21,9 @@ from safetensors.torch import load_file, save_file
 
 from hostile import COMMANDS, FILES, NAMES, damaged, fault, run, tried, write
 from rlif.cli.train_progress import eval_parts, watch_run
-from rlif.config import load_recipe
 from rlif.errors import RlifError, printable, printable_lines, shown, with_error
 from rlif.evals.tables import task_view
+from rlif.recipes import load_recipe
 from rlif.utils.terminal import Console, OutputError, give_up, guarded_streams, text_column
 from rlif.utils.yaml_text import YamlError, read_yaml
 from toys import toy_policy

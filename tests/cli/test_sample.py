@@ -7,8 +7,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from rlif.cli.sample import colour, legend, shaded
-from rlif.rollout.engine import Engine, Key, Sampling
+from rlif.report.token_view import colour, legend, shaded
+from rlif.rng import Key
+from rlif.rollout.engine import Engine
+from rlif.types import Sampling
 from toys import toy_policy, toy_prompts
 
 

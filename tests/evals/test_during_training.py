@@ -9,7 +9,7 @@ import torch
 from rlif.analysis import estimators
 from rlif.analysis.text import count_transitional, transitional
 from rlif.evals.during_training import summarise
-from rlif.runs.run_log import METRICS
+from rlif.runs.metric_keys import METRICS
 from rlif.types import Problem, Prompt, Rollouts, TokenSignals, Verdict
 
 

@@ -20,7 +20,7 @@ from rlif.errors import RlifError
 from rlif.evals.backends.exchange import UnreadableError, most_bytes, most_elements, read_json, retry_after
 from rlif.evals.backends.openai_client import KEY_VARIABLE, Client, Server
 from rlif.evals.backends.openai_protocol import Ask
-from rlif.rollout.sampling import Sampling
+from rlif.types import Sampling
 
 ASK = Ask("p, sample 0", [{"role": "user", "content": "6*7="}], 0)
 SAMPLING = Sampling(max_new_tokens=64)

@@ -22,9 +22,10 @@ from rlif.evals.backends.engine import EngineBackend
 from rlif.evals.backends.openai import ServedBackend
 from rlif.evals.backends.openai_client import KEY_VARIABLE, Client, Server
 from rlif.evals.runner import Candidate, evaluate
-from rlif.grading.grader import EXTRACTORS, Grader
-from rlif.rollout.sampling import Key, Sampling
-from rlif.types import Problem
+from rlif.grading.extraction import EXTRACTORS
+from rlif.grading.grader import Grader
+from rlif.rng import Key
+from rlif.types import Problem, Sampling
 from servers import Heard, ModelServer, Said, ServerOnLoopback, chat
 
 SECRET = "sk-this-must-be-seen-nowhere"

@@ -16,11 +16,11 @@ from rlif.config import PolicyConfig
 from rlif.errors import RlifError
 from rlif.evals.backends.openai_client import KEY_VARIABLE, Client, Server
 from rlif.evals.backends.openai_protocol import Ask, Reply
-from rlif.model.policy import load_policy
+from rlif.model.loading import load_policy
+from rlif.rng import Key
 from rlif.rollout.engine import Engine
 from rlif.rollout.prompts import render
-from rlif.rollout.sampling import Key, Sampling
-from rlif.types import Problem
+from rlif.types import Problem, Sampling
 from servers import Heard, ModelServer, Said, ServerOnLoopback, chat
 
 SAMPLING = Sampling(temperature=0.0, max_new_tokens=16)

@@ -8,16 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlif.evals.backends.openai_protocol import (
-    Ask,
-    MalformedError,
-    body_of,
-    path_of,
-    read_reply,
-    refused_fields,
-    seed_of,
-)
-from rlif.rollout.sampling import Key, Sampling
+from rlif.evals.backends.openai_protocol import Ask, MalformedError, body_of, path_of, read_reply, refused_fields
+from rlif.rng import Key, seed_of
+from rlif.types import Sampling
 from served_shapes import SHAPES
 
 MESSAGES = ({"role": "user", "content": "1+1=?"},)

@@ -20,23 +20,26 @@ from typer.testing import CliRunner
 
 from evaluations import Crashing, Scripted, candidate, settings, timeless
 from rlif.analysis.text import compression_ratio, repeated_ngrams, tenths, transitional_tenths
+from rlif.cli import eval_progress as watching
 from rlif.cli.main import app
 from rlif.config import PolicyConfig
 from rlif.errors import RlifError
-from rlif.evals import figures, tables, watching
+from rlif.evals import figures, tables
+from rlif.evals import plan as plans
 from rlif.evals import runner as loop
-from rlif.evals import settings as how
 from rlif.evals.backends import engine
 from rlif.evals.backends.base import Answer, Asked, Backend
-from rlif.evals.backends.engine import EngineBackend, answers_of, tokenizer_mark, weights_mark
+from rlif.evals.backends.engine import EngineBackend, answers_of
 from rlif.evals.compare import compare, model_folders
 from rlif.evals.metrics import Sheet, counts, course, headline
+from rlif.evals.pace import Pace, duration
+from rlif.evals.plan import Plan
 from rlif.evals.runner import Candidate, evaluate
-from rlif.evals.settings import Plan
 from rlif.evals.store import Store, read_answers, slug
-from rlif.evals.watching import Pace, duration
-from rlif.rollout.engine import Engine, Key, Sampling
-from rlif.types import Verdict
+from rlif.model.fingerprint import tokenizer_mark, weights_mark
+from rlif.rng import Key
+from rlif.rollout.engine import Engine
+from rlif.types import Sampling, Verdict
 from rlif.utils.terminal import Console
 from toys import toy_policy, toy_prompts
 
@@ -203,7 +206,7 @@ def test_a_finished_folder_does_not_answer_for_a_model_or_a_grader_that_changed(
     with pytest.raises(RlifError, match="scripted has changed since"):
         evaluate([candidate(changed)], settings(), tmp_path / "e")
     assert changed.asked == []
-    monkeypatch.setattr(how, "grader_mark", lambda: "another grader")
+    monkeypatch.setattr(plans, "grader_mark", lambda: "another grader")
     with pytest.raises(RlifError, match=r'tasks.arithmetic.grader was "rlif .*", is "another grader"'):
         evaluate([candidate(Scripted())], settings(), tmp_path / "e")
 

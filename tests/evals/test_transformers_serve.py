@@ -22,11 +22,11 @@ from rlif.evals.backends.openai import ServedBackend
 from rlif.evals.backends.openai_client import Client, Server
 from rlif.evals.backends.openai_protocol import Ask
 from rlif.model import registry
-from rlif.model.policy import load_policy
+from rlif.model.loading import load_policy
+from rlif.rng import Key
 from rlif.rollout.engine import Engine
 from rlif.rollout.prompts import render
-from rlif.rollout.sampling import Key, Sampling
-from rlif.types import Problem
+from rlif.types import Problem, Sampling
 
 for module in ("fastapi", "uvicorn", "openai"):
     pytest.importorskip(module)

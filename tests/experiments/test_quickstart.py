@@ -13,13 +13,12 @@ from typing import Any
 import pytest
 from matplotlib.image import imread
 
-from rlif.config import dump_recipe, load_recipe
 from rlif.errors import RlifError
 from rlif.experiments.quickstart import ARMS, quickstart
-from rlif.recipes import find_recipe
+from rlif.recipes import dump_recipe, find_recipe, load_recipe
 from rlif.report.figures import Curve, draw_all
 from rlif.report.summary import explain, markdown, summarise, terminal_table
-from rlif.runs.run_log import read_metrics
+from rlif.runs.history import read_metrics
 from rlif.training.loop import train
 from rlif.utils.terminal import Console
 

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlif.errors import RlifError
-from rlif.grading.equivalence import clean, compare_quickly
+from rlif.grading.equivalence import compare_quickly
 from rlif.grading.extraction import CHAIN, EXTRACTORS, extract_any, find_extractor
+from rlif.grading.normalize import clean
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 CASES = [json.loads(line) for line in (FIXTURES / "extraction_cases.jsonl").read_text("utf-8").split("\n") if line]

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from rlif.grading import math_worker, prose
-from rlif.grading.grader import EXTRACTORS, LONGEST_ANSWER, Grader
+from rlif.grading.extraction import EXTRACTORS
+from rlif.grading.grader import LONGEST_ANSWER, Grader
 from rlif.grading.math_worker import MathWorker
 from rlif.grading.numerals import NUMBER
 

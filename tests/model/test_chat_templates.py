@@ -13,7 +13,8 @@ import pytest
 from rlif.config import PolicyConfig
 from rlif.errors import RlifError
 from rlif.model import chat_templates, template_worker
-from rlif.model.policy import Policy, load_policy
+from rlif.model.loading import load_policy
+from rlif.model.policy import Policy
 from rlif.model.template_worker import TemplateWorker
 from rlif.tasks.templates import TEMPLATES, render_messages
 from toys import toy_policy

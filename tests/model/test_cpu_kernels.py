@@ -19,8 +19,9 @@ from rlif.model.kernels import cpu
 from rlif.model.kernels.cpu import Kernels, kernels, padded
 from rlif.model.layers import Gated, Norm, rotated
 from rlif.rollout.kv_cache import KernelCache
-from rlif.rollout.sampling import Sampling, draw
+from rlif.rollout.sampling import draw
 from rlif.signals import token_signals
+from rlif.types import Sampling
 
 BF16, F32 = torch.bfloat16, torch.float32
 TOLERANCE = {BF16: 2.0**-8, F32: 2e-6}  # relative: one rounding to 8 bits, or a few to 24

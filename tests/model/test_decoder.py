@@ -12,8 +12,11 @@ from rlif.model.layers import Unchanged
 from rlif.model.lm_head import _TILE, _TILE_TOKENS, Head, head_logprobs, head_of, head_signals
 from rlif.model.logprobs import policy_logprobs
 from rlif.model.packing import Packed, _similar
-from rlif.rollout.engine import Engine, Key, Sampling, sample_slowly
+from rlif.rng import Key
+from rlif.rollout.engine import Engine
+from rlif.rollout.reference import sample_slowly
 from rlif.signals import token_signals
+from rlif.types import Sampling
 from toys import toy_policy, toy_prompts
 
 pytestmark = pytest.mark.usefixtures("either_way")

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from rlif.config import PolicyConfig
 from rlif.errors import RlifError, brief
-from rlif.model.policy import Policy, load_policy
+from rlif.model.loading import load_policy
+from rlif.model.policy import Policy
 from toys import toy_policy
 
 WEIGHTS, CONFIG, INDEX = "model.safetensors", "config.json", "model.safetensors.index.json"

@@ -17,7 +17,8 @@ from rlif.cli.sample import print_samples
 from rlif.config import PolicyConfig
 from rlif.errors import RlifError
 from rlif.model import registry
-from rlif.model.policy import Policy, compute_dtype, load_policy
+from rlif.model.loading import compute_dtype, load_policy
+from rlif.model.policy import Policy
 from rlif.rollout.engine import Engine
 from toys import CHARACTERS, PADDED_ROWS, SPECIAL, toy_policy
 
@@ -117,7 +118,7 @@ def test_compute_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     assert compute_dtype("float32", cpu) == torch.float32
     assert compute_dtype("bfloat16", cpu) == torch.bfloat16
     for has_hardware, expected in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr("rlif.model.policy._cpu_multiplies_bf16", lambda answer=has_hardware: answer)
+        monkeypatch.setattr("rlif.model.loading._cpu_multiplies_bf16", lambda answer=has_hardware: answer)
         assert compute_dtype("auto", cpu) == expected
 
 

@@ -7,27 +7,29 @@ import numpy as np
 import pytest
 import torch
 
-from rlif.config import AdvantageConfig, GrpoConfig, RewardConfig, parse_recipe
+from rlif.analysis.correlation import correlation
+from rlif.config import AdvantageConfig, GrpoConfig, RewardConfig
 from rlif.model.logprobs import policy_signals
 from rlif.model.policy import Policy
 from rlif.monitoring.entropy_change import (
     advantage_covariance,
     change,
-    correlation,
     measured,
     predicted,
     sees_every_action,
     watch,
     watched_rows,
 )
-from rlif.rewards.registry import score
-from rlif.rollout.engine import Engine, Key, Sampling
-from rlif.runs.run_log import read_metrics
+from rlif.recipes import parse_recipe
+from rlif.rewards.score import score
+from rlif.rng import Key
+from rlif.rollout.engine import Engine
+from rlif.runs.history import read_metrics
 from rlif.signals import token_signals
 from rlif.training.grpo import grpo_step
 from rlif.training.loop import train
 from rlif.training.optim import MasterOptimizer, adamw
-from rlif.types import Problem, Prompt, Rollouts, Scored, TokenSignals, Verdict
+from rlif.types import Problem, Prompt, Rollouts, Sampling, Scored, TokenSignals, Verdict
 from toys import toy_policy, toy_prompts
 
 UNJUDGED = Verdict(right=None, formatted=False, extracted=None)

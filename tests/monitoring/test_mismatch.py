@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.models.olmo2.modeling_olmo2 import Olmo2MLP
 
-from rlif.config import GrpoConfig, PolicyConfig, Recipe, parse_recipe
+from rlif.config import GrpoConfig, PolicyConfig, Recipe
 from rlif.errors import RlifError
 from rlif.evals.backends.engine import EngineBackend
 from rlif.evals.runner import Candidate
@@ -31,16 +31,18 @@ from rlif.model.policy import Policy
 from rlif.model.positions import alike_up_to, check_alike, limit_passed
 from rlif.monitoring import mismatch
 from rlif.monitoring.mismatch import Guard, comparable, measure, tolerance
+from rlif.recipes import parse_recipe
+from rlif.rng import Key
 from rlif.rollout import decode_batch
 from rlif.rollout import engine as rollout
 from rlif.rollout.cuda_graphs import GraphRows
-from rlif.rollout.engine import Engine, sample_slowly
-from rlif.rollout.sampling import Key, Sampling
-from rlif.runs.run_log import read_metrics
+from rlif.rollout.engine import Engine
+from rlif.rollout.reference import sample_slowly
+from rlif.runs.history import read_metrics
 from rlif.training.grpo import grpo_step
 from rlif.training.loop import resume, train
 from rlif.training.optim import MasterOptimizer
-from rlif.types import Rollouts, Scored, Verdict
+from rlif.types import Rollouts, Sampling, Scored, Verdict
 from toys import toy_policy, toy_prompts
 
 KEY = Key(seed=3, step=1)

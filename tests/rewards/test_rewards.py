@@ -10,8 +10,11 @@ from hypothesis import strategies as st
 
 from rlif.config import AdvantageConfig, RewardConfig
 from rlif.errors import RlifError
-from rlif.rewards.registry import REWARDS, RewardInputs, advantages, cap_incomplete, check_rewards, score
-from rlif.rollout.sampling import Key, uniforms
+from rlif.rewards.advantages import advantages, cap_incomplete
+from rlif.rewards.base import RewardInputs
+from rlif.rewards.registry import REWARDS, check_rewards
+from rlif.rewards.score import score
+from rlif.rng import Key, uniforms
 from rlif.types import Problem, Prompt, Rollouts, Scored, StopReason, TokenSignals, Verdict
 
 KEY = Key(seed=11, step=3)

@@ -9,14 +9,15 @@ from torch import Tensor
 
 from rlif.config import GrpoConfig
 from rlif.model.policy import Policy
+from rlif.rng import Key
 from rlif.rollout import cuda_graphs as graphs
 from rlif.rollout import engine
 from rlif.rollout.cuda_graphs import GraphRows
 from rlif.rollout.decode_batch import LineRows
-from rlif.rollout.engine import Engine, Key, Sampling
+from rlif.rollout.engine import Engine
 from rlif.training.grpo import grpo_step
 from rlif.training.optim import MasterOptimizer, adamw
-from rlif.types import Rollouts, Scored, Verdict
+from rlif.types import Rollouts, Sampling, Scored, Verdict
 from toys import FAMILIES, toy_policy, toy_prompts
 
 DEVICE = "cuda"

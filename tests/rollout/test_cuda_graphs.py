@@ -17,11 +17,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlif.model.decoder import decoder_of, joined
 from rlif.model.policy import Policy
+from rlif.rng import Key
 from rlif.rollout import cuda_graphs, engine
 from rlif.rollout.cuda_graphs import GraphRows, SlotCache, Step
 from rlif.rollout.decode_batch import LineRows
-from rlif.rollout.engine import Engine, Key, Sampling
+from rlif.rollout.engine import Engine
 from rlif.rollout.kv_cache import RowCache
+from rlif.types import Sampling
 from toys import toy_policy, toy_prompts
 
 pytestmark = pytest.mark.usefixtures("without_kernels")

@@ -33,12 +33,15 @@ from transformers import (
 from rlif.config import RolloutConfig
 from rlif.errors import RlifError
 from rlif.model.policy import Policy
+from rlif.rng import Key, uniforms
 from rlif.rollout import decode_batch, engine
 from rlif.rollout.decode_batch import LineRows, left_pad, rows_that_fit
-from rlif.rollout.engine import Engine, check_context, sample_slowly
-from rlif.rollout.sampling import Key, Sampling, draw, uniforms
+from rlif.rollout.engine import Engine
+from rlif.rollout.prompts import check_context
+from rlif.rollout.reference import sample_slowly
+from rlif.rollout.sampling import draw
 from rlif.signals import token_signals
-from rlif.types import Rollouts, TokenSignals
+from rlif.types import Rollouts, Sampling, TokenSignals
 from toys import CHARACTERS, FAMILIES, PADDED_ROWS, SPECIAL, toy_policy, toy_prompts
 
 pytestmark = pytest.mark.usefixtures("either_way")

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import DynamicCache, Gemma3TextConfig, Lfm2Config, LlamaConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from rlif.rollout.kv_cache import AppendLayer, append_cache
+from rlif.rollout.transformers_cache import AppendLayer, append_cache
 from toys import FAMILIES, toy_policy
 
 HEADS, KEY_FEATURES, VALUE_FEATURES = 2, 3, 5

@@ -18,11 +18,13 @@ from safetensors.torch import load_file
 
 from crash_points import Moment, Recorder, Tree, crashed, power_cut, put, states
 from evaluations import Scripted, candidate, settings, timeless
-from rlif.config import Recipe, parse_recipe
+from rlif.config import Recipe
 from rlif.errors import RlifError
 from rlif.evals import runner as loop
 from rlif.evals.runner import evaluate
-from rlif.runs.run_log import INFO, METRICS_FILE, RECIPE, read_metrics
+from rlif.recipes import parse_recipe
+from rlif.runs.history import read_metrics
+from rlif.runs.layout import INFO, METRICS_FILE, RECIPE
 from rlif.training.loop import resume, train
 from toys import toy_policy
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from transformers.utils import chat_template_utils
 
 from rlif.cli import main
-from rlif.config import PolicyConfig, Recipe, parse_recipe
+from rlif.config import PolicyConfig, Recipe
 from rlif.errors import RlifError
 from rlif.evals import runner as eval_loop
 from rlif.evals.backends import engine
@@ -27,14 +27,17 @@ from rlif.evals.backends.engine import EngineBackend
 from rlif.evals.runner import Candidate, evaluate
 from rlif.evals.settings import settings_of
 from rlif.model import template_clock
+from rlif.recipes import parse_recipe
 from rlif.runs import provenance
-from rlif.runs.history import lines_up_to
+from rlif.runs.history import lines_up_to, read_metrics
+from rlif.runs.layout import recipe_path
 from rlif.runs.provenance import FREE, ROUNDING, Provenance, accept, model_files, start_of
 from rlif.runs.resumption import find_start
-from rlif.runs.run_log import RunLog, read_metrics
+from rlif.runs.run_log import RunLog
 from rlif.runs.trackers import SINKS
+from rlif.training.callbacks import Unwatched
 from rlif.training.loop import resume, train
-from rlif.training.run import Run, Unwatched, recipe_path
+from rlif.training.run import Run
 from toys import toy_policy
 
 DATED = (

@@ -16,10 +16,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from rlif.config import Recipe, load_recipe, parse_recipe
+from rlif.config import Recipe
 from rlif.errors import RlifError
+from rlif.recipes import load_recipe, parse_recipe
 from rlif.runs import run_log
-from rlif.runs.run_log import METRICS, RunLog, collect_info, find_metric, git_commit, metrics_page, read_metrics
+from rlif.runs.environment import collect_info, git_commit
+from rlif.runs.history import read_metrics
+from rlif.runs.metric_keys import METRICS, find_metric, metrics_page
+from rlif.runs.run_log import RunLog
 from rlif.runs.trackers import SINKS, Sinks, open_sinks
 from rlif.types import Problem, Prompt, Rollouts, Scored, TokenSignals, Verdict
 
@@ -115,13 +119,13 @@ def test_every_key_has_a_unit_and_a_meaning() -> None:
 
 def test_the_page_and_the_table_agree() -> None:
     assert (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8") == metrics_page(), (
-        "run: python -m rlif.runs.run_log > docs/metrics.md"
+        "run: python -m rlif.runs.metric_keys > docs/metrics.md"
     )
     assert "| `kl` | nats | k3 estimate of KL(policy, reference), mean over completion tokens |" in metrics_page()
 
 
 def test_the_module_prints_the_page() -> None:
-    done = subprocess.run([sys.executable, "-m", "rlif.runs.run_log"], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-m", "rlif.runs.metric_keys"], capture_output=True, text=True, check=True)
     assert done.stdout == metrics_page()
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from rlif.errors import RlifError
-from rlif.tasks.benchmarks import BENCHMARKS, digest, find_benchmark, load_benchmark
+from rlif.tasks.base import digest
+from rlif.tasks.benchmarks import BENCHMARKS, find_benchmark, load_benchmark
 from rlif.tasks.few_shot import FIXED, read_shots
 from rlif.tasks.templates import TEMPLATES, render_messages, render_text
 
@@ -108,7 +109,7 @@ def test_worked_examples_stand_before_the_question_in_both_forms() -> None:
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_worked_example_is_in_the_form_that_its_template_asks_for(name: str) -> None:
-    from rlif.grading.grader import EXTRACTORS
+    from rlif.grading.extraction import EXTRACTORS
 
     answer = render_messages(name, "?", FIXED[:1])[-2]["content"]
     extract = EXTRACTORS[TEMPLATES[name].format]

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
-from rlif.rewards.registry import advantages
+from rlif.rewards.advantages import advantages
 from rlif.signals import SIGNALS, masked_sum, token_signals
 from rlif.theory.gradient_flow import flow
 from rlif.theory.gradients import (
@@ -24,7 +24,7 @@ from rlif.theory.gradients import (
     verifiable,
 )
 from rlif.theory.tabular import Language, Policies, bandit, language, random_policies, tree
-from rlif.training.grpo import LossInputs, grpo_loss
+from rlif.training.loss import LossInputs, grpo_loss
 
 LANGUAGES = (bandit(4), tree(3, 2), tree(2, 3), language(3, 3), language(3, 4, memory=1))
 

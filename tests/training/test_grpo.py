@@ -17,7 +17,8 @@ from rlif.config import GrpoConfig
 from rlif.model.logprobs import micro_batches, policy_logprobs
 from rlif.model.policy import Policy
 from rlif.training import grpo
-from rlif.training.grpo import AGGREGATIONS, LossInputs, grpo_loss, grpo_step
+from rlif.training.grpo import grpo_step
+from rlif.training.loss import AGGREGATIONS, LossInputs, grpo_loss
 from rlif.training.optim import MasterOptimizer, NonFiniteError
 from rlif.types import Problem, Prompt, Rollouts, Scored, TokenSignals, Update, Verdict
 from toys import FAMILIES, toy_policy, toy_prompts

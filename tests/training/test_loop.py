@@ -17,13 +17,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlif.config import PolicyConfig, Recipe, parse_recipe
+from rlif.config import PolicyConfig, Recipe
 from rlif.errors import RlifError
-from rlif.model.policy import load_policy
-from rlif.runs.run_log import METRICS, find_metric, read_metrics
+from rlif.model.loading import load_policy
+from rlif.recipes import parse_recipe
+from rlif.runs.history import read_metrics
+from rlif.runs.metric_keys import METRICS, find_metric
 from rlif.runs.trackers import SINKS, TensorBoardSink
 from rlif.training import loop as trainer
-from rlif.training import run as run_module
+from rlif.training import setup
 from rlif.training.loop import resume, train
 from rlif.training.optim import MasterOptimizer
 from toys import toy_policy
@@ -387,7 +389,7 @@ def test_a_pause_changes_nothing(toy_model: Path, tmp_path: Path) -> None:
 
 def test_a_model_blown_up_ends_in_one_line(toy_model: Path, tmp_path: Path) -> None:
     train(recipe(toy_model, grpo={"kl_coef": 0.0}), tmp_path / "run", until=2)
-    real = run_module.load_policy
+    real = setup.load_policy
 
     def damaged(*args, **kwargs):  # type: ignore[no-untyped-def]
         policy = real(*args, **kwargs)
@@ -396,7 +398,7 @@ def test_a_model_blown_up_ends_in_one_line(toy_model: Path, tmp_path: Path) -> N
         return policy
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "load_policy", damaged)
+        patch.setattr(setup, "load_policy", damaged)
         with pytest.raises(RlifError, match=r"step 3: not finite: the policy's logits.*step-000002"):
             resume(tmp_path / "run")
 

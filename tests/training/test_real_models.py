@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlif.config import PolicyConfig, load_recipe
-from rlif.model.policy import load_policy, unpack
-from rlif.recipes import shipped_recipes
-from rlif.runs.run_log import read_metrics
+from rlif.config import PolicyConfig
+from rlif.model.loading import load_policy, unpack
+from rlif.recipes import load_recipe, shipped_recipes
+from rlif.runs.history import read_metrics
 from rlif.training.loop import train
 
 REPOSITORY = Path(__file__).parents[2]

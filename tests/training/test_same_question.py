@@ -6,13 +6,16 @@ from typing import Any
 
 import pytest
 
-from rlif.config import Recipe, load_recipe, parse_recipe
-from rlif.evals.settings import Plan, settings_of
+from rlif.config import Recipe
+from rlif.evals.plan import Plan
+from rlif.evals.settings import settings_of
 from rlif.model.policy import Policy
-from rlif.rollout.engine import Sampling
+from rlif.recipes import load_recipe, parse_recipe
 from rlif.rollout.prompts import render
 from rlif.tasks.templates import TEMPLATES, render_messages, render_text
-from rlif.training.run import Run, Unwatched, eval_sampling
+from rlif.training.callbacks import Unwatched
+from rlif.training.run import Run, eval_sampling
+from rlif.types import Sampling
 
 QUESTIONS = '{"question": "What is 1+1?", "answer": "2"}\n{"question": "What is 2+2?", "answer": "4"}\n'
 

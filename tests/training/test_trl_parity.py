@@ -31,11 +31,12 @@ from torch import Tensor, nn
 
 from rlif.config import GrpoConfig
 from rlif.model.policy import Policy
-from rlif.rewards.registry import advantages
-from rlif.rollout.engine import Engine, Key, Sampling
+from rlif.rewards.advantages import advantages
+from rlif.rng import Key
+from rlif.rollout.engine import Engine
 from rlif.training.grpo import grpo_step
 from rlif.training.optim import MasterOptimizer, adamw
-from rlif.types import Rollouts, Scored, Update, Verdict
+from rlif.types import Rollouts, Sampling, Scored, Update, Verdict
 from toys import toy_policy, toy_prompts
 
 LIMIT = 24

@@ -5,14 +5,13 @@ the spread between problems, and is NaN if there is only one. Formulas: docs/eva
 """
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from rlif.grading.equivalence import canonical
+from rlif.grading.voting import _votes, _winners
 
 
 class Estimate(NamedTuple):
@@ -93,13 +92,3 @@ def self_agreement(answers: Sequence[Sequence[str | None]]) -> Estimate:
         winners = _winners(votes)
         shares.append(votes.count(winners[0]) / len(votes) if winners else 0.0)
     return over_problems(np.array(shares))
-
-
-def _votes(answers: Sequence[str | None]) -> list[str | None]:
-    return [canonical(answer) if answer else None for answer in answers]
-
-
-def _winners(votes: Sequence[str | None]) -> list[str]:
-    counts = Counter(vote for vote in votes if vote is not None)
-    most = max(counts.values(), default=0)
-    return [vote for vote, count in counts.items() if count == most]

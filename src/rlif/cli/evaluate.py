@@ -5,19 +5,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rlif.cli.eval_progress import watch
 from rlif.config import PolicyConfig
 from rlif.errors import RlifError
 from rlif.evals.backends.engine import EngineBackend
 from rlif.evals.backends.openai import ServedBackend
 from rlif.evals.backends.openai_client import Client, Server
-from rlif.evals.compare import as_json, compare, model_folders, print_comparisons
+from rlif.evals.compare import as_json, compare, model_folders
 from rlif.evals.figures import draw_all
 from rlif.evals.runner import Candidate, evaluate
 from rlif.evals.settings import Settings
 from rlif.evals.store import MODEL, RESULTS, read_json
-from rlif.evals.tables import print_results
-from rlif.evals.watching import watch
-from rlif.model.policy import check_source
+from rlif.evals.tables import print_comparisons, print_results
+from rlif.model.loading import check_source
 from rlif.utils.atomic_io import write_whole, writing
 from rlif.utils.terminal import Console, note
 

@@ -166,17 +166,17 @@ def train(
         raise RlifError("--allow-changed belongs to --resume DIR: a new run has nothing that could have changed")
     if recipe is None or out is None:
         raise RlifError("give a recipe and --out DIR (or --resume DIR): rlif train recipes/tiny.yaml --out runs/first")
-    from rlif.config import load_recipe
-    from rlif.recipes import find_recipe
+    from rlif.recipes import find_recipe, load_recipe
 
     _train(out, recipe=load_recipe(find_recipe(recipe), overrides))
 
 
 def _train(out: Path, recipe: "Recipe | None", *, allow_changed: bool = False) -> None:  # type: ignore[name-defined]  # noqa: F821
     from rlif.cli.train_progress import watch_run
-    from rlif.config import load_recipe
+    from rlif.recipes import load_recipe
+    from rlif.runs.checkpoint import resumes_at
+    from rlif.runs.layout import recipe_path
     from rlif.training import loop as trainer
-    from rlif.training.run import recipe_path, resumes_at
 
     console = terminal.Console()
     known = recipe or load_recipe(recipe_path(out))
@@ -357,7 +357,7 @@ def models(
 
     if fetch:
         fetch_all(say=terminal.say)
-        from rlif.model.policy import unpack
+        from rlif.model.loading import unpack
 
         for name in (name for name, model in MODELS.items() if not model.shipped):
             terminal.say(f"{name}: unpacked, {unpack(name)}")

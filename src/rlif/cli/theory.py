@@ -12,9 +12,10 @@ from pathlib import Path
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from rlif.analysis.correlation import correlation
 from rlif.errors import RlifError
-from rlif.monitoring.entropy_change import correlation
-from rlif.runs.run_log import METRICS_FILE, read_metrics
+from rlif.runs.history import read_metrics
+from rlif.runs.layout import METRICS_FILE
 from rlif.theory import STATEMENTS
 from rlif.theory.similarity import Kinship, kinships
 from rlif.theory.statements import Result, check_all

@@ -59,7 +59,7 @@ def fitting(parts: Sequence[str], width: int) -> str:
 
 
 class LiveProgress:
-    """A `rlif.training.run.Watcher` with a bar for the run and one for the phase under way."""
+    """A `rlif.training.callbacks.Watcher` with a bar for the run and one for the phase under way."""
 
     def __init__(self, console: Console, progress: Progress, steps: int, done: int = 0) -> None:
         self._console, self._progress = console, progress
@@ -83,7 +83,7 @@ class LiveProgress:
 
 
 class PlainProgress:
-    """A `rlif.training.run.Watcher` for logs and pipes."""
+    """A `rlif.training.callbacks.Watcher` for logs and pipes."""
 
     def __init__(self, console: Console, steps: int, done: int = 0) -> None:
         self._console, self._steps, self._first = console, steps, done

@@ -8,37 +8,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
-from rlif.errors import RlifError, printable, shortened
+from rlif.analysis.paired import Differences, Paired, paired
+from rlif.errors import RlifError
 from rlif.evals.metrics import Sheet
 from rlif.evals.store import ASKED, MODEL, Answers, read_answers, read_json, slug
-from rlif.utils.terminal import Console
-
-Differences = Float[np.ndarray, " problem"]
-
-_DRAWS = 10_000
-_LEVEL = 0.95
-_AT_ONCE = 4_000_000  # numbers drawn in one piece
-_SHOWN = 8  # flipped problems on the screen
-
-
-class Paired(NamedTuple):
-    """A metric of both models, the difference B − A, its interval and its p-value (two-sided), over n problems."""
-
-    a: float
-    b: float
-    difference: float
-    low: float
-    high: float
-    p: float
-    n: int
 
 
 @dataclass(frozen=True)
@@ -56,42 +34,6 @@ class Comparison:
     """Problems that only A solves."""
     different: tuple[str, ...]
     """In what the two protocols differ, if in anything."""
-
-
-def paired(a: Differences, b: Differences, *, seed: int = 0) -> Paired:
-    """Compare one number per problem. The random draws are seeded: the same data give the same interval."""
-    d = b - a
-    low, high = bootstrap_interval(d, seed=seed)
-    return Paired(float(a.mean()), float(b.mean()), float(d.mean()), low, high, sign_flip_test(d, seed=seed), len(d))
-
-
-def bootstrap_interval(differences: Differences, *, seed: int = 0, draws: int = _DRAWS) -> tuple[float, float]:
-    """95 % percentile interval of the mean, problems drawn with replacement."""
-    random, n = np.random.default_rng(seed), len(differences)
-    means = [differences[random.integers(n, size=(rows, n))].mean(axis=1) for rows in _pieces(draws, n)]
-    low, high = np.quantile(np.concatenate(means), [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
-    return float(low), float(high)
-
-
-def sign_flip_test(differences: Differences, *, seed: int = 0, draws: int = _DRAWS) -> float:
-    """Two-sided p-value of "no difference": how often random signs give a mean at least as far from 0.
-
-    (1 + hits) / (1 + draws), so that the chance of p ≤ α is at most α when the differences are symmetric about 0, as
-    they are if the two models are alike; ties and zeros included. Source: Fisher's randomisation test.
-    """
-    d = differences[differences != 0.0]
-    if not len(d):
-        return 1.0
-    random, far, hits = np.random.default_rng(seed), abs(float(d.sum())), 0
-    for rows in _pieces(draws, len(d)):
-        signs = 2.0 * random.integers(2, size=(rows, len(d))) - 1.0
-        hits += int((np.abs(signs @ d) >= far - 1e-9).sum())
-    return (1 + hits) / (1 + draws)
-
-
-def _pieces(draws: int, n: int) -> list[int]:
-    size = max(1, _AT_ONCE // max(n, 1))
-    return [min(size, draws - start) for start in range(0, draws, size)]
 
 
 def compare(a: Path, b: Path) -> list[Comparison]:
@@ -236,51 +178,3 @@ def as_json(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
     return [
         asdict(one) | {"metrics": {name: value._asdict() for name, value in one.metrics.items()}} for one in comparisons
     ]
-
-
-def print_comparisons(console: Console, names: Sequence[str], comparisons: Sequence[Comparison]) -> None:
-    """The tables, for a terminal of 80 columns."""
-    for letter, name in zip("AB", names, strict=True):
-        console.write_line(f"{letter}: {name}")
-    for comparison in comparisons:
-        console.print(_view(comparison))
-
-
-_PERCENT = ("right", "formatted", "right_and_formatted", "undecided", "truncated")
-_LABELS = {
-    "right_and_formatted": "right and formatted",
-    "truncated": "cut off",
-    "length": "tokens",
-    "logprob": "log-probability",
-    "self_certainty": "self-certainty",
-}
-
-
-def _view(comparison: Comparison) -> RenderableType:
-    left_out = f" ({comparison.left_out} that only one was asked are left out)" if comparison.left_out else ""
-    views: list[RenderableType] = [Text(f"\n{printable(comparison.task)}: {comparison.problems:,} problems{left_out}")]
-    views += [Text(printable(f"beware, the protocols differ in {difference}")) for difference in comparison.different]
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("", no_wrap=True)
-    for column in ("A", "B", "B − A", "95 % interval", "p"):
-        table.add_column(column, justify="right", no_wrap=True)
-    most = comparison.problems
-    for name, row in comparison.metrics.items():
-        percent = name in _PERCENT
-        numbers = [100 * value if percent else value for value in row[:5]]
-        form = "{:.1f}" if percent or name == "length" else "{:.3f}"
-        signed = form.replace(":", ":+")
-        table.add_row(
-            _LABELS.get(name, name) + (", %" if percent else "") + (f", n = {row.n}" if row.n < most else ""),
-            *(form.format(value) for value in numbers[:2]),
-            signed.format(numbers[2]),
-            f"{signed.format(numbers[3])} to {signed.format(numbers[4])}",
-            f"{row.p:.4f}",
-        )
-    views.append(table)
-    views.append(Text("p decides; the interval shows how large, and is too narrow for few problems", style="dim"))
-    for word, problems in (("gained (only B solves)", comparison.gained), ("lost (only A solves)", comparison.lost)):
-        first = ", ".join(shortened(printable(problem), 80) for problem in problems[:_SHOWN])
-        shown = first + (", …" if len(problems) > _SHOWN else "")
-        views.append(Text(f"{word}: {len(problems)}" + (f": {shown}" if problems else "")))
-    return Group(*views)

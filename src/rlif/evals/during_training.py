@@ -11,10 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rlif.evals.metrics import Sheet, headline
-from rlif.rollout.engine import Engine, Key, Sampling
-from rlif.runs.run_log import METRICS
+from rlif.rewards.score import grade
+from rlif.rng import Key
+from rlif.rollout.engine import Engine
+from rlif.runs.metric_keys import METRICS
 from rlif.tasks.base import Task
-from rlif.types import Prompt, Rollouts, Verdict
+from rlif.types import Prompt, Rollouts, Sampling, Verdict
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,6 @@ def evaluate(
     rollouts = engine.sample(prompts, group_size=samples, sampling=sampling, key=key, progress=progress)
     verdicts = grade(task, rollouts)
     return Evaluation(rollouts, verdicts, summarise(rollouts, verdicts))
-
-
-def grade(task: Task, rollouts: Rollouts) -> tuple[Verdict, ...]:
-    """The task's verdict on every completion."""
-    pairs = zip(rollouts.texts, rollouts.row_prompts, strict=True)
-    return tuple(task.grade(text, prompt.problem) for text, prompt in pairs)
 
 
 def summarise(rollouts: Rollouts, verdicts: tuple[Verdict, ...]) -> dict[str, float]:

@@ -7,18 +7,20 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from rlif import __version__
 from rlif.errors import RlifError
 from rlif.evals.backends.base import Answer, Asked, Backend, KnowsPrompts
 from rlif.evals.backends.openai_protocol import mended
+from rlif.evals.callbacks import Unwatched, Watcher
 from rlif.evals.metrics import details, headline
-from rlif.evals.settings import Plan, Settings
+from rlif.evals.plan import Plan
+from rlif.evals.settings import Settings
 from rlif.evals.store import ASKED, MODEL, Answers, Judged, Spent, Store, read_answers, read_json, slug
 from rlif.grading.grader import Grader
 from rlif.model.template_clock import present
-from rlif.rollout.sampling import Key
+from rlif.rng import Key
 
 _EVERY = 20.0  # seconds between two parts: small enough to lose little, large enough for few files
 
@@ -29,30 +31,6 @@ class Candidate:
 
     name: str
     open: Callable[[], Backend]
-
-
-@runtime_checkable
-class Watcher(Protocol):
-    """Somebody who looks on: a progress bar, a test."""
-
-    def begin(self, model: str, task: str, *, answers: int, done: int, limit: int) -> None:
-        """A task starts: so many answers in all, so many kept from before, each of ``limit`` tokens at most."""
-
-    def advance(self, tokens: int) -> None:
-        """So many more tokens were drawn."""
-
-    def answered(self, answers: Sequence[Answer]) -> None:
-        """Some answers are finished."""
-
-
-class Unwatched:
-    """Nobody looks on."""
-
-    def begin(self, model: str, task: str, *, answers: int, done: int, limit: int) -> None: ...
-
-    def advance(self, tokens: int) -> None: ...
-
-    def answered(self, answers: Sequence[Answer]) -> None: ...
 
 
 def evaluate(

@@ -1,32 +1,14 @@
 """What an evaluation is asked to do: everything that decides its answers, checked, and written beside them."""
 
-import hashlib
 import re
-from datetime import datetime
-from importlib.metadata import version
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from rlif import __version__
 from rlif.config import Fraction, Natural, Positive, Section
 from rlif.errors import RlifError
-from rlif.evals.backends.base import Asked
-from rlif.grading.grader import find_extractor
-from rlif.rollout.engine import Sampling
-from rlif.tasks.benchmarks import Benchmark, digest, find_benchmark, load_benchmark
-from rlif.tasks.few_shot import FIXED, Shot, read_shots
-from rlif.tasks.templates import Template, find_template, render_messages, render_text
-from rlif.types import Problem
-from rlif.utils.paths import expanded
+from rlif.tasks.few_shot import FIXED
 from rlif.utils.validation import explained
-
-_GRADING = (
-    *("numerals.py", "units.py", "quantities.py", "normalize.py", "rationals.py", "readings.py", "equivalence.py"),
-    *("prose.py", "extraction.py", "grader.py", "math_worker.py"),
-)
-
 
 # What the rooms shared with training call by a recipe's keys, in the words of somebody who has options and a file.
 _WORDS = {
@@ -103,89 +85,3 @@ def settings_of(**values: Any) -> Settings:
             raise RlifError(f"--{message.replace('_', '-', 1) if message.startswith('shots_') else message}") from None
         option = str(first["loc"][0]).replace("_", "-")
         raise RlifError(f"--{option}: {message}") from None
-
-
-class Plan:
-    """One task of an evaluation, ready to be asked: problems, wording, sampling. ``now`` is the moment that chat
-    templates are told. Raises `RlifError` for what is wrong with any of them."""
-
-    def __init__(self, name: str, settings: Settings, *, now: datetime | None = None) -> None:
-        self._now = now
-        try:
-            self._read(name, settings)
-        except RlifError as error:
-            message = str(error)
-            for keys, options in _WORDS.items():
-                message = message.replace(keys, options)
-            raise RlifError(message) from error
-
-    def _read(self, name: str, settings: Settings) -> None:
-        path = settings.data.get(name)
-        self.name = name
-        self.benchmark: Benchmark = find_benchmark(name, has_file=path is not None)
-        self.template: Template = find_template(settings.template or self.benchmark.template)
-        usual = self.template.format if settings.template else self.benchmark.format or self.template.format
-        self.format = settings.format or usual
-        find_extractor(self.format)
-        self.problems: tuple[Problem, ...] = load_benchmark(
-            self.benchmark, expanded(path) if path else None, limit=settings.limit
-        )
-        self.shots = _shots(settings)
-        self._shots_from = settings.shots_from or "rlif.tasks.few_shot"
-        self.samples = settings.samples
-        self.sampling = Sampling(
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            top_k=settings.top_k,
-            max_new_tokens=settings.max_new_tokens or self.benchmark.max_new_tokens,
-            stop=tuple(dict.fromkeys((*self.template.stop, *settings.stop))),
-        )
-        self.asked = tuple(self._ask(problem) for problem in self.problems)
-
-    def _ask(self, problem: Problem) -> Asked:
-        question = problem.question
-        return Asked(
-            problem,
-            tuple(render_messages(self.template.name, question, self.shots)),
-            render_text(self.template.name, question, self.shots),
-            self._now,
-        )
-
-    def protocol(self) -> dict[str, object]:
-        """What was asked and how, for results.json: two evaluations with equal protocols can be compared."""
-        return {
-            "source": self.benchmark.citation,
-            "problems": len(self.problems),
-            "of": self.benchmark.size,
-            "digest": digest(self.problems),
-            "template": f"{self.template.name} v{self.template.version}",
-            "format": self.format,
-            "shots": len(self.shots),
-            **({"shots_from": self._shots_from, "shots_digest": _digest(self.shots)} if self.shots else {}),
-            "samples": self.samples,
-            "temperature": self.sampling.temperature,
-            "top_p": self.sampling.top_p,
-            "top_k": self.sampling.top_k,
-            "max_new_tokens": self.sampling.max_new_tokens,
-            "stop": list(self.sampling.stop),
-            "grader": grader_mark(),
-        }
-
-
-def grader_mark() -> str:
-    """Who judges: the versions of rlif and math-verify, and a hash of the code that reads and compares answers."""
-    code = [Path(__file__).parents[1].joinpath("grading", name).read_bytes() for name in _GRADING]
-    mark = hashlib.sha256(b"\0".join(code)).hexdigest()[:16]
-    return f"rlif {__version__}, math-verify {version('math-verify')}, {mark}"
-
-
-def _digest(shots: tuple[Shot, ...]) -> str:
-    return digest([Problem(shot.answer, shot.question, shot.reasoning) for shot in shots])
-
-
-def _shots(settings: Settings) -> tuple[Shot, ...]:
-    if not settings.shots:
-        return ()
-    if settings.shots_from:
-        return read_shots(expanded(settings.shots_from), settings.shots)
-    return FIXED[: settings.shots]

@@ -8,8 +8,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rlif.errors import printable, printable_lines, with_error
-from rlif.evals.watching import duration
+from rlif.errors import printable, printable_lines, shortened, with_error
+from rlif.evals.compare import Comparison
+from rlif.evals.pace import duration
 from rlif.utils.terminal import Console
 
 _NAME = 22  # characters of a model's name
@@ -164,3 +165,56 @@ def _missing(estimate: Mapping[str, Any]) -> bool:
 
 def _none(value: float | None) -> bool:
     return value is None or math.isnan(value)
+
+
+_SHOWN = 8  # flipped problems on the screen
+
+
+def print_comparisons(console: Console, names: Sequence[str], comparisons: Sequence[Comparison]) -> None:
+    """The tables, for a terminal of 80 columns."""
+    for letter, name in zip("AB", names, strict=True):
+        console.write_line(f"{letter}: {name}")
+    for comparison in comparisons:
+        console.print(_view(comparison))
+
+
+_PERCENT = ("right", "formatted", "right_and_formatted", "undecided", "truncated")
+
+
+_LABELS = {
+    "right_and_formatted": "right and formatted",
+    "truncated": "cut off",
+    "length": "tokens",
+    "logprob": "log-probability",
+    "self_certainty": "self-certainty",
+}
+
+
+def _view(comparison: Comparison) -> RenderableType:
+    left_out = f" ({comparison.left_out} that only one was asked are left out)" if comparison.left_out else ""
+    views: list[RenderableType] = [Text(f"\n{printable(comparison.task)}: {comparison.problems:,} problems{left_out}")]
+    views += [Text(printable(f"beware, the protocols differ in {difference}")) for difference in comparison.different]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("", no_wrap=True)
+    for column in ("A", "B", "B − A", "95 % interval", "p"):
+        table.add_column(column, justify="right", no_wrap=True)
+    most = comparison.problems
+    for name, row in comparison.metrics.items():
+        percent = name in _PERCENT
+        numbers = [100 * value if percent else value for value in row[:5]]
+        form = "{:.1f}" if percent or name == "length" else "{:.3f}"
+        signed = form.replace(":", ":+")
+        table.add_row(
+            _LABELS.get(name, name) + (", %" if percent else "") + (f", n = {row.n}" if row.n < most else ""),
+            *(form.format(value) for value in numbers[:2]),
+            signed.format(numbers[2]),
+            f"{signed.format(numbers[3])} to {signed.format(numbers[4])}",
+            f"{row.p:.4f}",
+        )
+    views.append(table)
+    views.append(Text("p decides; the interval shows how large, and is too narrow for few problems", style="dim"))
+    for word, problems in (("gained (only B solves)", comparison.gained), ("lost (only A solves)", comparison.lost)):
+        first = ", ".join(shortened(printable(problem), 80) for problem in problems[:_SHOWN])
+        shown = first + (", …" if len(problems) > _SHOWN else "")
+        views.append(Text(f"{word}: {len(problems)}" + (f": {shown}" if problems else "")))
+    return Group(*views)

@@ -25,9 +25,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from rich.progress import Task as Bar
 from rich.text import Text
 
-from rlif.config import Recipe, load_recipe, parse_recipe
+from rlif.config import Recipe
 from rlif.errors import RlifError
-from rlif.recipes import RECIPE, find_recipe
+from rlif.recipes import find_recipe, load_recipe, parse_recipe
+from rlif.runs.layout import RECIPE
 from rlif.utils.atomic_io import LOCK, locked
 from rlif.utils.interrupts import AtOnce, Interrupted, stop_on_signal
 from rlif.utils.terminal import Console, text_column
@@ -89,7 +90,7 @@ def _check_ours(out: Path, recipes: Mapping[str, Recipe]) -> None:
 def _report(out: Path, console: Console) -> None:
     from rlif.report.figures import Curve, draw_all
     from rlif.report.summary import explain, markdown, summarise, terminal_table
-    from rlif.runs.run_log import read_metrics
+    from rlif.runs.history import read_metrics
 
     curves = [
         Curve(arm.label, [line for line in read_metrics(out / arm.name / "metrics.jsonl") if "eval/right" in line])
@@ -225,8 +226,8 @@ class _Bars:
 
 def _stretch(name: str, recipe: Recipe, out: Path) -> int:
     """In a worker: start a run or go on with it; returns the step it is at."""
+    from rlif.runs.checkpoint import resumes_at
     from rlif.training import loop
-    from rlif.training.run import resumes_at
 
     begun = (out / RECIPE).is_file()
     until = (resumes_at(out) if begun else 0) + _STRETCH
@@ -239,7 +240,7 @@ def _stretch(name: str, recipe: Recipe, out: Path) -> int:
 
 
 class _Reporter:
-    """A `rlif.training.run.Watcher` that sends each step's news to the parent."""
+    """A `rlif.training.callbacks.Watcher` that sends each step's news to the parent."""
 
     def __init__(self, name: str) -> None:
         self._name = name

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from rlif.errors import RlifError, nearest
-from rlif.grading.equivalence import clean
+from rlif.grading.normalize import clean
 from rlif.grading.numerals import MINUS, VULGAR
 from rlif.grading.prose import FORMULA, conclusion, last_value, stated
 

@@ -13,9 +13,10 @@ import unicodedata
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from rlif.grading.equivalence import clean, compare_quickly
+from rlif.grading.equivalence import compare_quickly
 from rlif.grading.extraction import EXTRACTORS, boxed, extract_any, find_extractor, without_thoughts
 from rlif.grading.math_worker import MathWorker
+from rlif.grading.normalize import clean
 from rlif.grading.readings import readings
 
 if TYPE_CHECKING:

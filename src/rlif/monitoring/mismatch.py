@@ -14,8 +14,7 @@ import torch
 from rlif.errors import RlifError
 from rlif.model.logprobs import plain_logprobs
 from rlif.model.policy import Policy
-from rlif.rollout.sampling import Sampling
-from rlif.types import Rollouts
+from rlif.types import Rollouts, Sampling
 
 _ROWS, _TOKENS = 4, 128  # most completions, and tokens of each, that are looked at: little beside a batch
 

@@ -23,7 +23,7 @@ from rlif.model.layers import Rotation, Unchanged
 from rlif.model.lm_head import head_of
 from rlif.model.packing import Packed
 from rlif.model.policy import Policy
-from rlif.rollout.kv_cache import append_cache
+from rlif.rollout.transformers_cache import append_cache
 from rlif.types import Problem, Prompt
 
 _PREFILL_TOKENS = 4096

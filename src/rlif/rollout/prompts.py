@@ -5,7 +5,9 @@ import json
 from collections.abc import Sequence
 from datetime import datetime
 
+from rlif.errors import RlifError
 from rlif.model.policy import Policy
+from rlif.model.positions import limit_passed
 from rlif.tasks.templates import render_messages, render_text
 from rlif.types import Problem, Prompt
 
@@ -33,3 +35,21 @@ def prompts_digest(prompts: Sequence[Prompt]) -> str:
     """What a model is given, text and tokens, in 16 hexadecimal digits: equal only if every prompt is the same."""
     content = json.dumps([[prompt.id, prompt.text, prompt.token_ids] for prompt in prompts])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def check_context(policy: Policy, prompts: Sequence[Prompt], max_new_tokens: int) -> None:
+    """Raise `RlifError` for the first prompt that is empty or, with its completion, longer than the context (of which
+    `rlif.model.positions` has two)."""
+    for prompt in prompts:
+        if not prompt.token_ids:
+            raise RlifError(f"prompt {prompt.id}: it is empty; a model needs at least one token to go on from")
+    longest = max((len(prompt.token_ids) for prompt in prompts), default=0)
+    limit = limit_passed(policy, longest + max_new_tokens)
+    if limit is None:
+        return
+    for prompt in prompts:
+        if (length := len(prompt.token_ids)) + max_new_tokens > limit.tokens:
+            raise RlifError(
+                f"prompt {prompt.id}: {length} tokens and rollout.max_new_tokens={max_new_tokens} "
+                f"exceed {limit.words}; shorten the prompt or lower the limit"
+            )

@@ -5,50 +5,16 @@ stream keyed by (run seed, step, prompt id, i). So the batch split, the other pr
 nothing. Tokens are drawn by inverse transform: the first token whose cumulative probability exceeds the number.
 """
 
-import hashlib
 import math
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rlif.config import RolloutConfig
 from rlif.model.kernels.cpu import kernels_for
-from rlif.types import TokenSignals
+from rlif.types import Sampling, TokenSignals
 
 _BLOCK = 256  # tokens summed together when the cumulative probability is searched
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to draw: temperature (0 is greedy), nucleus, top-k (0 is off), length limit in tokens, stop strings."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    max_new_tokens: int = 128
-    stop: tuple[str, ...] = ()
-
-    @classmethod
-    def from_config(cls, config: RolloutConfig) -> "Sampling":
-        return cls(config.temperature, config.top_p, config.top_k, config.max_new_tokens, config.stop)
-
-
-@dataclass(frozen=True)
-class Key:
-    """What makes a draw reproducible, besides the prompt: the run's seed and the step (or an evaluation's name)."""
-
-    seed: int
-    step: int | str
-
-
-def uniforms(key: Key, prompt_id: str, sample: int, count: int) -> np.ndarray:
-    """The first ``count`` numbers in [0, 1) of one completion's random stream; float64. Source: project."""
-    text = f"{key.seed}/{key.step}/{prompt_id}/{sample}"
-    digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little"))).random(count)
 
 
 def draw(

@@ -26,11 +26,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rlif.errors import RlifError
-from rlif.runs.run_log import step_name, step_of
-from rlif.utils.atomic_io import disk_reason, flush_folder, make_folder, one_line, settle, system_error, write_whole
+from rlif.runs.layout import step_name, step_of
+from rlif.utils.atomic_io import (
+    disk_reason,
+    flush_folder,
+    make_folder,
+    one_line,
+    settle,
+    system_error,
+    write_whole,
+)
 
 FORMAT = 1
-TENSORS, STATE, MANIFEST = "optimizer.safetensors", "state.json", "manifest.json"
+TENSORS = "optimizer.safetensors"
+STATE = "state.json"
+MANIFEST = "manifest.json"
 _CHUNK = 1 << 20
 
 
@@ -287,3 +297,9 @@ def _check_fields(name: str, parameter: Tensor, fields: Mapping[str, Tensor]) ->
             )
     if "step" not in fields or not ({"exp_avg", "exp_avg_sq"} <= fields.keys() or fields["step"] == 0):
         raise RlifError(f"optimizer state: {name} lacks step, exp_avg or exp_avg_sq; resume from another checkpoint")
+
+
+def resumes_at(out: Path) -> int:
+    """The step a run would go on from."""
+    last = latest_checkpoint(out / "checkpoints")
+    return int(last.name.removeprefix("step-")) if last else 0

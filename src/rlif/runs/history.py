@@ -6,28 +6,13 @@ not belong to it any more, because an older checkpoint is gone on from, is set a
 
 import json
 import math
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rlif.errors import RlifError
+from rlif.runs.layout import METRICS_FILE, ROLLOUTS, step_name, step_of
 from rlif.utils.atomic_io import write_whole
-
-METRICS_FILE, ROLLOUTS = "metrics.jsonl", "rollouts"
-
-
-def step_name(step: int) -> str:
-    """``step-000010``: sorts by step as text, up to a million steps."""
-    if step < 0:
-        raise ValueError(f"step {step} is negative")
-    return f"step-{step:06d}"
-
-
-def step_of(name: str) -> int | None:
-    """The step in a name made by `step_name`; None for any other name."""
-    match = re.fullmatch(r"step-(\d{6,})", name)
-    return int(match[1]) if match else None
 
 
 def read_metrics(path: Path) -> list[dict[str, float | int]]:

@@ -14,14 +14,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from torch import nn
 
-from rlif.config import Recipe, parse_recipe
+from rlif.config import Recipe
 from rlif.errors import RlifError
 from rlif.model.registry import MODELS, resolve
 from rlif.model.template_clock import present
+from rlif.recipes import parse_recipe
 
 _CHUNK = 1 << 20
 
@@ -231,12 +230,4 @@ def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
-    return digest.hexdigest()
-
-
-def weights_digest(model: nn.Module) -> str:
-    """sha256 of a model's parameters, bit for bit, in hexadecimal."""
-    digest = hashlib.sha256()
-    for parameter in model.parameters():
-        digest.update(parameter.detach().contiguous().flatten().view(torch.uint8).cpu().numpy().tobytes())
     return digest.hexdigest()

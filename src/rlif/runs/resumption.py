@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from rlif.errors import RlifError
-from rlif.recipes import RECIPE
 from rlif.runs.checkpoint import Checkpoint, load_checkpoint, remove_leftovers
-from rlif.runs.history import METRICS_FILE, last_step, lines_up_to, set_aside, step_name, step_of
-from rlif.runs.run_log import INFO, check_resumable, read_info
+from rlif.runs.history import last_step, lines_up_to, set_aside
+from rlif.runs.layout import INFO, METRICS_FILE, RECIPE, step_name, step_of
+from rlif.runs.run_log import check_resumable, read_info
 from rlif.utils.atomic_io import writing
 
 

@@ -8,167 +8,32 @@
     .lock                             held by the process at work here (rlif.utils.atomic_io)
 
 A line or a file is whole or absent, also after a kill or on a full disk. A folder holds a run from the moment that
-recipe.yaml is there: it is written last. ``python -m rlif.runs.run_log`` prints docs/metrics.md. A new metric is one
-line in `METRICS`.
+recipe.yaml is there: it is written last. ``python -m rlif.runs.metric_keys`` prints docs/metrics.md. A new metric is
+one line in `METRICS`.
 """
 
 import errno
-import importlib.metadata
 import json
 import math
 import os
-import platform
-import re
-import subprocess
-import sys
 import warnings
 from collections.abc import Mapping
-from datetime import datetime, timezone
-from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-from torch import Tensor
-
-import rlif
-from rlif.config import Recipe, dump_recipe
+from rlif.config import Recipe
 from rlif.errors import RlifError
-from rlif.model.kernels.cpu import kernels
-from rlif.recipes import RECIPE
-from rlif.runs.history import METRICS_FILE as METRICS_FILE
-from rlif.runs.history import ROLLOUTS, lines_up_to, remove_rollouts_after
-from rlif.runs.history import read_metrics as read_metrics
-from rlif.runs.history import step_name as step_name
-from rlif.runs.history import step_of as step_of
+from rlif.recipes import dump_recipe
+from rlif.runs.history import lines_up_to, remove_rollouts_after
+from rlif.runs.layout import INFO, METRICS_FILE, RECIPE, ROLLOUTS, step_name
+from rlif.runs.metric_keys import find_metric
+from rlif.runs.rollout_table import _parquet
 from rlif.types import Scored
 from rlif.utils.atomic_io import LOCK, flush_folder, make_folder, one_line, write_whole, writing
-from rlif.utils.parquet_files import parquet_bytes
 
-INFO = "run.json"
 BEGINNING = (METRICS_FILE, INFO, RECIPE)
 """What a run's folder begins with, in the order of writing."""
 _APPEND = os.O_RDWR | os.O_APPEND
-
-
-class Metric(NamedTuple):
-    """A key of metrics.jsonl: its unit, and what the number means."""
-
-    unit: str
-    meaning: str
-
-
-METRICS: dict[str, Metric] = {
-    "step": Metric("steps", "rollout-and-update steps done; 0 is the policy before training"),
-    "time": Metric("s", "wall-clock time since the run's start"),
-    "time/rollout": Metric("s", "sampling the step's completions, signals included"),
-    "time/score": Metric("s", "grading, rewards and advantages"),
-    "time/update": Metric("s", "losses, gradients and optimizer steps"),
-    "time/watch": Metric("s", "looking at entropy before and after the update (log.entropy_share)"),
-    "time/eval": Metric("s", "the evaluation at this step"),
-    "tokens/prompt": Metric("tokens", "prompt tokens of the step, each prompt counted once"),
-    "tokens/completion": Metric("tokens", "completion tokens of the step, EOS included"),
-    "tokens/total": Metric("tokens", "completion tokens since the run's start"),
-    "tokens_per_second/rollout": Metric("tokens/s", "completion tokens over rollout time"),
-    "reward/<name>/mean": Metric("reward", "mean of the named reward over rows, before it is normalised"),
-    "reward/<name>/std": Metric("reward", "standard deviation of the named reward over rows"),
-    "advantage/std": Metric("advantage", "standard deviation of the advantages over rows"),
-    "advantage/zero_groups": Metric(
-        "share", "groups whose advantages are all zero; without a KL term the update leaves them out"
-    ),
-    "signal/self_certainty": Metric("nats", "KL(uniform, policy) at temperature 1, mean over completion tokens"),
-    "signal/entropy": Metric("nats", "entropy of the policy at temperature 1, mean over completion tokens"),
-    "signal/logprob": Metric("nats", "log-probability of the drawn tokens at temperature 1, mean over them"),
-    "length/mean": Metric("tokens", "mean completion length, EOS included"),
-    "length/max": Metric("tokens", "longest completion, EOS included"),
-    "stop/eos": Metric("share", "completions that ended with an EOS token"),
-    "stop/stop_string": Metric("share", "completions that ended with a stop string"),
-    "stop/length": Metric("share", "completions cut off at the length limit"),
-    "verdict/right": Metric("share", "right answers, in whatever form; an undecided answer is not right"),
-    "verdict/formatted": Metric("share", "answers in the form that was asked for, right or wrong"),
-    "verdict/right_and_formatted": Metric("share", "answers both right and in the form that was asked for"),
-    "verdict/undecided": Metric(
-        "share", "answers without a verdict: not decided in time, or the problem has no label (1.0 in a task without)"
-    ),
-    "transitional/rate": Metric("words/token", "transitional words (but, wait, ...) per completion token"),
-    "transitional/share": Metric("share", "completions with at least one transitional word"),
-    "loss": Metric("nats", "the GRPO loss with its KL term, mean over the optimizer steps"),
-    "grad_norm": Metric("norm", "global gradient norm before clipping, mean over the optimizer steps"),
-    "entropy/predicted": Metric(
-        "nats", "change of entropy by the update, −Cov(ln π, Δ ln π), a watched token; not if greedy, top-p or top-k"
-    ),
-    "entropy/predicted_stderr": Metric(
-        "nats", "standard error of entropy/predicted over watched rows, within the watched prompts; from 2 rows"
-    ),
-    "entropy/measured": Metric("nats", "change of entropy by the update on the same states, mean over watched tokens"),
-    "entropy/advantage_covariance": Metric(
-        "nats", "Cov(ln π, A) in a state, mean over tokens; above 0: entropy falls; not if greedy, top-p or top-k"
-    ),
-    "lr": Metric("1", "learning rate of the last optimizer step"),
-    "kl": Metric("nats", "k3 estimate of KL(policy, reference), mean over completion tokens"),
-    "clip/fraction_low": Metric("share", "completion tokens whose ratio was clipped from below"),
-    "clip/fraction_high": Metric("share", "completion tokens whose ratio was clipped from above"),
-    "mismatch/mean": Metric(
-        "nats", "mean gap of policy and sampler log-probability before the update; a warning above rollout.max_mismatch"
-    ),
-    "mismatch/max": Metric(
-        "nats", "largest gap of policy and sampler log-probability before the update, in what it ran"
-    ),
-    "optimizer_steps": Metric("steps", "optimizer steps since the run's start"),
-    "memory/peak_gb": Metric("GB", "peak memory since the run's start: of the GPU if one is used, else of the process"),
-    "eval/right": Metric("share", "held-out right answers, in whatever form"),
-    "eval/right_stderr": Metric("share", "standard error of eval/right over problems"),
-    "eval/formatted": Metric("share", "held-out answers in the form that was asked for"),
-    "eval/right_and_formatted": Metric("share", "held-out answers both right and in the form that was asked for"),
-    "eval/right_and_formatted_stderr": Metric("share", "standard error of eval/right_and_formatted over problems"),
-    "eval/undecided": Metric("share", "as verdict/undecided, of held-out answers; 1.0 in a task without labels"),
-    "eval/entropy": Metric("nats", "entropy of the policy at temperature 1, mean over completion tokens"),
-    "eval/self_certainty": Metric("nats", "KL(uniform, policy) at temperature 1, mean over completion tokens"),
-    "eval/logprob": Metric("nats", "log-probability of the drawn tokens at temperature 1, mean over them"),
-    "eval/length": Metric("tokens", "mean completion length, EOS included"),
-    "eval/truncated": Metric("share", "completions cut off at the length limit"),
-    "eval/self_agreement": Metric("share", "mean share of a problem's samples that give its most frequent answer"),
-    "eval/transitional_rate": Metric("words/token", "transitional words per completion token"),
-    "eval/transitional_share": Metric("share", "completions with at least one transitional word"),
-    "eval/n": Metric("completions", "completions evaluated: problems times samples"),
-    "eval/problems": Metric("problems", "distinct problems evaluated"),
-}
-
-_PAGE_HEAD = """# Metrics
-
-Every key of `metrics.jsonl`, one line a step. `python -m rlif.runs.run_log` prints this page from
-`rlif.runs.run_log.METRICS`.
-
-- `<name>` stands for any name, for example `reward/self_certainty/mean`.
-- A share lies in [0, 1]. Keys under `eval/` are of the evaluation problems, at the steps that evaluate.
-- A number that is not finite is written as `null`.
-- `mismatch/*` compares log-probabilities without top-p and top-k, of the completions that an update ran. At a
-  temperature other than 1 the sampler's have these filters: the gap says nothing then, and nothing is warned of.
-- Resuming from a checkpoint cuts the file back to the checkpoint's step first. A hole up to that step is refused
-  (reliability.md).
-- TensorBoard, W&B and trackio (`log.sinks`) receive the same keys. A mirror that fails is reported once and switched
-  off; the run and `metrics.jsonl` go on.
-
-| key | unit | meaning |
-|---|---|---|
-"""
-
-
-def metrics_page() -> str:
-    """The text of docs/metrics.md."""
-    rows = (f"| `{key}` | {metric.unit} | {metric.meaning} |\n" for key, metric in METRICS.items())
-    return _PAGE_HEAD + "".join(rows)
-
-
-@cache
-def find_metric(key: str) -> Metric | None:
-    """What ``key`` means, None if `METRICS` does not know it; a ``<name>`` there matches any one path component."""
-    matching = (metric for pattern, metric in METRICS.items() if re.fullmatch(_expression(pattern), key))
-    return next(matching, None)
-
-
-def _expression(pattern: str) -> str:
-    return re.sub(r"<\w+>", "[^/]+", pattern)
 
 
 class RunLog:
@@ -252,7 +117,7 @@ class RunLog:
         """
         unknown = [key for key in metrics if key == "step" or find_metric(key) is None]
         if unknown:
-            raise ValueError(f"not a key of rlif.runs.run_log.METRICS to be given here: {', '.join(unknown)}")
+            raise ValueError(f"not a key of rlif.runs.metric_keys.METRICS to be given here: {', '.join(unknown)}")
         record = {"step": step, **{key: _number(value) for key, value in metrics.items()}}
         self.check_place()
         with writing(self.out / METRICS_FILE, _resume_later(self.out)):
@@ -349,49 +214,6 @@ def read_info(path: Path) -> dict[str, Any]:
     return info
 
 
-def collect_info(*, model: str) -> dict[str, Any]:
-    """What run.json records about program and machine, besides the recipe; ``model`` is the policy's source."""
-    packages = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow", "math-verify")
-    return {
-        "model": model,
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": {
-            "rlif": rlif.__version__,
-            "python": platform.python_version(),
-            **{package: _version(package) for package in packages},
-        },
-        "commit": git_commit(Path(__file__)),
-        "platform": platform.platform(),
-        "cpu_count": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        # With and without them numbers differ by rounding.
-        "cpu_kernels": not torch.cuda.is_available() and kernels(torch.float32) is not None,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
-def git_commit(file: Path) -> str | None:
-    """The commit of the checkout that tracks ``file``, with -dirty behind it if files were changed; None elsewhere."""
-    # An installed copy may lie inside somebody else's repository: only a tracked file tells.
-    tracked = ["ls-files", "--error-unmatch", file.name]
-    describe = ["describe", "--always", "--exclude=*", "--abbrev=40", "--dirty"]
-    try:
-        answers = [
-            subprocess.run(["git", "-C", str(file.parent), *command], capture_output=True, text=True, check=True)
-            for command in (tracked, describe)
-        ]
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        return None
-    return answers[-1].stdout.strip()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _resume_later(out: Path) -> str:
     return f"what was written before is intact; put that right, then rlif train --resume {out}"
 
@@ -451,45 +273,3 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
-
-
-def _parquet(step: int, scored: Scored) -> bytes:
-    return parquet_bytes(_columns(step, scored), {})
-
-
-def _columns(step: int, scored: Scored) -> dict[str, Any]:
-    import pyarrow as pa
-
-    rollouts = scored.rollouts
-    prompts = rollouts.row_prompts
-    mask = rollouts.mask.cpu()
-    ends = torch.cat([torch.zeros(1, dtype=torch.int32), mask.sum(dim=1).cumsum(dim=0, dtype=torch.int32)])
-
-    def per_token(values: Tensor, dtype: torch.dtype = torch.float32) -> pa.ListArray:
-        counted = values.detach().cpu()[mask].to(dtype)  # row by row, so the ends of the rows cut it up again
-        return pa.ListArray.from_arrays(ends.numpy(), counted.numpy())
-
-    def per_row(values: Tensor) -> pa.Array:
-        return pa.array(values.detach().cpu().to(torch.float32).numpy())
-
-    return {
-        "step": pa.array([step] * rollouts.n_rows, pa.int32()),
-        "prompt_id": pa.array([prompt.id for prompt in prompts], pa.string()),
-        "row": pa.array(range(rollouts.n_rows), pa.int32()),
-        "prompt": pa.array([prompt.text for prompt in prompts], pa.string()),
-        "completion": pa.array(rollouts.texts, pa.string()),
-        "tokens": per_token(rollouts.tokens, torch.int32),
-        **{name: per_token(values) for name, values in rollouts.signals._asdict().items()},
-        "sampler_logprobs": per_token(rollouts.sampler_logprobs),
-        "stop_reason": pa.array(rollouts.stop_reasons, pa.string()),
-        "right": pa.array([verdict.right for verdict in scored.verdicts], pa.bool_()),
-        "formatted": pa.array([verdict.formatted for verdict in scored.verdicts], pa.bool_()),
-        "extracted": pa.array([verdict.extracted for verdict in scored.verdicts], pa.string()),
-        "answer": pa.array([prompt.problem.answer for prompt in prompts], pa.string()),
-        **{f"reward_{name}": per_row(values) for name, values in scored.rewards.items()},
-        "advantage": per_row(scored.advantages),
-    }
-
-
-if __name__ == "__main__":
-    sys.stdout.write(metrics_page())

@@ -10,7 +10,8 @@ from random import Random
 
 from rlif.config import ArithmeticTask
 from rlif.errors import RlifError
-from rlif.tasks.base import EVAL_SEED, GradedTask, keyed_random, too_few
+from rlif.rng import keyed_random
+from rlif.tasks.base import EVAL_SEED, GradedTask, too_few
 from rlif.tasks.templates import find_template
 from rlif.types import Problem
 

@@ -7,11 +7,12 @@ asks for step 41 and gets what the run that was never stopped got.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from random import Random
 from typing import Protocol, runtime_checkable
 
 from rlif.errors import RlifError
-from rlif.grading.grader import Grader, find_extractor
+from rlif.grading.extraction import find_extractor
+from rlif.grading.grader import Grader
+from rlif.rng import keyed_random
 from rlif.types import Problem, Verdict
 
 EVAL_SEED = 2506_17219
@@ -71,11 +72,6 @@ def digest(problems: Sequence[Problem]) -> str:
     """What the problems are, in 16 hexadecimal digits: the same digest, the same ids, questions and answers."""
     content = json.dumps([[problem.id, problem.question, problem.answer] for problem in problems])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
-
-
-def keyed_random(*key: str | int) -> Random:
-    """A random stream of its own for each key, the same in every process (seeded with the key's SHA-512)."""
-    return Random("/".join(map(str, key)))
 
 
 def walk(size: int, step: int, count: int, seed: int) -> list[int]:

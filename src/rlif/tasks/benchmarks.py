@@ -13,7 +13,6 @@ from typing import Any, Literal
 from rlif.config import ArithmeticTask, FileTask
 from rlif.errors import RlifError, nearest
 from rlif.tasks.arithmetic import Arithmetic
-from rlif.tasks.base import digest as digest
 from rlif.tasks.files import problems_of, rows_of
 from rlif.types import Problem
 

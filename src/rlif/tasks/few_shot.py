@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rlif.errors import RlifError
-from rlif.grading.grader import boxed
+from rlif.grading.extraction import boxed
 
 
 @dataclass(frozen=True)

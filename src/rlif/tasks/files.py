@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from rlif.config import FileTask
 from rlif.errors import RlifError
-from rlif.grading.grader import boxed
-from rlif.tasks.base import EVAL_SEED, GradedTask, digest, keyed_random, too_few, walk
+from rlif.grading.extraction import boxed
+from rlif.rng import keyed_random
+from rlif.tasks.base import EVAL_SEED, GradedTask, digest, too_few, walk
 from rlif.tasks.templates import find_template
 from rlif.types import Problem
 from rlif.utils.paths import expanded

@@ -1,4 +1,4 @@
-"""Statements on GRPO as it is run: they call `rlif.training.grpo.grpo_loss` and `rlif.rewards.registry.advantages`
+"""Statements on GRPO as it is run: they call `rlif.training.loss.grpo_loss` and `rlif.rewards.advantages.advantages`
 themselves."""
 
 import math
@@ -7,11 +7,11 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from rlif.rewards.registry import advantages
+from rlif.rewards.advantages import advantages
 from rlif.theory.gradients import policy_gradient
 from rlif.theory.statements import Claim, Statement
 from rlif.theory.tabular import bandit, random_policies
-from rlif.training.grpo import LossInputs, grpo_loss
+from rlif.training.loss import LossInputs, grpo_loss
 
 _GROUP = 8
 _TOKENS = 4

@@ -9,16 +9,16 @@ import time
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
-from rlif.analysis.text import transitional
 from rlif.config import Recipe
-from rlif.evals.during_training import grade
 from rlif.monitoring.entropy_change import change, watch
-from rlif.rewards.registry import score
-from rlif.rollout.engine import Key
+from rlif.rewards.score import grade, score
+from rlif.rng import Key
+from rlif.training.callbacks import Unwatched, Watcher
 from rlif.training.grpo import grpo_step
 from rlif.training.optim import learning_rate
-from rlif.training.run import Run, Unwatched, Watcher
-from rlif.types import Rollouts, Scored, Update
+from rlif.training.run import Run
+from rlif.training.step_metrics import describe
+from rlif.types import Rollouts
 from rlif.utils.interrupts import Interrupted, Stop, stop_on_signal
 
 
@@ -122,39 +122,6 @@ def _loop(run: Run, until: int | None, stop: Stop | None) -> Path | None:
                     f"stopped after step {step} of {recipe.steps}; go on with: rlif train --resume {run.out}",
                 )
         return run.finish() if last == recipe.steps else None
-
-
-def describe(scored: Scored, update: Update) -> dict[str, float]:
-    """The step's metrics, keys as in docs/metrics.md."""
-    rollouts, verdicts = scored.rollouts, scored.verdicts
-    n, tokens = rollouts.n_rows, int(rollouts.mask.sum())
-    words = transitional(rollouts.texts, tokens)
-    groups = scored.advantages.view(-1, rollouts.group_size)
-    metrics = {
-        "advantage/std": scored.advantages.std().item(),
-        "advantage/zero_groups": (groups == 0).all(dim=1).float().mean().item(),
-        "signal/self_certainty": rollouts.signals.self_certainty.sum().item() / tokens,
-        "signal/entropy": rollouts.signals.entropy.sum().item() / tokens,
-        "signal/logprob": rollouts.signals.logprob.sum().item() / tokens,
-        "length/mean": tokens / n,
-        "length/max": float(rollouts.lengths.max()),
-        "verdict/right": sum(verdict.right is True for verdict in verdicts) / n,
-        "verdict/formatted": sum(verdict.formatted for verdict in verdicts) / n,
-        "verdict/right_and_formatted": sum(v.right is True and v.formatted for v in verdicts) / n,
-        "verdict/undecided": sum(verdict.right is None for verdict in verdicts) / n,
-        "transitional/rate": words.rate,
-        "transitional/share": words.share,
-        "tokens/prompt": float(sum(len(prompt.token_ids) for prompt in rollouts.prompts)),
-        "tokens/completion": float(tokens),
-        "loss": update.loss,
-        "grad_norm": update.grad_norm,
-        **update.metrics,
-    }
-    for reason in ("eos", "stop_string", "length"):
-        metrics[f"stop/{reason}"] = rollouts.stop_reasons.count(reason) / n
-    for name, values in scored.rewards.items():
-        metrics |= {f"reward/{name}/mean": values.mean().item(), f"reward/{name}/std": values.std().item()}
-    return metrics
 
 
 class _Clock:

@@ -3,7 +3,6 @@
 `Run.start` and `Run.resume` find everything that can be wrong before the first step; `rlif.training.loop` is the loop.
 """
 
-import copy
 import math
 import shutil
 import time
@@ -11,81 +10,45 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
-from torch import nn
 
-from rlif.config import PolicyConfig, Recipe, load_recipe, parse_recipe
+from rlif.config import Recipe
 from rlif.errors import RlifError
 from rlif.evals.during_training import evaluate
-from rlif.model.policy import Policy, compute_dtype, load_policy
+from rlif.model.fingerprint import weights_digest
 from rlif.model.registry import MODELS
 from rlif.model.template_clock import present
 from rlif.monitoring.mismatch import Guard, comparable
-from rlif.recipes import RECIPE
+from rlif.recipes import load_recipe, parse_recipe
 from rlif.rewards.registry import check_rewards, needs_labels
-from rlif.rollout.engine import Engine, Key, Sampling, check_context
-from rlif.rollout.prompts import prompts_digest, render
+from rlif.rng import Key
+from rlif.rollout.engine import Engine
+from rlif.rollout.prompts import check_context, prompts_digest, render
 from rlif.runs.checkpoint import (
     Checkpoint,
     flatten_optimizer,
     latest_checkpoint,
     prune,
-    restore_optimizer,
     save_checkpoint,
 )
-from rlif.runs.provenance import Provenance, accept, model_files, read_provenance, start_of, weights_digest
+from rlif.runs.environment import collect_info
+from rlif.runs.layout import INFO, recipe_path
+from rlif.runs.metric_keys import find_metric
+from rlif.runs.provenance import Provenance, accept, model_files, read_provenance, start_of
 from rlif.runs.resumption import find_start, keep_what_is_dropped
-from rlif.runs.run_log import BEGINNING, INFO, METRICS_FILE, RunLog, collect_info, find_metric
+from rlif.runs.run_log import BEGINNING, RunLog
 from rlif.runs.trackers import Sinks, open_sinks
 from rlif.tasks import build_task
 from rlif.tasks.base import Task
 from rlif.tasks.templates import find_template
-from rlif.training.optim import MasterOptimizer, adamw
-from rlif.types import Problem, Prompt, Rollouts, Scored
+from rlif.training.callbacks import Watcher
+from rlif.training.setup import _load_reference, _load_trainable
+from rlif.types import Problem, Prompt, Rollouts, Sampling, Scored
 from rlif.utils.atomic_io import disk_reason, emptied_on_failure, flush_folder, locked, system_error
 from rlif.utils.memory import peak_memory_gb
 from rlif.utils.paths import expanded
-
-
-@runtime_checkable
-class Watcher(Protocol):
-    """Somebody who looks on: a progress bar, a test."""
-
-    def begin(self, phase: str, step: int, total: int) -> None:
-        """A phase (rollout, update, eval) starts; ``total`` completion tokens at most lie ahead."""
-
-    def advance(self, tokens: int) -> None:
-        """So many more tokens of the phase are done."""
-
-    def logged(self, step: int, metrics: Mapping[str, float | int]) -> None:
-        """A line was added to the run log."""
-
-
-class Unwatched:
-    """Nobody looks on."""
-
-    def begin(self, phase: str, step: int, total: int) -> None: ...
-
-    def advance(self, tokens: int) -> None: ...
-
-    def logged(self, step: int, metrics: Mapping[str, float | int]) -> None: ...
-
-
-def recipe_path(out: Path) -> Path:
-    """The recipe of a run. Raises `RlifError` if the folder holds no run."""
-    if not (out / RECIPE).is_file():
-        begun = (out / METRICS_FILE).is_file() and (out / METRICS_FILE).stat().st_size > 0
-        remedy = "restore it from a copy" if begun else f"start one with rlif train RECIPE.yaml --out {out}"
-        raise RlifError(f"{out}: holds no run ({RECIPE} is missing); {remedy}")
-    return out / RECIPE
-
-
-def resumes_at(out: Path) -> int:
-    """The step a run would go on from."""
-    last = latest_checkpoint(out / "checkpoints")
-    return int(last.name.removeprefix("step-")) if last else 0
 
 
 class Run:
@@ -401,36 +364,3 @@ def _check_best(recipe: Recipe) -> None:
     logged = name in rewards if name.startswith("reward/") else find_metric(name) is not None
     if not logged or (name.startswith("eval/") and not recipe.eval.every):
         raise RlifError(f"checkpoint.best: this run logs no {name!r}; see docs/metrics.md (eval/* needs eval.every)")
-
-
-def _load_trainable(recipe: Recipe, checkpoint: Checkpoint | None) -> tuple[Policy, MasterOptimizer]:
-    """The policy in compute type, under an optimizer that holds its fp32 masters."""
-    config = recipe.policy
-    if checkpoint is not None:
-        config = PolicyConfig(**{**config.model_dump(), "model": str(checkpoint.path)})
-    policy = load_policy(config, dtype=torch.float32)
-    if recipe.grpo.gradient_checkpointing:
-        enable_gradient_checkpointing(policy.model)
-    dtype = compute_dtype(recipe.policy.dtype, policy.device)
-    optimizer = MasterOptimizer(policy.model, adamw(recipe.grpo), compute_dtype=dtype)
-    if checkpoint is not None:
-        restore_optimizer(optimizer.inner, optimizer.names, checkpoint.tensors)
-    return policy, optimizer
-
-
-def enable_gradient_checkpointing(model: Any) -> None:
-    """Recompute activations in the backward pass; transformers renamed the call within version 5."""
-    if hasattr(model, "activation_checkpointing_enable"):
-        model.activation_checkpointing_enable()
-    else:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-
-
-def _load_reference(recipe: Recipe, policy: Policy, *, fresh: bool) -> nn.Module | None:
-    """The policy as it was before the first step, frozen; None where no KL term needs it."""
-    if recipe.grpo.kl_coef == 0.0:
-        return None
-    # A resumed policy has moved on: its reference is the model the recipe started from.
-    dtype = compute_dtype(recipe.policy.dtype, policy.device)
-    model = copy.deepcopy(policy.model) if fresh else load_policy(recipe.policy, dtype=dtype).model
-    return model.requires_grad_(False).eval()

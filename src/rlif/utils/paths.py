@@ -1,5 +1,6 @@
 """The home folder, which not everybody has: a container may know neither HOME nor the user's number."""
 
+import os
 from pathlib import Path
 
 from rlif.errors import RlifError
@@ -29,3 +30,11 @@ def shortened_home(path: Path) -> str:
     except RuntimeError:
         return str(path)
     return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
+
+
+def cache_dir() -> Path:
+    """Where fetched files are kept: ``$RLIF_CACHE``, or ``~/.cache/rlif``. Raises `NoHomeError` without a home."""
+    try:
+        return expanded(os.environ.get("RLIF_CACHE") or "~/.cache/rlif")
+    except NoHomeError as error:
+        raise NoHomeError("no home folder is known to keep models in; set RLIF_CACHE to a folder, or HOME") from error

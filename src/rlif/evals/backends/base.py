@@ -13,8 +13,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from rlif.rollout.sampling import Key, Sampling
-from rlif.types import Problem, StopReason, TokenSignals
+from rlif.rng import Key
+from rlif.types import Problem, Sampling, StopReason, TokenSignals
 
 SIGNALS: tuple[str, ...] = TokenSignals._fields
 """What a back-end may know of every token, in nats at temperature 1: logprob, entropy, self_certainty."""

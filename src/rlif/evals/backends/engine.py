@@ -1,34 +1,33 @@
 """The engine as a back-end: a model in this process, answers handed over problem by problem, every signal known."""
 
-import hashlib
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from rlif.config import PolicyConfig
 from rlif.errors import RlifError
 from rlif.evals.backends.base import Answer, Asked, Trace
+from rlif.model.fingerprint import tokenizer_mark, weights_mark
 from rlif.model.kernels.cpu import kernels_for
-from rlif.model.policy import Policy, load_policy
+from rlif.model.loading import load_policy
 from rlif.model.positions import limit_passed
 from rlif.monitoring.mismatch import Guard
-from rlif.rollout.engine import Engine, Key, Sampling
+from rlif.rng import Key
+from rlif.rollout.engine import Engine
 from rlif.rollout.prompts import prompts_digest
-from rlif.types import Prompt, Rollouts
+from rlif.types import Prompt, Rollouts, Sampling
 
 _BATCH_TOKENS = 4_000_000  # the engine's records take some 40 bytes for each token that a batch may have
-_HASHED = 4096  # numbers of each weight that tell one model from another
 
 
 class EngineBackend:
     """A policy asked through `rlif.rollout.engine.Engine`; see `rlif.evals.backends.base.Backend`."""
 
     def __init__(self, name: str, config: PolicyConfig, *, max_mismatch: float | None = None) -> None:
-        """Loads the model. Raises `RlifError` as `rlif.model.policy.load_policy` does.
+        """Loads the model. Raises `RlifError` as `rlif.model.loading.load_policy` does.
 
         ``max_mismatch``: the limit of `rlif.monitoring.mismatch.Guard`, in nats a token.
         """
@@ -143,22 +142,3 @@ def answers_of(rollouts: Rollouts) -> list[Answer]:
             )
         )
     return found
-
-
-def tokenizer_mark(policy: Policy) -> str:
-    """16 hexadecimal digits that differ if questions become other tokens: a hash of tokenizer and chat template."""
-    tokenizer = policy.tokenizer
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
-    text = policy.encode_text("Is 12+7 = 19?\n")
-    return hashlib.sha256(repr((rules, getattr(tokenizer, "chat_template", None), text)).encode()).hexdigest()[:16]
-
-
-def weights_mark(model: nn.Module) -> str:
-    """16 hexadecimal digits that differ if the weights do: a hash of each parameter's shape and some of its values."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        values = parameter.detach().flatten()
-        some = values[:: max(1, len(values) // _HASHED)].float().cpu().numpy()
-        digest.update(f"{name}{tuple(parameter.shape)}".encode() + some.tobytes())
-    return digest.hexdigest()[:16]

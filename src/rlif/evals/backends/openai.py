@@ -13,8 +13,9 @@ import numpy as np
 from rlif.errors import RlifError
 from rlif.evals.backends.base import Answer, Asked, Trace
 from rlif.evals.backends.openai_client import Client
-from rlif.evals.backends.openai_protocol import Ask, Reply, seed_of
-from rlif.rollout.sampling import Key, Sampling
+from rlif.evals.backends.openai_protocol import Ask, Reply
+from rlif.rng import Key, seed_of
+from rlif.types import Sampling
 
 # Sent once before anything is asked for: it shows whether the server is there, has the model, takes the fields.
 _TRIAL = Sampling(temperature=0.0, max_new_tokens=1, stop=("\n\n\n",))

@@ -44,7 +44,7 @@ from rlif.evals.backends.exchange import (
 )
 from rlif.evals.backends.masking import Mask
 from rlif.evals.backends.openai_protocol import Ask, MalformedError, Reply, body_of, path_of, read_reply, refused_fields
-from rlif.rollout.sampling import Sampling
+from rlif.types import Sampling
 
 KEY_VARIABLE = "RLIF_API_KEY"
 """Read if set, unless another variable is named."""

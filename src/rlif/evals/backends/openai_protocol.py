@@ -14,18 +14,14 @@ The protocol is one in name only; what differs between servers is settled here:
 7. The limit of tokens has two names: servers that refuse ``max_tokens`` are sent ``max_completion_tokens``.
 """
 
-import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from rlif.rollout.sampling import Key, Sampling
-from rlif.types import StopReason
+from rlif.types import Sampling, StopReason
 
 Message = Mapping[str, str]
-
-SEED_BITS = 31  # what every server takes: some hold seeds in 32 bits, signed
 
 
 @dataclass(frozen=True)
@@ -58,12 +54,6 @@ class Reply:
 
 class MalformedError(Exception):
     """An answer that does not follow the protocol; the message says in what."""
-
-
-def seed_of(key: Key, problem_id: str, sample: int) -> int:
-    """The seed of one answer, the same on every machine: a hash of (run seed, step, problem, sample), 31 bits."""
-    digest = hashlib.blake2b(f"{key.seed}/{key.step}/{problem_id}/{sample}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") % (1 << SEED_BITS)
 
 
 def path_of(ask: Ask) -> str:

@@ -24,8 +24,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from rlif.errors import RlifError
-from rlif.model.registry import cache_dir
 from rlif.utils.atomic_io import flush_folder, make_folder, one_line
+from rlif.utils.paths import cache_dir
 
 COMPILE_SECONDS, TRIAL_SECONDS = 120.0, 30.0
 """How long a compiler, and the trial of what it made, may take: they take half a second."""

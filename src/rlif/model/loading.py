@@ -1,0 +1,299 @@
+"""Loading a policy: a named model, a hub id, a folder or a .gguf file, and what is refused."""
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rlif.config import PolicyConfig
+from rlif.errors import RlifError, brief
+from rlif.model import chat_templates, checks, registry
+from rlif.model.files import (
+    ModelFiles,
+    adapter_of,
+    inspect_folder,
+    inspect_gguf,
+    merge_first,
+)
+from rlif.model.policy import Policy, _reason
+from rlif.utils.atomic_io import flush_folder
+from rlif.utils.paths import expanded
+
+
+def load_policy(config: PolicyConfig, *, dtype: torch.dtype | None = None) -> Policy:
+    """Load model and tokenizer; the model comes in ``dtype`` (None: `compute_dtype` of the config), in eval mode.
+
+    Raises `RlifError` if there is no such model, if its files are damaged or describe another model than the weights
+    are of, if weights would be left out or made up, if it is an adapter, if its tokenizer does not fit, or if it has no
+    chat template where one was asked for.
+    """
+    # transformers takes seconds to import and decides by the environment; only those who load a model pay.
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    source = registry.resolve(config.model)
+    location, options = _locate(source, config)
+    with _verdict(config.model):
+        files = _inspect(source)
+    options["trust_remote_code"] = config.remote_code
+    device = _device(config.device)
+    dtype = dtype or compute_dtype(config.dtype, device)
+    weights = {"quantization_config": _dequantise()} if "gguf_file" in options else {"use_safetensors": True}
+    with _verdict(config.model), _quietly():
+        with _explained("its tokenizer: " if files.folder else "", checks.check_files, files.folder):
+            tokenizer = AutoTokenizer.from_pretrained(location, **options)
+            tokenizer("12+34=?")  # some damage shows in use alone
+        with _explained("", checks.check_configs, files.folder):
+            if not config.remote_code:
+                checks.check_fit(config.model, location, files)
+            model, info = AutoModelForCausalLM.from_pretrained(
+                location, **options, **weights, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+    checks.check_loaded(config.model, model, info, files)
+    if "gguf_file" in options:
+        model = _plain_copy(model, dtype)
+    return _assemble(model.to(device).eval(), tokenizer, config)
+
+
+@contextmanager
+def _verdict(source: str) -> Iterator[None]:
+    """Around what a library says of the user's files, and nothing of ours: whatever it raises is its verdict on them.
+
+    It raises nearly anything: for damaged files ``Exception`` itself, errors of struct, of indices, of recursion. A
+    panic in Rust (the tokenizers' library) is not even an ``Exception``.
+    """
+    try:
+        yield
+    except RlifError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        asks = any("trust_remote_code" in str(one) for one in (error, error.__cause__))
+        hint = "; if you trust it, set policy.remote_code=true" if asks else ""
+        raise RlifError(f"policy.model: cannot load {source!r}: {_reason(error)}{hint}") from error
+
+
+@contextmanager
+def _explained(what: str, check: Callable[[Path], None], folder: Path | None) -> Iterator[None]:
+    """Say of an error which file it comes from, where ``check`` finds one that is damaged; else put ``what`` before."""
+    try:
+        yield
+    except RlifError:
+        raise
+    except Exception as error:
+        if folder is not None:
+            check(folder)
+        raise ValueError(f"{what}{_reason(error)}") from error
+
+
+def _inspect(source: str) -> ModelFiles:
+    """What the files of a model say of themselves; nothing for those of a hub id that are not in the cache yet."""
+    if source.endswith(".gguf"):
+        inspect_gguf(expanded(source))
+        return ModelFiles(None, {}, {})
+    path = expanded(source)
+    folder = path if path.is_dir() else _snapshot(source, "config.json")
+    return inspect_folder(folder) if folder is not None else ModelFiles(None, {}, {})
+
+
+def _snapshot(source: str, file: str) -> Path | None:
+    """The folder of the hub's cache that holds a model, as far as ``file`` of it lies there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(source, file)
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def check_source(config: PolicyConfig) -> None:
+    """Raise `RlifError` if there is no such model, as far as that shows without loading it."""
+    _locate(registry.resolve(config.model), config)
+
+
+def unpack(name: str) -> Path:
+    """Dequantise a fetched GGUF model into a folder of plain fp32 weights beside it, once; returns the folder.
+
+    A GGUF file takes tens of seconds to unpack, the folder is read in two. Raises `RlifError` if it cannot be written.
+    """
+    model = registry.MODELS[name]
+    folder = registry.unpacked_path(model)
+    if model.shipped or folder.exists():
+        return folder
+    policy = load_policy(PolicyConfig(model=name, device="cpu"), dtype=torch.float32)
+    unfinished = folder.with_name(f".{folder.name}-{os.getpid()}")
+    try:
+        policy.save(unfinished)
+        unfinished.rename(folder)
+        flush_folder(folder.parent)
+    except Exception as error:  # a full disk comes as an exception of safetensors' own
+        raise RlifError(f"{folder}: cannot keep the unpacked model here ({_reason(error)})") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
+
+
+def compute_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The torch type behind a recipe's dtype; auto is bfloat16 where the hardware multiplies it, else float32."""
+    if name != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    return torch.bfloat16 if device.type == "cpu" and _cpu_multiplies_bf16() else torch.float32
+
+
+def _cpu_multiplies_bf16() -> bool:
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # Triton kernels and CUDA graphs run on the current one
+    except (RuntimeError, AssertionError) as error:
+        raise RlifError(f"policy.device: cannot use {name!r}: {_reason(error)}") from error
+    return device
+
+
+_TOKENIZERS = ("*token*", "vocab*", "*.model")
+"""What the files of a tokenizer are called."""
+
+
+def _locate(source: str, config: PolicyConfig) -> tuple[str, dict[str, Any]]:
+    """Where transformers shall look, and with which options."""
+    path = expanded(source)
+    if source.endswith(".gguf"):
+        if not path.is_file():
+            raise RlifError(f"policy.model: no such file: {source}")
+        return str(path.parent), {"gguf_file": path.name}
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            if (base := adapter_of(path)) is not None:
+                raise merge_first(source, base)
+            raise RlifError(f"policy.model: {source} is a folder without a config.json; give a model folder")
+        if not any(next(path.glob(pattern), None) for pattern in _TOKENIZERS):
+            raise RlifError(f"policy.model: {source} is a folder without a tokenizer; put its tokenizer.json there")
+        return str(path), {}
+    why_not = "" if _names_a_path(source) else _missing_on_hub(source)
+    if why_not is not None:
+        known = ", ".join(registry.MODELS)
+        raise RlifError(f"policy.model: no such folder or file: {config.model}{why_not} (named models: {known})")
+    return source, {}
+
+
+def _names_a_path(source: str) -> bool:
+    """Whether what is not there can only have been a folder: OWNER/NAME may be a hub id, unless OWNER lies here."""
+    path = expanded(source)
+    return path.is_absolute() or source.startswith((".", "~")) or source.count("/") != 1 or path.parent.is_dir()
+
+
+def _missing_on_hub(source: str) -> str | None:
+    """Why the hub cannot give ``source``, as the end of a sentence; None if it can.
+
+    Asked once, and quickly: transformers would try for a minute, and tell of each attempt.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, is_offline_mode, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        if isinstance(try_to_load_from_cache(source, "config.json"), str):
+            return None
+        if (folder := _snapshot(source, "adapter_config.json")) and (base := adapter_of(folder)) is not None:
+            raise merge_first(source, base)
+        if is_offline_mode():
+            return ", not in the hub's cache either, and the hub is switched off (HF_HUB_OFFLINE)"
+        get_hf_file_metadata(hf_hub_url(source, "config.json"), timeout=10)
+    except RlifError:
+        raise
+    except HFValidationError:
+        return ""
+    except HfHubHTTPError as error:
+        return f", nor can the hub give it ({_reason(error)})"
+    except Exception as error:  # whatever the HTTP client raises when there is no network
+        return f", and the hub cannot be reached ({_reason(error)})"
+    return None
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without what libraries tell while they load: warnings whose cause is raised, or checked here, as well.
+
+    And without the progress bar that transformers draws for GGUF files whatever its settings say.
+    """
+    from transformers import modeling_gguf_pytorch_utils as gguf
+
+    bar = getattr(gguf, "tqdm", None)
+    if bar is not None:
+        gguf.tqdm = lambda items, **options: items
+    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if bar is not None:
+            gguf.tqdm = bar
+
+
+def _dequantise() -> Any:
+    """GGUF weights unpacked into plain ones, where transformers could also leave them packed; None for older ones."""
+    from transformers.utils import quantization_config
+
+    config = getattr(quantization_config, "GgufConfig", None)
+    return config(dequantize=True) if config is not None else None
+
+
+def _plain_copy(quantised: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """transformers remembers that weights came from GGUF and refuses to save them; a model built afresh does not."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_config(quantised.config, dtype=dtype)
+    model.load_state_dict(quantised.state_dict())
+    model.generation_config = quantised.generation_config
+    for config in (model.config, model.generation_config):
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+    return model
+
+
+def _assemble(model: Any, tokenizer: Any, config: PolicyConfig) -> Policy:
+    eos_ids = checks.eos_ids_of(config.model, model, tokenizer)
+    tokens = checks.check_tokenizer(config.model, model, tokenizer)
+    text_config = model.config.get_text_config(decoder=True)
+    pad = tokenizer.pad_token_id
+    return Policy(
+        model=model,
+        tokenizer=tokenizer,
+        eos_ids=eos_ids,
+        pad_id=pad if pad is not None else min(eos_ids),
+        vocab_size=min(tokens, text_config.vocab_size),
+        context=getattr(text_config, "max_position_embeddings", None),
+        chat_template=_uses_template(tokenizer, config),
+        source=config.model,
+    )
+
+
+def _uses_template(tokenizer: Any, config: PolicyConfig) -> bool:
+    if config.chat_template == "off":
+        return False
+    try:
+        template = chat_templates.template_of(tokenizer)
+    except ValueError as error:
+        raise RlifError(f"policy.chat_template: {config.model}: {brief(str(error))}; set it to off") from error
+    if config.chat_template == "on" and template is None:
+        raise RlifError(f"policy.chat_template: {config.model} has no chat template; set it to off")
+    return template is not None

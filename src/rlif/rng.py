@@ -1,0 +1,36 @@
+"""Randomness: every random number is a function of names, so that no order of work changes it."""
+
+import hashlib
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Key:
+    """What makes a draw reproducible, besides the prompt: the run's seed and the step (or an evaluation's name)."""
+
+    seed: int
+    step: int | str
+
+
+def uniforms(key: Key, prompt_id: str, sample: int, count: int) -> np.ndarray:
+    """The first ``count`` numbers in [0, 1) of one completion's random stream; float64. Source: project."""
+    text = f"{key.seed}/{key.step}/{prompt_id}/{sample}"
+    digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little"))).random(count)
+
+
+SEED_BITS = 31  # what every server takes: some hold seeds in 32 bits, signed
+
+
+def seed_of(key: Key, problem_id: str, sample: int) -> int:
+    """The seed of one answer, the same on every machine: a hash of (run seed, step, problem, sample), 31 bits."""
+    digest = hashlib.blake2b(f"{key.seed}/{key.step}/{problem_id}/{sample}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") % (1 << SEED_BITS)
+
+
+def keyed_random(*key: str | int) -> Random:
+    """A random stream of its own for each key, the same in every process (seeded with the key's SHA-512)."""
+    return Random("/".join(map(str, key)))

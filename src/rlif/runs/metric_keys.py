@@ -1,0 +1,131 @@
+"""Every key of metrics.jsonl with its meaning: `python -m rlif.runs.metric_keys > docs/metrics.md`."""
+
+import re
+import sys
+from functools import cache
+from typing import NamedTuple
+
+
+class Metric(NamedTuple):
+    """A key of metrics.jsonl: its unit, and what the number means."""
+
+    unit: str
+    meaning: str
+
+
+METRICS: dict[str, Metric] = {
+    "step": Metric("steps", "rollout-and-update steps done; 0 is the policy before training"),
+    "time": Metric("s", "wall-clock time since the run's start"),
+    "time/rollout": Metric("s", "sampling the step's completions, signals included"),
+    "time/score": Metric("s", "grading, rewards and advantages"),
+    "time/update": Metric("s", "losses, gradients and optimizer steps"),
+    "time/watch": Metric("s", "looking at entropy before and after the update (log.entropy_share)"),
+    "time/eval": Metric("s", "the evaluation at this step"),
+    "tokens/prompt": Metric("tokens", "prompt tokens of the step, each prompt counted once"),
+    "tokens/completion": Metric("tokens", "completion tokens of the step, EOS included"),
+    "tokens/total": Metric("tokens", "completion tokens since the run's start"),
+    "tokens_per_second/rollout": Metric("tokens/s", "completion tokens over rollout time"),
+    "reward/<name>/mean": Metric("reward", "mean of the named reward over rows, before it is normalised"),
+    "reward/<name>/std": Metric("reward", "standard deviation of the named reward over rows"),
+    "advantage/std": Metric("advantage", "standard deviation of the advantages over rows"),
+    "advantage/zero_groups": Metric(
+        "share", "groups whose advantages are all zero; without a KL term the update leaves them out"
+    ),
+    "signal/self_certainty": Metric("nats", "KL(uniform, policy) at temperature 1, mean over completion tokens"),
+    "signal/entropy": Metric("nats", "entropy of the policy at temperature 1, mean over completion tokens"),
+    "signal/logprob": Metric("nats", "log-probability of the drawn tokens at temperature 1, mean over them"),
+    "length/mean": Metric("tokens", "mean completion length, EOS included"),
+    "length/max": Metric("tokens", "longest completion, EOS included"),
+    "stop/eos": Metric("share", "completions that ended with an EOS token"),
+    "stop/stop_string": Metric("share", "completions that ended with a stop string"),
+    "stop/length": Metric("share", "completions cut off at the length limit"),
+    "verdict/right": Metric("share", "right answers, in whatever form; an undecided answer is not right"),
+    "verdict/formatted": Metric("share", "answers in the form that was asked for, right or wrong"),
+    "verdict/right_and_formatted": Metric("share", "answers both right and in the form that was asked for"),
+    "verdict/undecided": Metric(
+        "share", "answers without a verdict: not decided in time, or the problem has no label (1.0 in a task without)"
+    ),
+    "transitional/rate": Metric("words/token", "transitional words (but, wait, ...) per completion token"),
+    "transitional/share": Metric("share", "completions with at least one transitional word"),
+    "loss": Metric("nats", "the GRPO loss with its KL term, mean over the optimizer steps"),
+    "grad_norm": Metric("norm", "global gradient norm before clipping, mean over the optimizer steps"),
+    "entropy/predicted": Metric(
+        "nats", "change of entropy by the update, −Cov(ln π, Δ ln π), a watched token; not if greedy, top-p or top-k"
+    ),
+    "entropy/predicted_stderr": Metric(
+        "nats", "standard error of entropy/predicted over watched rows, within the watched prompts; from 2 rows"
+    ),
+    "entropy/measured": Metric("nats", "change of entropy by the update on the same states, mean over watched tokens"),
+    "entropy/advantage_covariance": Metric(
+        "nats", "Cov(ln π, A) in a state, mean over tokens; above 0: entropy falls; not if greedy, top-p or top-k"
+    ),
+    "lr": Metric("1", "learning rate of the last optimizer step"),
+    "kl": Metric("nats", "k3 estimate of KL(policy, reference), mean over completion tokens"),
+    "clip/fraction_low": Metric("share", "completion tokens whose ratio was clipped from below"),
+    "clip/fraction_high": Metric("share", "completion tokens whose ratio was clipped from above"),
+    "mismatch/mean": Metric(
+        "nats", "mean gap of policy and sampler log-probability before the update; a warning above rollout.max_mismatch"
+    ),
+    "mismatch/max": Metric(
+        "nats", "largest gap of policy and sampler log-probability before the update, in what it ran"
+    ),
+    "optimizer_steps": Metric("steps", "optimizer steps since the run's start"),
+    "memory/peak_gb": Metric("GB", "peak memory since the run's start: of the GPU if one is used, else of the process"),
+    "eval/right": Metric("share", "held-out right answers, in whatever form"),
+    "eval/right_stderr": Metric("share", "standard error of eval/right over problems"),
+    "eval/formatted": Metric("share", "held-out answers in the form that was asked for"),
+    "eval/right_and_formatted": Metric("share", "held-out answers both right and in the form that was asked for"),
+    "eval/right_and_formatted_stderr": Metric("share", "standard error of eval/right_and_formatted over problems"),
+    "eval/undecided": Metric("share", "as verdict/undecided, of held-out answers; 1.0 in a task without labels"),
+    "eval/entropy": Metric("nats", "entropy of the policy at temperature 1, mean over completion tokens"),
+    "eval/self_certainty": Metric("nats", "KL(uniform, policy) at temperature 1, mean over completion tokens"),
+    "eval/logprob": Metric("nats", "log-probability of the drawn tokens at temperature 1, mean over them"),
+    "eval/length": Metric("tokens", "mean completion length, EOS included"),
+    "eval/truncated": Metric("share", "completions cut off at the length limit"),
+    "eval/self_agreement": Metric("share", "mean share of a problem's samples that give its most frequent answer"),
+    "eval/transitional_rate": Metric("words/token", "transitional words per completion token"),
+    "eval/transitional_share": Metric("share", "completions with at least one transitional word"),
+    "eval/n": Metric("completions", "completions evaluated: problems times samples"),
+    "eval/problems": Metric("problems", "distinct problems evaluated"),
+}
+
+
+_PAGE_HEAD = """# Metrics
+
+Every key of `metrics.jsonl`, one line a step. `python -m rlif.runs.metric_keys` prints this page from
+`rlif.runs.metric_keys.METRICS`.
+
+- `<name>` stands for any name, for example `reward/self_certainty/mean`.
+- A share lies in [0, 1]. Keys under `eval/` are of the evaluation problems, at the steps that evaluate.
+- A number that is not finite is written as `null`.
+- `mismatch/*` compares log-probabilities without top-p and top-k, of the completions that an update ran. At a
+  temperature other than 1 the sampler's have these filters: the gap says nothing then, and nothing is warned of.
+- Resuming from a checkpoint cuts the file back to the checkpoint's step first. A hole up to that step is refused
+  (reliability.md).
+- TensorBoard, W&B and trackio (`log.sinks`) receive the same keys. A mirror that fails is reported once and switched
+  off; the run and `metrics.jsonl` go on.
+
+| key | unit | meaning |
+|---|---|---|
+"""
+
+
+def metrics_page() -> str:
+    """The text of docs/metrics.md."""
+    rows = (f"| `{key}` | {metric.unit} | {metric.meaning} |\n" for key, metric in METRICS.items())
+    return _PAGE_HEAD + "".join(rows)
+
+
+@cache
+def find_metric(key: str) -> Metric | None:
+    """What ``key`` means, None if `METRICS` does not know it; a ``<name>`` there matches any one path component."""
+    matching = (metric for pattern, metric in METRICS.items() if re.fullmatch(_expression(pattern), key))
+    return next(matching, None)
+
+
+def _expression(pattern: str) -> str:
+    return re.sub(r"<\w+>", "[^/]+", pattern)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(metrics_page())

@@ -1,0 +1,28 @@
+"""Who is told how a run goes on."""
+
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
+
+
+@runtime_checkable
+class Watcher(Protocol):
+    """Somebody who looks on: a progress bar, a test."""
+
+    def begin(self, phase: str, step: int, total: int) -> None:
+        """A phase (rollout, update, eval) starts; ``total`` completion tokens at most lie ahead."""
+
+    def advance(self, tokens: int) -> None:
+        """So many more tokens of the phase are done."""
+
+    def logged(self, step: int, metrics: Mapping[str, float | int]) -> None:
+        """A line was added to the run log."""
+
+
+class Unwatched:
+    """Nobody looks on."""
+
+    def begin(self, phase: str, step: int, total: int) -> None: ...
+
+    def advance(self, tokens: int) -> None: ...
+
+    def logged(self, step: int, metrics: Mapping[str, float | int]) -> None: ...

@@ -1,0 +1,70 @@
+"""The GRPO loss as a pure function."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """Everything the loss depends on. Log-probabilities in nats; masked positions hold 0 everywhere."""
+
+    policy_logprobs: Float[Tensor, "row tok"]
+    old_logprobs: Float[Tensor, "row tok"]
+    reference_logprobs: Float[Tensor, "row tok"] | None
+    advantages: Float[Tensor, " row"]
+    mask: Bool[Tensor, "row tok"]
+    weights: Float[Tensor, "row tok"]
+
+
+def grpo_loss(
+    inputs: LossInputs, *, clip_low: float, clip_high: float, kl_coef: float
+) -> tuple[Float[Tensor, ""], dict[str, float]]:
+    """Σ weight · (−min(ratio·A, clip(ratio)·A) + kl_coef · k3), and sums over tokens for the metrics.
+
+    ratio = exp(policy − old), clipped to [1 − clip_low, 1 + clip_high]; k3 = e^d − d − 1 with d = reference − policy.
+    Returned sums: ``tokens``, ``kl``, ``clipped_low``, ``clipped_high``. Source: arXiv 2402.03300 eq. 3 and 4; separate
+    clip bounds: DAPO, arXiv 2503.14476.
+    """
+    ratio = (inputs.policy_logprobs - inputs.old_logprobs).exp()
+    advantages = inputs.advantages[:, None]
+    clipped = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
+    per_token = -torch.minimum(ratio * advantages, clipped * advantages)
+    kl = torch.zeros_like(per_token)
+    if inputs.reference_logprobs is not None:
+        difference = inputs.reference_logprobs - inputs.policy_logprobs
+        kl = difference.exp() - difference - 1.0
+        per_token = per_token + kl_coef * kl
+    loss = (per_token * inputs.weights).sum()
+    sums = {
+        "tokens": float(inputs.mask.sum()),
+        "kl": float((kl.detach() * inputs.mask).sum()),
+        "clipped_low": float(((ratio < 1.0 - clip_low) & (advantages < 0) & inputs.mask).sum()),
+        "clipped_high": float(((ratio > 1.0 + clip_high) & (advantages > 0) & inputs.mask).sum()),
+    }
+    return loss, sums
+
+
+def token_mean(mask: Bool[Tensor, "row tok"], limit: int) -> Float[Tensor, "row tok"]:
+    """Every token of the batch weighs the same (DAPO, arXiv 2503.14476)."""
+    return mask.float() / mask.sum()
+
+
+def sequence_mean(mask: Bool[Tensor, "row tok"], limit: int) -> Float[Tensor, "row tok"]:
+    """Every completion weighs the same, its tokens share its weight (GRPO, arXiv 2402.03300)."""
+    return mask.float() / (mask.sum(dim=1, keepdim=True).clamp_min(1) * mask.shape[0])
+
+
+def fixed_length(mask: Bool[Tensor, "row tok"], limit: int) -> Float[Tensor, "row tok"]:
+    """Every token weighs 1 / (rows · length limit), whatever was sampled (Dr. GRPO, arXiv 2503.20783)."""
+    return mask.float() / (mask.shape[0] * limit)
+
+
+AGGREGATIONS: Mapping[str, Callable[[Tensor, int], Tensor]] = {
+    "token_mean": token_mean,
+    "sequence_mean": sequence_mean,
+    "fixed_length": fixed_length,
+}
