@@ -20,11 +20,11 @@ from typer.testing import CliRunner
 
 from evaluations import Crashing, Scripted, candidate, settings, timeless
 from rlif.analysis.text import compression_ratio, repeated_ngrams, tenths, transitional_tenths
-from rlif.cli import eval_progress as watching
 from rlif.cli.main import app
 from rlif.config import PolicyConfig
 from rlif.errors import RlifError
 from rlif.evals import figures, tables
+from rlif.evals import pace as pace_module
 from rlif.evals import plan as plans
 from rlif.evals import runner as loop
 from rlif.evals.backends import engine
@@ -532,7 +532,7 @@ def test_names_become_folders() -> None:
 
 def test_time_left_follows_the_lengths_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([100.0])
-    monkeypatch.setattr(watching, "monotonic", lambda: next(clock, 108.0))  # the start, and eight seconds later
+    monkeypatch.setattr(pace_module, "monotonic", lambda: next(clock, 108.0))  # the start, and eight seconds later
     pace = Pace(10, 2, 100)
     pace.advance(80)
     assert pace.position == pytest.approx(2.8)

@@ -83,8 +83,15 @@ def _check_ours(out: Path, recipes: Mapping[str, Recipe]) -> None:
         raise RlifError(f"{out}: not an empty folder, it holds {strangers[0]}; choose a new one for --out")
     for name, recipe in recipes.items():
         path = out / name / RECIPE
-        if path.is_file() and load_recipe(path) != recipe:
+        if path.is_file() and not _equal(load_recipe(path), recipe):
             raise RlifError(f"{out}: holds a quickstart of other settings (see {path}); choose a new folder for --out")
+
+
+def _equal(one: Recipe, other: Recipe) -> bool:
+    """Whether they do the same: a run's own recipe spells out what the other leaves to defaults."""
+    from rlif.training.run import resolved  # loads torch, which a new quickstart leaves to its workers
+
+    return resolved(one) == resolved(other)
 
 
 def _report(out: Path, console: Console) -> None:

@@ -99,7 +99,7 @@ class Run:
     def start(cls, recipe: Recipe, out: Path, watcher: Watcher) -> Iterator["Run"]:
         """A new run in a new folder. If anything is wrong, no folder is left behind."""
         RunLog.check_free(out)
-        recipe = _resolved(recipe)
+        recipe = resolved(recipe)
         run = cls(recipe, out, watcher, None, now=present())
         with locked(out), ExitStack() as stack:
             RunLog.check_free(out)  # again: nobody else can take it from here on
@@ -339,7 +339,7 @@ def _as_before(recipe: Recipe, info: Mapping[str, Any]) -> Recipe:
     return parse_recipe(data)
 
 
-def _resolved(recipe: Recipe) -> Recipe:
+def resolved(recipe: Recipe) -> Recipe:
     """A recipe that says what will be done, wherever it is resumed: local paths are absolute, and what the template
     brings (stop strings, the form of answer it asks for) and the evaluation takes over from rollouts is spelled out."""
     data = recipe.model_dump(mode="json")
