@@ -422,7 +422,7 @@ def test_a_compiler_that_fails_is_said_and_costs_nothing_else(tmp_path: Path) ->
     assert list(tmp_path.glob("cache/kernels/*")) == []
 
 
-def test_without_a_place_to_keep_them_they_are_made_anew(tmp_path: Path) -> None:
+def test_where_the_cache_folder_will_not_do_they_are_kept_in_a_folder_of_ours(tmp_path: Path) -> None:
     """A cache folder that cannot be, and one into which others could have put code of theirs."""
     (tmp_path / "file").write_text("")
     open_to_all = tmp_path / "open" / "kernels"
@@ -432,7 +432,9 @@ def test_without_a_place_to_keep_them_they_are_made_anew(tmp_path: Path) -> None
         (tmp_path / "temporary").mkdir(exist_ok=True)
         done = _ask(ASK, RLIF_CACHE=str(tmp_path / place), TMPDIR=str(tmp_path / "temporary"))
         assert (done.stdout, done.stderr) == ("False\n", "")
-        assert list((tmp_path / "temporary").iterdir()) == []
+        (folder,) = (tmp_path / "temporary").iterdir()
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert len(list(folder.glob("kernels/*.so"))) == 1  # the second time it is the same one
     assert list(open_to_all.iterdir()) == []
 
 
