@@ -182,7 +182,7 @@ def test_the_kernels_compile_for_a_gpu(kernels: ModuleType, tmp_path: Path) -> N
     code = """
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from rlif import head_triton
+from rlif.model.kernels import lm_head_triton
 
 numbers = dict.fromkeys(("scale", "softcap", "per_temperature", "log_vocab"), "fp32")
 others = dict.fromkeys(("stride", "width", "first", "slots", "plane", "n", "vocab"), "i32")
@@ -193,7 +193,7 @@ for name, constants in (
     ("_merge", {"BLOCK": 4096, "SLOTS": 64}),
     ("_differentiate", {"HAS_SOFTCAP": True, "BLOCK": 4096}),
 ):
-    kernel = getattr(head_triton, name)
+    kernel = getattr(lm_head_triton, name)
     signature = {argument: types.get(argument, "constexpr") for argument in kernel.arg_names}
     aligned = [i for i, argument in enumerate(kernel.arg_names) if argument in ("tile", "stride", "width")]
     source = ASTSource(kernel, signature, constants, {(i,): [["tt.divisibility", 16]] for i in aligned})
