@@ -4,7 +4,8 @@
     PYTHONPATH=../other/src python benchmarks/digests.py    # the same of another checkout
 
 Two runs of tiny-base, 12 steps each: `recipes/tiny.yaml`, and the same with KL, two epochs and a mix of rewards. Of
-each it prints the sha256 of the final weights, and of metrics.jsonl without what is measured in seconds.
+each it prints the sha256 of the final weights, and of metrics.jsonl without what the machine decides (times, speeds,
+memory).
 """
 
 import hashlib
@@ -43,10 +44,11 @@ def weights(out: Path) -> str:
 
 
 def metrics(out: Path) -> str:
-    """Of the lines of metrics.jsonl, keys in order, without times and speeds."""
+    """Of the lines of metrics.jsonl, keys in order, without times, speeds and the peak of memory."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text("utf-8").splitlines()]
     kept = [
-        {key: line[key] for key in sorted(line) if not key.startswith(("time", "tokens_per_second"))} for line in lines
+        {key: line[key] for key in sorted(line) if not key.startswith(("time", "tokens_per_second", "memory"))}
+        for line in lines
     ]
     return hashlib.sha256(json.dumps(kept).encode()).hexdigest()[:16]
 
