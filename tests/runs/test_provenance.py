@@ -419,8 +419,8 @@ def test_a_model_is_not_read_again_while_nothing_has_touched_its_files(
     shutil.copytree(toy_model, model)
     train(recipe(model), tmp_path / "run", until=1)
     began, read = recorded(model), []
-    digest = provenance._sha256
-    monkeypatch.setattr(provenance, "_sha256", lambda path: (read.append(path.name), digest(path))[1])
+    digest = provenance.sha256
+    monkeypatch.setattr(provenance, "sha256", lambda path: (read.append(path.name), digest(path))[1])
     assert model_files(str(model), began) == (began.model, began.stamps)
     resume(tmp_path / "run", until=2)
     assert read == []

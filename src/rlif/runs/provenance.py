@@ -5,7 +5,6 @@ nothing may change: how a file is formatted, where it lies, what is logged and w
 no more than rounding may change with a warning.
 """
 
-import hashlib
 import json
 import re
 import warnings
@@ -21,8 +20,7 @@ from rlif.errors import RlifError
 from rlif.model.registry import MODELS, resolve
 from rlif.model.template_clock import present
 from rlif.recipes import parse_recipe
-
-_CHUNK = 1 << 20
+from rlif.utils.atomic_io import sha256
 
 FREE = ("checkpoint.", "log.", "eval.every", "rollout.max_mismatch")
 """Keys, or beginnings of them, that decide neither weights nor what is logged of them: they may change."""
@@ -222,12 +220,4 @@ def _digest(file: Path) -> str:
     """sha256 of a file. The hub's cache calls its large files by theirs, and links to them."""
     blob = file.resolve()
     named = file.is_symlink() and blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name)
-    return blob.name if named else _sha256(file)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return blob.name if named else sha256(file)

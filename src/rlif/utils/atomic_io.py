@@ -4,6 +4,7 @@ What went wrong is said in the user's words.
 """
 
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -150,3 +151,12 @@ def _plain_mode(folder: Path) -> int:
 def one_line(error: BaseException) -> str:
     """An error's text without its line breaks."""
     return " ".join(str(error).split())
+
+
+def sha256(path: Path) -> str:
+    """sha256 of a file's bytes, in hexadecimal, read piece by piece. Raises OSError."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
