@@ -1,10 +1,10 @@
 /* What a decoder does besides matrix products, each piece in one pass over memory.
 
-   rlif.model.kernels.cpu compiles this when first needed, once for each number type (with -DBF16 a number is the upper half of a
-   float), and defines BUILD, a number for source and command, CHUNKS, parts of a sum over rows that are added up in
-   order, and WIDE, numbers read at once. Arithmetic is in float either way; only what is written is rounded. Rows of an
-   array may lie apart (`stride`, in numbers), the numbers of a row do not. A row is the work of one thread and sums
-   over rows are made in a fixed order, so results do not depend on the number of threads. */
+   rlif.model.kernels.cpu compiles this when first needed, once for each number type (with -DBF16 a number is the upper
+   half of a float), and defines BUILD, a number for source and command, CHUNKS, parts of a sum over rows that are added
+   up in order, and WIDE, numbers read at once. Arithmetic is in float either way; only what is written is rounded. Rows
+   of an array may lie apart (`stride`, in numbers), the numbers of a row do not. A row is the work of one thread and
+   sums over rows are made in a fixed order, so results do not depend on the number of threads. */
 
 #include <math.h>
 #include <stdint.h>
