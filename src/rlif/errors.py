@@ -8,14 +8,40 @@ anything, such as the codes that move a terminal's cursor: `printable` makes the
 import difflib
 import math
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
+
+
+class Argument(NamedTuple):
+    """An argument of a library function, as part of a message. Recipe and command line call it by another name."""
+
+    name: str
 
 
 class RlifError(Exception):
-    """A mistake the user can mend. The message is one line: what is wrong, where (file, line, key), what to do."""
+    """A mistake the user can mend. The message is one line: what is wrong, where (file, line, key), what to do.
+
+    It is made of texts and of arguments: ``RlifError(Argument("model"), f": no such file: {path}")``. Who calls the
+    library reads ``model: no such file``; who wrote a recipe reads ``policy.model: …``, through `named`.
+    """
+
+    def __init__(self, *parts: str | Argument) -> None:
+        super().__init__(*parts)
+        self.names: dict[str, str] = {}
 
     def __str__(self) -> str:
-        return printable(super().__str__())
+        return printable("".join(p if isinstance(p, str) else self.names.get(p.name, p.name) for p in self.args))
+
+
+@contextmanager
+def named(names: Mapping[str, str]) -> Iterator[None]:
+    """Let an `RlifError` that passes call arguments by these names; a name that was given further inside stays."""
+    try:
+        yield
+    except RlifError as error:
+        error.names = {**names, **error.names}
+        raise
 
 
 def printable(text: str) -> str:
