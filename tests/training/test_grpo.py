@@ -467,13 +467,13 @@ def test_gradient_checkpointing_changes_nothing(family: str) -> None:
 @pytest.mark.parametrize("aggregation", list(AGGREGATIONS))
 def test_a_step_is_the_gradient_of_the_naive_loss(aggregation: str) -> None:
     """The whole path against autograd of -Σ w·A·ln p + kl_coef·k3 over one plain forward pass a row."""
-    policy, twin = toy_policy(), toy_policy()
+    policy, naive = toy_policy(), toy_policy()
     reference = toy_policy(seed=1).model
     rollouts, limit, kl_coef, lr = written(policy), 20, 0.05, 0.01
     options = {"aggregation": aggregation, "kl_coef": kl_coef, "micro_batch_tokens": 45}
     update = updated(policy, scored(rollouts), limit=limit, reference=reference, lr=lr, **options)
     n_tokens, loss, total_kl = int(rollouts.mask.sum()), torch.zeros(()), 0.0
-    policy_rows, reference_rows = (naive_logprobs(twin, model, rollouts) for model in (twin.model, reference))
+    policy_rows, reference_rows = (naive_logprobs(naive, model, rollouts) for model in (naive.model, reference))
     for logprobs, reference_logprobs, advantage in zip(policy_rows, reference_rows, ADVANTAGES, strict=True):
         d = reference_logprobs.detach() - logprobs
         kl = d.exp() - d - 1
@@ -489,11 +489,11 @@ def test_a_step_is_the_gradient_of_the_naive_loss(aggregation: str) -> None:
         )
     assert update.metrics["kl"] == pytest.approx(total_kl / n_tokens, rel=1e-4)
     loss.backward()
-    start = weights_of(twin)
+    start = weights_of(naive)
     with torch.no_grad():
-        for parameter in twin.model.parameters():
+        for parameter in naive.model.parameters():
             parameter -= lr * parameter.grad
-    assert_same_step(policy, twin, start)
+    assert_same_step(policy, naive, start)
 
 
 def test_the_length_limit_defaults_to_the_widest_completion() -> None:
@@ -529,14 +529,14 @@ def test_a_step_without_any_advantage_is_a_step_with_a_gradient_of_zero(dtype: t
     optimizer = MasterOptimizer(policy.model, lambda masters: torch.optim.AdamW(masters, lr=0.0), compute_dtype=dtype)
     rollouts = written(policy)
     grpo_step(policy, optimizer, scored(rollouts), CONFIG, lr=0.01)
-    twins = [master.detach().clone().requires_grad_() for master in optimizer.masters]
-    inner = torch.optim.AdamW(twins, lr=0.01)
+    copies = [master.detach().clone().requires_grad_() for master in optimizer.masters]
+    inner = torch.optim.AdamW(copies, lr=0.01)
     inner.load_state_dict(copy.deepcopy(optimizer.inner.state_dict()))
-    for twin in twins:
-        twin.grad = torch.zeros_like(twin)
+    for naive in copies:
+        naive.grad = torch.zeros_like(naive)
     inner.step()
     grpo_step(policy, optimizer, scored(rollouts, [0.0] * 9), CONFIG, lr=0.01)
-    assert all(torch.equal(a, b) for a, b in zip(optimizer.masters, twins, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(optimizer.masters, copies, strict=True))
 
 
 SOME_ADVANTAGES = [1.0, 0.0, -1.0, 0.0, 0.0, 0.0, -0.5, 0.5, 0.0]
@@ -734,25 +734,25 @@ def test_two_epochs_hold_the_old_policy_fixed(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(("epochs", "minibatches"), [(2, 1), (1, 3), (2, 3)])
 def test_several_steps_equal_a_plain_loop(epochs: int, minibatches: int) -> None:
     """Each step: the prompts of its minibatch, weights normalised over them, ratio to the policy at the start."""
-    policy, twin, start = toy_policy(), toy_policy(), weights_of(toy_policy())
+    policy, naive, start = toy_policy(), toy_policy(), weights_of(toy_policy())
     rollouts, lr = written(policy), 0.003
     updated(policy, scored(rollouts), epochs=epochs, minibatches=minibatches, lr=lr, micro_batch_tokens=45)
-    old = [logprobs.detach() for logprobs in naive_logprobs(twin, twin.model, rollouts)]
+    old = [logprobs.detach() for logprobs in naive_logprobs(naive, naive.model, rollouts)]
     size = 9 // minibatches
     for _ in range(epochs):
         for first in range(0, 9, size):
             rows = range(first, first + size)
-            logprobs = naive_logprobs(twin, twin.model, rollouts)
+            logprobs = naive_logprobs(naive, naive.model, rollouts)
             loss = torch.zeros(())
             for row in rows:
                 ratio, advantage = (logprobs[row] - old[row]).exp(), ADVANTAGES[row]
                 loss = loss - torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage).sum()
-            twin.model.zero_grad()
+            naive.model.zero_grad()
             (loss / rollouts.lengths[first : first + size].sum()).backward()
             with torch.no_grad():
-                for parameter in twin.model.parameters():
+                for parameter in naive.model.parameters():
                     parameter -= lr * parameter.grad
-    assert_same_step(policy, twin, start)
+    assert_same_step(policy, naive, start)
 
 
 # What is not finite

@@ -240,14 +240,14 @@ def _stretch(name: str, recipe: Recipe, out: Path) -> int:
     until = (resumes_at(out) if begun else 0) + _STRETCH
     reporter, stop = _Reporter(name), lambda: int(_asked.value)
     if begun:
-        loop.resume(out, watcher=reporter, until=until, stop=stop)
+        loop.resume(out, callback=reporter, until=until, stop=stop)
     else:
-        loop.train(recipe, out, watcher=reporter, until=until, stop=stop)
+        loop.train(recipe, out, callback=reporter, until=until, stop=stop)
     return min(until, recipe.steps)
 
 
 class _Reporter:
-    """A `rlif.training.callbacks.Watcher` that sends each step's news to the parent."""
+    """A `rlif.training.callbacks.ProgressCallback` that sends each step's news to the parent."""
 
     def __init__(self, name: str) -> None:
         self._name = name

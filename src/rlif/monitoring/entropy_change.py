@@ -16,8 +16,8 @@ Differences from the lemma:
    a token) would enter the product squared and pass for a change. In fp32 the sampler's are the same to 1e-5;
 4. the actions are those the update was made from, and a token moves its own probability most: the estimate overstates
    the share that each token had in its own state (docs/theory.md has how much in practice);
-5. where sampling was greedy, top-p or top-k, E_a[ln π + H] is not 0 over what could be drawn, no weight mends that, and
-   nothing is predicted: only the measured change is logged.
+5. where sampling was greedy, top-p or top-k, E_a[ln π + H] is not 0 over what could be drawn, no weight corrects that,
+   and nothing is predicted: only the measured change is logged.
 """
 
 from dataclasses import dataclass

@@ -56,13 +56,13 @@ def grpo_step(
     temperature = temperature or 1.0  # greedy rollouts are trained on at temperature 1
     minibatches = _split_by_prompt(rollouts, config.minibatches)
     on_policy = config.epochs * config.minibatches == 1
-    teaching = set(_teaching(scored, whole=reference is not None))
-    old = None if on_policy else _all_logprobs(policy, rollouts, sorted(teaching), temperature, config)
+    run_rows = set(_rows_with_gradient(scored, kl=reference is not None))
+    old = None if on_policy else _all_logprobs(policy, rollouts, sorted(run_rows), temperature, config)
     sampled = rollouts.signals.logprob if temperature == 1.0 else rollouts.sampler_logprobs  # the former: no filter
     tally, norms = _Tally(config.epochs * int(rollouts.mask.sum())), []
     with _checkpointing(policy.model, config.gradient_checkpointing):
         for rows in minibatches * config.epochs:
-            weights, run = _weights(rollouts, rows, config, limit), [row for row in rows if row in teaching]
+            weights, run = _weights(rollouts, rows, config, limit), [row for row in rows if row in run_rows]
             if progress is not None and len(run) < len(rows):
                 progress(int(rollouts.mask[rows].sum() - rollouts.mask[run].sum()))
             for part in micro_batches(policy.model, rollouts, run, config.micro_batch_tokens):
@@ -166,9 +166,9 @@ def _weights(
     return weights
 
 
-def _teaching(scored: Scored, *, whole: bool) -> list[int]:
-    """The rows to run: all of the ``whole``, or those with an advantage (be it nan, which is told)."""
-    return [row for row, advantage in enumerate(scored.advantages.tolist()) if whole or advantage != 0.0]
+def _rows_with_gradient(scored: Scored, *, kl: bool) -> list[int]:
+    """The rows to run: all of them for a KL term, else those whose advantage is not 0 (nan is not, and is told)."""
+    return [row for row, advantage in enumerate(scored.advantages.tolist()) if kl or advantage != 0.0]
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from rlif.config import Recipe
 from rlif.monitoring.entropy_change import change, watch
 from rlif.rewards.score import grade, score
 from rlif.rng import Key
-from rlif.training.callbacks import Unwatched, Watcher
+from rlif.training.callbacks import NullCallback, ProgressCallback
 from rlif.training.grpo import grpo_step
 from rlif.training.optim import learning_rate
 from rlif.training.run import Run
@@ -23,35 +23,40 @@ from rlif.utils.interrupts import Interrupted, Stop, stop_on_signal
 
 
 def train(
-    recipe: Recipe, out: Path, *, watcher: Watcher | None = None, until: int | None = None, stop: Stop | None = None
+    recipe: Recipe,
+    out: Path,
+    *,
+    callback: ProgressCallback | None = None,
+    until: int | None = None,
+    stop: Stop | None = None,
 ) -> Path | None:
     """Run a recipe into a new folder; returns the folder of the final model.
 
     With ``until`` the run pauses after that step, with a checkpoint, and returns None unless it was the last; `resume`
-    goes on, and the pause changes nothing.
+    continues, and the pause changes nothing.
 
-    Raises `RlifError` for what the user can mend, `Interrupted` after SIGINT or SIGTERM (the checkpoint is written).
+    Raises `RlifError` for what the user can fix, `Interrupted` after SIGINT or SIGTERM (the checkpoint is written).
     Where ``stop`` is given, it is asked instead of listening for these signals.
     """
     with ExitStack() as stack:
-        run = stack.enter_context(Run.start(recipe, out, watcher or Unwatched()))
+        run = stack.enter_context(Run.start(recipe, out, callback or NullCallback()))
         return _loop(run, until, stop)
 
 
 def resume(
     out: Path,
     *,
-    watcher: Watcher | None = None,
+    callback: ProgressCallback | None = None,
     until: int | None = None,
     stop: Stop | None = None,
     allow_changed: bool = False,
 ) -> Path | None:
-    """Go on with a run from its last checkpoint, as if it had never stopped; as `train` otherwise.
+    """Resume a run from its last checkpoint, as if it had never stopped; as `train` otherwise.
 
     Recipe, problems or model that have changed since it began are refused unless ``allow_changed``.
     """
     with ExitStack() as stack:
-        run = stack.enter_context(Run.resume(out, watcher or Unwatched(), allow_changed=allow_changed))
+        run = stack.enter_context(Run.resume(out, callback or NullCallback(), allow_changed=allow_changed))
         return _loop(run, until, stop)
 
 
@@ -68,14 +73,14 @@ def _loop(run: Run, until: int | None, stop: Stop | None) -> Path | None:
             step, key, clock = run.step + 1, Key(recipe.seed, run.step + 1), _Clock()
 
             prompts = run.prompts(step)
-            run.watcher.begin("rollout", step, run.rows * run.sampling.max_new_tokens)
+            run.callback.begin("rollout", step, run.rows * run.sampling.max_new_tokens)
             with run.guarded(step):
                 rollouts = run.engine.sample(
                     prompts,
                     group_size=recipe.rollout.group_size,
                     sampling=run.sampling,
                     key=key,
-                    progress=run.watcher.advance,
+                    progress=run.callback.advance,
                 )
                 run.check_sampler(rollouts)
             clock.lap("rollout")
@@ -85,7 +90,7 @@ def _loop(run: Run, until: int | None, stop: Stop | None) -> Path | None:
                 scored = score(rollouts, verdicts, recipe.reward, recipe.advantage, key)
             clock.lap("score")
 
-            run.watcher.begin("update", step, int(rollouts.mask.sum()) * recipe.grpo.epochs)
+            run.callback.begin("update", step, int(rollouts.mask.sum()) * recipe.grpo.epochs)
             lr, budget = learning_rate(recipe.grpo, step, recipe.steps), recipe.grpo.micro_batch_tokens
             with run.guarded(step):
                 share = recipe.log.entropy_share
@@ -100,7 +105,7 @@ def _loop(run: Run, until: int | None, stop: Stop | None) -> Path | None:
                     temperature=recipe.rollout.temperature,
                     limit=recipe.rollout.max_new_tokens,
                     reference=run.reference,
-                    progress=run.watcher.advance,
+                    progress=run.callback.advance,
                 )
                 clock.lap("update")
                 entropy = change(policy, scored, watched, budget=budget)

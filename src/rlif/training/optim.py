@@ -59,7 +59,7 @@ class MasterOptimizer:
 
         Without any backward pass since the last one the gradient is 0: momentum and weight decay go on. Raises
         `NonFiniteError` for a gradient that is not finite, changing nothing, and for weights that the step left not
-        finite: those are spoilt.
+        finite: those are corrupted.
         """
         if all(master.grad is None for master in self.masters):
             for parameter, master in zip(self._parameters, self.masters, strict=True):

@@ -43,7 +43,7 @@ from rlif.runs.trackers import Sinks, open_sinks
 from rlif.tasks import build_task
 from rlif.tasks.base import Task
 from rlif.tasks.templates import find_template
-from rlif.training.callbacks import Watcher
+from rlif.training.callbacks import ProgressCallback
 from rlif.training.setup import _load_reference, _load_trainable
 from rlif.types import Problem, Prompt, Rollouts, Sampling, Scored
 from rlif.utils.atomic_io import disk_reason, emptied_on_failure, flush_folder, locked, system_error
@@ -62,7 +62,7 @@ class Run:
         self,
         recipe: Recipe,
         out: Path,
-        watcher: Watcher,
+        callback: ProgressCallback,
         checkpoint: Checkpoint | None,
         *,
         now: datetime,
@@ -71,7 +71,7 @@ class Run:
     ) -> None:
         check_rewards(recipe.reward)
         _check_best(recipe)
-        self.recipe, self.out, self.watcher, self.now = recipe, out, watcher, now
+        self.recipe, self.out, self.callback, self.now = recipe, out, callback, now
         self.step = checkpoint.step if checkpoint else 0
         self.state: dict[str, Any] = checkpoint.state if checkpoint else {"tokens": 0, "seconds": 0.0, "best": None}
         self.sampling = Sampling.from_config(recipe.rollout)
@@ -96,11 +96,11 @@ class Run:
 
     @classmethod
     @contextmanager
-    def start(cls, recipe: Recipe, out: Path, watcher: Watcher) -> Iterator["Run"]:
+    def start(cls, recipe: Recipe, out: Path, callback: ProgressCallback) -> Iterator["Run"]:
         """A new run in a new folder. If anything is wrong, no folder is left behind."""
         RunLog.check_free(out)
         recipe = resolved(recipe)
-        run = cls(recipe, out, watcher, None, now=present())
+        run = cls(recipe, out, callback, None, now=present())
         with locked(out), ExitStack() as stack:
             RunLog.check_free(out)  # again: nobody else can take it from here on
             with emptied_on_failure(out, last=BEGINNING):
@@ -111,7 +111,7 @@ class Run:
 
     @classmethod
     @contextmanager
-    def resume(cls, out: Path, watcher: Watcher, *, allow_changed: bool = False) -> Iterator["Run"]:
+    def resume(cls, out: Path, callback: ProgressCallback, *, allow_changed: bool = False) -> Iterator["Run"]:
         """An old run, from its last checkpoint (from the beginning if it never had one).
 
         Raises `RlifError` if what decides the result has changed since it began, unless ``allow_changed``.
@@ -125,7 +125,7 @@ class Run:
             )
             began = read_provenance(recorded, where)
             now = began.date if began else start_of(start.info)
-            run = cls(recipe, out, watcher, start.checkpoint, now=now, began=began, allow_changed=allow_changed)
+            run = cls(recipe, out, callback, start.checkpoint, now=now, began=began, allow_changed=allow_changed)
             changed = accept(began, run.provenance, step=run.step, out=out, allow=allow_changed)
             keep_what_is_dropped(out, start)
             info = {**collect_info(model=recipe.policy.model), **({"changed": changed} if changed else {})}
@@ -173,7 +173,7 @@ class Run:
         config = self.recipe.eval
         self._eval_prompts = self._eval_prompts or self._render_eval()
         sampling = eval_sampling(self.recipe)
-        self.watcher.begin("eval", step, len(self._eval_prompts) * config.samples * sampling.max_new_tokens)
+        self.callback.begin("eval", step, len(self._eval_prompts) * config.samples * sampling.max_new_tokens)
         # The same random numbers at every evaluation: what differs between two of them is the policy.
         result = evaluate(
             self.engine,
@@ -182,12 +182,12 @@ class Run:
             samples=config.samples,
             sampling=sampling,
             key=Key(self.recipe.seed, "eval"),
-            progress=self.watcher.advance,
+            progress=self.callback.advance,
         )
         return {f"eval/{name}": value for name, value in result.metrics.items()}
 
     def log(self, step: int, metrics: dict[str, float], scored: Scored | None = None) -> None:
-        """One line of metrics, to the log, the sinks and the watcher; and the rollouts if they are due."""
+        """One line of metrics, to the log, the sinks and the callback; and the rollouts if they are due."""
         if scored is not None:
             self.state["tokens"] += int(scored.rollouts.mask.sum())
             metrics["tokens/total"] = float(self.state["tokens"])
@@ -200,7 +200,7 @@ class Run:
         self._log.write(step, metrics)
         self._sinks.write(step, metrics)
         self._remember_best(step, metrics)
-        self.watcher.logged(step, metrics)
+        self.callback.logged(step, metrics)
 
     def checkpoint_due(self) -> bool:
         """At the end, every so many steps, and whenever the metric of checkpoint.best reaches a new high."""
@@ -312,7 +312,7 @@ class Run:
         if (names := needs_labels(recipe.reward)) and (bare := [p.id for p in problems if p.answer is None]):
             raise RlifError(
                 f"reward {names[0]} needs answers, but {len(bare)} problems have none (the first is {bare[0]}); "
-                "mend task.answer_column, leave those rows out, or choose a reward without labels"
+                "fix task.answer_column, leave those rows out, or choose a reward without labels"
             )
         check_context(self.policy, self._render(problems), self.sampling.max_new_tokens)
 
@@ -330,7 +330,7 @@ def eval_sampling(recipe: Recipe) -> Sampling:
 
 
 def _as_before(recipe: Recipe, info: Mapping[str, Any]) -> Recipe:
-    """The recipe of a run to go on with. One whose run.json holds no provenance is of before: its evaluation never took
+    """The recipe of a run to resume. One whose run.json holds no provenance is of before: its evaluation never took
     over the filters of its rollouts, and must not begin to in the middle of its metrics."""
     data = recipe.model_dump(mode="json")
     unfiltered = {"top_p": 1.0, "top_k": 0}
