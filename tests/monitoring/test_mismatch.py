@@ -80,7 +80,7 @@ def draw(policy: Policy, texts: list[str] = UNEVEN, sampling: Sampling = PLAIN, 
     return Engine(policy, **options).sample(toy_prompts(policy, texts), group_size=2, sampling=sampling, key=KEY)
 
 
-# --- models of many kinds: the engine agrees with the slow reference, or refuses ----------------------------------------------------
+# --- models of many kinds: the engine agrees with the slow reference, or refuses -------------------------------------
 
 HELD = {
     "gpt2": GPT,
