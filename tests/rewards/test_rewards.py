@@ -15,7 +15,7 @@ from rlif.rewards.base import RewardInputs
 from rlif.rewards.registry import REWARDS, check_rewards
 from rlif.rewards.score import score
 from rlif.rng import Key, uniforms
-from rlif.types import Problem, Prompt, Rollouts, Scored, StopReason, TokenSignals, Verdict
+from rlif.types import Problem, Prompt, Rollouts, Sampling, Scored, StopReason, TokenSignals, Verdict
 
 KEY = Key(seed=11, step=3)
 CENTRED = AdvantageConfig(std=False)
@@ -42,6 +42,7 @@ def batch(
         signals=TokenSignals(torch.tensor(logprob), torch.tensor(entropy), torch.tensor(certainty)),
         texts=tuple(texts),
         stop_reasons=tuple(stop_reasons),
+        sampling=Sampling(),
     )
 
 

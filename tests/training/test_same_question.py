@@ -14,7 +14,8 @@ from rlif.recipes import load_recipe, parse_recipe
 from rlif.rollout.prompts import render
 from rlif.tasks.templates import TEMPLATES, render_messages, render_text
 from rlif.training.callbacks import NullCallback
-from rlif.training.run import Run, eval_sampling
+from rlif.training.resolve import eval_sampling
+from rlif.training.run import Run
 from rlif.types import Sampling
 
 QUESTIONS = '{"question": "What is 1+1?", "answer": "2"}\n{"question": "What is 2+2?", "answer": "4"}\n'
@@ -105,10 +106,10 @@ def test_the_evaluation_during_training_is_given_that_sampling(
         given.append(sampling)
         raise SeenError
 
-    monkeypatch.setattr("rlif.training.run.evaluate", evaluate)
+    monkeypatch.setattr("rlif.training.run.evaluate_policy", evaluate)
     wanted = recipe(questions, task={"template": "qa"}, rollout={"top_p": 0.5, "top_k": 4}, eval={"temperature": 0.7})
     with Run.start(wanted, tmp_path / "run", NullCallback()) as run, pytest.raises(SeenError):
-        run.evaluate(0)
+        run.evaluate()
     assert given == [Sampling(0.7, 0.5, 4, 4, ("Question:",))]
 
 
@@ -130,7 +131,7 @@ def test_an_old_run_goes_on_as_it_began(questions: Path, tmp_path: Path) -> None
     with Run.resume(tmp_path / "run", NullCallback()) as run:
         assert (run.sampling.stop, run.sampling.top_p, run.sampling.top_k) == ((), 0.9, 5)
         assert (eval_sampling(run.recipe).top_p, eval_sampling(run.recipe).top_k) == (1.0, 0)
-        run.log(0, {})
+        run.log({})
         run.save_checkpoint()
     assert "provenance" not in json.loads(info.read_text())
     with Run.resume(tmp_path / "run", NullCallback()) as run:  # from a checkpoint that does record where it comes from

@@ -89,7 +89,7 @@ def _check_ours(out: Path, recipes: Mapping[str, Recipe]) -> None:
 
 def _equal(one: Recipe, other: Recipe) -> bool:
     """Whether they do the same: a run's own recipe spells out what the other leaves to defaults."""
-    from rlif.training.run import resolved  # loads torch, which a new quickstart leaves to its workers
+    from rlif.training.resolve import resolved  # loads torch, which a new quickstart leaves to its workers
 
     return resolved(one) == resolved(other)
 

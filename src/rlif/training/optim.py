@@ -67,7 +67,7 @@ class MasterOptimizer:
         norm = float(nn.utils.clip_grad_norm_([m for m in self.masters if m.grad is not None], max_grad_norm))
         if not math.isfinite(norm):
             self.discard()
-            raise NonFiniteError(f"gradient norm is {norm}")
+            raise NonFiniteError(f"the gradient norm is {norm}")
         for group in self.inner.param_groups:
             group["lr"] = lr
         self.inner.step()
