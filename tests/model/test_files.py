@@ -246,8 +246,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damage_is_one_line(damage: str, copy: Path) -> None:
-    spoil, said = DAMAGE[damage]
-    spoil(copy)
+    corrupt, said = DAMAGE[damage]
+    corrupt(copy)
     assert said in complaint(copy)
 
 
@@ -362,7 +362,7 @@ def test_a_saved_config_says_what_is_so(tied: bool, masters: bool, said: bool, t
 # --- bytes at random --------------------------------------------------------------------------------------------------
 
 
-def spoilt(data: bytes, seed: int, within: int) -> bytes:
+def corrupted(data: bytes, seed: int, within: int) -> bytes:
     """Cut short, or a few bytes changed among the first ``within``."""
     chance = random.Random(seed)
     if chance.random() < 0.25:
@@ -377,7 +377,7 @@ def spoilt(data: bytes, seed: int, within: int) -> bytes:
 def test_random_damage_loads_or_is_one_line(name: str, copy: Path) -> None:
     data, said = (copy / name).read_bytes(), []
     for seed in range(40):
-        (copy / name).write_bytes(spoilt(data, seed, within=3000))
+        (copy / name).write_bytes(corrupted(data, seed, within=3000))
         try:
             load(copy)
         except RlifError as error:

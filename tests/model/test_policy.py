@@ -36,7 +36,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(good: Path, tmp_path: Path) -> Path:
-    """A copy of the good folder to spoil."""
+    """A copy of the good folder to corrupt."""
     return Path(shutil.copytree(good, tmp_path / "copy"))
 
 
@@ -316,27 +316,27 @@ def test_pickled_weights_are_not_read(copy: Path) -> None:
     assert "safetensors" in message
 
 
-def spoil_weights(folder: Path) -> None:
+def corrupt_weights(folder: Path) -> None:
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
 
 
-def spoil_tokenizer(folder: Path) -> None:
+def corrupt_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{")
 
 
-SPOILERS: dict[str, Callable[[Path], None]] = {
-    "half the weights": spoil_weights,
-    "tokenizer is no JSON": spoil_tokenizer,
+CORRUPTIONS: dict[str, Callable[[Path], None]] = {
+    "half the weights": corrupt_weights,
+    "tokenizer is no JSON": corrupt_tokenizer,
     "config is no JSON": lambda folder: (folder / "config.json").write_text("{") and None,
     "unknown architecture": lambda folder: edit(folder / "config.json", model_type="nothing-known"),
     "not a language model": lambda folder: edit(folder / "config.json", model_type="vit"),
 }
 
 
-@pytest.mark.parametrize("spoiler", SPOILERS)
-def test_a_spoilt_folder(spoiler: str, copy: Path) -> None:
-    SPOILERS[spoiler](copy)
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
+def test_a_corrupted_folder(corruption: str, copy: Path) -> None:
+    CORRUPTIONS[corruption](copy)
     assert complaint(copy).startswith(f"policy.model: cannot load '{copy}': ")
 
 

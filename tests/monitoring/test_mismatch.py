@@ -35,9 +35,9 @@ from rlif.recipes import parse_recipe
 from rlif.rng import Key
 from rlif.rollout import decode_batch
 from rlif.rollout import engine as rollout
-from rlif.rollout.cuda_graphs import GraphRows
+from rlif.rollout.cuda_graphs import CudaGraphBatch
 from rlif.rollout.engine import Engine
-from rlif.rollout.reference import sample_slowly
+from rlif.rollout.reference import sample_reference
 from rlif.runs.history import read_metrics
 from rlif.training.grpo import grpo_step
 from rlif.training.loop import resume, train
@@ -80,7 +80,7 @@ def draw(policy: Policy, texts: list[str] = UNEVEN, sampling: Sampling = PLAIN, 
     return Engine(policy, **options).sample(toy_prompts(policy, texts), group_size=2, sampling=sampling, key=KEY)
 
 
-# --- models of many kinds: the engine is its slow twin, or refuses ----------------------------------------------------
+# --- models of many kinds: the engine is its reference, or refuses ----------------------------------------------------
 
 HELD = {
     "gpt2": GPT,
@@ -117,10 +117,10 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("kind", HELD)
-def test_the_engine_is_its_slow_twin_for_models_of_many_kinds(kind: str) -> None:
+def test_the_engine_equals_its_reference_for_models_of_many_kinds(kind: str) -> None:
     policy = tiny(kind, **HELD[kind])
     found = draw(policy, max_rows=4)
-    expected = sample_slowly(policy, toy_prompts(policy, UNEVEN), group_size=2, sampling=PLAIN, key=KEY)
+    expected = sample_reference(policy, toy_prompts(policy, UNEVEN), group_size=2, sampling=PLAIN, key=KEY)
     assert torch.equal(found.tokens, expected.tokens)
     torch.testing.assert_close(found.signals.logprob, expected.signals.logprob, atol=1e-5, rtol=0)
     assert measure(policy, found).mean < 1e-5
@@ -313,10 +313,10 @@ SAMPLINGS = {
 }
 
 
-def graphs(engine: Engine, rows: int, columns: int, *, room: int) -> GraphRows:
+def graphs(engine: Engine, rows: int, columns: int, *, room: int) -> CudaGraphBatch:
     decoder = decoder_of(engine.policy.model, joined)
     assert decoder is not None
-    return GraphRows(engine.policy, decoder, rows=rows, columns=columns)
+    return CudaGraphBatch(engine.policy, decoder, rows=rows, columns=columns)
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
@@ -325,7 +325,7 @@ def test_healthy_models_agree_however_they_are_sampled(
     monkeypatch: pytest.MonkeyPatch, way: str, sampling: Sampling
 ) -> None:
     if way == "graphs":
-        monkeypatch.setattr(Engine, "_in_flight", graphs)
+        monkeypatch.setattr(Engine, "_decode_batch", graphs)
     policy = toy_policy("llama" if way == "graphs" else way)
     found = measure(policy, draw(policy, sampling=sampling))
     assert found.mean < 1e-5

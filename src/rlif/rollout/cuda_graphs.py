@@ -10,8 +10,9 @@ here nothing that a step reads or writes moves, and nothing in it depends on a n
 - a step is recorded once for each bucket of rows and columns (`_up`): a view of the same buffers, at most half as
   large again as what is filled.
 
-`rlif.rollout.decode_batch.LineRows`, of which this is the static form, is its twin. Tested on a CPU, where a traced
-list of operations stands in for the graph; not yet run on a GPU, so `rollout.cuda_graphs` is off unless asked for.
+`rlif.rollout.decode_batch.PackedBatch`, of which this is the static form, is its reference. Tested on a CPU, where a
+traced list of operations stands in for the graph; not yet run on a GPU, so `rollout.cuda_graphs` is off unless asked
+for.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ from torch import Tensor
 from rlif.model.decoder import Attend, Decoder, Heads
 from rlif.model.layers import Rotation
 from rlif.model.policy import Policy
-from rlif.rollout.decode_batch import LineRows
+from rlif.rollout.decode_batch import PackedBatch
 
 _FEWEST_COLUMNS = 128
 
@@ -47,7 +48,7 @@ class SlotCache:
         self.lengths = torch.zeros_like(self._each)
         self.longest = 0
 
-    def enter(
+    def prefill(
         self,
         layers: Sequence[tuple[Tensor, Tensor]],
         places: Int[Tensor, "prompt position"],
@@ -68,7 +69,7 @@ class SlotCache:
         self.slots = torch.cat([self.slots, self._each[new]])
         self.longest = max(self.longest, width)
 
-    def keep(self, rows: Int[Tensor, " kept"]) -> None:
+    def select(self, rows: Int[Tensor, " kept"]) -> None:
         """Let all other rows leave; of those that stay, the ones with the last slots move into slots that are free."""
         kept = self.slots[rows].tolist()
         free = iter(sorted(set(range(len(kept))) - set(kept)))
@@ -98,7 +99,7 @@ class SlotCache:
         each, at, biases = self._each[:rows], self.lengths[:rows], dict[int | None, Tensor]()
 
         def attend(heads: Heads, q: Tensor, k: Tensor, v: Tensor, rotation: Rotation) -> Tensor:
-            q, k = heads.placed(q, k, rotation)
+            q, k = heads.apply_norm_and_rope(q, k, rotation)
             keys, values = self._keys[heads.layer], self._values[heads.layer]
             keys[each, :, at] = k
             values[each, :, at] = v
@@ -149,8 +150,8 @@ def replayed(step: Step, device: torch.device, pool: Any, stream: Any) -> Step:
     return replay
 
 
-class GraphRows(LineRows):
-    """`LineRows` for at most ``rows`` rows of at most ``columns`` tokens, whose step is replayed.
+class CudaGraphBatch(PackedBatch):
+    """`PackedBatch` for at most ``rows`` rows of at most ``columns`` tokens, whose step is replayed.
 
     The graphs hold the addresses of the decoder's weights: they live as long as this object, and no longer than the
     weights stay where they are.
@@ -175,8 +176,8 @@ class GraphRows(LineRows):
         self._cache.grown()
         return logits
 
-    def keep(self, rows: Int[Tensor, " kept"]) -> None:
-        self._cache.keep(rows)
+    def select(self, rows: Int[Tensor, " kept"]) -> None:
+        self._cache.select(rows)
 
     def _static_step(self, rows: int, columns: int) -> Tensor:
         positions = self._cache.lengths[:rows]

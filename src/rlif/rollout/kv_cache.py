@@ -42,14 +42,14 @@ class KernelCache:
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
 
-    def enter(
+    def prefill(
         self,
         layers: Sequence[tuple[Tensor, Tensor]],
         places: Int[Tensor, "prompt position"],
         lengths: Int[Tensor, " prompt"],
         copies: Int[Tensor, " entered"],
     ) -> None:
-        """Add rows with the keys and values of their prompts; see `RowCache.enter`."""
+        """Add rows with the keys and values of their prompts; see `RowCache.prefill`."""
         if not self._keys:
             for buffers, states in zip((self._keys, self._values), zip(*layers, strict=True), strict=True):
                 buffers += [x.new_empty(len(self._free), x.shape[1], self._columns, padded(x.shape[2])) for x in states]
@@ -65,7 +65,7 @@ class KernelCache:
         self._slots = torch.cat([self._slots, slots])
         self.lengths = torch.cat([self.lengths, lengths[copies]])
 
-    def keep(self, rows: Int[Tensor, " kept"]) -> None:
+    def select(self, rows: Int[Tensor, " kept"]) -> None:
         """Let all other rows leave; row i is then the former ``rows[i]``."""
         left = torch.ones(len(self._slots), dtype=torch.bool)
         left[rows] = False
@@ -111,7 +111,7 @@ class RowCache:
         self._end = 0
         self._capacity = 0
 
-    def enter(
+    def prefill(
         self,
         layers: Sequence[tuple[Tensor, Tensor]],
         places: Int[Tensor, "prompt position"],
@@ -147,7 +147,7 @@ class RowCache:
         """Tokens of each row so far: the position of its next."""
         return self._end - self._starts
 
-    def keep(self, rows: Int[Tensor, " kept"]) -> None:
+    def select(self, rows: Int[Tensor, " kept"]) -> None:
         """Let all other rows leave; row i is then the former ``rows[i]``. Only rows whose place changes are copied."""
         self._starts = self._starts[rows]
         self._first = int(self._starts.min()) if len(rows) else self._end
@@ -165,7 +165,7 @@ class RowCache:
         newest, biases = self._end - 1, dict[int | None, Tensor]()
 
         def attend(heads: Heads, q: Tensor, k: Tensor, v: Tensor, rotation: Rotation) -> Tensor:
-            q, k = heads.placed(q, k, rotation)
+            q, k = heads.apply_norm_and_rope(q, k, rotation)
             keys, values = self._keys[heads.layer][:n], self._values[heads.layer][:n]
             keys.select(3, newest).copy_(k)
             values.select(2, newest).copy_(v)
