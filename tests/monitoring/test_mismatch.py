@@ -131,7 +131,7 @@ def test_a_model_whose_rows_are_not_what_they_are_alone_is_refused_when_an_engin
     sizes, words = REFUSED[kind]
     with pytest.raises(RlifError) as raised:
         Engine(tiny(kind, **sizes))
-    assert str(raised.value).startswith(f"policy.model: tiny {kind} {words}")
+    assert str(raised.value).startswith(f"model: tiny {kind} {words}")
     assert str(raised.value).endswith("use another model")
     assert "\n" not in str(raised.value)
 
@@ -223,8 +223,8 @@ def test_beyond_the_original_context_the_first_step_does_not_come(kind: str) -> 
     with pytest.raises(RlifError) as raised:
         Engine(policy).sample(prompts, group_size=2, sampling=PLAIN, key=KEY)
     assert str(raised.value) == (
-        f"prompt toy/1: 17 tokens and rollout.max_new_tokens=8 exceed the original context of {policy.source} "
-        "(24; beyond it a text depends on the longest beside it); shorten the prompt or lower the limit"
+        f"prompt toy/1: 17 tokens and max_new_tokens 8 exceed the original context of {policy.source} "
+        "(24; beyond it a text depends on the longest beside it); give max_new_tokens 7 or less"
     )
     rollouts = draw(policy, ["a"])
     long = dataclasses.replace(rollouts, prompts=tuple(prompts[1:]))

@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from rlif.config import RolloutConfig
-from rlif.errors import RlifError
+from rlif.errors import RlifError, named
 from rlif.model.policy import Policy
 from rlif.rng import Key, uniforms
 from rlif.rollout import decode_batch
@@ -204,7 +204,7 @@ def test_other_kinds_of_models(build: Callable[..., nn.Module]) -> None:
 
 def test_a_model_without_key_value_cache_is_refused() -> None:
     model = MambaForCausalLM(MambaConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1, state_size=4))
-    with pytest.raises(RlifError, match=r"^policy\.model: toy llama has no key-value cache to sample with"):
+    with pytest.raises(RlifError, match=r"^model: toy llama has no key-value cache to sample with"):
         Engine(dataclasses.replace(toy_policy(), model=model))
 
 
@@ -692,10 +692,29 @@ def test_a_prompt_longer_than_the_context() -> None:
     with pytest.raises(RlifError) as raised:
         Engine(policy).sample(prompts, group_size=2, sampling=Sampling(max_new_tokens=11), key=KEY)
     assert str(raised.value) == (
-        "prompt toy/1: 10 tokens and rollout.max_new_tokens=11 exceed the context of toy llama (20); "
-        "shorten the prompt or lower the limit"
+        "prompt toy/1: 10 tokens and max_new_tokens 11 exceed the context of toy llama (20); "
+        "give max_new_tokens 10 or less"
     )
     check_context(dataclasses.replace(policy, context=None), prompts, 10**9)
+
+
+def test_what_does_not_fit_is_told_of_the_longest_prompt_so_that_one_remedy_serves_all() -> None:
+    policy = dataclasses.replace(toy_policy(), context=20)
+    short, long, longest = toy_prompts(policy, ["0123", "0123456789", "0123456789012345678"])
+    for prompts, words in (
+        (
+            [short, long],
+            "prompt toy/1: 10 tokens and --new 30 exceed the context of toy llama (20); give --new 10 or less",
+        ),
+        ([long], "prompt: 10 tokens and --new 30 exceed the context of toy llama (20); give --new 10 or less"),
+        (
+            [long, dataclasses.replace(longest, token_ids=longest.token_ids * 2)],
+            "prompt toy/2: 38 tokens and --new 30 exceed the context of toy llama (20); give a shorter question",
+        ),
+    ):
+        with pytest.raises(RlifError) as raised, named({"max_new_tokens": "--new"}):
+            check_context(policy, prompts, 30)
+        assert str(raised.value) == words
 
 
 @pytest.mark.parametrize("chunk", [1, 5])
@@ -703,9 +722,9 @@ def test_a_model_whose_logits_are_no_distribution_is_an_error(monkeypatch: pytes
     monkeypatch.setattr(PackedBatch, "chunk", chunk)
     policy = with_bias(toy_policy(), {EOS: math.nan})
     prompts, options = toy_prompts(policy, UNEVEN), {"group_size": 2, "sampling": PLAIN, "key": KEY}
-    with pytest.raises(FloatingPointError, match="the policy's logits"):
+    with pytest.raises(FloatingPointError, match="the policy's logits are not finite"):
         Engine(policy).sample(prompts, **options)
-    with pytest.raises(FloatingPointError, match="the policy's logits"):
+    with pytest.raises(FloatingPointError, match="the policy's logits are not finite"):
         sample_reference(policy, prompts, **options)
 
 
@@ -722,7 +741,7 @@ def test_what_finished_rows_draw_is_nobodys_affair() -> None:
     assert recorder.sync() == 1
     logits[1] = math.nan
     recorder.sample(rows, logits)
-    with pytest.raises(FloatingPointError, match="the policy's logits"):
+    with pytest.raises(FloatingPointError, match="the policy's logits are not finite"):
         recorder.sync()
 
 

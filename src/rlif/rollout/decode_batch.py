@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rlif.errors import RlifError
+from rlif.errors import Argument, RlifError
 from rlif.model.decoder import Decoder, Heads, joined
 from rlif.model.layers import Identity, Rotation
 from rlif.model.lm_head import head_of
@@ -128,12 +128,15 @@ class TransformersBatch:
     def __init__(self, policy: Policy, *, room: int) -> None:
         parameters = inspect.signature(policy.model.forward).parameters
         if "past_key_values" not in parameters:  # it would vanish among other keywords, and the text so far with it
-            raise RlifError(f"policy.model: {policy.source} has no key-value cache to sample with; use another model")
+            raise RlifError(
+                Argument("model"), f": {policy.source} has no key-value cache to sample with; use another model"
+            )
         takes_usual = getattr(policy.model, "_supports_default_dynamic_cache", lambda: True)  # what generate() goes by
         if not takes_usual():
             raise RlifError(
-                f"policy.model: {policy.source} takes no key-value cache but a class of its own, which rows cannot "
-                "enter or leave; use another model"
+                Argument("model"),
+                f": {policy.source} takes no key-value cache but a class of its own, which rows cannot "
+                "enter or leave; use another model",
             )
         self._policy, self._room = policy, room
         self._model: Callable[..., Any] = policy.model
@@ -221,15 +224,15 @@ def check_rows(policy: Policy, max_mismatch: float | None = None) -> None:
     if math.isnan(gap) or gap <= _ROUNDING.get(dtype, _COARSE_ROUNDING) or nats <= (max_mismatch or 0.0):
         return
     said = (
-        f"policy.model: {policy.source} answers differently beside another prompt, or with a key-value cache (by "
+        f"{policy.source} answers differently beside another prompt, or with a key-value cache (by "
         f"{gap:.2g} standard deviations of its logits, {nats:.2g} nats)"
     )
     if not _limit_known(dtype, policy.device):
         warnings.warn(f"{said}; float32 tells whether it is rounding", RuntimeWarning, stacklevel=3)
         return
     raise RlifError(
-        f"{said}: it cannot be sampled from in batches; a higher max_mismatch accepts it (0: no check), or use another "
-        "model"
+        *(Argument("model"), f": {said}: it cannot be sampled from in batches; a higher "),
+        *(Argument("max_mismatch"), " accepts it (0: no check), or use another model"),
     )
 
 
@@ -259,7 +262,7 @@ class _TrialBatch(TransformersBatch):
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise RlifError(
-                f"policy.model: {self._policy.source} cannot be sampled from ({reason}); use another model"
+                Argument("model"), f": {self._policy.source} cannot be sampled from ({reason}); use another model"
             ) from error
 
 

@@ -84,7 +84,7 @@ class Recorder:
         distribution."""
         total, sound = torch.stack([self._lengths.sum(), self._sound.long()]).tolist()
         if not sound:
-            raise FloatingPointError("the policy's logits")
+            raise FloatingPointError("the policy's logits are not finite")
         drawn, self._seen = total - self._seen, total
         return int(drawn)
 
