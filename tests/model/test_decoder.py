@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers import MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from rlif.model.decoder import JoinedLinearGroup, decoder_of, joined
+from rlif.model import decoder as decoder_module
+from rlif.model.decoder import JoinedLinearGroup, decoder_of, has_decoder, joined
 from rlif.model.layers import Identity
 from rlif.model.lm_head import _TILE, _TILE_TOKENS, Head, head_logprobs, head_of, head_signals
 from rlif.model.logprobs import policy_logprobs
@@ -17,7 +18,7 @@ from rlif.rollout.engine import Engine
 from rlif.rollout.reference import sample_reference
 from rlif.signals import token_signals
 from rlif.types import Sampling
-from toys import toy_policy, toy_prompts
+from toys import FAMILIES, toy_policy, toy_prompts
 
 pytestmark = pytest.mark.usefixtures("either_way")
 
@@ -177,7 +178,19 @@ def test_what_cannot_be_read_is_left_to_transformers(change: str) -> None:
         model.__class__ = Custom
     if change == "rope":
         model.config.rope_parameters["rope_type"] = "dynamic"
+    assert not has_decoder(model)
     assert decoder_of(model) is None
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_whether_there_is_a_decoder_is_asked_without_building_one(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    model = toy_policy(family).model
+    found = decoder_of(model) is not None
+    assert found == (family != "olmo2")
+    monkeypatch.setattr(decoder_module, "Decoder", None)
+    assert has_decoder(model) == found
+    model.register_forward_hook(lambda *args: None)  # the answer is not remembered
+    assert not has_decoder(model)
 
 
 def test_a_model_on_which_a_hook_hangs_samples_the_same() -> None:

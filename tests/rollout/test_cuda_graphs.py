@@ -161,20 +161,20 @@ def test_only_the_last_rows_move_when_others_leave() -> None:
     assert cache.slots.tolist() == [0, 2, 1]
     assert cache._keys[0][cache.slots, 0, 0, 0].tolist() == [1.0, 3.0, 5.0]
     assert cache._values[0][cache.slots, 0, 0, 0].tolist() == [10.0, 30.0, 50.0]
-    assert cache.lengths.tolist() == [1, 1, 1, 0, 0, 0]
+    assert cache.positions.tolist() == [1, 1, 1, 0, 0, 0]
     cache.select(torch.tensor([], dtype=torch.long))
     assert (cache.slots.tolist(), cache.longest) == ([], 0)
 
 
 def test_memory_stays_where_it_is() -> None:
     cache = filled(3)
-    before = [x.data_ptr() for x in (*cache._keys, *cache._values, cache.lengths)]
+    before = [x.data_ptr() for x in (*cache._keys, *cache._values, cache.positions)]
     cache.grown()
     cache.select(torch.tensor([1, 2]))
     state = torch.full((1, 1, 1), 7.0)
     cache.prefill([(state, state)], torch.zeros(1, 1, dtype=torch.long), torch.tensor([1]), torch.tensor([0]))
-    assert [x.data_ptr() for x in (*cache._keys, *cache._values, cache.lengths)] == before
-    assert cache.lengths.tolist() == [2, 2, 1, 0]
+    assert [x.data_ptr() for x in (*cache._keys, *cache._values, cache.positions)] == before
+    assert cache.positions.tolist() == [2, 2, 1, 0]
     assert cache._keys[0][cache.slots, 0, 0, 0].tolist() == [2.0, 3.0, 7.0]
 
 
@@ -187,7 +187,7 @@ def test_what_does_not_fit_is_refused() -> None:
     for _ in range(3):
         cache.grown()
     assert cache.longest == 3  # a full row goes through the motions in its last column
-    assert int(cache.lengths.max()) == 3
+    assert int(cache.positions.max()) == 3
 
 
 def test_buckets_waste_at_most_half() -> None:

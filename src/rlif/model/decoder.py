@@ -188,10 +188,15 @@ def decoder_of(
         recompute: make each layer again as a whole in the backward pass. Otherwise only norms, gates and (on a CPU, up
             to 512 keys) attention's probabilities are made again.
     """
-    config: Any = model.config
-    if config.model_type not in FAMILIES or not _plain_parts(model) or not _rope_types(config) <= set(_ROPE):
+    if not has_decoder(model):
         return None
     return Decoder(model, linears or partial(PlainLinearGroup, lean=not recompute), recompute=recompute)
+
+
+def has_decoder(model: nn.Module) -> bool:
+    """Whether `decoder_of` finds a decoder. Asked anew each time: a hook or an adapter may have come since."""
+    config: Any = model.config
+    return config.model_type in FAMILIES and _plain_parts(model) and _rope_types(config) <= set(_ROPE)
 
 
 def _plain_parts(model: Any) -> bool:

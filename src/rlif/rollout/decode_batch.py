@@ -23,6 +23,7 @@ from rlif.model.layers import Identity, Rotation
 from rlif.model.lm_head import head_of
 from rlif.model.packing import Packed
 from rlif.model.policy import Policy
+from rlif.rollout.kv_cache import KeyValueCache
 from rlif.rollout.transformers_cache import append_cache
 from rlif.types import Problem, Prompt
 
@@ -54,8 +55,7 @@ class DecodeBatch(Protocol):
 
 
 class PackedBatch:
-    """Rows run by a `Decoder`, whose keys and values lie in a cache of ours: a `RowCache` or a `KernelCache` (or, in
-    `rlif.rollout.cuda_graphs`, where `step` is another, a `SlotCache`)."""
+    """Rows run by a `Decoder`, whose keys and values lie in a cache of ours."""
 
     joins = True
 
@@ -64,7 +64,7 @@ class PackedBatch:
         """Several on a GPU, where to look is to wait; a row then draws half as many needless tokens at its end."""
         return 1 if self._device.type == "cpu" else _CHUNK
 
-    def __init__(self, policy: Policy, decoder: Decoder, cache: Any) -> None:
+    def __init__(self, policy: Policy, decoder: Decoder, cache: KeyValueCache) -> None:
         self._decoder, self._device = decoder, policy.device
         self._head = head_of(policy.model, policy.vocab_size)
         self._project = joined([policy.model.get_output_embeddings()])  # type: ignore[operator]

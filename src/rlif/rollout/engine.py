@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from rlif.model.decoder import decoder_of, joined
+from rlif.model.decoder import decoder_of, has_decoder, joined
 from rlif.model.kernels.cpu import kernels_for
 from rlif.model.policy import Policy
 from rlif.rng import Key
@@ -49,7 +49,7 @@ class Engine:
         self.policy = policy
         self.max_rows = max_rows
         self.cuda_graphs = cuda_graphs
-        if decoder_of(policy.model) is None:
+        if not has_decoder(policy.model):
             check_rows(policy, max_mismatch)  # a model that cannot be sampled from is found now, not at the first step
 
     @torch.no_grad()
