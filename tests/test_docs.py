@@ -76,3 +76,16 @@ def test_long_lines_and_broken_links_are_seen() -> None:
     }
     links = "[a](LICENSE) [b](absent.md) [c](#here) [d](#there) [e](https://absent.example) `[f](absent)`\n# Here"
     assert broken_links("README.md", links) == ["absent.md", "#there"]
+
+
+def test_what_the_architecture_page_says_where_is_there() -> None:
+    """`path: name` stands for a name defined in that module; a path or a name alone for a module or a folder."""
+    _, _, table = PAGES["docs/architecture.md"].partition("## Where is …")
+    entries = re.findall(r"`([^`]+)`", table.partition("\n## ")[0])
+    assert len(entries) >= 10
+    for entry in entries:
+        place, _, name = entry.partition(": ")
+        path = ROOT / "src/rlif" / place
+        assert path.exists() or path.with_suffix(".py").exists(), entry
+        for part in name.split("."):
+            assert not part or re.search(rf"^\s*(?:def|class) {part}\b|^{part}\b", path.read_text("utf-8"), re.M), entry
