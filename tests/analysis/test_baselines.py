@@ -148,11 +148,11 @@ def test_a_sure_minority_wins_by_borda_and_loses_by_majority() -> None:
 
 
 def test_best_of_k_shares_ties_ranks_the_unknown_last_and_passes_over_what_was_not_read() -> None:
-    answers = [["1", "2", "3"], ["1", "2", "3"], ["1", None, "3"], [None, "", None], ["1", "2", "3"]]
-    confidence = [[1, 2, 2], [math.nan, -5, math.nan], [1, 9, 0], [1, 2, 3], [math.nan] * 3]
-    graded = samples(answers, np.zeros((5, 3)), confidence)
+    answers = [["1", "2", "3"], ["1", "2", "3"], ["1", None, "3"], ["1", None, "3"], [None, "", None], ["1", "2", "3"]]
+    confidence = [[1, 2, 2], [math.nan, -5, math.nan], [1, 9, 0], [1, 1, 0], [math.nan, 2, 3], [math.nan] * 3]
+    graded = samples(answers, np.zeros((6, 3)), confidence)
     third = [1 / 3] * 3
-    expected = [[0, 0.5, 0.5], [0, 1, 0], [1, 0, 0], [0, 0, 0], third]
+    expected = [[0, 0.5, 0.5], [0, 1, 0], [1, 0, 0], [1, 0, 0], [0, 0, 0], third]
     np.testing.assert_allclose(best_of_k(graded, "token_entropy"), expected)
 
 
