@@ -4,6 +4,7 @@ Frequencies are compared by a chi-square test that a right sampler fails with pr
 fixed: on one machine a test passes always or never). Chains are independent, so there is no autocorrelation to guess.
 """
 
+import dataclasses
 import math
 from itertools import product
 
@@ -20,10 +21,11 @@ from rlif.rng import Key
 from rlif.rollout.engine import Engine
 from rlif.rollout.power_sampling import PowerSamples, Schedule, Suffix, log_acceptance, power_sample
 from rlif.signals import token_signals
-from rlif.types import Problem, Prompt, Sampling
+from rlif.types import Problem, Prompt, Rollouts, Sampling
 from toys import toy_policy, toy_prompts
 
 FALSE_ALARM = 1e-4
+CHAINS = 1500
 EOS, A, B = range(3)
 Text = tuple[int, ...]
 
@@ -75,12 +77,12 @@ class Law:
                         back = math.exp(self.log_q(old, t)) / len(new)
                         ratio = math.exp(alpha * (self.log_p(new) - self.log_p(old))) * back / there
                         if accept is not None:
-                            ratio = math.exp(log_acceptance(self.suffix(old, t), self.suffix(new, t), alpha))
+                            ratio = float(np.exp(log_acceptance(self.suffix(old, t), self.suffix(new, t), alpha))[0])
                         matrix[i, j] += there * min(1.0, ratio)
         return matrix + np.diag(1.0 - matrix.sum(axis=1))
 
     def suffix(self, text: Text, start: int) -> Suffix:
-        return Suffix(self.log_p(text, start), self.log_q(text, start), len(text))
+        return Suffix(*map(np.array, ([self.log_p(text, start)], [self.log_q(text, start)], [len(text)])))
 
     def extended(self, shares: dict[Text, float], texts: list[Text]) -> np.ndarray:
         """Shares after texts that had not ended went on to a greater limit."""
@@ -132,7 +134,7 @@ def test_the_acceptance_balances_every_pair_of_texts(alpha: float, temperature: 
 # The sampler itself.
 
 
-def three_tokens(seed: int = 3, context: int | None = None) -> Policy:
+def three_tokens(seed: int = 2) -> Policy:
     """A random model that knows <eos>, a and b."""
     tokenizer = Tokenizer(tokenizer_models.WordLevel({"<eos>": EOS, "a": A, "b": B}, unk_token="<eos>"))
     tokenizer.decoder = decoders.Fuse()
@@ -144,7 +146,7 @@ def three_tokens(seed: int = 3, context: int | None = None) -> Policy:
             if parameter.dim() == 2:
                 parameter.mul_(8.0)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
-    return Policy(model, fast, (EOS,), EOS, 3, context, False, "three tokens")
+    return Policy(model, fast, (EOS,), EOS, 3, None, False, "three tokens")
 
 
 def prompt(name: str = "p", ids: Text = (A,)) -> Prompt:
@@ -183,10 +185,10 @@ def p_value(drawn: list[Text], texts: list[Text], law: np.ndarray) -> float:
 LIMIT = 4
 CASES = {
     "whole texts": (Schedule(alpha=2.0, blocks=1, moves=3), 0.5, None),
-    "two blocks": (Schedule(alpha=4.0, blocks=2, moves=2), 0.25, None),
+    "two blocks": (Schedule(alpha=3.0, blocks=2, moves=2), 1 / 3, None),
     "proposals at another temperature": (Schedule(alpha=2.0, blocks=1, moves=4), 1.0, None),
-    "ended texts leave": (Schedule(alpha=4.0, blocks=2, moves=2, leave_ended=True), 0.25, None),
-    "a stop string across the cut": (Schedule(alpha=2.0, blocks=2, moves=2), 0.5, (A, B)),
+    "ended texts leave": (Schedule(alpha=3.0, blocks=2, moves=2, leave_ended=True), 1 / 3, None),
+    "a stop string across the cut": (Schedule(alpha=2.0, blocks=2, moves=1), 0.5, (A, B)),
 }
 
 
@@ -201,22 +203,22 @@ def test_completions_follow_the_exact_law_of_their_schedule(name: str) -> None:
     strings = () if stop is None else ("".join("_ab"[token] for token in stop),)
     proposal = Sampling(temperature, max_new_tokens=LIMIT, stop=strings)
     found = power_sample(
-        Engine(policy), [prompt()], group_size=4000, proposal=proposal, key=Key(0, 1), schedule=schedule
+        Engine(policy), [prompt()], group_size=CHAINS, proposal=proposal, key=Key(0, 1), schedule=schedule
     )
     assert p_value(texts_of(found), texts, shares) > FALSE_ALARM
 
 
 def test_long_chains_reach_the_power_distribution_and_not_the_low_temperature() -> None:
-    policy, alpha, moves = three_tokens(), 3.0, 40
+    policy, alpha, moves = three_tokens(), 2.0, 20
     law = Law(table_of(policy, LIMIT), 1.0 / alpha)
     texts = enumerated(LIMIT)
     target, cold = law.target(texts, alpha), np.exp([law.log_q(text) for text in texts])
     left = np.linalg.matrix_power(law.moves(texts, alpha), moves)
-    assert abs(cold @ left - target).sum() < 1e-3  # what 40 moves leave is far below what 4,000 chains can show
+    assert abs(cold @ left - target).sum() < 4e-3  # what these moves leave is far below what the chains can show
     found = power_sample(
         Engine(policy),
         [prompt()],
-        group_size=4000,
+        group_size=CHAINS,
         proposal=Sampling(1.0 / alpha, max_new_tokens=LIMIT),
         key=Key(1, 1),
         schedule=Schedule(alpha, blocks=1, moves=moves),
@@ -224,3 +226,132 @@ def test_long_chains_reach_the_power_distribution_and_not_the_low_temperature() 
     drawn = texts_of(found)
     assert p_value(drawn, texts, target) > FALSE_ALARM
     assert p_value(drawn, texts, cold) < FALSE_ALARM
+
+
+# What a completion comes with.
+
+UNEVEN = ["a", "12+34=?", "what is this"]
+SHORT = Schedule(alpha=2.0, blocks=2, moves=2)
+PROPOSAL = Sampling(0.5, max_new_tokens=12)
+
+
+class Watched(Engine):
+    """Notes what it is asked for."""
+
+    def sample(self, prompts, **options) -> Rollouts:
+        self.asked = [*getattr(self, "asked", []), (list(prompts), options["sampling"])]
+        return super().sample(prompts, **options)
+
+
+def test_every_token_has_the_numbers_of_the_distribution_it_was_drawn_from() -> None:
+    policy = toy_policy()
+    found = power_sample(
+        Engine(policy), toy_prompts(policy, UNEVEN), group_size=3, proposal=PROPOSAL, key=Key(0, 1), schedule=SHORT
+    )
+    rollouts = found.rollouts
+    assert 0.0 < found.accepted.mean() < 1.0, "a chain that never or always moves tests nothing"
+    assert set(rollouts.stop_reasons) == {"eos", "length"}
+    for row, prompt in enumerate(rollouts.row_prompts):
+        tokens = rollouts.tokens[row][rollouts.mask[row]]
+        ids = torch.tensor([[*prompt.token_ids, *tokens.tolist()]])
+        with torch.no_grad():
+            logits = policy.model(input_ids=ids).logits[0, len(prompt.token_ids) - 1 : -1, : policy.vocab_size]
+        n = len(tokens)
+        for recorded, expected in zip(rollouts.signals, token_signals(logits, tokens), strict=True):
+            torch.testing.assert_close(recorded[row, :n], expected, rtol=1e-4, atol=1e-4)
+            assert not recorded[row, n:].any()
+        drawn = (logits / PROPOSAL.temperature).log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0]
+        torch.testing.assert_close(rollouts.sampler_logprobs[row, :n], drawn, rtol=1e-4, atol=1e-4)
+        assert rollouts.texts[row] == policy.decode(tokens.tolist())
+        assert (rollouts.stop_reasons[row] == "eos") == (int(tokens[-1]) in policy.eos_ids)
+        assert (tokens[:-1] != policy.eos_ids[0]).all()
+        assert n == PROPOSAL.max_new_tokens or rollouts.stop_reasons[row] == "eos"
+
+
+def test_neither_the_other_prompts_nor_the_batch_split_nor_the_context_change_a_completion() -> None:
+    policy = toy_policy()
+    prompts = toy_prompts(policy, UNEVEN)
+    options = {"group_size": 3, "proposal": PROPOSAL, "key": Key(0, 1), "schedule": SHORT}
+    together = power_sample(Engine(policy), prompts, **options)
+    narrow = power_sample(Engine(policy, max_rows=2), prompts[::-1], **options)
+    alone = [power_sample(Engine(policy), [prompt], **options) for prompt in prompts]
+    longest = max(len(prompt.token_ids) for prompt in prompts)
+    tight = Engine(dataclasses.replace(policy, context=longest + PROPOSAL.max_new_tokens))
+    fitted = power_sample(tight, prompts, **options)
+    texts = texts_of(together)
+    assert len(set(texts)) > 4
+    assert [text for one in (2, 1, 0) for text in texts_of(narrow)[3 * one :][:3]] == texts
+    assert [text for found in alone for text in texts_of(found)] == texts
+    assert texts_of(fitted) == texts
+    np.testing.assert_array_equal(fitted.drawn, together.drawn)
+    np.testing.assert_array_equal(fitted.accepted, together.accepted)
+
+
+def test_no_row_is_given_more_than_twice_its_own_limit() -> None:
+    policy = toy_policy()
+    engine = Watched(policy)
+    prompts = toy_prompts(policy, UNEVEN[:1])
+    schedule = Schedule(alpha=2.0, blocks=1, moves=4)
+    power_sample(engine, prompts, group_size=40, proposal=PROPOSAL, key=Key(0, 1), schedule=schedule)
+    longest = len(prompts[0].token_ids) + PROPOSAL.max_new_tokens
+    assert len(engine.asked) > 1 + schedule.moves
+    for asked, sampling in engine.asked:
+        for one in asked:
+            assert sampling.max_new_tokens <= 2 * (longest - len(one.token_ids))
+    assert sum(len(asked) for asked, _ in engine.asked) == 40 * (1 + schedule.moves)
+
+
+def test_the_model_itself_is_never_refused_and_every_drawn_token_is_counted() -> None:
+    """α = 1, T = 1 and texts of one length: the acceptance is 1 whatever is proposed."""
+    policy = dataclasses.replace(toy_policy(), eos_ids=(10**6,))
+    prompts = toy_prompts(policy, UNEVEN[:2])
+    options = {"group_size": 5, "proposal": Sampling(1.0, max_new_tokens=6), "key": Key(0, 1)}
+    still = power_sample(Engine(policy), prompts, schedule=Schedule(1.0, blocks=2, moves=0), **options)
+    assert still.drawn.tolist() == [6] * 10
+    assert np.isnan(still.accepted).all()
+    engine = Watched(policy)
+    moved = power_sample(engine, prompts, schedule=Schedule(1.0, blocks=1, moves=8), **options)
+    assert moved.accepted.tolist() == [1.0] * 10
+    proposed = np.zeros(10)
+    for asked, _ in engine.asked:
+        for one in asked:
+            name, sample = one.id.rsplit("/", 1)
+            row = 5 * [prompt.id for prompt in prompts].index(name) + int(sample)
+            proposed[row] += 6 + len(prompts[row // 5].token_ids) - len(one.token_ids)
+    assert moved.drawn.tolist() == proposed.tolist()
+
+
+def test_a_text_ends_with_its_first_stop_string_also_if_it_began_in_the_kept_tokens() -> None:
+    policy = three_tokens()
+    proposal = Sampling(1.0, max_new_tokens=8, stop=("ab", "bb"))
+    found = power_sample(Engine(policy), [prompt()], group_size=60, proposal=proposal, key=Key(0, 1), schedule=SHORT)
+    rollouts = found.rollouts
+    assert "stop_string" in rollouts.stop_reasons
+    for text, shown, reason in zip(texts_of(found), rollouts.texts, rollouts.stop_reasons, strict=True):
+        spoken = "".join("_ab"[token] for token in text)
+        assert (spoken[-2:] in proposal.stop) == (reason == "stop_string")
+        assert not any(stop in spoken[:-1] for stop in proposal.stop)
+        assert shown == (spoken[:-2] if reason == "stop_string" else spoken.removesuffix("_"))
+
+
+def test_what_makes_no_chain_is_refused_in_words_of_the_arguments() -> None:
+    for name, wrong in (("alpha", 0.0), ("alpha", math.inf), ("blocks", 0), ("moves", -1)):
+        with pytest.raises(RlifError, match=rf"^{name}: "):
+            Schedule(**{name: wrong})
+    policy = toy_policy()
+    with pytest.raises(RlifError, match=r"^proposal: temperature 0; power sampling"):
+        power_sample(Engine(policy), toy_prompts(policy, ["a"]), group_size=1, proposal=Sampling(0.0), key=Key(0, 1))
+    with pytest.raises(RlifError, match="context"):
+        power_sample(
+            Engine(policy),
+            toy_prompts(policy, ["a"]),
+            group_size=1,
+            proposal=Sampling(0.5, max_new_tokens=128),
+            key=Key(0, 1),
+        )
+
+
+def test_block_limits_rise_to_the_whole_length() -> None:
+    assert Schedule(blocks=4).limits(10) == [3, 5, 8, 10]
+    assert Schedule(blocks=16).limits(3) == [1, 2, 3]
+    assert Schedule(blocks=1).limits(7) == [7]

@@ -20,8 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Bool, Float, Int, Shaped
 
 from rlif.errors import Argument, RlifError
 from rlif.model.policy import Policy
@@ -29,7 +28,7 @@ from rlif.model.positions import limit_passed
 from rlif.rng import Key, uniforms
 from rlif.rollout.engine import Engine
 from rlif.rollout.prompts import check_context
-from rlif.types import Prompt, Rollouts, Sampling, StopReason, TokenSignals
+from rlif.types import Prompt, Rollouts, Sampling, TokenSignals
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class PowerSamples:
 
 
 class Suffix(NamedTuple):
-    """What the acceptance knows of a text x and of its tokens from position t on.
+    """What the acceptance knows of texts x and of their tokens from positions t on.
 
     Attributes:
         logprob: ln p(x_t…|x_<t), nats, at temperature 1.
@@ -87,19 +86,19 @@ class Suffix(NamedTuple):
         length: of the whole text, in tokens.
     """
 
-    logprob: float
-    proposal_logprob: float
-    length: int
+    logprob: Float[np.ndarray, " row"]
+    proposal_logprob: Float[np.ndarray, " row"]
+    length: Int[np.ndarray, " row"]
 
 
-def log_acceptance(old: Suffix, new: Suffix, alpha: float) -> float:
-    """ln A of a move between two texts with the same tokens before t; it is taken with chance min(1, A).
+def log_acceptance(old: Suffix, new: Suffix, alpha: float) -> Float[np.ndarray, " row"]:
+    """ln A of moves between two texts with the same tokens before t; each is taken with chance min(1, A).
 
     The target's ratio is (p(new) / p(old))^α, in which the kept tokens cancel. The way there has chance
     q(new) / length(old), position and suffix, and the way back q(old) / length(new).
     """
     target = alpha * (new.logprob - old.logprob)
-    return target + old.proposal_logprob - new.proposal_logprob + math.log(old.length / new.length)
+    return target + old.proposal_logprob - new.proposal_logprob + np.log(old.length / new.length)
 
 
 def power_sample(
@@ -132,33 +131,68 @@ def power_sample(
     chains = _Chains(engine, prompts, group_size, proposal, key, progress)
     schedule = schedule or Schedule()
     for limit in schedule.limits(proposal.max_new_tokens):
-        rows = [row for row, text in enumerate(chains.texts) if not schedule.leave_ended or text.open]
-        chains.extend([row for row in rows if chains.texts[row].open], limit)
-        for _ in range(schedule.moves):
-            chains.move(rows, limit, schedule.alpha)
+        rows = np.flatnonzero(chains.texts.open | (not schedule.leave_ended))
+        chains.extend(limit)
+        for number in range(1, schedule.moves + 1):
+            chains.move(rows, limit, number, schedule.alpha)
     accepted = np.where(chains.moves > 0, chains.accepted / np.maximum(chains.moves, 1), math.nan)
     return PowerSamples(chains.rollouts(), chains.drawn, accepted)
 
 
 @dataclass(frozen=True)
-class _Text:
-    """A completion: its tokens, of each the proposal's log-probability and the signals, and why it ends."""
+class _Texts:
+    """Completions side by side, padded on the right; ``values`` are sampler_logprobs and `TokenSignals`."""
 
-    tokens: tuple[int, ...]
-    values: Float[Tensor, "tok 4"]  # sampler_logprobs, then TokenSignals
-    stop: StopReason
+    tokens: Int[np.ndarray, "row tok"]
+    values: Float[np.ndarray, "row tok 4"]
+    lengths: Int[np.ndarray, " row"]
+    stops: Shaped[np.ndarray, " row"]  # StopReason
+
+    @classmethod
+    def empty(cls, rows: int, width: int, pad_id: int) -> "_Texts":
+        values = np.zeros((rows, width, 1 + len(TokenSignals._fields)), np.float32)
+        lengths, stops = np.zeros(rows, np.int64), np.full(rows, "length", "<U11")
+        return cls(np.full((rows, width), pad_id, np.int64), values, lengths, stops)
 
     @property
-    def open(self) -> bool:
-        """Whether a greater limit would let it go on."""
-        return self.stop == "length"
+    def open(self) -> Bool[np.ndarray, " row"]:
+        """Whether a greater limit would let a text go on."""
+        return self.stops == "length"
 
-    def suffix(self, start: int) -> Suffix:
-        proposal, logprob = self.values[start:, :2].double().sum(dim=0).tolist()
-        return Suffix(logprob, proposal, len(self.tokens))
+    def at(self, rows: Shaped[np.ndarray, " some"]) -> "_Texts":
+        """A copy of these rows, by number or by mask."""
+        return _Texts(self.tokens[rows], self.values[rows], self.lengths[rows], self.stops[rows])
 
+    def put(self, rows: Shaped[np.ndarray, " some"], texts: "_Texts") -> None:
+        """Overwrite these rows."""
+        self.tokens[rows], self.values[rows] = texts.tokens, texts.values
+        self.lengths[rows], self.stops[rows] = texts.lengths, texts.stops
 
-_EMPTY = _Text((), torch.zeros(0, 1 + len(TokenSignals._fields)), "length")
+    def suffix(self, starts: Int[np.ndarray, " row"]) -> Suffix:
+        places = np.arange(self.tokens.shape[1])
+        inside = (places >= starts[:, None]) & (places < self.lengths[:, None])
+        sums = np.where(inside[:, :, None], self.values[:, :, :2].astype(np.float64), 0.0).sum(axis=1)
+        return Suffix(sums[:, 1], sums[:, 0], self.lengths)
+
+    def spliced(self, starts: Int[np.ndarray, " row"], rollouts: Rollouts, limit: int, pad_id: int) -> "_Texts":
+        """The first tokens of each text, and after them what was drawn, up to the limit."""
+        drawn = rollouts.lengths.numpy()
+        lengths = np.minimum(starts + drawn, limit)
+        stops = np.where(starts + drawn > limit, "length", np.array(rollouts.stop_reasons, "<U11"))
+        places = np.arange(self.tokens.shape[1]) - starts[:, None]
+        kept, inside = places < 0, places < (lengths - starts)[:, None]
+        source = places.clip(0, rollouts.tokens.shape[1] - 1)
+        found = torch.stack([rollouts.sampler_logprobs, *rollouts.signals], dim=-1).numpy()
+        new_tokens = np.where(inside, np.take_along_axis(rollouts.tokens.numpy(), source, axis=1), pad_id)
+        new_values = np.where(inside[:, :, None], np.take_along_axis(found, source[:, :, None], axis=1), 0.0)
+        tokens = np.where(kept, self.tokens, new_tokens)
+        values = np.where(kept[:, :, None], self.values, new_values.astype(np.float32))
+        return _Texts(tokens, values, lengths, stops)
+
+    def cut(self, row: int, length: int, pad_id: int) -> None:
+        """End a text at a stop string."""
+        self.tokens[row, length:], self.values[row, length:] = pad_id, 0.0
+        self.lengths[row], self.stops[row] = length, "stop_string"
 
 
 class _Chains:
@@ -177,105 +211,102 @@ class _Chains:
         self._prompts, self._group_size = tuple(prompts), group_size
         self._owners = [(prompt, sample) for prompt in prompts for sample in range(group_size)]
         self._longest = max((len(prompt.token_ids) for prompt in prompts), default=0)
-        self._calls = 0  # rounds of proposals so far: each has random streams of its own
-        self.texts = [_EMPTY] * len(self._owners)
+        self._pad = engine.policy.pad_id
+        self.texts = _Texts.empty(len(self._owners), proposal.max_new_tokens, self._pad)
         self.drawn, self.moves, self.accepted = (np.zeros(len(self._owners), dtype=np.int64) for _ in range(3))
 
-    def extend(self, rows: Sequence[int], limit: int) -> None:
-        """Let these rows go on up to the limit."""
-        starts = {row: len(self.texts[row].tokens) for row in rows}
-        for row, text in self._propose(starts, limit).items():
-            self.texts[row] = text
+    def extend(self, limit: int) -> None:
+        """Let texts that have not ended go on up to the limit."""
+        rows = np.flatnonzero(self.texts.open)
+        self.texts.put(rows, self._propose(rows, self.texts.lengths[rows], limit, 0))
 
-    def move(self, rows: Sequence[int], limit: int, alpha: float) -> None:
-        """One proposal to each of these rows, which take or refuse it."""
-        numbers = {row: uniforms(self._stream("move"), *self._name(row), 2) for row in rows}
-        starts = {row: int(numbers[row][0] * len(self.texts[row].tokens)) for row in rows}
-        for row, text in self._propose(starts, limit).items():
-            ratio = log_acceptance(self.texts[row].suffix(starts[row]), text.suffix(starts[row]), alpha)
-            self.moves[row] += 1
-            if numbers[row][1] < math.exp(min(ratio, 0.0)):
-                self.accepted[row] += 1
-                self.texts[row] = text
+    def move(self, rows: Int[np.ndarray, " some"], limit: int, number: int, alpha: float) -> None:
+        """One proposal to each of these rows, which take or refuse it; the ``number``-th at this limit."""
+        key = self._stream(limit, number, "move")
+        numbers = np.array([uniforms(key, *self._name(row), 2) for row in rows.tolist()]).reshape(-1, 2)
+        old = self.texts.at(rows)
+        starts = (numbers[:, 0] * old.lengths).astype(np.int64)
+        new = self._propose(rows, starts, limit, number)
+        ratio = log_acceptance(old.suffix(starts), new.suffix(starts), alpha)
+        taken = numbers[:, 1] < np.exp(np.minimum(ratio, 0.0))
+        self.moves[rows] += 1
+        self.accepted[rows] += taken
+        self.texts.put(rows[taken], new.at(taken))
 
     def rollouts(self) -> Rollouts:
         """The texts as the engine would hand them out."""
-        policy, lengths = self._engine.policy, torch.tensor([len(text.tokens) for text in self.texts])
-        width = int(lengths.max())
-        tokens = torch.full((len(self.texts), width), policy.pad_id)
-        values = torch.zeros(*tokens.shape, 1 + len(TokenSignals._fields))
-        for row, text in enumerate(self.texts):
-            tokens[row, : len(text.tokens)] = torch.tensor(text.tokens)
-            values[row, : len(text.tokens)] = text.values
-        sampler_logprobs, *signals = values.unbind(dim=-1)
+        texts, width = self.texts, int(self.texts.lengths.max())
+        sampler_logprobs, *signals = torch.from_numpy(texts.values[:, :width]).unbind(dim=-1)
         return Rollouts(
             prompts=self._prompts,
             group_size=self._group_size,
-            tokens=tokens,
-            mask=torch.arange(width) < lengths[:, None],
+            tokens=torch.from_numpy(texts.tokens[:, :width]),
+            mask=torch.arange(width) < torch.from_numpy(texts.lengths)[:, None],
             sampler_logprobs=sampler_logprobs,
             signals=TokenSignals(*signals),
-            texts=tuple(self._visible(text) for text in self.texts),
-            stop_reasons=tuple(text.stop for text in self.texts),
+            texts=tuple(self._visible(row) for row in range(len(texts.lengths))),
+            stop_reasons=tuple(texts.stops.tolist()),
         )
 
-    def _visible(self, text: _Text) -> str:
+    def _visible(self, row: int) -> str:
         """What stands before the first stop string."""
-        visible = self._engine.policy.decode(text.tokens)
-        return visible[: min((visible.find(stop) for stop in self._proposal.stop if stop in visible), default=None)]
+        text = self._engine.policy.decode(self._tokens(row))
+        return text[: min((text.find(stop) for stop in self._proposal.stop if stop in text), default=None)]
 
-    def _propose(self, starts: dict[int, int], limit: int) -> dict[int, _Text]:
-        """For each row a text that shares its first tokens, as many as ``starts`` says, and is drawn from there on."""
-        key, found = self._stream("proposal"), {}
-        self._calls += 1
-        for rows in self._batches({row: limit - start for row, start in starts.items()}, limit):
-            heads = [self.texts[row].tokens[: starts[row]] for row in rows]
-            prompts = [self._prompt(row, head) for row, head in zip(rows, heads, strict=True)]
-            sampling = replace(self._proposal, max_new_tokens=limit - min(starts[row] for row in rows))
-            rollouts = self._engine.sample(prompts, group_size=1, sampling=sampling, key=key, progress=self._progress)
-            for i, row in enumerate(rows):
-                found[row] = self._joined(self.texts[row], starts[row], rollouts, i, limit)
-                self.drawn[row] += len(found[row].tokens) - starts[row]
-        return found
+    def _tokens(self, row: int) -> list[int]:
+        return self.texts.tokens[row, : self.texts.lengths[row]].tolist()
 
-    def _batches(self, remaining: dict[int, int], limit: int) -> list[list[int]]:
-        """Rows that are drawn in one call: it has one limit for all, and what is beyond a row's own is cut off.
+    def _propose(
+        self, rows: Int[np.ndarray, " some"], starts: Int[np.ndarray, " some"], limit: int, number: int
+    ) -> _Texts:
+        """For each row a text with the same first tokens, as many as ``starts`` says, that is drawn from there on."""
+        key, new = self._stream(limit, number, "proposal"), self.texts.at(rows)
+        for batch in self._batches(limit - starts, limit):
+            owners = zip(rows[batch].tolist(), starts[batch].tolist(), strict=True)
+            sampling = replace(self._proposal, max_new_tokens=int(limit - starts[batch].min()))
+            rollouts = self._engine.sample(
+                [self._prompt(row, start) for row, start in owners],
+                group_size=1,
+                sampling=sampling,
+                key=key,
+                progress=self._progress,
+            )
+            new.put(batch, new.at(batch).spliced(starts[batch], rollouts, limit, self._pad))
+        if self._proposal.stop:
+            for i, start in enumerate(starts.tolist()):
+                tokens = new.tokens[i, : new.lengths[i]].tolist()
+                if end := _stop_string_end(self._engine.policy, tokens, start, self._proposal.stop):
+                    new.cut(i, end, self._pad)  # the string may have begun in the tokens that were kept
+        self.drawn[rows] += new.lengths - starts
+        return new
+
+    def _batches(self, remaining: Int[np.ndarray, " row"], limit: int) -> list[Int[np.ndarray, " some"]]:
+        """Rows to draw in one call: it has one limit for all, and what is beyond a row's own is cut off.
 
         So no row may be given more than twice its own, nor more than the model's context holds.
         """
         passed = limit_passed(self._engine.policy, self._longest + 2 * limit)
         spare = limit if passed is None else passed.tokens - self._longest - limit
-        batches: list[list[int]] = []
-        for row in sorted(remaining, key=remaining.__getitem__):
-            least = remaining[batches[-1][0]] if batches else 0
-            if batches and remaining[row] - least <= min(least, spare):
-                batches[-1].append(row)
-            else:
-                batches.append([row])
+        order = np.argsort(remaining, kind="stable")
+        batches, first = [], 0
+        while first < len(order):
+            least = remaining[order[first]]
+            after = int(np.searchsorted(remaining[order], least + min(least, spare), side="right"))
+            batches.append(order[first:after])
+            first = after
         return batches
 
-    def _joined(self, old: _Text, start: int, rollouts: Rollouts, row: int, limit: int) -> _Text:
-        """The first tokens of a text and a drawn suffix, which ends where the two together do."""
-        drawn = int(rollouts.mask[row].sum())
-        length = min(drawn, limit - start)
-        stop: StopReason = rollouts.stop_reasons[row] if length == drawn else "length"
-        tokens = (*old.tokens[:start], *rollouts.tokens[row, :length].tolist())
-        if end := _stop_string_end(self._engine.policy, tokens, start, self._proposal.stop):
-            tokens, stop = tokens[:end], "stop_string"  # it may have begun in the tokens that were kept
-        fields = [rollouts.sampler_logprobs, *rollouts.signals]
-        values = torch.stack([field[row, : len(tokens) - start] for field in fields], dim=1)
-        return _Text(tokens, torch.cat([old.values[:start], values]), stop)
-
-    def _prompt(self, row: int, head: tuple[int, ...]) -> Prompt:
+    def _prompt(self, row: int, start: int) -> Prompt:
         prompt, sample = self._owners[row]
-        return replace(prompt, id=f"{prompt.id}/{sample}", token_ids=(*prompt.token_ids, *head))
+        kept = self.texts.tokens[row, :start].tolist()
+        return replace(prompt, id=f"{prompt.id}/{sample}", token_ids=(*prompt.token_ids, *kept))
 
     def _name(self, row: int) -> tuple[str, int]:
         prompt, sample = self._owners[row]
         return prompt.id, sample
 
-    def _stream(self, purpose: str) -> Key:
-        return Key(self._key.seed, f"{self._key.step}/power sampling/{self._calls}/{purpose}")
+    def _stream(self, limit: int, number: int, purpose: str) -> Key:
+        return Key(self._key.seed, f"{self._key.step}/power sampling/{limit}/{number}/{purpose}")
 
 
 def _stop_string_end(policy: Policy, tokens: Sequence[int], start: int, stops: Sequence[str]) -> int | None:
