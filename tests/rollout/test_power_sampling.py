@@ -186,7 +186,7 @@ LIMIT = 4
 CASES = {
     "whole texts": (Schedule(alpha=2.0, blocks=1, moves=3), 0.5, None),
     "two blocks": (Schedule(alpha=3.0, blocks=2, moves=2), 1 / 3, None),
-    "proposals at another temperature": (Schedule(alpha=2.0, blocks=1, moves=4), 1.0, None),
+    "proposals at another temperature": (Schedule(alpha=2.0, blocks=1, moves=3), 0.8, None),
     "ended texts leave": (Schedule(alpha=3.0, blocks=2, moves=2, leave_ended=True), 1 / 3, None),
     "a stop string across the cut": (Schedule(alpha=2.0, blocks=2, moves=1), 0.5, (A, B)),
 }
