@@ -1,4 +1,4 @@
-"""The evaluation loop: what is asked, kept, gone on with, counted; and the two commands."""
+"""The evaluation loop: what is asked, kept, resumed, counted; and the two commands."""
 
 import io
 import itertools
@@ -28,10 +28,10 @@ from rlif.evals import pace as pace_module
 from rlif.evals import plan as plans
 from rlif.evals import runner as loop
 from rlif.evals.backends import engine
-from rlif.evals.backends.base import Answer, Asked, Backend
+from rlif.evals.backends.base import Answer, Backend, RenderedProblem
 from rlif.evals.backends.engine import EngineBackend, answers_of
 from rlif.evals.compare import compare, model_folders
-from rlif.evals.metrics import Sheet, counts, course, headline
+from rlif.evals.metrics import AnswerTable, counts, headline, profile
 from rlif.evals.pace import Pace, duration
 from rlif.evals.plan import Plan
 from rlif.evals.runner import Candidate, evaluate
@@ -150,14 +150,14 @@ def test_problems_are_handed_out_as_they_are_finished_and_kept_when_broken_off(t
     assert {answer[:2]: answer[2:] for answers in handed for answer in map(told, answers)} == whole
     assert len(handed) > 1
 
-    class Impatient(loop.Unwatched):
+    class Impatient(loop.NullEvalCallback):
         def answered(self, answers: Any) -> None:
             raise KeyboardInterrupt
 
     config = PolicyConfig(model="tiny-base", dtype="float32", device="cpu")
     tiny = Candidate("tiny-base", lambda: EngineBackend("tiny-base", config))
     with pytest.raises(KeyboardInterrupt):
-        evaluate([tiny], settings(samples=2, limit=8), tmp_path / "e", watcher=Impatient())
+        evaluate([tiny], settings(samples=2, limit=8), tmp_path / "e", callback=Impatient())
     kept = parquet.read_table(tmp_path / "e" / "tiny-base" / "arithmetic")
     assert 2 <= kept.num_rows < 16
     assert kept.num_rows % 2 == 0
@@ -304,7 +304,7 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = json.loads((tmp_path / "c.json").read_text())["tasks"][0]
     answers = [read_answers(out / name / "arithmetic") for name in ("tiny-base", "tiny-instruct")]
     assert answers[0].ids == answers[1].ids
-    means = [one.sheet.right.mean(axis=1) for one in answers]
+    means = [one.table.right.mean(axis=1) for one in answers]
     assert written["metrics"]["right"]["difference"] == pytest.approx((means[1] - means[0]).mean())
     assert len(written["gained"]) == int(((means[0] <= 0.5) & (means[1] > 0.5)).sum())
     missing = CliRunner().invoke(app, ["eval", "tiny-base", "no-such", *TINY, "--out", str(tmp_path / "x")])
@@ -360,14 +360,14 @@ def test_a_pair_is_the_same_question(tmp_path: Path) -> None:
         compare(first, own(tmp_path / "c", "p", ["What?", "When?", "Where?", "Whence?"]))
     (other,) = compare(first, own(tmp_path / "d", "q", ["Who?", "What?", "What?", "How?"]))
     assert (other.problems, other.left_out) == (3, 2)
-    twice = read_answers(tmp_path / "d" / "scripted" / "own").sheet.right.mean(axis=1)[:3].mean()
+    twice = read_answers(tmp_path / "d" / "scripted" / "own").table.right.mean(axis=1)[:3].mean()
     assert other.metrics["right"].b == pytest.approx(twice)
 
 
 class Forgetful(Scripted):
     """Does not know the signals of every problem's second answer; that one is empty."""
 
-    def _say(self, one: Asked, sample: int) -> Answer:
+    def _say(self, one: RenderedProblem, sample: int) -> Answer:
         answer = super()._say(one, sample)
         return replace(answer, text="", n_tokens=0, entropy=None, trace=None) if sample == 1 else answer
 
@@ -435,7 +435,7 @@ def test_a_prompt_that_does_not_fit_says_what_would(tmp_path: Path) -> None:
     assert "exceed the context of tiny-base (256); give --max-new-tokens 24" in str(done.exception)
 
 
-def sheet(verdicts: list[Verdict], **changes: Any) -> Sheet:
+def table(verdicts: list[Verdict], **changes: Any) -> AnswerTable:
     n = len(verdicts)
     values: dict[str, Any] = {
         "samples": 1,
@@ -446,15 +446,15 @@ def sheet(verdicts: list[Verdict], **changes: Any) -> Sheet:
         "tenths": {},
         **changes,
     }
-    return Sheet(verdicts=tuple(verdicts), **values)
+    return AnswerTable(verdicts=tuple(verdicts), **values)
 
 
 def test_the_papers_table_2_counts_undecided_answers_apart() -> None:
     found = [Verdict(right, formatted, "1") for right in (True, False, None) for formatted in (True, False, False)]
-    assert counts(sheet(found)) == {
+    assert counts(table(found)) == {
         "right_formatted": 1, "right_unformatted": 2, "wrong_formatted": 1, "wrong_unformatted": 2, "undecided": 3,
     }  # fmt: skip
-    assert headline(sheet(found))["undecided"] == pytest.approx(1 / 3)
+    assert headline(table(found))["undecided"] == pytest.approx(1 / 3)
 
 
 def test_course_is_the_mean_over_answers_right_and_wrong_apart() -> None:
@@ -463,13 +463,13 @@ def test_course_is_the_mean_over_answers_right_and_wrong_apart() -> None:
     along[:, 0] = [1.0, 3.0, 5.0, 7.0]
     along[1, 9] = 2.0
     texts = ("wait, no", "but " * 10, "plain", "plain")
-    entropy = course(sheet(found, tenths={"entropy": along}, texts=texts))["entropy"]
+    entropy = profile(table(found, tenths={"entropy": along}, texts=texts))["entropy"]
     assert entropy["all"]["value"][0] == 4.0
     assert entropy["right"]["value"][0] == 1.0
     assert entropy["wrong"]["value"][0] == 4.0
     assert entropy["all"]["value"][9] == 2.0  # answers that have no such token do not count
     assert np.isnan(entropy["right"]["value"][9])
-    words = course(sheet(found, texts=texts))["transitional"]
+    words = profile(table(found, texts=texts))["transitional"]
     assert words["right"]["value"] == [1.0] + [0.0] * 9
     assert words["wrong"]["value"] == [0.5] * 10
 
@@ -490,7 +490,7 @@ def test_tables_cut_no_number_however_many_answers(tmp_path: Path) -> None:
 
 def test_the_picture_of_the_course_shows_its_numbers(tmp_path: Path) -> None:
     results = evaluate([candidate(Scripted()), candidate(Scripted("knows", known=False))], settings(), tmp_path / "e")
-    figure = figures.course("arithmetic", results["results"])
+    figure = figures.profile("arithmetic", results["results"])
     grid = np.array(figure.axes).reshape(2, 2)  # transitional words and entropy of two models
     for row, result in zip(grid, results["results"], strict=True):
         for axes, name in zip(row, ("transitional", "entropy"), strict=True):
@@ -502,7 +502,7 @@ def test_the_picture_of_the_course_shows_its_numbers(tmp_path: Path) -> None:
             assert set(lines) == {"right", "wrong"}
             for group, drawn in lines.items():
                 np.testing.assert_array_equal(drawn, result["course"][name][group]["value"])
-    (path,) = figures.draw_all(results, tmp_path / "e")
+    (path,) = figures.write_figures(results, tmp_path / "e")
     assert path.read_bytes().startswith(b"\x89PNG")
 
 

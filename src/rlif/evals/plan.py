@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rlif import __version__
 from rlif.errors import RlifError
-from rlif.evals.backends.base import Asked
+from rlif.evals.backends.base import RenderedProblem
 from rlif.evals.settings import _WORDS, Settings
 from rlif.grading.extraction import find_extractor
 from rlif.tasks.base import digest
@@ -58,11 +58,11 @@ class Plan:
             max_new_tokens=settings.max_new_tokens or self.benchmark.max_new_tokens,
             stop=tuple(dict.fromkeys((*self.template.stop, *settings.stop))),
         )
-        self.asked = tuple(self._ask(problem) for problem in self.problems)
+        self.rendered = tuple(self._render(problem) for problem in self.problems)
 
-    def _ask(self, problem: Problem) -> Asked:
+    def _render(self, problem: Problem) -> RenderedProblem:
         question = problem.question
-        return Asked(
+        return RenderedProblem(
             problem,
             tuple(render_messages(self.template.name, question, self.shots)),
             render_text(self.template.name, question, self.shots),

@@ -165,7 +165,7 @@ def _hub_rows(benchmark: Benchmark) -> Iterator[tuple[str, dict[str, Any]]]:
         raise RlifError(f"{benchmark.hub}: needs the package datasets: pip install datasets; or {remedy}") from error
     try:
         rows = datasets.load_dataset(benchmark.hub, benchmark.config, split=benchmark.split)
-    except Exception as error:  # the hub, the network and the cache fail in many ways; all are mended alike
+    except Exception as error:  # the hub, the network and the cache fail in many ways; all have the same remedy
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise RlifError(f"{benchmark.hub}: cannot be loaded from the hub ({reason}); {remedy}") from error
     for number, row in enumerate(rows, start=1):

@@ -9,7 +9,7 @@ import torch
 
 from rlif.config import PolicyConfig
 from rlif.errors import RlifError
-from rlif.evals.backends.base import Answer, Asked, Trace
+from rlif.evals.backends.base import Answer, RenderedProblem, Trace
 from rlif.model.fingerprint import tokenizer_mark, weights_mark
 from rlif.model.kernels.cpu import kernels_for
 from rlif.model.loading import load_policy
@@ -52,11 +52,11 @@ class EngineBackend:
             "eos": list(policy.eos_ids),
         }
 
-    def prompts_digest(self, asked: Sequence[Asked]) -> str:
-        return prompts_digest([self._prompt(one) for one in asked])
+    def prompts_digest(self, problems: Sequence[RenderedProblem]) -> str:
+        return prompts_digest([self._prompt(one) for one in problems])
 
-    def check(self, asked: Sequence[Asked], sampling: Sampling) -> None:
-        lengths = [(one.problem.id, len(self._prompt(one).token_ids)) for one in asked]
+    def check(self, problems: Sequence[RenderedProblem], sampling: Sampling) -> None:
+        lengths = [(one.problem.id, len(self._prompt(one).token_ids)) for one in problems]
         limit = limit_passed(self._policy, max((length for _, length in lengths), default=0) + sampling.max_new_tokens)
         for name, length in lengths:
             if length == 0:
@@ -69,7 +69,7 @@ class EngineBackend:
 
     def answer(
         self,
-        asked: Sequence[Asked],
+        problems: Sequence[RenderedProblem],
         *,
         samples: int,
         sampling: Sampling,
@@ -78,7 +78,7 @@ class EngineBackend:
         progress: Callable[[int], None] | None = None,
     ) -> Generator[Sequence[Answer], None, None]:
         del have  # a problem's samples are drawn together
-        rendered = [self._prompt(one) for one in asked]
+        rendered = [self._prompt(one) for one in problems]
         size = max(1, _BATCH_TOKENS // (sampling.max_new_tokens * samples))
         for start in range(0, len(rendered), size):
             prompts = rendered[start : start + size]
@@ -107,7 +107,7 @@ class EngineBackend:
             self._guard.check(rollouts.prompts[0].id, rollouts)
             self._checked = longest
 
-    def _prompt(self, one: Asked) -> Prompt:
+    def _prompt(self, one: RenderedProblem) -> Prompt:
         policy = self._policy
         if policy.chat_template:
             text, ids = policy.encode_messages(one.messages, now=one.now)
