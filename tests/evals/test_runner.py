@@ -31,6 +31,7 @@ from rlif.evals.backends import engine
 from rlif.evals.backends.base import Answer, Backend, RenderedProblem
 from rlif.evals.backends.engine import EngineBackend, answers_of
 from rlif.evals.compare import compare, model_folders
+from rlif.evals.grader_mark import SAME_VERDICTS
 from rlif.evals.metrics import AnswerTable, counts, headline, profile
 from rlif.evals.pace import Pace, duration
 from rlif.evals.plan import Plan
@@ -209,6 +210,27 @@ def test_a_finished_folder_does_not_answer_for_a_model_or_a_grader_that_changed(
     monkeypatch.setattr(plans, "grader_mark", lambda: "another grader")
     with pytest.raises(RlifError, match=r'tasks.arithmetic.grader was "rlif .*", is "another grader"'):
         evaluate([candidate(Scripted())], settings(), tmp_path / "e")
+
+
+@pytest.mark.parametrize(("source", "known"), [(source, True) for source in SAME_VERDICTS] + [("0" * 16, False)])
+def test_a_folder_marked_by_source_code_is_resumed_if_that_gave_the_same_verdicts(
+    source: str, known: bool, tmp_path: Path
+) -> None:
+    """As after an update of rlif to a version that says who grades in other words."""
+    out, other = tmp_path / "old", tmp_path / "new"
+    for folder in (out, other):
+        evaluate([candidate(Scripted())], settings(), folder)
+    asked = json.loads((out / "eval.json").read_text())
+    graders = asked["tasks"]["arithmetic"]
+    graders["grader"] = f"rlif 0.1.0, {graders['grader'].rpartition(', ')[2]}, {source}"
+    (out / "eval.json").write_text(json.dumps(asked))
+    (comparison,) = compare(out / "scripted", other / "scripted")
+    assert any(difference.startswith("grader: ") for difference in comparison.different) is not known
+    if known:
+        evaluate([candidate(Scripted())], settings(), out)
+        return
+    with pytest.raises(RlifError, match=r"tasks.arithmetic.grader was .*0000000000000000.* is .rlif grader"):
+        evaluate([candidate(Scripted())], settings(), out)
 
 
 def test_another_tokenizer_or_chat_template_has_another_mark() -> None:

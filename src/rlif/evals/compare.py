@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from rlif.analysis.paired import Differences, Paired, paired
 from rlif.errors import RlifError
+from rlif.evals.grader_mark import with_known_grader
 from rlif.evals.metrics import AnswerTable
 from rlif.evals.store import ASKED, MODEL, Answers, read_answers, read_json, slug
 
@@ -164,7 +165,7 @@ def _mean_of_known(values: Float[np.ndarray, "problem sample"]) -> Differences:
 
 def _protocol(folder: Path, task: str) -> dict[str, Any]:
     asked = folder.parent / ASKED
-    return dict(read_json(asked)["tasks"].get(task, {})) if asked.is_file() else {}
+    return with_known_grader(read_json(asked)["tasks"].get(task, {})) if asked.is_file() else {}
 
 
 def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[str, ...]:

@@ -1,13 +1,10 @@
 """What one task of an evaluation asks, settled: problems, prompts, sampling, and who judges."""
 
-import hashlib
 from datetime import datetime
-from importlib.metadata import version
-from pathlib import Path
 
-from rlif import __version__
 from rlif.errors import RlifError
 from rlif.evals.backends.base import RenderedProblem
+from rlif.evals.grader_mark import grader_mark
 from rlif.evals.settings import _WORDS, Settings
 from rlif.grading.extraction import find_extractor
 from rlif.tasks.base import digest
@@ -16,11 +13,6 @@ from rlif.tasks.few_shot import FIXED, Shot, read_shots
 from rlif.tasks.templates import Template, find_template, render_messages, render_text
 from rlif.types import Problem, Sampling
 from rlif.utils.paths import expanded
-
-_GRADING = (
-    *("numerals.py", "units.py", "quantities.py", "normalize.py", "rationals.py", "readings.py", "equivalence.py"),
-    *("prose.py", "extraction.py", "grader.py", "math_worker.py"),
-)
 
 
 class Plan:
@@ -88,13 +80,6 @@ class Plan:
             "stop": list(self.sampling.stop),
             "grader": grader_mark(),
         }
-
-
-def grader_mark() -> str:
-    """Who judges: the versions of rlif and math-verify, and a hash of the code that reads and compares answers."""
-    code = [Path(__file__).parents[1].joinpath("grading", name).read_bytes() for name in _GRADING]
-    mark = hashlib.sha256(b"\0".join(code)).hexdigest()[:16]
-    return f"rlif {__version__}, math-verify {version('math-verify')}, {mark}"
 
 
 def _digest(shots: tuple[Shot, ...]) -> str:

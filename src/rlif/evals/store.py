@@ -24,6 +24,7 @@ import numpy as np
 from rlif.analysis.text import TENTHS, tenths
 from rlif.errors import RlifError
 from rlif.evals.backends.base import SIGNAL_NAMES, Answer
+from rlif.evals.grader_mark import with_known_grader
 from rlif.evals.metrics import AnswerTable
 from rlif.types import Problem, Verdict
 from rlif.utils.atomic_io import locked, make_folder, one_line, write_whole, writing
@@ -82,7 +83,7 @@ class Store:
             if not known.exists():
                 with _writing(out):
                     write_whole(known, _json(asked))
-            elif difference := _difference(read_json(known), json.loads(_json(asked))):
+            elif difference := _difference(_with_known_graders(read_json(known)), json.loads(_json(asked))):
                 raise RlifError(f"{out}: holds another evaluation ({difference}); choose another --out")
             for half in out.rglob(".*.tmp"):
                 half.unlink()
@@ -264,6 +265,14 @@ def _difference(old: Any, new: Any, where: str = "") -> str:
                 return found
         return ""
     return "" if old == new else f"{where} was {json.dumps(old)}, is {json.dumps(new)}"
+
+
+def _with_known_graders(asked: Any) -> Any:
+    """What was asked, each task's grader by its mark of today; anything that is no such record as it is."""
+    tasks = asked.get("tasks") if isinstance(asked, dict) else None
+    if not isinstance(tasks, dict) or not all(isinstance(protocol, dict) for protocol in tasks.values()):
+        return asked
+    return {**asked, "tasks": {name: with_known_grader(protocol) for name, protocol in tasks.items()}}
 
 
 def _settled(facts: Mapping[str, Any]) -> dict[str, Any]:
