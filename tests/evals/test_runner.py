@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -428,24 +429,48 @@ def test_settings_that_cannot_be(changes: dict[str, Any], message: str) -> None:
         settings(**changes)
 
 
-def test_a_plan_says_what_it_asks(tmp_path: Path) -> None:
+def test_a_plan_says_what_it_asks() -> None:
     plan = Plan("additions", settings(tasks=("additions",), stop=("END",), template="qa", shots=1))
     assert plan.sampling.stop == ("Question:", "END")
     assert plan.format == "hash"
     assert plan.protocol()["template"] == "qa v1"
     assert Plan("additions", settings(tasks=("additions",))).format == "last_number"
-    with pytest.raises(RlifError, match=r"^--format: no format"):
+    with pytest.raises(RlifError, match=r"^format: no format"):
         Plan("additions", settings(tasks=("additions",), format="box"))
-    with pytest.raises(RlifError, match=r"^--template: no template"):
+    with pytest.raises(RlifError, match=r"^template: no template"):
         Plan("additions", settings(tasks=("additions",), template="box"))
-    file = tmp_path / "own.jsonl"
-    with pytest.raises(RlifError, match=r"too few|lower --limit"):
+    with pytest.raises(RlifError, match=r"asked for; lower eval_problems to \d+$"):
         Plan("arithmetic", settings(limit=9_999))
-    for text in ('{"problem": "1+1=", "answer": ""}\n', '{"text": "1+1=", "answer": "2"}\n'):
-        file.write_text(text)
-        with pytest.raises(RlifError) as caught:
-            Plan("own", settings(tasks=("own",), data={"own": str(file)}))
-        assert "task." not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--tasks arithmetic --template box", r"--template: no template 'box'; did you mean boxed\? .*"),
+        ("--tasks arithmetic --format box", r"--format: no format 'box'; did you mean boxed\? .*"),
+        ("--tasks aritmetic", r"--tasks: no benchmark 'aritmetic'; .* add --data aritmetic=PATH\)"),
+        ("--tasks own --data own=none.jsonl", r"none.jsonl: No such file or directory; check --data"),
+        (
+            "--tasks own --data own=empty.jsonl",
+            r"empty.jsonl: no answer in column 'answer' of any row; put .* there",
+        ),
+        (
+            "--tasks own --data own=text.jsonl",
+            r"text.jsonl:1: no column 'problem' or 'question'; rename .* text, .*",
+        ),
+        ("--tasks arithmetic --limit 9999", r"the evaluation share of .* 9999 .* asked for; lower --limit to \d+"),
+        ("--tasks arithmetic --shots 1 --shots-from none.jsonl", r"none.jsonl: No such file .*; check --shots-from"),
+        ("--tasks arithmetic --shots 2 --shots-from text.jsonl", r"text.jsonl: 0 rows with .* answer, but --shots 2"),
+        ("--tasks arithmetic --dtype float8", r"--dtype: 'float8'; choose auto, float32 or bfloat16"),
+    ],
+)
+def test_errors_speak_of_options(options: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty.jsonl").write_text('{"problem": "1+1=", "answer": ""}\n')
+    Path("text.jsonl").write_text('{"text": "1+1=", "answer": "2"}\n')
+    done = CliRunner().invoke(app, ["eval", "tiny-base", *options.split(), "--out", "e"])
+    assert isinstance(done.exception, RlifError)
+    assert re.fullmatch(message, str(done.exception)), str(done.exception)
 
 
 def test_a_prompt_that_does_not_fit_says_what_would(tmp_path: Path) -> None:
@@ -454,7 +479,7 @@ def test_a_prompt_that_does_not_fit_says_what_would(tmp_path: Path) -> None:
         app, ["eval", "tiny-base", "--tasks", "arithmetic", "--limit", "2", "--max-new-tokens", "999", "--out", out]
     )
     assert isinstance(done.exception, RlifError)
-    assert "exceed the context of tiny-base (256); give --max-new-tokens 24" in str(done.exception)
+    assert "exceed the context of tiny-base (256)" in str(done.exception)
 
 
 def table(verdicts: list[Verdict], **changes: Any) -> AnswerTable:

@@ -1,13 +1,13 @@
 """What ``rlif eval`` and ``rlif compare`` do once their options are read."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rlif.cli.eval_progress import eval_progress
 from rlif.config import PolicyConfig
-from rlif.errors import RlifError, named
+from rlif.errors import Argument, RlifError, named
 from rlif.evals.backends.engine import EngineBackend
 from rlif.evals.backends.openai import ServedBackend
 from rlif.evals.backends.openai_client import Client, Server
@@ -21,7 +21,19 @@ from rlif.model.loading import check_source
 from rlif.utils.atomic_io import write_whole, writing
 from rlif.utils.terminal import Console, note
 
+_SAME = (
+    *("tasks", "data", "template", "format", "shots", "shots_from", "max_new_tokens", "max_mismatch"),
+    *("dtype", "device", "chat_template"),
+)
+OPTIONS: Mapping[str, str] = {
+    **{name: f"--{name.replace('_', '-')}" for name in _SAME},
+    "eval_problems": "--limit",
+    "model": "MODEL",
+}
+"""What ``rlif eval`` calls the arguments that an `RlifError` of the library names: for `rlif.errors.named`."""
 
+
+@named(OPTIONS)
 def run_eval(
     models: Sequence[str], settings: Settings, out: Path, *, dtype: str, device: str, max_mismatch: float | None = None
 ) -> None:
@@ -37,13 +49,14 @@ def local(model: str, settings: Settings, *, dtype: str, device: str, max_mismat
     """A model to be loaded into this process when its turn comes. ``max_mismatch``: see
     `rlif.monitoring.mismatch.Guard`."""
     if dtype not in ("auto", "float32", "bfloat16"):
-        raise RlifError(f"--dtype: {dtype!r}; choose auto, float32 or bfloat16")
+        raise RlifError(Argument("dtype"), f": {dtype!r}; choose auto, float32 or bfloat16")
     options: dict[str, Any] = {"dtype": dtype, "device": device, "chat_template": settings.chat_template}
     config = PolicyConfig(model=model, **options)
     check_source(config)
     return Candidate(model, lambda: EngineBackend(model, config, max_mismatch=max_mismatch))
 
 
+@named(OPTIONS)
 def run_served(servers: Sequence[Server], settings: Settings, out: Path) -> None:
     """Evaluate models behind a server, and print the tables. Raises `RlifError` for what the user can fix."""
     judge([served(server, settings) for server in servers], settings, out)

@@ -2,10 +2,9 @@
 
 from datetime import datetime
 
-from rlif.errors import RlifError
 from rlif.evals.backends.base import RenderedProblem
 from rlif.evals.grader_mark import grader_mark
-from rlif.evals.settings import _WORDS, Settings
+from rlif.evals.settings import Settings
 from rlif.grading.extraction import find_extractor
 from rlif.tasks.base import digest
 from rlif.tasks.benchmarks import Benchmark, find_benchmark, load_benchmark
@@ -21,15 +20,6 @@ class Plan:
 
     def __init__(self, name: str, settings: Settings, *, now: datetime | None = None) -> None:
         self._now = now
-        try:
-            self._read(name, settings)
-        except RlifError as error:
-            message = str(error)
-            for keys, options in _WORDS.items():
-                message = message.replace(keys, options)
-            raise RlifError(message) from error
-
-    def _read(self, name: str, settings: Settings) -> None:
         path = settings.data.get(name)
         self.name = name
         self.benchmark: Benchmark = find_benchmark(name, has_file=path is not None)
