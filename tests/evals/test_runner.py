@@ -479,7 +479,7 @@ def test_a_prompt_that_does_not_fit_says_what_would(tmp_path: Path) -> None:
         app, ["eval", "tiny-base", "--tasks", "arithmetic", "--limit", "2", "--max-new-tokens", "999", "--out", out]
     )
     assert isinstance(done.exception, RlifError)
-    assert "exceed the context of tiny-base (256)" in str(done.exception)
+    assert "exceed the context of tiny-base (256); give --max-new-tokens 24" in str(done.exception)
 
 
 def table(verdicts: list[Verdict], **changes: Any) -> AnswerTable:

@@ -75,7 +75,7 @@ def served(server: Server, settings: Settings) -> Candidate:
     return Candidate(server.model, connect)
 
 
-@named({"max_mismatch": "--max-mismatch"})
+@named(OPTIONS)
 def judge(candidates: Sequence[Candidate], settings: Settings, out: Path) -> None:
     """Evaluate whatever answers, with a bar, and print the tables. Ctrl-C says how to go on."""
     console = Console()
