@@ -246,6 +246,7 @@ class _Chains:
             signals=TokenSignals(*signals),
             texts=tuple(self._visible(row) for row in range(len(texts.lengths))),
             stop_reasons=tuple(texts.stops.tolist()),
+            sampling=self._proposal,
         )
 
     def _visible(self, row: int) -> str:
