@@ -492,7 +492,7 @@ def test_an_evaluation_whose_sampler_is_another_policy_ends_at_its_first_answers
     def candidate(limit: float | None) -> Candidate:
         return Candidate("tiny-base", partial(EngineBackend, "tiny-base", config, max_mismatch=limit))
 
-    with pytest.raises(RlifError, match=r"^arithmetic/.*: the sampler's .* more than --max-mismatch \(0\.01\)"):
+    with pytest.raises(RlifError, match=r"^arithmetic/.*: the sampler's .* more than max_mismatch \(0\.01\)"):
         judge([candidate(None)], asked, tmp_path / "e")
     assert not list((tmp_path / "e").rglob("*.parquet"))
     for limit in (0.0, 500.0):
