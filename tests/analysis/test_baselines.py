@@ -25,7 +25,7 @@ from rlif.analysis.baselines import (
 from rlif.grading.voting import ballots
 from rlif.signals import SIGNALS
 from rlif.theory.tabular import Policies, language, random_policies
-from rlif.types import Problem, Prompt, Rollouts, TokenSignals, Verdict
+from rlif.types import Problem, Prompt, Rollouts, Sampling, TokenSignals, Verdict
 
 
 def samples(
@@ -210,6 +210,7 @@ def test_samples_from_rollouts_take_each_answers_mean_confidence_and_length() ->
     rollouts = Rollouts(
         prompts=(Prompt("p", "p", (1,), Problem("p", "p")),),
         group_size=2,
+        sampling=Sampling(),
         tokens=mask.long(),
         mask=mask,
         sampler_logprobs=logprob,

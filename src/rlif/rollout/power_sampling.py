@@ -67,7 +67,7 @@ class PowerSamples:
     """Completions from (nearly) p^α / Z, and what they cost.
 
     Attributes:
-        rollouts: ``sampler_logprobs`` are the proposal's, of each token when it was drawn; signals are as always.
+        rollouts: ``sampling`` and ``sampler_logprobs`` are the proposal's, signals are as always.
         drawn: tokens that were drawn for each completion, those refused included.
         accepted: the share of each completion's moves that was taken; NaN without a move.
     """
@@ -240,6 +240,7 @@ class _Chains:
         return Rollouts(
             prompts=self._prompts,
             group_size=self._group_size,
+            sampling=self._proposal,
             tokens=torch.from_numpy(texts.tokens[:, :width]),
             mask=torch.arange(width) < torch.from_numpy(texts.lengths)[:, None],
             sampler_logprobs=sampler_logprobs,
