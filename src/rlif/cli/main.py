@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 import rlif
-from rlif.errors import RlifError
+from rlif.errors import RlifError, named
 from rlif.utils import terminal
 from rlif.utils.interrupts import SIGNALS, AtOnce, Interrupted, end_at_once
 
@@ -297,7 +297,8 @@ def quickstart(
     """The paper in miniature: three internal rewards and the verifiable one, a few minutes on two cores."""
     from rlif.experiments.quickstart import quickstart as run
 
-    run(out, steps=steps, processes=processes)
+    with named({"out": "--out", "processes": "--processes"}):
+        run(out, steps=steps, processes=processes)
 
 
 @app.command()
