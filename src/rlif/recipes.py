@@ -54,7 +54,16 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
 
 
 def parse_recipe(data: dict[str, Any], *, source: str = "recipe") -> Recipe:
-    """Check a mapping. Raises `RlifError` naming ``source`` and the key of the first mistake."""
+    """Check a mapping. Raises `RlifError` naming ``source`` and the key of the first mistake.
+
+    >>> import rlif
+    >>> base = {"steps": 1, "policy": {"model": "tiny-base"}, "task": {"name": "arithmetic"}, "reward": "length"}
+    >>> rlif.parse_recipe(base).reward[0].weight
+    1.0
+    >>> rlif.parse_recipe({**base, "lr": 1e-5})
+    Traceback (most recent call last):
+    rlif.errors.RlifError: recipe: lr: unknown key; did you mean grpo.lr?
+    """
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
