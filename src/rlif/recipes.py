@@ -1,5 +1,6 @@
 """Recipes: YAML in, a checked `Recipe` out; those that ship with rlif by name."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,27 @@ from rlif.utils.yaml_text import LONGEST, YamlError, read_yaml
 
 # Beside the package in a wheel; at the top of the repository in a checkout.
 _FOLDERS = (Path(__file__).parent / "recipes", Path(__file__).parents[2] / "recipes")
+
+RECIPE_KEYS: Mapping[str, str] = {
+    "model": "policy.model",
+    "device": "policy.device",
+    "dtype": "policy.dtype",
+    "chat_template": "policy.chat_template",
+    "max_new_tokens": "rollout.max_new_tokens",
+    "max_mismatch": "rollout.max_mismatch",
+    "prompts": "rollout.prompts",
+    "template": "task.template",
+    "format": "task.format",
+    "path": "task.path",
+    "eval_path": "task.eval_path",
+    "answer_column": "task.answer_column",
+    "question_column": "task.question_column",
+    "low": "task.low",
+    "high": "task.high",
+    "question": "task.question",
+    "eval_problems": "eval.problems",
+}
+"""What a recipe calls the arguments that an `RlifError` of the library names: for `rlif.errors.named`."""
 
 
 def shipped_recipes() -> dict[str, Path]:

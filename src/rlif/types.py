@@ -70,8 +70,37 @@ class TokenSignals(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How to draw: temperature (0 is greedy), nucleus, top-k (0 is off), length limit in tokens, stop strings.
+
+    >>> import rlif
+    >>> rlif.Sampling(temperature=0.6, top_p=0.95, max_new_tokens=1024).top_k
+    0
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_new_tokens: int = 128
+    stop: tuple[str, ...] = ()
+
+    @classmethod
+    def from_config(cls, config: RolloutConfig) -> "Sampling":
+        return cls(config.temperature, config.top_p, config.top_k, config.max_new_tokens, config.stop)
+
+    @property
+    def training_temperature(self) -> float:
+        """The temperature at which an update takes log-probabilities: that of the draw, without top-p and top-k.
+
+        1.0 for greedy completions: at temperature 0 each of them would be certain and its gradient 0, so they are
+        trained on as the policy itself gives them.
+        """
+        return self.temperature or 1.0
+
+
+@dataclass(frozen=True)
 class Rollouts:
-    """G completions for each prompt, with what the sampler knew while drawing them.
+    """G completions for each prompt, with how they were drawn and what the sampler knew while drawing them.
 
     A completion includes its EOS token and nothing after it; ``texts`` leave out special tokens and stop strings.
     Position t of every per-token field belongs to the distribution that *produced* token t.
@@ -93,6 +122,7 @@ class Rollouts:
     signals: TokenSignals
     texts: tuple[str, ...]
     stop_reasons: tuple[StopReason, ...]
+    sampling: Sampling
 
     @property
     def n_rows(self) -> int:
@@ -144,23 +174,3 @@ class Update:
     loss: float
     grad_norm: float
     metrics: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to draw: temperature (0 is greedy), nucleus, top-k (0 is off), length limit in tokens, stop strings.
-
-    >>> import rlif
-    >>> rlif.Sampling(temperature=0.6, top_p=0.95, max_new_tokens=1024).top_k
-    0
-    """
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    max_new_tokens: int = 128
-    stop: tuple[str, ...] = ()
-
-    @classmethod
-    def from_config(cls, config: RolloutConfig) -> "Sampling":
-        return cls(config.temperature, config.top_p, config.top_k, config.max_new_tokens, config.stop)

@@ -143,7 +143,7 @@ def test_a_model_that_is_not_finite(run, toy_model: Path) -> None:  # type: igno
     weights = load_file("spoilt/model.safetensors")
     weights["model.norm.weight"].fill_(torch.inf)
     save_file(weights, "spoilt/model.safetensors", metadata={"format": "pt"})
-    assert_one_line(train(run, "spoilt"), "step 1: not finite: the policy's logits; nothing of this step is kept")
+    assert_one_line(train(run, "spoilt"), "step 1: the policy's logits are not finite; nothing of this step is kept")
 
 
 def test_a_disk_without_room(run, toy_model: Path) -> None:  # type: ignore[no-untyped-def]

@@ -103,7 +103,7 @@ def test_recomputed_activations_give_the_same_gradients(family: str) -> None:
     gradients = []
     for recompute in (False, True):
         policy.model.zero_grad(set_to_none=True)
-        policy_logprobs(policy.model, policy, rollouts, range(4), 1.0, recompute=recompute).sum().backward()
+        policy_logprobs(policy, rollouts, range(4), recompute=recompute).sum().backward()
         gradients.append([parameter.grad for parameter in policy.model.parameters()])
     for a, b in zip(*gradients, strict=True):  # the same sums, in another order
         torch.testing.assert_close(a, b, atol=2e-6 * a.abs().max().item(), rtol=0)

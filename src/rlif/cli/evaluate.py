@@ -7,7 +7,7 @@ from typing import Any
 
 from rlif.cli.eval_progress import watch
 from rlif.config import PolicyConfig
-from rlif.errors import RlifError
+from rlif.errors import RlifError, named
 from rlif.evals.backends.engine import EngineBackend
 from rlif.evals.backends.openai import ServedBackend
 from rlif.evals.backends.openai_client import Client, Server
@@ -62,6 +62,7 @@ def served(server: Server, settings: Settings) -> Candidate:
     return Candidate(server.model, connect)
 
 
+@named({"max_mismatch": "--max-mismatch"})
 def judge(candidates: Sequence[Candidate], settings: Settings, out: Path) -> None:
     """Evaluate whatever answers, with a bar, and print the tables. Ctrl-C says how to go on."""
     console = Console()

@@ -49,7 +49,7 @@ def print_samples(
     try:
         rollouts = Engine(policy).sample(prompts, group_size=n, sampling=sampling, key=Key(seed, "sample"))
     except FloatingPointError as error:
-        raise RlifError(f"MODEL: {model}: not finite: {error}; the model is damaged, or needs float32") from error
+        raise RlifError(f"MODEL: {model}: {error}; the model is damaged, or needs float32") from error
     seconds = monotonic() - started
     console = Console()
     few = console.color_system in ("standard", "windows")

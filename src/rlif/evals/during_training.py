@@ -28,7 +28,7 @@ class Evaluation:
     metrics: dict[str, float]
 
 
-def evaluate(
+def evaluate_policy(
     engine: Engine,
     task: Task,
     prompts: Sequence[Prompt],

@@ -106,7 +106,7 @@ def check_recipes(recipes: Mapping[str, Recipe], out: Path) -> None:
 
 def _equal(one: Recipe, other: Recipe) -> bool:
     """Whether they do the same: a run's own recipe spells out what the other leaves to defaults."""
-    from rlif.training.run import resolved  # loads torch, which the parent leaves to its workers
+    from rlif.training.resolve import resolved  # loads torch, which the parent leaves to its workers
 
     return resolved(one) == resolved(other)
 
@@ -199,14 +199,14 @@ def _run_chunk(name: str, recipe: Recipe, out: Path) -> int:
     until = (resumes_at(out) if begun else 0) + _CHUNK
     reporter, stop = _Reporter(name), lambda: int(_asked.value)
     if begun:
-        loop.resume(out, watcher=reporter, until=until, stop=stop)
+        loop.resume(out, callback=reporter, until=until, stop=stop)
     else:
-        loop.train(recipe, out, watcher=reporter, until=until, stop=stop)
+        loop.train(recipe, out, callback=reporter, until=until, stop=stop)
     return min(until, recipe.steps)
 
 
 class _Reporter:
-    """A `rlif.training.callbacks.Watcher` that sends each step's news to the parent."""
+    """A `rlif.training.callbacks.ProgressCallback` that sends each step's news to the parent."""
 
     def __init__(self, name: str) -> None:
         self._name = name

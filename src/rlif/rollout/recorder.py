@@ -84,7 +84,7 @@ class _Recorder:
         distribution."""
         total, sound = torch.stack([self._lengths.sum(), self._sound.long()]).tolist()
         if not sound:
-            raise FloatingPointError("the policy's logits")
+            raise FloatingPointError("the policy's logits are not finite")
         drawn, self._seen = total - self._seen, total
         return int(drawn)
 
@@ -106,6 +106,7 @@ class _Recorder:
             signals=TokenSignals(*signals),
             texts=tuple(self._text(row, ids) for row, ids in zip(numbers, completions, strict=True)),
             stop_reasons=tuple(self._stop_reason(row, ids) for row, ids in zip(numbers, completions, strict=True)),
+            sampling=self.sampling,
         )
 
     def _text(self, row: int, ids: Sequence[int]) -> str:

@@ -1,6 +1,6 @@
 """What the result of a run depends on, recorded when it begins, and held against what a resumed run finds.
 
-A run that goes on with another recipe, other problems or another model is no longer the run it was. What decides
+A run resumed with another recipe, other problems or another model is no longer the run it was. What decides
 nothing may change: how a file is formatted, where it lies, what is logged and which checkpoints are kept. What changes
 no more than rounding may change with a warning.
 """

@@ -34,7 +34,7 @@ class EngineBackend:
         self.name, self.seconds = name, 0.0
         self._policy = load_policy(config)
         self._engine = Engine(self._policy, max_mismatch=max_mismatch)
-        self._guard = Guard(self._policy, max_mismatch, key="--max-mismatch")
+        self._guard = Guard(self._policy, max_mismatch)
         self._checked = 0  # tokens of the longest text that the guard has seen
 
     def facts(self) -> Mapping[str, Any]:
@@ -92,7 +92,7 @@ class EngineBackend:
                     yield answers_of(rollouts)
                     began = time.monotonic()
             except FloatingPointError as error:
-                raise RlifError(f"{self.name}: not finite: {error}; the model is damaged, or needs float32") from error
+                raise RlifError(f"{self.name}: {error}; the model is damaged, or needs float32") from error
 
     def close(self) -> None:
         del self._engine, self._policy
