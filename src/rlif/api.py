@@ -1,6 +1,6 @@
 """The functions of `import rlif` that take what is at hand: a model's name, a path as text, rows of your own."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,10 +14,19 @@ from rlif.model.loading import check_source
 from rlif.model.policy import Policy
 from rlif.recipes import find_recipe
 from rlif.recipes import load_recipe as read_recipe
+from rlif.rewards.base import Reward
+from rlif.rewards.registry import rewards_of
+from rlif.runs.layout import recipe_path
+from rlif.tasks.base import Task
+from rlif.tasks.problems import Row, task_of
+from rlif.tasks.templates import find_template
 from rlif.training import loop
+from rlif.types import Problem
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 Switch = Literal["auto", "on", "off"]
+Rewards = Mapping[str, Reward | Callable[..., Any]]
+Problems = Task | Iterable[Problem | Row]
 
 
 def load_policy(
@@ -56,25 +65,42 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return read_recipe(find_recipe(Path(recipe)), list(overrides))
 
 
-def train(recipe: Recipe, out: str | Path) -> Path | None:
+def train(
+    recipe: Recipe, out: str | Path, *, rewards: Rewards | None = None, task: Problems | None = None
+) -> Path | None:
     """Train as a recipe says, into a new folder; returns the folder of the final model, which transformers loads.
+
+    Args:
+        rewards: rewards of your own for this run, by the name that the recipe uses; a plain function
+            ``f(inputs: RewardInputs) -> (row,)`` is taken to use labels.
+        task: problems of your own (see `task_of`), in place of those of the recipe's task, whose template still words
+            the prompts and whose format still reads the answers.
 
     Raises `RlifError` for what the user can fix; `rlif.utils.interrupts.Interrupted` after Ctrl-C, with a checkpoint.
 
     >>> import rlif, tempfile
     >>> small = ["rollout.prompts=2", "rollout.group_size=2", "rollout.max_new_tokens=8", "eval.every=0"]
-    >>> recipe = rlif.load_recipe("tiny", ["steps=1", *small])
+    >>> recipe = rlif.load_recipe("tiny", ["steps=1", "reward=few_words", *small])
+    >>> def few_words(inputs):
+    ...     return [-len(text.split()) for text in inputs.rollouts.texts]
     >>> with tempfile.TemporaryDirectory() as out:
-    ...     final = rlif.train(recipe, out)
+    ...     final = rlif.train(recipe, out, rewards={"few_words": few_words})
     ...     trained = rlif.load_policy(str(final))
     """
-    return loop.train(recipe, Path(out))
+    return loop.train(recipe, Path(out), task=_task(task, recipe), rewards=rewards_of(rewards or {}))
 
 
-def resume(out: str | Path, *, allow_changed: bool = False) -> Path | None:
-    """Go on with a run from its last checkpoint, as if it had never stopped; as `train` otherwise.
+def resume(
+    out: str | Path,
+    *,
+    rewards: Rewards | None = None,
+    task: Problems | None = None,
+    allow_changed: bool = False,
+) -> Path | None:
+    """Resume a run from its last checkpoint, as if it had never stopped; as `train` otherwise.
 
-    Recipe, problems or model that have changed are refused unless ``allow_changed``.
+    ``rewards`` and ``task`` are given again, for a folder holds no code. Recipe, problems or model that have changed
+    are refused unless ``allow_changed``.
 
     >>> import rlif, tempfile
     >>> small = ["rollout.prompts=2", "rollout.group_size=2", "rollout.max_new_tokens=8", "eval.every=0"]
@@ -83,7 +109,15 @@ def resume(out: str | Path, *, allow_changed: bool = False) -> Path | None:
     ...     rlif.resume(out) == final  # there is nothing left to do
     True
     """
-    return loop.resume(Path(out), allow_changed=allow_changed)
+    out = Path(out)
+    own = None if task is None else _task(task, read_recipe(recipe_path(out)))
+    return loop.resume(out, task=own, rewards=rewards_of(rewards or {}), allow_changed=allow_changed)
+
+
+def _task(task: Problems | None, recipe: Recipe) -> Task | None:
+    if task is None or isinstance(task, Task):
+        return task
+    return task_of(task, format=recipe.task.format or find_template(recipe.task.template).format)
 
 
 def evaluate(

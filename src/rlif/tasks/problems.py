@@ -23,7 +23,7 @@ class OwnProblems(ProblemList):
 
     def digests(self) -> Mapping[str, str]:
         """See `Task.digests`."""
-        return {"task": digest(self._train), "eval_problems": digest(self._eval)}
+        return {"task": digest(self._train), "task.eval_problems": digest(self._eval)}
 
 
 def task_of(
