@@ -105,6 +105,37 @@ def test_all_that_is_printed_goes_through_one_room() -> None:
     assert not found, "\n".join(found)
 
 
+RANDOM = ("Random", "Generator", "default_rng", "RandomState", "Philox", "PCG64", "manual_seed", "seed", "SystemRandom")
+HASHES = ("blake2b", "blake2s", "crc32", "adler32")
+SEEDED_EXPERIMENTS = {
+    *("analysis.paired", "tiny.corpus", "tiny.measure", "tiny.pretrain"),
+    *("theory.figures", "theory.similarity", "theory.statements"),
+    "tasks.arithmetic",  # a hash decides which sums are held out: a property of the sum, no draw
+}
+"""Modules beside `rlif.rng` that make a generator from a number they are given, or hash what is no file."""
+
+
+def makes_randomness(source: str) -> list[str]:
+    """Calls that make a generator, seed one, or hash a name into a number (fingerprints of files take SHA-256)."""
+    calls = [node.func for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    names = [call.attr if isinstance(call, ast.Attribute) else getattr(call, "id", "") for call in calls]
+    return sorted({name for name in names if name in (*RANDOM, *HASHES)})
+
+
+def test_randomness_comes_from_one_room() -> None:
+    """`rlif.rng` says which rule holds; a generator made elsewhere would depend on the order of the work."""
+    found = {module: makes_randomness(path.read_text("utf-8")) for module, path in modules().items()}
+    wrong = {module: names for module, names in found.items() if names and module not in {"rng", *SEEDED_EXPERIMENTS}}
+    assert not wrong, f"draw from rlif.rng, or add the module to SEEDED_EXPERIMENTS and say why: {wrong}"
+
+
+def test_randomness_is_seen_however_it_is_written() -> None:
+    for source in ("random.Random(1)", "torch.Generator().manual_seed(3)", "np.random.default_rng()", "blake2b(b'')"):
+        assert makes_randomness(source), source
+    for source in ("def f(random: Random): random.shuffle(x)", "sha256(path)", "keyed_random('eval', seed)"):
+        assert not makes_randomness(source), source
+
+
 def test_the_command_line_starts_light() -> None:
     heavy = ("torch", "transformers", "tokenizers", "matplotlib", "pyarrow", "numpy", "math_verify", "sympy")
     code = f"import sys, rlif.cli.main; print(*sorted(set({heavy!r}) & set(sys.modules)))"

@@ -35,9 +35,9 @@ from rlif.recipes import parse_recipe
 from rlif.rng import Key
 from rlif.rollout import decode_batch
 from rlif.rollout import engine as rollout
-from rlif.rollout.cuda_graphs import GraphRows
+from rlif.rollout.cuda_graphs import CudaGraphBatch
 from rlif.rollout.engine import Engine
-from rlif.rollout.reference import sample_slowly
+from rlif.rollout.reference import sample_reference
 from rlif.runs.history import read_metrics
 from rlif.training.grpo import grpo_step
 from rlif.training.loop import resume, train
@@ -117,10 +117,10 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("kind", HELD)
-def test_the_engine_is_its_slow_twin_for_models_of_many_kinds(kind: str) -> None:
+def test_the_engine_equals_its_reference_for_models_of_many_kinds(kind: str) -> None:
     policy = tiny(kind, **HELD[kind])
     found = draw(policy, max_rows=4)
-    expected = sample_slowly(policy, toy_prompts(policy, UNEVEN), group_size=2, sampling=PLAIN, key=KEY)
+    expected = sample_reference(policy, toy_prompts(policy, UNEVEN), group_size=2, sampling=PLAIN, key=KEY)
     assert torch.equal(found.tokens, expected.tokens)
     torch.testing.assert_close(found.signals.logprob, expected.signals.logprob, atol=1e-5, rtol=0)
     assert measure(policy, found).mean < 1e-5
@@ -131,7 +131,7 @@ def test_a_model_whose_rows_are_not_what_they_are_alone_is_refused_when_an_engin
     sizes, words = REFUSED[kind]
     with pytest.raises(RlifError) as raised:
         Engine(tiny(kind, **sizes))
-    assert str(raised.value).startswith(f"policy.model: tiny {kind} {words}")
+    assert str(raised.value).startswith(f"model: tiny {kind} {words}")
     assert str(raised.value).endswith("use another model")
     assert "\n" not in str(raised.value)
 
@@ -223,8 +223,8 @@ def test_beyond_the_original_context_the_first_step_does_not_come(kind: str) -> 
     with pytest.raises(RlifError) as raised:
         Engine(policy).sample(prompts, group_size=2, sampling=PLAIN, key=KEY)
     assert str(raised.value) == (
-        f"prompt toy/1: 17 tokens and rollout.max_new_tokens=8 exceed the original context of {policy.source} "
-        "(24; beyond it a text depends on the longest beside it); shorten the prompt or lower the limit"
+        f"prompt toy/1: 17 tokens and max_new_tokens 8 exceed the original context of {policy.source} "
+        "(24; beyond it a text depends on the longest beside it); give max_new_tokens 7 or less"
     )
     rollouts = draw(policy, ["a"])
     long = dataclasses.replace(rollouts, prompts=tuple(prompts[1:]))
@@ -313,10 +313,10 @@ SAMPLINGS = {
 }
 
 
-def graphs(engine: Engine, rows: int, columns: int, *, room: int) -> GraphRows:
+def graphs(engine: Engine, rows: int, columns: int, *, room: int) -> CudaGraphBatch:
     decoder = decoder_of(engine.policy.model, joined)
     assert decoder is not None
-    return GraphRows(engine.policy, decoder, rows=rows, columns=columns)
+    return CudaGraphBatch(engine.policy, decoder, rows=rows, columns=columns)
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
@@ -325,7 +325,7 @@ def test_healthy_models_agree_however_they_are_sampled(
     monkeypatch: pytest.MonkeyPatch, way: str, sampling: Sampling
 ) -> None:
     if way == "graphs":
-        monkeypatch.setattr(Engine, "_in_flight", graphs)
+        monkeypatch.setattr(Engine, "_decode_batch", graphs)
     policy = toy_policy("llama" if way == "graphs" else way)
     found = measure(policy, draw(policy, sampling=sampling))
     assert found.mean < 1e-5

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rlif.model.decoder import Decoder, decoder_of
+from rlif.model.decoder import Decoder, decoder_of, has_decoder
 from rlif.model.lm_head import head_logprobs, head_of, head_signals
 from rlif.model.packing import Packed, rounded
 from rlif.model.policy import Policy
@@ -47,7 +47,7 @@ def micro_batches(model: nn.Module, rollouts: Rollouts, rows: Sequence[int], bud
     if budget is None:
         longest = max(len(prompt.token_ids) for prompt in rollouts.prompts)
         budget = max(1024, 4 * longest) if next(model.parameters()).device.type == "cpu" else 16384
-    return (_padded_parts if decoder_of(model) is None else _packed_parts)(rollouts, rows, budget)
+    return (_packed_parts if has_decoder(model) else _padded_parts)(rollouts, rows, budget)
 
 
 @torch.no_grad()

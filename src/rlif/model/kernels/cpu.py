@@ -3,7 +3,7 @@
 ``cpu.c`` is compiled when first needed (a second), if there is a C compiler, tried, and kept in the cache folder
 (`rlif.model.kernels.build`).
 Where there is none, on another system than Linux, or with ``RLIF_CPU_KERNELS=0``, PyTorch's own operations serve: the
-slow twins that the kernels are tested against.
+slow reference that the kernels are tested against.
 
 They use as many threads as PyTorch, and PyTorch's own where both are linked to the same OpenMP (pip's wheels, gcc).
 """

@@ -16,7 +16,7 @@ estimates on paper; there was no GPU to measure on.
 
 Extra memory: the tile (2^26 numbers of the model's own type), the partial sums of the rows in it, and in the backward
 pass fp32 gradients of the hidden states and of one block of columns. The plain-PyTorch tiles of `rlif.model.lm_head`
-are the twin; there as here the products are rounded to the model's type.
+are the reference; there as here the products are rounded to the model's type.
 """
 
 import math
