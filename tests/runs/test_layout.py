@@ -23,7 +23,7 @@ run = Path(sys.argv[1])
 lines = read_metrics(run / METRICS_FILE)
 curve = figures.Curve(load_recipe(recipe_path(run)).reward[0].name, lines)
 print(summary.markdown([summary.summarise(curve.label, curve.lines)]))
-figures.draw_all([curve], run / "figures")
+figures.write_figures([curve], run / "figures")
 """
 
 

@@ -186,7 +186,7 @@ def test_an_evaluation_gone_on_with_on_another_day(
     candidate = Candidate("toy", lambda: EngineBackend("toy", config))
     settings = settings_of(tasks=("arithmetic",), limit=4, samples=2, max_new_tokens=4)
 
-    class Impatient(eval_loop.Unwatched):
+    class Impatient(eval_loop.NullEvalCallback):
         def answered(self, answers: Any) -> None:
             raise KeyboardInterrupt
 
@@ -194,7 +194,7 @@ def test_an_evaluation_gone_on_with_on_another_day(
     whole = evaluate([candidate], settings, tmp_path / "whole")
     for name in ("dated", "old", "changed"):
         with pytest.raises(KeyboardInterrupt):
-            evaluate([candidate], settings, tmp_path / name, watcher=Impatient())
+            evaluate([candidate], settings, tmp_path / name, callback=Impatient())
     it_is(SECOND)
     later = evaluate([candidate], settings, tmp_path / "dated")
     assert [one["metrics"] for one in later["results"]] == [one["metrics"] for one in whole["results"]]

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rlif.config import PolicyConfig, Recipe
 from rlif.errors import RlifError
 from rlif.model.loading import load_policy
-from rlif.recipes import parse_recipe
+from rlif.recipes import load_recipe, parse_recipe, shipped_recipes
 from rlif.runs.history import read_metrics
 from rlif.runs.metric_keys import METRICS, find_metric
 from rlif.runs.trackers import SINKS, TensorBoardSink
@@ -300,11 +300,20 @@ def cli(*arguments: str | Path, **options: object) -> subprocess.CompletedProces
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=240, **options)  # type: ignore[call-overload]
 
 
+def short_run(tiny_base_path: Path, steps: int) -> list[str]:
+    """Changes to the recipe tiny."""
+    return [
+        f"policy.model={tiny_base_path}",
+        f"steps={steps}",
+        "eval.every=0",
+        "rollout.prompts=2",
+        "checkpoint.every=2",
+    ]
+
+
 def start_run(tiny_base_path: Path, out: Path, steps: int) -> "subprocess.Popen[str]":
-    arguments = ["train", "tiny", f"policy.model={tiny_base_path}", f"steps={steps}", "eval.every=0"]
-    changes = ["rollout.prompts=2", "checkpoint.every=2", "--out", str(out)]
     return subprocess.Popen(
-        [sys.executable, "-m", "rlif", *arguments, *changes],
+        [sys.executable, "-m", "rlif", "train", "tiny", *short_run(tiny_base_path, steps), "--out", str(out)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -436,7 +445,7 @@ def test_a_reference_that_has_changed_is_refused(toy_model: Path, tmp_path: Path
 
 
 def test_killed_and_resumed_gives_the_same_weights(tiny_base_path: Path, tmp_path: Path) -> None:
-    run = start_run(tiny_base_path, tmp_path / "killed", steps=40)
+    run = start_run(tiny_base_path, tmp_path / "killed", steps=16)
     wait_for(tmp_path / "killed" / "checkpoints" / "step-000004", run)
     run.send_signal(signal.SIGKILL)
     run.communicate()
@@ -444,10 +453,8 @@ def test_killed_and_resumed_gives_the_same_weights(tiny_base_path: Path, tmp_pat
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     resumed = cli("train", "--resume", tmp_path / "killed", env=env)
     assert resumed.returncode == 0, resumed.stderr
-    whole = start_run(tiny_base_path, tmp_path / "whole", steps=40)
-    _, errors = whole.communicate(timeout=240)
-    assert whole.returncode == 0, errors
-    assert_same_weights(tmp_path / "whole" / "final", tmp_path / "killed" / "final")
+    whole = train(load_recipe(shipped_recipes()["tiny"], short_run(tiny_base_path, 16)), tmp_path / "whole")
+    assert_same_weights(whole, tmp_path / "killed" / "final")
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -66,13 +66,13 @@ def test_one_question_is_put_and_ended_in_one_way(template: str, questions: Path
     assert drawn == evaluated == plan.sampling
     assert kept == run.recipe  # what the folder holds is what was done, and what a resumed run does
     assert kept.task.format == plan.format == TEMPLATES[template].format
-    rendered = {one.problem.question: policy.encode_text(one.text)[1] for one in plan.asked}
+    rendered = {one.problem.question: policy.encode_text(one.text)[1] for one in plan.rendered}
     assert {prompt.problem.question: prompt.token_ids for prompt in prompts} == rendered
     problems = [prompt.problem for prompt in prompts]
     assert [prompt.token_ids for prompt in render(policy, template, problems)] == [
         prompt.token_ids for prompt in prompts
     ]
-    for one in plan.asked:
+    for one in plan.rendered:
         assert list(one.messages) == render_messages(template, one.problem.question)
         assert one.text == render_text(template, one.problem.question)
 

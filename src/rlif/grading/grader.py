@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = ["EXTRACTORS", "Grader", "boxed", "clean", "compare_quickly", "extract_any", "find_extractor"]
 
+GRADER_VERSION = "2"
+"""Stands in the results of every evaluation. Raise it whenever a verdict can change: an evaluation that another version
+began is not resumed, and `rlif compare` says where two differ. tests/grading/test_grader_version.py asks."""
+
 LONGEST_ANSWER = 2000
 """Characters by which an answer may be longer than the ground truth before it is wrong unread."""
 

@@ -9,7 +9,7 @@ from hashlib import blake2b
 from random import Random
 
 from rlif.config import ArithmeticTask
-from rlif.errors import RlifError
+from rlif.errors import Argument, RlifError
 from rlif.rng import keyed_random
 from rlif.tasks.base import EVAL_SEED, GradedTask, too_few
 from rlif.tasks.templates import find_template
@@ -24,13 +24,16 @@ class Arithmetic(GradedTask):
 
     name = "arithmetic"
 
-    def __init__(self, config: ArithmeticTask) -> None:
-        """Raises `RlifError` if the question lacks a summand, or for an unknown format."""
+    def __init__(self, config: ArithmeticTask, *, widen: bool = True) -> None:
+        """``widen``: whether errors may advise another range; a benchmark's is what it is.
+
+        Raises `RlifError` if the question lacks a summand, or for an unknown format.
+        """
         super().__init__(config.format or find_template(config.template).format)
         for summand in ("{a}", "{b}"):
             if summand not in config.question:
-                raise RlifError(f"task.question: {config.question!r} does not contain {summand}")
-        self._config = config
+                raise RlifError(Argument("question"), f": {config.question!r} does not contain {summand}")
+        self._config, self._widen = config, widen
         self._width = config.high - config.low + 1
 
     def train_problems(self, step: int, count: int, seed: int) -> tuple[Problem, ...]:
@@ -51,9 +54,10 @@ class Arithmetic(GradedTask):
         while len(drawn) < count:
             pair = next(pairs, None)
             if pair is None:
-                share, key = ("evaluation", "eval.problems") if held_out else ("training", "rollout.prompts")
-                where = f"task.low, task.high: the {share} share of sums from {self._config.low} to {self._config.high}"
-                raise too_few(where, len(drawn), count, f"widen the range or lower {key}")
+                share, asked = ("evaluation", "eval_problems") if held_out else ("training", "prompts")
+                where = f"the {share} share of sums from {self._config.low} to {self._config.high}"
+                wider = (", or widen the range (", Argument("low"), ", ", Argument("high"), ")") if self._widen else ()
+                raise too_few(where, len(drawn), count, "lower ", Argument(asked), f" to {len(drawn)}", *wider)
             if is_held_out(*pair) == held_out:
                 drawn[pair] = self._problem(*pair)
         return tuple(drawn.values())

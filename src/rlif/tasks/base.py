@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
-from rlif.errors import RlifError
+from rlif.errors import Argument, RlifError
 from rlif.grading.extraction import find_extractor
 from rlif.grading.grader import Grader
 from rlif.rng import keyed_random
@@ -111,6 +111,6 @@ def _permutation(size: int, seed: int, epoch: int) -> list[int]:
     return rows
 
 
-def too_few(where: str, have: int, asked: int, remedy: str) -> RlifError:
+def too_few(where: str, have: int, asked: int, *remedy: str | Argument) -> RlifError:
     """The error of a task that is asked for more distinct problems than it has."""
-    return RlifError(f"{where}: {have} problems, but {asked} distinct ones are asked for; {remedy}")
+    return RlifError(f"{where}: {have} problems, but {asked} distinct ones are asked for; ", *remedy)

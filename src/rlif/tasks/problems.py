@@ -57,7 +57,7 @@ def task_of(
 
 def _read(items: Iterable[Problem | Row], name: str) -> tuple[Problem, ...]:
     rows = ((f"{name}:{number}", _row(item, f"{name}:{number}")) for number, item in enumerate(items, start=1))
-    return problems_of(rows, FileTask(name="file", path=name), source=name)
+    return problems_of(rows, FileTask(name="file", path=name), source=name, name_columns=False)
 
 
 def _row(item: Any, where: str) -> dict[str, Any]:
