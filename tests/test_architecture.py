@@ -15,7 +15,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "architecture.md"
 ORDER = (
     *("errors", "utils", "config", "types", "rng", "signals", "recipes"),
     *("tiny", "grading", "model", "tasks", "analysis", "rollout", "rewards", "runs", "monitoring", "evals", "training"),
-    *("report", "integrations", "theory", "experiments", "cli", "__main__"),
+    *("report", "integrations", "theory", "experiments", "api", "cli", "__main__"),
 )
 """Rooms from the ground up: folders, and the few modules beside them. docs/architecture.md says what is where."""
 

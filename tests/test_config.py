@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlif.config import ArithmeticTask, FileTask, PolicyConfig, Recipe, RewardConfig
+from rlif.config import ArithmeticTask, FileTask, NegatedConfig, PolicyConfig, Recipe, RewardConfig
 from rlif.errors import RlifError
 from rlif.recipes import dump_recipe, load_recipe
 from rlif.recipes import parse_recipe as parse
@@ -62,7 +62,7 @@ def test_the_dump_spells_out_every_default() -> None:
     assert list(dumped) == list(Recipe.model_fields)
     assert dumped["grpo"]["lr"] == 3e-6
     assert dumped["task"] == {field: getattr(ArithmeticTask(name="arithmetic"), field) for field in dumped["task"]}
-    assert dumped["reward"] == [{"name": "self_certainty", "weight": 1.0, "reduce": "mean", "of": "self_certainty"}]
+    assert dumped["reward"] == [{"name": "self_certainty", "weight": 1.0, "reduce": "mean"}]
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -123,7 +123,7 @@ def test_yaml_takes_on_and_off_for_booleans_but_a_recipe_does_not(written: str, 
         ("task.question='{a} + {b}'", "task", "question", "{a} + {b}"),
         ("reward=token_entropy", None, "reward", (RewardConfig(name="token_entropy"),)),
         ("reward=[random, length]", None, "reward", (RewardConfig(name="random"), RewardConfig(name="length"))),
-        ("reward={name: negated, of: length}", None, "reward", (RewardConfig(name="negated", of="length"),)),
+        ("reward={name: negated, of: length}", None, "reward", (NegatedConfig(of="length"),)),
     ],
 )
 def test_overrides(override: str, section: str | None, key: str, value: object, recipe_file: Path) -> None:
@@ -131,6 +131,31 @@ def test_overrides(override: str, section: str | None, key: str, value: object, 
     holder = recipe if section is None else getattr(recipe, section)
     assert getattr(holder, key) == value
     assert type(getattr(holder, key)) is type(value)
+
+
+def test_only_a_wrapping_reward_has_something_to_wrap_and_older_recipes_are_read() -> None:
+    negated, plain = parse(minimal(reward=["negated", {"name": "length", "of": "self_certainty"}])).reward
+    assert negated == NegatedConfig(of="self_certainty")
+    assert plain == RewardConfig(name="length")  # what runs of before wrote down for every reward
+    assert "of" not in RewardConfig.model_fields
+    recipe = parse(minimal(reward=[{"name": "negated", "of": "length", "weight": 0.5}, "random"]))
+    assert parse(yaml.safe_load(dump_recipe(recipe))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("reward", "said"),
+    [
+        ({"name": "negated", "off": "length"}, "reward.0.off: unknown key; did you mean reward.0.of?"),
+        ({"name": "length", "weigth": 2}, "reward.0.weigth: unknown key; did you mean reward.0.weight?"),
+        ({"name": "negated", "weight": -1}, "reward.0.weight: expected 0 or more (given -1)"),
+        ({"name": ["negated"]}, "reward.0.name: expected text"),
+        (3, "reward.0: expected a section"),
+    ],
+)
+def test_a_mistake_in_a_reward_is_named_by_its_key(reward: object, said: str) -> None:
+    with pytest.raises(RlifError) as error:
+        parse(minimal(reward=reward))
+    assert said in str(error.value)
 
 
 def test_the_last_override_wins(recipe_file: Path) -> None:

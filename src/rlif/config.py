@@ -7,7 +7,7 @@ what was reported of the No Free Lunch runs (arXiv 2506.17219).
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Strict, Tag, field_validator, model_validator
 
 Positive = Annotated[int, Strict(), Field(ge=1)]  # strict: `true` is no 1
 Natural = Annotated[int, Strict(), Field(ge=0)]
@@ -124,8 +124,39 @@ class RewardConfig(Section):
     """Weight of its advantages in the mix; 0 logs it without training on it; for the opposite see `negated`."""
     reduce: Literal["mean", "sum"] = "mean"
     """How a per-token signal becomes one number per completion."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_of(cls, data: Any) -> Any:
+        """Recipes that older runs wrote down say `of` of every reward; only one that wraps another reads it."""
+        if isinstance(data, dict) and "of" not in cls.model_fields:
+            return {key: value for key, value in data.items() if key != "of"}
+        return data
+
+
+class WrapperConfig(RewardConfig):
+    of: str
+    """The reward that is wrapped."""
+
+
+class NegatedConfig(WrapperConfig):
+    name: Literal["negated"] = "negated"
     of: str = "self_certainty"
-    """`negated` only: the reward it turns round."""
+    """The reward that is turned round."""
+
+
+WRAPPER_CONFIGS: dict[str, type[WrapperConfig]] = {"negated": NegatedConfig}
+"""Rewards made of another one, by name: what a recipe may say of them."""
+
+
+def _reward_kind(data: Any) -> str:
+    name = data.get("name") if isinstance(data, dict) else getattr(data, "name", None)
+    return name if isinstance(name, str) and name in WRAPPER_CONFIGS else "plain"
+
+
+AnyRewardConfig = Annotated[
+    Annotated[RewardConfig, Tag("plain")] | Annotated[NegatedConfig, Tag("negated")], Discriminator(_reward_kind)
+]
 
 
 class AdvantageConfig(Section):
@@ -205,7 +236,13 @@ class LogConfig(Section):
 
 
 class Recipe(Section):
-    """Everything that decides a run."""
+    """Everything that decides a run.
+
+    >>> import rlif
+    >>> recipe = rlif.Recipe(steps=1, policy={"model": "tiny-base"}, task={"name": "arithmetic"}, reward="length")
+    >>> recipe.grpo.clip_low, recipe.rollout.group_size
+    (0.2, 8)
+    """
 
     steps: Positive
     """Rollout-and-update steps."""
@@ -214,7 +251,7 @@ class Recipe(Section):
     policy: PolicyConfig
     task: TaskConfig
     rollout: RolloutConfig = RolloutConfig()
-    reward: tuple[RewardConfig, ...]
+    reward: tuple[AnyRewardConfig, ...]
     """One name, one mapping, or a list of them: a mix whose parts are each normalised on their own."""
     advantage: AdvantageConfig = AdvantageConfig()
     grpo: GrpoConfig = GrpoConfig()

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from rlif.config import ArithmeticTask, FileTask, Recipe, RewardConfig, Section
+from rlif.config import WRAPPER_CONFIGS, ArithmeticTask, FileTask, Recipe, RewardConfig, Section
 from rlif.errors import RlifError, nearest, printable, shortened, shown
 from rlif.utils.validation import explained
 from rlif.utils.yaml_text import LONGEST, YamlError, read_yaml
@@ -76,7 +76,16 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
 
 
 def parse_recipe(data: dict[str, Any], *, source: str = "recipe") -> Recipe:
-    """Check a mapping. Raises `RlifError` naming ``source`` and the key of the first mistake."""
+    """Check a mapping. Raises `RlifError` naming ``source`` and the key of the first mistake.
+
+    >>> import rlif
+    >>> base = {"steps": 1, "policy": {"model": "tiny-base"}, "task": {"name": "arithmetic"}, "reward": "length"}
+    >>> rlif.parse_recipe(base).reward[0].weight
+    1.0
+    >>> rlif.parse_recipe({**base, "lr": 1e-5})
+    Traceback (most recent call last):
+    rlif.errors.RlifError: recipe: lr: unknown key; did you mean grpo.lr?
+    """
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
@@ -107,11 +116,14 @@ def _apply(data: dict[str, Any], override: str) -> None:
         raise RlifError(f"{where}: the value is not YAML{hint}") from error
 
 
+_KIND_AT = {"task": 1, "reward": 2}
+"""Where pydantic's location of a key holds the kind of its section: task.arithmetic.low, reward.0.negated.of."""
+
+
 def _explain(error: ValidationError) -> str:
     """The first mistake in one line: key, what is wrong, what to do."""
     first = error.errors()[0]
-    # pydantic's location of a key below `task` holds the task's name too.
-    location = [part for i, part in enumerate(first["loc"]) if i != 1 or first["loc"][0] != "task"]
+    location = [part for i, part in enumerate(first["loc"]) if i != _KIND_AT.get(str(first["loc"][0]))]
     key = shortened(printable(".".join(str(part) for part in location)), 200)
     count = error.error_count()
     more = f" (and {count - 1} more)" if count > 1 else ""
@@ -126,7 +138,8 @@ def _explain(error: ValidationError) -> str:
 def _meant(unknown: list[Any], location: tuple[Any, ...]) -> str:
     """The key that was meant: one of that name in another section (lr: grpo.lr), else the nearest of the same one."""
     task = ArithmeticTask if location[1:2] == ("arithmetic",) else FileTask
-    sections: dict[str, type[BaseModel]] = {"task": task, "reward": RewardConfig}
+    reward = WRAPPER_CONFIGS.get(str(location[2]), RewardConfig) if location[2:] else RewardConfig
+    sections: dict[str, type[BaseModel]] = {"task": task, "reward": reward}
     for name, field in Recipe.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             sections[name] = field.annotation

@@ -15,7 +15,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Key:
-    """What makes a draw reproducible, besides the prompt: the run's seed and the step (or an evaluation's name)."""
+    """What makes a draw reproducible, besides the prompt: the run's seed and the step (or an evaluation's name).
+
+    >>> import rlif
+    >>> rlif.Key(seed=0, step=1) == rlif.Key(seed=0, step=2)
+    False
+    """
 
     seed: int
     step: int | str

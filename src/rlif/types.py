@@ -27,7 +27,12 @@ StopReason = Literal["eos", "stop_string", "length"]
 
 @dataclass(frozen=True)
 class Problem:
-    """One question of a task. ``answer`` is the ground truth: only graders and controls may look at it."""
+    """One question of a task. ``answer`` is the ground truth: only graders and controls may look at it.
+
+    >>> import rlif
+    >>> rlif.Problem("sum", "12+34=?", "46").answer
+    '46'
+    """
 
     id: str
     question: str
@@ -36,7 +41,13 @@ class Problem:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A problem rendered for one model: the exact text and the exact token ids the model is given."""
+    """A problem rendered for one model: the exact text and the exact token ids the model is given.
+
+    >>> import rlif
+    >>> prompt = rlif.Prompt("sum", "12+34=", (17, 18), rlif.Problem("sum", "12+34=?"))
+    >>> prompt.problem.question
+    '12+34=?'
+    """
 
     id: str
     text: str
@@ -45,7 +56,13 @@ class Prompt:
 
 
 class TokenSignals(NamedTuple):
-    """What a next-token distribution says about itself; at temperature 1, over the true vocabulary, in nats."""
+    """What a next-token distribution says about itself; at temperature 1, over the true vocabulary, in nats.
+
+    >>> import rlif, torch
+    >>> signals = rlif.token_signals(torch.zeros(1, 4), torch.tensor([2]))  # four tokens, all as likely
+    >>> [round(value.item(), 3) for value in signals]  # -ln 4, ln 4, and no distance from the uniform distribution
+    [-1.386, 1.386, 0.0]
+    """
 
     logprob: Float[Tensor, "*batch"]
     entropy: Float[Tensor, "*batch"]
@@ -54,7 +71,12 @@ class TokenSignals(NamedTuple):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to draw: temperature (0 is greedy), nucleus, top-k (0 is off), length limit in tokens, stop strings."""
+    """How to draw: temperature (0 is greedy), nucleus, top-k (0 is off), length limit in tokens, stop strings.
+
+    >>> import rlif
+    >>> rlif.Sampling(temperature=0.6, top_p=0.95, max_new_tokens=1024).top_k
+    0
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -82,6 +104,14 @@ class Rollouts:
 
     A completion includes its EOS token and nothing after it; ``texts`` leave out special tokens and stop strings.
     Position t of every per-token field belongs to the distribution that *produced* token t.
+
+    >>> import rlif
+    >>> policy = rlif.load_policy("tiny-base")
+    >>> prompts = rlif.render(policy, "plain", [rlif.Problem("sum", "12+34=?")])
+    >>> greedy = rlif.Sampling(temperature=0.0, max_new_tokens=4)
+    >>> rollouts = rlif.Engine(policy).sample(prompts, group_size=1, sampling=greedy, key=rlif.Key(0, 1))
+    >>> rollouts.n_rows, rollouts.lengths.tolist(), rollouts.stop_reasons
+    (1, [4], ('length',))
     """
 
     prompts: tuple[Prompt, ...]
@@ -115,6 +145,11 @@ class Verdict:
 
     ``right``: the answer is right, in whatever form it was given (None: the grader could not decide in time).
     ``formatted``: an answer stands in the form that was asked for. ``extracted``: the answer as it was read.
+
+    >>> import rlif
+    >>> with rlif.Grader() as grader:
+    ...     grader.grade("It is 46.", "46", format="boxed", row_id="sum")
+    Verdict(right=True, formatted=False, extracted='46')
     """
 
     right: bool | None

@@ -14,7 +14,7 @@ import pytest
 from matplotlib.image import imread
 
 from rlif.errors import RlifError
-from rlif.experiments.quickstart import ARMS, quickstart
+from rlif.experiments.quickstart import VARIANTS, quickstart
 from rlif.recipes import dump_recipe, find_recipe, load_recipe
 from rlif.report.figures import Curve, write_figures
 from rlif.report.summary import explain, markdown, summarise, terminal_table
@@ -89,7 +89,8 @@ def test_nothing_is_claimed_that_the_numbers_do_not_show() -> None:
 def test_no_number_of_the_table_is_cut_at_80_columns(step: int) -> None:
     lines = [line(i * step, 1.0, right=1.0, formatted=1.0, entropy=10.25) | {"eval/length": 96.0} for i in range(11)]
     results = [
-        summarise(arm.label, [lines[0], *(x | {"eval/right_and_formatted": 0.5} for x in lines)]) for arm in ARMS
+        summarise(variant.label, [lines[0], *(x | {"eval/right_and_formatted": 0.5} for x in lines)])
+        for variant in VARIANTS
     ]
     console = Console(width=80, record=True, file=StringIO())
     console.print(terminal_table(results))
@@ -97,7 +98,7 @@ def test_no_number_of_the_table_is_cut_at_80_columns(step: int) -> None:
     assert "…" not in table
     assert max(len(row.rstrip()) for row in table.splitlines()) <= 80
     for cell in ("1.00→1.00", "10.25→10.25", "96→96", "len.", ".50"):
-        assert table.count(cell) >= (1 if cell == "len." else len(ARMS)), cell
+        assert table.count(cell) >= (1 if cell == "len." else len(VARIANTS)), cell
 
 
 def test_the_table_has_start_best_and_last() -> None:
@@ -106,7 +107,7 @@ def test_the_table_has_start_best_and_last() -> None:
 
 
 def test_three_figures_are_drawn(tmp_path: Path) -> None:
-    curves = [Curve(arm.label, [line(0, 0.6), line(10, 0.7), line(20, 0.5)]) for arm in ARMS]
+    curves = [Curve(variant.label, [line(0, 0.6), line(10, 0.7), line(20, 0.5)]) for variant in VARIANTS]
     paths = write_figures(curves, tmp_path / "figures")
     assert [path.name for path in paths] == ["accuracy.png", "format.png", "confidence.png"]
     for path in paths:
@@ -124,9 +125,9 @@ def test_an_occupied_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_quickstart_of_other_settings_is_refused(tmp_path: Path) -> None:
-    (tmp_path / ARMS[0].name).mkdir()
-    (tmp_path / ARMS[0].name / "recipe.yaml").write_text(dump_recipe(load_recipe(find_recipe(Path("tiny")))))
-    with pytest.raises(RlifError, match="holds a quickstart of other settings"):
+    (tmp_path / VARIANTS[0].name).mkdir()
+    (tmp_path / VARIANTS[0].name / "recipe.yaml").write_text(dump_recipe(load_recipe(find_recipe(Path("tiny")))))
+    with pytest.raises(RlifError, match="a run of other settings"):
         quickstart(tmp_path, steps=7)
 
 
@@ -139,7 +140,7 @@ def start(out: Path, *, evaluated: bool) -> "subprocess.Popen[str]":
         text=True,
         start_new_session=True,
     )
-    metrics = out / ARMS[0].name / "metrics.jsonl"
+    metrics = out / VARIANTS[0].name / "metrics.jsonl"
     deadline = time.monotonic() + 240
     while not (metrics.exists() and metrics.stat().st_size >= evaluated):
         assert process.poll() is None, process.communicate()
@@ -175,20 +176,20 @@ def test_stopped_by_a_signal_and_started_again(tmp_path: Path) -> None:
         f"rlif: stopped; go on with: rlif quickstart --out {out} --steps 2",
     ]
     wait_until_empty(process.pid)
-    begun = [arm.name for arm in ARMS if (out / arm.name).exists()]
+    begun = [variant.name for variant in VARIANTS if (out / variant.name).exists()]
     assert len(begun) <= 2  # what had not begun did not begin
-    first = (out / ARMS[0].name / "metrics.jsonl").read_bytes()
+    first = (out / VARIANTS[0].name / "metrics.jsonl").read_bytes()
 
     quickstart(out, steps=2)
     assert sorted(path.name for path in out.iterdir() if path.is_dir()) == sorted(
-        [*(arm.name for arm in ARMS), "figures"]
+        [*(variant.name for variant in VARIANTS), "figures"]
     )
     table = (out / "table.md").read_text()
-    assert all(f"| {arm.label} |" in table for arm in ARMS)
-    lines = read_metrics(out / ARMS[0].name / "metrics.jsonl")
+    assert all(f"| {variant.label} |" in table for variant in VARIANTS)
+    lines = read_metrics(out / VARIANTS[0].name / "metrics.jsonl")
     assert [row["step"] for row in lines] == [0, 1, 2]
     if b'"step": 1' in first:  # it had a checkpoint: nothing of it was made again
-        assert (out / ARMS[0].name / "metrics.jsonl").read_bytes().startswith(first)
+        assert (out / VARIANTS[0].name / "metrics.jsonl").read_bytes().startswith(first)
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])

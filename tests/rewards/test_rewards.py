@@ -7,12 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
-from rlif.config import AdvantageConfig, RewardConfig
+from rlif.config import WRAPPER_CONFIGS, AdvantageConfig, AnyRewardConfig, NegatedConfig, RewardConfig
 from rlif.errors import RlifError
 from rlif.rewards.advantages import advantages, cap_incomplete
 from rlif.rewards.base import RewardInputs
-from rlif.rewards.registry import REWARDS, check_rewards
+from rlif.rewards.registry import REWARDS, WRAPPERS, check_rewards, find_reward, needs_labels
 from rlif.rewards.score import score
 from rlif.rng import Key, uniforms
 from rlif.types import Problem, Prompt, Rollouts, Sampling, Scored, StopReason, TokenSignals, Verdict
@@ -55,8 +56,13 @@ VERDICTS = (
 
 
 def reward(name: str, *, rollouts: Rollouts | None = None, key: Key = KEY, **options: object) -> list[float]:
-    config = RewardConfig.model_validate({"name": name, **options})
-    return REWARDS[name].function(RewardInputs(rollouts or batch(), VERDICTS, key), config).tolist()
+    config = section(name=name, **options)
+    return find_reward(config).function(RewardInputs(rollouts or batch(), VERDICTS, key), config).tolist()
+
+
+def section(**keys: object) -> RewardConfig:
+    """As a recipe would say it."""
+    return TypeAdapter(AnyRewardConfig).validate_python(keys)
 
 
 # Each entry of the table
@@ -84,7 +90,8 @@ def test_reward_by_hand(config: dict[str, str], expected: list[float]) -> None:
 
 
 def test_every_entry_is_covered_here() -> None:
-    assert {config["name"] for config, _ in BY_HAND} | {"random"} == set(REWARDS)
+    assert {config["name"] for config, _ in BY_HAND} | {"random"} == {*REWARDS, *WRAPPERS}
+    assert set(WRAPPERS) == set(WRAPPER_CONFIGS)
 
 
 def test_only_those_that_look_at_the_answer_are_said_to_use_labels() -> None:
@@ -137,7 +144,7 @@ def test_random_is_not_the_stream_the_tokens_were_drawn_from() -> None:
 )
 def test_an_unknown_reward_is_named_with_its_nearest_neighbour(config: dict[str, str], words: tuple[str, ...]) -> None:
     with pytest.raises(RlifError) as error:
-        check_rewards([RewardConfig(name="random"), RewardConfig.model_validate(config)])
+        check_rewards([RewardConfig(name="random"), section(**config)])
     message = str(error.value)
     assert all(word in message for word in words), message
     assert "\n" not in message
@@ -145,13 +152,19 @@ def test_an_unknown_reward_is_named_with_its_nearest_neighbour(config: dict[str,
 
 def test_negating_a_negation_is_not_what_is_suggested() -> None:
     with pytest.raises(RlifError) as error:
-        check_rewards([RewardConfig(name="negated", of="negated")])
+        check_rewards([NegatedConfig(of="negated")])
     assert "did you mean negated?" not in str(error.value)
 
 
 def test_known_rewards_pass() -> None:
     check_rewards([RewardConfig(name=name) for name in REWARDS])
-    check_rewards([RewardConfig(name="self_certainty", of="whatever")])  # `of` is read by `negated` alone
+    check_rewards([section(name=name) for name in WRAPPERS])
+    check_rewards([section(name="self_certainty", of="whatever")])  # `of` is read by `negated` alone
+
+
+def test_a_wrapped_reward_needs_the_labels_that_it_wraps() -> None:
+    wrapped = [section(name="negated", of=name) for name in ("self_certainty", "verifiable")]
+    assert needs_labels([*wrapped, RewardConfig(name="random")]) == ["verifiable"]
 
 
 # Advantages

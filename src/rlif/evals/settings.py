@@ -12,7 +12,13 @@ from rlif.utils.validation import explained
 
 
 class Settings(Section):
-    """One evaluation: the tasks and the protocol. null: what the task usually takes."""
+    """One evaluation: the tasks and the protocol. null: what the task usually takes.
+
+    >>> import rlif
+    >>> settings = rlif.EvalSettings(tasks=("mine",), data={"mine": "problems.jsonl"}, temperature=0.0, samples=1)
+    >>> settings.top_p
+    1.0
+    """
 
     tasks: tuple[str, ...]
     """Names of benchmarks (rlif.tasks.benchmarks), or your own names for the files in `data`."""

@@ -36,6 +36,11 @@ class Grader:
     """Judges answers, with a worker process for those that need algebra; it starts when first needed.
 
     A context manager, but leaving it open harms nobody: the worker ends with its owner. One thread at a time.
+
+    >>> import rlif
+    >>> with rlif.Grader() as grader:
+    ...     grader.grade(r"So it is \\boxed{1/2}.", "0.5", format="boxed", row_id="half").right
+    True
     """
 
     def __init__(self, *, time_limit: float = 5.0, memory_limit: int = 2 << 30) -> None:

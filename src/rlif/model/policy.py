@@ -29,6 +29,12 @@ class Policy:
         vocab_size: the true vocabulary; embedding rows beyond it are padding and are never sampled.
         context: most positions the model knows, None if unlimited.
         chat_template: whether prompts go through the tokenizer's chat template.
+
+    >>> import rlif
+    >>> policy = rlif.load_policy("tiny-base")
+    >>> text, token_ids = policy.encode_text("12+34=")
+    >>> policy.tokenizer.decode(token_ids), policy.vocab_size
+    ('12+34=', 49)
     """
 
     model: nn.Module

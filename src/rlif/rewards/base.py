@@ -1,18 +1,31 @@
 """What a reward is given, and what it is."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from rlif.config import RewardConfig
+from rlif.errors import RlifError
 from rlif.rng import Key
 from rlif.types import Rollouts, Verdict
 
 
 @dataclass(frozen=True)
 class RewardInputs:
-    """What a reward may look at: the completions, the grader's verdicts on them, and the key of their randomness."""
+    """What a reward may look at: the completions, the grader's verdicts on them, and the key of their randomness.
+
+    >>> import rlif
+    >>> def least_sure_token(inputs):  # a reward: one number a completion, higher is better
+    ...     rollouts = inputs.rollouts
+    ...     return -rollouts.signals.entropy.masked_fill(~rollouts.mask, 0.0).amax(dim=1)
+    >>> rlif.register_reward("least_sure_token", least_sure_token, uses_labels=False) is least_sure_token
+    True
+    """
 
     rollouts: Rollouts
     verdicts: tuple[Verdict, ...]
@@ -21,10 +34,59 @@ class RewardInputs:
 
 @dataclass(frozen=True)
 class Reward:
-    """An entry of `REWARDS`. ``uses_labels``: whether ground truth enters, so that no run can claim otherwise."""
+    """An entry of `REWARDS`. ``uses_labels``: whether ground truth enters, so that no run can claim otherwise.
+
+    >>> import rlif
+    >>> reward = rlif.REWARDS["verifiable"]
+    >>> reward.meaning, reward.uses_labels
+    ('1 if the answer is right and formatted', True)
+    """
 
     name: str
     meaning: str
     citation: str
     uses_labels: bool
-    function: Callable[[RewardInputs, RewardConfig], Tensor]
+    function: Callable[[RewardInputs, RewardConfig], Float[Tensor, " row"]]
+
+
+@dataclass(frozen=True)
+class Wrapper:
+    """A reward made of another one, which the recipe names in ``of``; labels enter where they enter that one."""
+
+    name: str
+    meaning: str
+    citation: str
+    transform: Callable[[Float[Tensor, " row"]], Float[Tensor, " row"]]
+
+
+def reward_of(
+    name: str, function: Callable[..., Any], *, uses_labels: bool, meaning: str = "", citation: str = ""
+) -> Reward:
+    """A function of yours as a `Reward`.
+
+    It takes `RewardInputs`, and the reward's section of the recipe if it has a second parameter, and returns one number
+    a completion, ``(row,)``; higher is better. Raises `RlifError` for what is no such function.
+    """
+    takes = _positional(function) if callable(function) else 0
+    if takes not in (1, 2):
+        raise RlifError(f"reward {name}: expected a function of RewardInputs, or of RewardInputs and RewardConfig")
+
+    def checked(inputs: RewardInputs, config: RewardConfig) -> Float[Tensor, " row"]:
+        values = torch.as_tensor(function(inputs, config) if takes == 2 else function(inputs), dtype=torch.float32)
+        if values.shape != (inputs.rollouts.n_rows,):
+            raise RlifError(
+                f"reward {name}: returned the shape {tuple(values.shape)}; expected one number for each of the "
+                f"{inputs.rollouts.n_rows} completions"
+            )
+        return values.detach().cpu()
+
+    first_line = (inspect.getdoc(function) or "").partition("\n")[0]
+    return Reward(name, meaning or first_line or f"the function {name}", citation, uses_labels, checked)
+
+
+def _positional(function: Callable[..., Any]) -> int:
+    """How many of our two arguments a function takes: its positional parameters without a default, at least one."""
+    parameters = inspect.signature(function).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    required = [p for p in parameters if p.kind in kinds and p.default is inspect.Parameter.empty]
+    return max(len(required), 1 if any(p.kind in kinds for p in parameters) else 0)

@@ -1,26 +1,30 @@
-"""Rewards by name: the table `REWARDS`, and what each needs.
+"""Rewards by name: the table `REWARDS`, those that wrap another one, and those of other packages.
 
 A reward is a function ``(RewardInputs, RewardConfig) -> (row,)`` in `REWARDS`; higher is better, detached. Internal
 rewards read the signals recorded while sampling and never see a label; `verifiable` is the supervised baseline; the
 rest are the controls without which no gain may be credited to a signal (arXiv 2506.10947).
+
+A package of yours brings its own by an entry point of the group ``rlif.rewards``, which loads to a `Reward` or to a
+function (then taken to use labels). It is looked up only when a recipe names what is not in the table.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import entry_points
+from types import MappingProxyType
+from typing import Any, TypeVar, overload
 
 from torch import Tensor
 
-from rlif.config import RewardConfig
-from rlif.errors import RlifError, nearest
-from rlif.rewards.base import Reward, RewardInputs
+from rlif.config import RewardConfig, WrapperConfig
+from rlif.errors import Argument, RlifError, nearest
+from rlif.rewards.base import Reward, RewardInputs, Wrapper, reward_of
 from rlif.rewards.builtin import _format_only, _internal, _length, _random, _right_any_format, _verifiable
 from rlif.signals import SIGNALS
 
+GROUP = "rlif.rewards"
 
-def _negated(inputs: RewardInputs, config: RewardConfig) -> Tensor:
-    return -REWARDS[config.of].function(inputs, config)
-
-
-REWARDS: Mapping[str, Reward] = {
+_known: dict[str, Reward] = {
     reward.name: reward
     for reward in (
         *(_internal(signal) for signal in SIGNALS.values()),
@@ -29,26 +33,124 @@ REWARDS: Mapping[str, Reward] = {
         Reward("format_only", "1 if an answer stands in the asked form", "arXiv 2506.10947", False, _format_only),
         Reward("random", "a uniform number in [0, 1)", "arXiv 2506.10947", False, _random),
         Reward("length", "minus the completion's length in tokens: shorter is better", "project", False, _length),
-        Reward("negated", "minus the reward named by `of`", "project", False, _negated),
     )
 }
 
+REWARDS: Mapping[str, Reward] = MappingProxyType(_known)
+"""Every reward that is known by now; `register_reward` and a first use of another package's add to it."""
 
-def check_rewards(configs: Sequence[RewardConfig]) -> None:
-    """Raise `RlifError` for a reward name that is not in `REWARDS`, naming its nearest neighbour."""
+WRAPPERS: Mapping[str, Wrapper] = {
+    wrapper.name: wrapper
+    for wrapper in (Wrapper("negated", "minus the reward named by `of`", "project", lambda values: -values),)
+}
+"""Keys as in `rlif.config.WRAPPER_CONFIGS`, which says what a recipe may set for each."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@overload
+def register_reward(
+    name: str, function: F, *, uses_labels: bool, meaning: str = "", citation: str = ""
+) -> F: ...  # pragma: no cover
+@overload
+def register_reward(
+    name: str, *, uses_labels: bool, meaning: str = "", citation: str = ""
+) -> Callable[[F], F]: ...  # pragma: no cover
+def register_reward(
+    name: str, function: Any = None, *, uses_labels: bool, meaning: str = "", citation: str = ""
+) -> Any:
+    """Add a reward to `REWARDS`, for recipes of this process; also as a decorator. Returns the function.
+
+    Args:
+        name: what recipes call it, and metrics: ``reward/<name>/mean``. Raises `RlifError` for a name that is taken.
+        function: ``f(inputs: RewardInputs) -> (row,)``, higher is better; a second parameter gets its `RewardConfig`.
+        uses_labels: whether it looks at an answer or at a verdict's ``right``; problems without are then refused.
+
+    >>> import rlif
+    >>> @rlif.register_reward("long", uses_labels=False, meaning="the completion's length in tokens")
+    ... def long(inputs):
+    ...     return inputs.rollouts.lengths
+    >>> rlif.REWARDS["long"].meaning
+    "the completion's length in tokens"
+    """
+    if function is None:
+        return lambda later: register_reward(name, later, uses_labels=uses_labels, meaning=meaning, citation=citation)
+    check_free(name)
+    _known[name] = reward_of(name, function, uses_labels=uses_labels, meaning=meaning, citation=citation)
+    return function
+
+
+def check_free(name: str) -> None:
+    """Raise `RlifError` if a reward is called so already."""
+    if name in _known or name in WRAPPERS:
+        raise RlifError(f"reward {name}: the name is taken; choose another")
+
+
+def rewards_of(own: Mapping[str, Reward | Callable[..., Any]]) -> dict[str, Reward]:
+    """Rewards handed over for one run. A plain function is taken to use labels; to say otherwise hand over a `Reward`.
+
+    Raises `RlifError` for a name that is taken and for what is no reward.
+    """
+    for name in own:
+        check_free(name)
+    return {name: _as_reward(name, value) for name, value in own.items()}
+
+
+def find_reward(config: RewardConfig, own: Mapping[str, Reward] = MappingProxyType({})) -> Reward:
+    """The reward that a section of a recipe names: one of ``own``, of `REWARDS`, or of an installed package.
+
+    One that is wrapped bears its own name. Raises `RlifError` for an unknown name, with its nearest neighbour.
+    """
+    if not isinstance(config, WrapperConfig):
+        return _look_up("name", config.name, own, (*_known, *own, *WRAPPERS))
+    inner = _look_up("of", config.of, own, (*_known, *own))
+    transform = WRAPPERS[config.name].transform
+
+    def function(inputs: RewardInputs, config: RewardConfig) -> Tensor:
+        return transform(inner.function(inputs, config))
+
+    return replace(inner, function=function)
+
+
+def reward_names(configs: Sequence[RewardConfig]) -> list[str]:
+    """The names of the rewards that are computed: of one that wraps another, the other's."""
+    return [config.of if isinstance(config, WrapperConfig) else config.name for config in configs]
+
+
+def check_rewards(configs: Sequence[RewardConfig], own: Mapping[str, Reward] = MappingProxyType({})) -> None:
+    """Raise `RlifError` for a reward name that nobody knows, naming its nearest neighbour."""
     for config in configs:
-        _check_name("name", config.name, list(REWARDS))
-        if config.name == "negated":
-            _check_name("of", config.of, [name for name in REWARDS if name != "negated"])
+        find_reward(config, own)
 
 
-def needs_labels(configs: Sequence[RewardConfig]) -> list[str]:
+def needs_labels(configs: Sequence[RewardConfig], own: Mapping[str, Reward] = MappingProxyType({})) -> list[str]:
     """The names of the rewards that look at ground truth, `negated` taken for what it turns round."""
-    names = [config.of if config.name == "negated" else config.name for config in configs]
-    return [name for name in names if REWARDS[name].uses_labels]
+    found = [find_reward(config, own) for config in configs]
+    return [reward.name for reward in found if reward.uses_labels]
 
 
-def _check_name(key: str, name: str, known: list[str]) -> None:
-    if name not in known:
-        meant = nearest(name, known)
-        raise RlifError(f"reward.{key}: no reward {name!r}; did you mean {meant}? (there are {', '.join(known)})")
+def _look_up(key: str, name: str, own: Mapping[str, Reward], known: Sequence[str]) -> Reward:
+    if name in own:
+        return own[name]
+    if name not in _known and name not in WRAPPERS:
+        _load_entry_point(name)
+    if name in _known:
+        return _known[name]
+    others = [*known, *(entry.name for entry in entry_points(group=GROUP))]
+    meant = nearest(name, others)
+    raise RlifError(
+        Argument(f"reward.{key}"), f": no reward {name!r}; did you mean {meant}? (there are {', '.join(others)})"
+    )
+
+
+def _load_entry_point(name: str) -> None:
+    """Take a reward of an installed package into the table, if one has it."""
+    for entry in entry_points(group=GROUP, name=name):
+        try:
+            _known[name] = _as_reward(name, entry.load())
+        except (ImportError, AttributeError) as error:
+            raise RlifError(f"reward {name}: its package cannot be loaded ({entry.value}: {error})") from error
+
+
+def _as_reward(name: str, value: Any) -> Reward:
+    return replace(value, name=name) if isinstance(value, Reward) else reward_of(name, value, uses_labels=True)

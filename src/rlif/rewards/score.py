@@ -8,7 +8,7 @@ from torch import Tensor
 from rlif.config import AdvantageConfig, RewardConfig
 from rlif.rewards.advantages import advantages, cap_incomplete
 from rlif.rewards.base import Reward, RewardInputs
-from rlif.rewards.registry import REWARDS
+from rlif.rewards.registry import REWARDS, find_reward
 from rlif.rng import Key
 from rlif.tasks.base import Task
 from rlif.types import Rollouts, Scored, Verdict
@@ -33,7 +33,7 @@ def score(
     named: dict[str, Tensor] = {}
     total = torch.zeros(rollouts.n_rows)
     for name, entry in zip(logged_names(mix), mix, strict=True):
-        values = rewards[entry.name].function(inputs, entry).float()
+        values = find_reward(entry, rewards).function(inputs, entry).float()
         if not bool(values.isfinite().all()):
             row = int((~values.isfinite()).nonzero()[0])
             where = f"a completion of prompt {rollouts.row_prompts[row].id}"

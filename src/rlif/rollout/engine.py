@@ -36,6 +36,14 @@ class Engine:
     Holds no state between calls. Raises `RlifError` for a model that takes no key-value cache (Mamba, say), or whose
     rows are not what they are alone (`rlif.rollout.decode_batch.check_rows`, which ``max_mismatch``, in nats, widens;
     0: any).
+
+    >>> import rlif
+    >>> policy = rlif.load_policy("tiny-base")
+    >>> prompts = rlif.render(policy, "plain", [rlif.Problem("sum", "12+34=?")])
+    >>> draw = dict(group_size=4, sampling=rlif.Sampling(max_new_tokens=8), key=rlif.Key(seed=0, step=1))
+    >>> rollouts = rlif.Engine(policy).sample(prompts, **draw)
+    >>> rollouts.texts == rlif.Engine(policy, max_rows=2).sample(prompts, **draw).texts  # however it is split
+    True
     """
 
     def __init__(

@@ -19,6 +19,11 @@ def render(
 
     ``now`` is the moment that a chat template which prints the date is told; None: the present. Raises `RlifError` for
     an unknown template.
+
+    >>> import rlif
+    >>> policy = rlif.load_policy("tiny-base")
+    >>> rlif.render(policy, "qa", [rlif.Problem("sum", "12+34=?")])[0].text
+    'Question: 12+34=?\\nAnswer:'
     """
     return tuple(_render(policy, template, problem, now) for problem in problems)
 

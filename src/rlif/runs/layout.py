@@ -8,6 +8,9 @@ from rlif.errors import RlifError
 RECIPE, INFO, METRICS_FILE, ROLLOUTS = "recipe.yaml", "run.json", "metrics.jsonl", "rollouts"
 """The resolved recipe; the facts; the log, one JSON line a step; the folder of completions, one Parquet file a step."""
 
+FINAL = "final"
+"""The folder of the trained model: it is there once the run has done its last step."""
+
 
 def recipe_path(out: Path) -> Path:
     """The recipe of a run. Raises `RlifError` if the folder holds no run."""

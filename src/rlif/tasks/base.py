@@ -21,7 +21,12 @@ EVAL_SEED = 2506_17219
 
 @runtime_checkable
 class Task(Protocol):
-    """Problems to train on, problems to evaluate on, and a judge of the answers."""
+    """Problems to train on, problems to evaluate on, and a judge of the answers.
+
+    >>> import rlif
+    >>> isinstance(rlif.task_of([rlif.Problem("sum", "12+34=?", "46")]), rlif.Task)
+    True
+    """
 
     name: str
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlif.config import FileTask
 from rlif.errors import Argument, RlifError
-from rlif.grading.extraction import boxed
+from rlif.grading.extraction import boxed, find_extractor
 from rlif.rng import keyed_random
 from rlif.tasks.base import EVAL_SEED, GradedTask, digest, too_few, walk
 from rlif.tasks.templates import find_template
@@ -36,34 +36,31 @@ Row = dict[str, Any]
 Reader = Callable[[str], str | None]
 
 
-class ProblemFile(GradedTask):
-    """The problems of ``config.path`` to train on, those of ``config.eval_path`` to evaluate on."""
+class ProblemList(GradedTask):
+    """Problems that are all there: those of ``train`` to train on, those of ``held_out`` to evaluate on (None: the
+    former). ``sources`` is what errors call the two."""
 
-    def __init__(self, config: FileTask, base_dir: Path | None = None) -> None:
-        """Reads the files; a relative path starts from ``base_dir`` (None: the current folder). Raises `RlifError`."""
-        super().__init__(config.format or find_template(config.template).format)
-        self.name: str = config.name
-        self._train_path = _resolve(config.path, base_dir)
-        self._train = read_problems(self._train_path, config, limit=config.limit)
-        self._eval_path, self._eval = self._train_path, self._train
-        if config.eval_path is not None:
-            self._eval_path = _resolve(config.eval_path, base_dir)
-            self._eval = read_problems(self._eval_path, config, argument="eval_path")
+    def __init__(
+        self, format: str, *, train: tuple[Problem, ...], held_out: tuple[Problem, ...] | None, sources: tuple[str, str]
+    ) -> None:
+        super().__init__(format)
+        self._train, self._train_source = train, sources[0]
+        self._eval, self._eval_source = (train, sources[0]) if held_out is None else (held_out, sources[1])
 
     def train_problems(self, step: int, count: int, seed: int) -> tuple[Problem, ...]:
         """See `Task.train_problems`. Each epoch shows every row once, in an order of its own."""
         if count > len(self._train):
             have = len(self._train)
-            raise too_few(str(self._train_path), have, count, "lower ", Argument("prompts"), f" to {have} at most")
+            raise too_few(self._train_source, have, count, "lower ", Argument("prompts"), f" to {have} at most")
         return tuple(self._train[row] for row in walk(len(self._train), step, count, seed))
 
     def eval_problems(self, count: int, seed: int = EVAL_SEED) -> tuple[Problem, ...]:
-        """See `Task.eval_problems`. Rows in file order; a smaller ``count`` takes some of a larger one's."""
+        """See `Task.eval_problems`. Rows in their order; a smaller ``count`` takes some of a larger one's."""
         if count > len(self._eval):
             have = len(self._eval)
-            raise too_few(str(self._eval_path), have, count, "lower ", Argument("eval_problems"), f" to {have}")
+            raise too_few(self._eval_source, have, count, "lower ", Argument("eval_problems"), f" to {have}")
         if self._eval is self._train:
-            _say_shared(self._eval_path)
+            _say_shared(self._eval_source)
         rows = list(range(len(self._eval)))
         keyed_random("eval", seed).shuffle(rows)
         return tuple(self._eval[row] for row in sorted(rows[:count]))
@@ -72,15 +69,29 @@ class ProblemFile(GradedTask):
         """See `Task.problems_to_fit`."""
         return tuple(dict.fromkeys((*self._train, *self._eval)))
 
+
+class ProblemFile(ProblemList):
+    """The problems of ``config.path`` to train on, those of ``config.eval_path`` to evaluate on."""
+
+    def __init__(self, config: FileTask, base_dir: Path | None = None) -> None:
+        """Reads the files; a relative path starts from ``base_dir`` (None: the current folder). Raises `RlifError`."""
+        self.name: str = config.name
+        format = config.format or find_template(config.template).format
+        find_extractor(format)  # before anything is read
+        path, eval_path = (_resolve(path, base_dir) for path in (config.path, config.eval_path or config.path))
+        train = read_problems(path, config, limit=config.limit)
+        held_out = None if config.eval_path is None else read_problems(eval_path, config, argument="eval_path")
+        super().__init__(format, train=train, held_out=held_out, sources=(str(path), str(eval_path)))
+
     def digests(self) -> Mapping[str, str]:
         """See `Task.digests`."""
         return {"task.path": digest(self._train), "task.eval_path": digest(self._eval)}
 
 
 @lru_cache
-def _say_shared(path: Path) -> None:
-    """Once for each file, not at every evaluation."""
-    _LOG.warning("%s: evaluation uses training problems; set eval_path to held-out ones", path)
+def _say_shared(source: str) -> None:
+    """Once for each source, not at every evaluation."""
+    _LOG.warning("%s: evaluation uses training problems; set eval_path to held-out ones", source)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 from rlif.config import Recipe
 from rlif.errors import RlifError
 from rlif.rewards.base import Reward
-from rlif.rewards.registry import REWARDS, check_rewards, needs_labels
+from rlif.rewards.registry import REWARDS, check_rewards, needs_labels, reward_names
 from rlif.tasks.base import Task
 
 NEEDS = "needs"
@@ -29,19 +29,17 @@ class Custom:
 
     def needs(self, recipe: Recipe) -> dict[str, Any]:
         """What of it a run of this recipe uses, for run.json: the rewards' names, and the class of the task."""
-        rewards = sorted({entry.name for entry in recipe.reward} & set(self.rewards))
+        rewards = sorted({*reward_names(recipe.reward)} & set(self.rewards))
         task = None if self.task is None else f"{type(self.task).__module__}.{type(self.task).__qualname__}"
         return {**({"rewards": rewards} if rewards else {}), **({"task": task} if task else {})}
 
     def check_rewards(self, recipe: Recipe) -> None:
         """Raise `RlifError` for the name of a reward that is neither given nor in `REWARDS`."""
-        check_rewards([entry for entry in recipe.reward if entry.name not in self.rewards])
+        check_rewards(recipe.reward, self.rewards)
 
     def needs_labels(self, recipe: Recipe) -> list[str]:
         """The names of the rewards that look at ground truth."""
-        shipped = [entry for entry in recipe.reward if entry.name not in self.rewards]
-        given = [entry.name for entry in recipe.reward if entry.name in self.rewards]
-        return [*needs_labels(shipped), *(name for name in given if self.rewards[name].uses_labels)]
+        return needs_labels(recipe.reward, self.rewards)
 
 
 def check_needs(recipe: Recipe, custom: Custom, info: Mapping[str, Any], out: Path, *, allow_changed: bool) -> None:

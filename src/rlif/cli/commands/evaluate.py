@@ -1,0 +1,104 @@
+"""`rlif eval`: models in this process, or behind a server."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rlif.errors import RlifError
+
+if TYPE_CHECKING:
+    from rlif.evals.backends.openai_client import Server
+
+
+def evaluate(
+    tasks: Annotated[
+        str, typer.Option(help="Comma-separated: gsm8k, math500, aime2025, arithmetic, additions, yours.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the evaluation; one of the same settings is gone on with.")],
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="MODEL...", help="Named models, hub ids, folders, .gguf.")
+    ] = None,
+    data: Annotated[list[str] | None, typer.Option(metavar="TASK=PATH", help="A .jsonl or .parquet file.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many problems of each task.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Answers to each problem; 8, or 1 if greedy.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.6,
+    top_p: Annotated[float, typer.Option(help="Nucleus sampling; 1 is off.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Among the k likeliest tokens; 0 is off.")] = 0,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Length limit; unless given, the task's.")] = None,
+    template: Annotated[str | None, typer.Option(help="Prompt template; unless given, the task's.")] = None,
+    format: Annotated[str | None, typer.Option(help="Extractor for `formatted`; unless given, the template's.")] = None,
+    shots: Annotated[int, typer.Option(help="Worked examples before each question.")] = 0,
+    shots_from: Annotated[str | None, typer.Option(help="Training file to take them from, not our fixed set.")] = None,
+    chat_template: Annotated[str, typer.Option(help="auto, on or off.")] = "auto",
+    stop: Annotated[list[str] | None, typer.Option(help="A further string that ends an answer.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    device: Annotated[str, typer.Option(help="A torch device; auto takes CUDA when there is one.")] = "auto",
+    max_mismatch: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Most nats a token from a plain forward pass; 0: any."),
+    ] = None,
+    seed: Annotated[int, typer.Option()] = 0,
+    endpoint: Annotated[
+        str | None, typer.Option(metavar="URL", help="Ask an OpenAI-compatible server (vLLM, llama.cpp ...).")
+    ] = None,
+    model: Annotated[list[str] | None, typer.Option(metavar="NAME", help="What the server calls the model.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests on their way to the server at once.")] = 8,
+    timeout: Annotated[float, typer.Option(min=1.0, help="Seconds that the server has for an answer.")] = 600.0,
+    api_key_env: Annotated[
+        str | None, typer.Option(metavar="VARIABLE", help="Holds the server's key; RLIF_API_KEY, if that is set.")
+    ] = None,
+) -> None:
+    """Judge models: avg@k, pass@k, maj@k, format, signals, every answer kept, error bars on everything."""
+    from rlif.cli.evaluate import run_eval, run_served
+    from rlif.evals.settings import settings_of
+
+    settings = settings_of(
+        tasks=tuple(task.strip() for task in tasks.split(",") if task.strip()),
+        data=dict(_assignment(pair) for pair in data or []),
+        limit=limit,
+        samples=samples if samples is not None else (1 if temperature == 0.0 else 8),
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        max_new_tokens=max_new_tokens,
+        template=template,
+        format=format,
+        shots=shots,
+        shots_from=shots_from,
+        chat_template=chat_template,
+        stop=tuple(stop or ()),
+        seed=seed,
+    )
+    if endpoint is not None:
+        if (dtype, device) != ("auto", "auto"):
+            raise RlifError(f"--endpoint {endpoint}: --dtype and --device are the server's to choose")
+        if max_mismatch is not None:
+            raise RlifError(f"--endpoint {endpoint}: --max-mismatch is for models in this process; leave it out")
+        run_served(_servers(endpoint, models, model, api_key_env, concurrency, timeout), settings, out)
+    elif model or not models:
+        raise RlifError("name the models to evaluate (rlif eval MODEL ...); --model NAME belongs to --endpoint URL")
+    else:
+        run_eval(models, settings, out, dtype=dtype, device=device, max_mismatch=max_mismatch)
+
+
+def _servers(
+    endpoint: str,
+    models: list[str] | None,
+    served: list[str] | None,
+    api_key_env: str | None,
+    concurrency: int,
+    timeout: float,
+) -> "list[Server]":
+    from rlif.evals.backends.openai_client import Server
+
+    if models or not served:
+        raise RlifError(f"--endpoint {endpoint}: say with --model NAME, and only so, what the server calls the model")
+    return [Server(endpoint, name, api_key_env, concurrency, timeout) for name in served]
+
+
+def _assignment(pair: str) -> tuple[str, str]:
+    task, separator, path = pair.partition("=")
+    if not (separator and task and path):
+        raise RlifError(f"--data {pair!r}: write TASK=PATH, for example gsm8k=data/gsm8k_test.jsonl")
+    return task, path

@@ -1,0 +1,30 @@
+"""`rlif sample`: completions on the terminal."""
+
+from typing import Annotated
+
+import typer
+
+
+def sample(
+    model: Annotated[str, typer.Argument(help="A named model, hub id, folder or .gguf file.")],
+    prompt: Annotated[str, typer.Argument(help="What to say to it.")],
+    n: Annotated[int, typer.Option("--samples", "-n", min=1, help="Completions.")] = 1,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 1.0,
+    top_p: Annotated[float, typer.Option(min=0.001, max=1.0)] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    chat_template: Annotated[str, typer.Option(help="auto, on or off.")] = "auto",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Print completions, each token shaded by the entropy of the distribution it was drawn from."""
+    from rlif.cli.sample import print_samples
+
+    print_samples(
+        model,
+        prompt,
+        n=n,
+        temperature=temperature,
+        top_p=top_p,
+        max_new_tokens=max_new_tokens,
+        chat_template=chat_template,
+        seed=seed,
+    )
