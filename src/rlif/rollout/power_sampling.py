@@ -240,7 +240,6 @@ class _Chains:
         return Rollouts(
             prompts=self._prompts,
             group_size=self._group_size,
-            sampling=self._proposal,
             tokens=torch.from_numpy(texts.tokens[:, :width]),
             mask=torch.arange(width) < torch.from_numpy(texts.lengths)[:, None],
             sampler_logprobs=sampler_logprobs,
