@@ -185,6 +185,9 @@ class Kernels:
     ) -> Float[Tensor, "row head*feature"]:
         """Attention of one more token in each row, whose key and value are written into the cache.
 
+        One call a layer and token: its many arguments are those of the C function, and bundling them would cost more
+        than it explains.
+
         Args:
             q, k, v: as the products with the weights left them, each line of heads side by side.
             norms: weights of the RMS norms of queries and keys, their offset and eps; None: there are none.

@@ -203,6 +203,9 @@ def _logits(products, scale, softcap, per_temperature, HAS_SOFTCAP: tl.constexpr
     return z * per_temperature
 
 
+# A kernel takes pointers, strides and numbers one by one: Triton knows no records, hence the long lists of arguments.
+
+
 @triton.jit(do_not_specialize=["first"])
 @no_type_check
 def _fold(
