@@ -134,7 +134,7 @@ def test_the_acceptance_balances_every_pair_of_texts(alpha: float, temperature: 
 # The sampler itself.
 
 
-def three_tokens(seed: int = 2) -> Policy:
+def three_tokens(seed: int = 0) -> Policy:
     """A random model that knows <eos>, a and b."""
     tokenizer = Tokenizer(tokenizer_models.WordLevel({"<eos>": EOS, "a": A, "b": B}, unk_token="<eos>"))
     tokenizer.decoder = decoders.Fuse()
@@ -209,7 +209,7 @@ def test_completions_follow_the_exact_law_of_their_schedule(name: str) -> None:
 
 
 def test_long_chains_reach_the_power_distribution_and_not_the_low_temperature() -> None:
-    policy, alpha, moves = three_tokens(), 2.0, 20
+    policy, alpha, moves = three_tokens(2), 2.0, 20  # its chains forget their start soon
     law = Law(table_of(policy, LIMIT), 1.0 / alpha)
     texts = enumerated(LIMIT)
     target, cold = law.target(texts, alpha), np.exp([law.log_q(text) for text in texts])
