@@ -20,6 +20,7 @@ RECIPE_KEYS: Mapping[str, str] = {
     "device": "policy.device",
     "dtype": "policy.dtype",
     "chat_template": "policy.chat_template",
+    "remote_code": "policy.remote_code",
     "max_new_tokens": "rollout.max_new_tokens",
     "max_mismatch": "rollout.max_mismatch",
     "prompts": "rollout.prompts",

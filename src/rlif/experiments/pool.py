@@ -48,7 +48,7 @@ def run_all(
         go_on_with: the command that goes on, told to who interrupts it.
         labels: what the bars call the runs; None: their names.
 
-    Raises `RlifError` for what the user can mend (the first such of any run ends all of them), `Interrupted` after
+    Raises `RlifError` for what the user can fix (the first such of any run ends all of them), `Interrupted` after
     SIGINT or SIGTERM; in both cases with each run's checkpoint written. The caller holds the lock of ``out`` and has
     called `check_recipes`. Signals are heard here alone: workers are asked through shared memory.
     """
