@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from rlif.config import ArithmeticTask, FileTask, Recipe, RewardConfig, Section
+from rlif.config import ArithmeticTask, FileTask, Merge, MergedModel, Recipe, RewardConfig, Section
 from rlif.errors import RlifError, nearest, printable, shortened, shown
 from rlif.utils.validation import explained
 from rlif.utils.yaml_text import LONGEST, YamlError, read_yaml
@@ -88,8 +88,9 @@ def _apply(data: dict[str, Any], override: str) -> None:
 def _explain(error: ValidationError) -> str:
     """The first mistake in one line: key, what is wrong, what to do."""
     first = error.errors()[0]
-    # pydantic's location of a key below `task` holds the task's name too.
-    location = [part for i, part in enumerate(first["loc"]) if i != 1 or first["loc"][0] != "task"]
+    # pydantic's location of a key below `task` holds the task's name too, that of one below policy.model its kind.
+    tag: dict[tuple[str | int, ...], int] = {("task",): 1, ("policy", "model"): 2}
+    location = [part for i, part in enumerate(first["loc"]) if i not in (tag.get(first["loc"][:n]) for n in (1, 2))]
     key = shortened(printable(".".join(str(part) for part in location)), 200)
     count = error.error_count()
     more = f" (and {count - 1} more)" if count > 1 else ""
@@ -112,4 +113,5 @@ def _meant(unknown: list[Any], location: tuple[Any, ...]) -> str:
     if not parents:
         elsewhere = [f"{name}.{leaf}" for name, section in sections.items() if leaf in section.model_fields]
         return next(iter(elsewhere), "") or nearest(leaf, Recipe.model_fields)
-    return ".".join([*parents, nearest(leaf, sections[parents[0]].model_fields)])
+    section = {2: MergedModel, 3: Merge}.get(len(parents), sections[parents[0]])  # only a merge lies so deep
+    return ".".join([*parents, nearest(leaf, section.model_fields)])

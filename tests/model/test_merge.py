@@ -19,6 +19,8 @@ from rlif.errors import RlifError
 from rlif.model import merge as merging
 from rlif.model.loading import load_policy
 from rlif.model.merge import merge
+from rlif.recipes import find_recipe, load_recipe
+from rlif.training.loop import train
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -234,3 +236,53 @@ def test_the_head_of_a_file_is_what_the_format_says(pair: tuple[Path, Path], tmp
     header = json.loads(data[8 : 8 + length])
     ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
     assert max(ends) == len(data) - 8 - length
+
+
+def test_a_recipe_names_a_merged_model_which_is_made_once_and_anew_when_a_side_changes(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RLIF_CACHE", str(tmp_path / "cache"))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(tiny.path("tiny-base") / name, pair[0] / name)
+    named = {"merge": {"base": str(pair[0]), "instruct": str(pair[1]), "ratio": 0.3}}
+    config = PolicyConfig.model_validate({"model": named, "dtype": "float32"})
+    first = merging.model_source(config.model)
+    (expected,) = merge(str(pair[0]), str(pair[1]), [0.3], tmp_path / "expected")
+    assert (Path(first) / "model.safetensors").read_bytes() == (expected / "model.safetensors").read_bytes()
+    assert merging.model_source(config.model) == first
+    save_file(weights_of(pair[1]), pair[1] / "model.safetensors", metadata={"format": "pt", "saved": "again"})
+    assert merging.model_source(config.model) != first
+    assert PolicyConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_two_steps_of_training_begin_at_the_merged_weights_and_the_run_says_which(tmp_path: Path) -> None:
+    recipe = load_recipe(
+        find_recipe(Path("tiny")),
+        [
+            "policy.model={merge: {base: tiny-base, instruct: tiny-instruct, ratio: 0.5}}",
+            *("steps=1", "rollout.prompts=2", "rollout.group_size=2", "eval.every=0", "rollout.max_new_tokens=8"),
+        ],
+    )
+    train(recipe, tmp_path / "run")
+    info = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert info["model"] == "merge of tiny-base and tiny-instruct at 0.5"
+    assert "model.safetensors" in info["provenance"]["model"]
+    again = load_recipe(tmp_path / "run" / "recipe.yaml")
+    assert str(again.policy.model) == info["model"]
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("{merge: {base: a, instruct: b, ratio: 2}}", r"policy\.model\.merge\.ratio: .*1"),
+        ("{merge: {base: a, instruct: b}}", r"policy\.model\.merge\.ratio: this key is required"),
+        (
+            "{merge: {base: a, instruct: b, ratio: .1, ratoi: 2}}",
+            r"policy\.model\.merge\.ratoi: unknown key; did you mean policy\.model\.merge\.ratio",
+        ),
+        ("[a, b]", r"policy\.model: "),
+    ],
+)
+def test_a_mistake_in_the_section_of_a_merge_is_named_by_its_key(model: str, message: str) -> None:
+    with pytest.raises(RlifError, match=message):
+        load_recipe(find_recipe(Path("tiny")), [f"policy.model={model}"])

@@ -11,6 +11,7 @@ Differences from mergekit's linear merge, whose values these are to a rounding:
 3. tensors of one name and different shapes are refused, never cut.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -22,13 +23,15 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 
+from rlif.config import MergedModel
 from rlif.errors import Argument, RlifError, brief
 from rlif.model import registry
 from rlif.model.files import DamagedFileError, ModelFiles, StoredTensor, adapter_of, inspect_folder, merge_first
-from rlif.utils.atomic_io import disk_reason, make_folder, settle, system_error
-from rlif.utils.paths import expanded
+from rlif.utils.atomic_io import disk_reason, make_folder, settle, system_error, writing
+from rlif.utils.paths import cache_dir, expanded
 
 _LOG = logging.getLogger(__name__)
 
@@ -127,6 +130,28 @@ def merge(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return [out / folder.relative_to(temporary) for folder in folders]
+
+
+def model_source(model: str | MergedModel) -> str:
+    """The name of a model as it is; of one between two others the folder, made in the cache the first time.
+
+    It is made anew when a file of the two changes. Raises `RlifError` as `merge` does.
+    """
+    if isinstance(model, str):
+        return model
+    wanted = model.merge
+    sides = [_folder(wanted.base, "base"), _folder(wanted.instruct, "instruct")]
+    files = sorted(path for folder in sides for path in folder.iterdir() if path.is_file())
+    stamps = [(str(path), (found := path.stat()).st_size, found.st_mtime_ns) for path in files]
+    mark = hashlib.sha256(json.dumps([stamps, wanted.ratio, wanted.tokenizer_from]).encode()).hexdigest()[:12]
+    out = cache_dir() / "merged" / f"{sides[0].name}-{sides[1].name}-r{wanted.ratio:g}-{mark}"
+    if not out.is_dir():
+        with writing(out, "free some space, or set RLIF_CACHE"):
+            make_folder(out.parent)
+            with FileLock(out.with_name(f".{out.name}.lock")):  # runs that begin together: one makes it for all
+                if not out.is_dir():
+                    merge(wanted.base, wanted.instruct, [wanted.ratio], out, tokenizer_from=wanted.tokenizer_from)
+    return str(out)
 
 
 def _check_arguments(ratios: Sequence[float], out: Path, dtype: str | None) -> None:
