@@ -113,5 +113,5 @@ def _meant(unknown: list[Any], location: tuple[Any, ...]) -> str:
     if not parents:
         elsewhere = [f"{name}.{leaf}" for name, section in sections.items() if leaf in section.model_fields]
         return next(iter(elsewhere), "") or nearest(leaf, Recipe.model_fields)
-    section = {2: MergedModel, 3: Merge}.get(len(parents), sections[parents[0]])  # only a merge lies so deep
-    return ".".join([*parents, nearest(leaf, section.model_fields)])
+    deeper: dict[int, type[BaseModel]] = {2: MergedModel, 3: Merge}  # only policy.model goes so deep
+    return ".".join([*parents, nearest(leaf, deeper.get(len(parents), sections[parents[0]]).model_fields)])
