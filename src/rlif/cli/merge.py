@@ -28,7 +28,7 @@ def print_merge(base: str, instruct: str, ratios: str, out: Path, *, tokenizer_f
     with named(_OPTIONS):
         folders = merge(base, instruct, wanted, out, tokenizer_from=side, dtype=None if dtype == "auto" else dtype)
     table = Table(box=SIMPLE_HEAD)
-    for column in ("ratio", "GB", "folder"):
+    for column in ("ratio", "MB", "folder"):
         table.add_column(column, justify="left" if column == "folder" else "right")
     for ratio, folder in zip(wanted, folders, strict=True):
         command = f"rlif merge {shlex.quote(base)} {shlex.quote(instruct)} --ratio {ratio:g} --out DIR"
@@ -37,7 +37,7 @@ def print_merge(base: str, instruct: str, ratios: str, out: Path, *, tokenizer_f
         )
         write_whole(folder / "README.md", readme(base, instruct, ratio, command + options).encode())
         size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-        table.add_row(f"{ratio:g}", f"{size / 1e9:.2f}", str(folder))
+        table.add_row(f"{ratio:g}", f"{size / 1e6:,.1f}", str(folder))
     console.print(table)
     console.write_line(f"merged in {time.monotonic() - started:.0f} s; tokenizer and generation config of {side}")
 
