@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from rlif.config import WRAPPER_CONFIGS, ArithmeticTask, FileTask, Recipe, RewardConfig, Section
+from rlif.config import WRAPPER_CONFIGS, ArithmeticTask, FileTask, Merge, MergedModel, Recipe, RewardConfig, Section
 from rlif.errors import RlifError, nearest, printable, shortened, shown
 from rlif.utils.validation import explained
 from rlif.utils.yaml_text import LONGEST, YamlError, read_yaml
@@ -92,7 +92,7 @@ _KIND_AT = {"task": 1, "reward": 2}
 def _explain(error: ValidationError) -> str:
     """The first mistake in one line: key, what is wrong, what to do."""
     first = error.errors()[0]
-    location = [part for i, part in enumerate(first["loc"]) if i != _KIND_AT.get(str(first["loc"][0]))]
+from rlif.config import WRAPPER_CONFIGS, ArithmeticTask, FileTask, Merge, MergedModel, Recipe, RewardConfig, Section
     key = shortened(printable(".".join(str(part) for part in location)), 200)
     count = error.error_count()
     more = f" (and {count - 1} more)" if count > 1 else ""
@@ -116,4 +116,5 @@ def _meant(unknown: list[Any], location: tuple[Any, ...]) -> str:
     if not parents:
         elsewhere = [f"{name}.{leaf}" for name, section in sections.items() if leaf in section.model_fields]
         return next(iter(elsewhere), "") or nearest(leaf, Recipe.model_fields)
-    return ".".join([*parents, nearest(leaf, sections[parents[0]].model_fields)])
+    deeper: dict[int, type[BaseModel]] = {2: MergedModel, 3: Merge}  # only policy.model goes so deep
+    return ".".join([*parents, nearest(leaf, deeper.get(len(parents), sections[parents[0]]).model_fields)])

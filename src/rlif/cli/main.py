@@ -17,6 +17,7 @@ import typer
 import rlif
 from rlif.cli.commands.compare import compare
 from rlif.cli.commands.evaluate import evaluate
+from rlif.cli.commands.merge import merge
 from rlif.cli.commands.models import models
 from rlif.cli.commands.quickstart import quickstart
 from rlif.cli.commands.sample import sample
@@ -156,6 +157,7 @@ app.command("compare")(compare)
 app.command("quickstart")(quickstart)
 app.command("sample")(sample)
 app.command("theory")(theory)
+app.command("merge")(merge)
 app.command("models")(models)
 tiny_app = typer.Typer(help="The two tiny models that ship with rlif.")
 tiny_app.command("make")(make)

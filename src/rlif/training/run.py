@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 
-from rlif.config import Recipe
+from rlif.config import MergedModel, Recipe
 from rlif.errors import RlifError
 from rlif.evals.during_training import evaluate
 from rlif.model.fingerprint import weights_digest
+from rlif.model.merge import model_source
 from rlif.model.registry import MODELS
 from rlif.model.template_clock import present
 from rlif.monitoring.mismatch import Guard, comparable
@@ -104,7 +105,7 @@ class Run:
         with locked(out), ExitStack() as stack:
             RunLog.check_free(out)  # again: nobody else can take it from here on
             with emptied_on_failure(out, last=BEGINNING):
-                info = collect_info(model=recipe.policy.model)
+                info = collect_info(model=str(recipe.policy.model))
                 run._log = RunLog.create(out, recipe, info={**info, "provenance": run.state["provenance"]})
                 stack.enter_context(run._open())
             yield run
@@ -128,7 +129,7 @@ class Run:
             run = cls(recipe, out, watcher, start.checkpoint, now=now, began=began, allow_changed=allow_changed)
             changed = accept(began, run.provenance, step=run.step, out=out, allow=allow_changed)
             keep_what_is_dropped(out, start)
-            info = {**collect_info(model=recipe.policy.model), **({"changed": changed} if changed else {})}
+            info = {**collect_info(model=str(recipe.policy.model)), **({"changed": changed} if changed else {})}
             # Without a checkpoint nothing is kept, the evaluation of step 0 included: it will be made again.
             run._log = RunLog.resume(out, start.step, info=info)
             with run._open():
@@ -272,7 +273,7 @@ class Run:
 
     def _provenance(self, began: Provenance | None) -> Provenance:
         prompts = {"train": self.prompts(1), **({"eval": self._eval_prompts} if self._eval_prompts else {})}
-        files, stamps = model_files(self.recipe.policy.model, began)
+        files, stamps = model_files(model_source(self.recipe.policy.model), began)
         return Provenance(
             date=self.now,
             recipe=self.recipe.model_dump(mode="json"),
@@ -339,12 +340,20 @@ def _as_before(recipe: Recipe, info: Mapping[str, Any]) -> Recipe:
     return parse_recipe(data)
 
 
+def _absolute_model(model: str | MergedModel) -> str | dict[str, Any]:
+    """A model named so that the name means the same in every folder."""
+    if isinstance(model, str):
+        local = model not in MODELS and expanded(model).exists()
+        return str(expanded(model).resolve()) if local else model
+    sides = {name: _absolute_model(getattr(model.merge, name)) for name in ("base", "instruct")}
+    return {"merge": model.merge.model_dump(mode="json") | sides}
+
+
 def resolved(recipe: Recipe) -> Recipe:
     """A recipe that says what will be done, wherever it is resumed: local paths are absolute, and what the template
     brings (stop strings, the form of answer it asks for) and the evaluation takes over from rollouts is spelled out."""
     data = recipe.model_dump(mode="json")
-    if recipe.policy.model not in MODELS and expanded(recipe.policy.model).exists():
-        data["policy"]["model"] = str(expanded(recipe.policy.model).resolve())
+    data["policy"]["model"] = _absolute_model(recipe.policy.model)
     for key in ("path", "eval_path"):
         if data["task"].get(key):
             data["task"][key] = str(expanded(data["task"][key]).resolve())
