@@ -85,14 +85,16 @@ def _apply(data: dict[str, Any], override: str) -> None:
         raise RlifError(f"{where}: the value is not YAML{hint}") from error
 
 
-_KIND_AT = {"task": 1, "reward": 2}
-"""Where pydantic's location of a key holds the kind of its section: task.arithmetic.low, reward.0.negated.of."""
+_KIND_AT: dict[tuple[str | int, ...], int] = {("task",): 1, ("policy", "model"): 2, ("reward",): 2}
+"""Where pydantic's location of a key below these holds the kind of its section: task.arithmetic.low,
+policy.model.merged.merge.base, reward.0.negated.of."""
 
 
 def _explain(error: ValidationError) -> str:
     """The first mistake in one line: key, what is wrong, what to do."""
     first = error.errors()[0]
-from rlif.config import WRAPPER_CONFIGS, ArithmeticTask, FileTask, Merge, MergedModel, Recipe, RewardConfig, Section
+    kinds = {_KIND_AT.get(first["loc"][:n]) for n in (1, 2)}
+    location = [part for i, part in enumerate(first["loc"]) if i not in kinds]
     key = shortened(printable(".".join(str(part) for part in location)), 200)
     count = error.error_count()
     more = f" (and {count - 1} more)" if count > 1 else ""
@@ -116,5 +118,5 @@ def _meant(unknown: list[Any], location: tuple[Any, ...]) -> str:
     if not parents:
         elsewhere = [f"{name}.{leaf}" for name, section in sections.items() if leaf in section.model_fields]
         return next(iter(elsewhere), "") or nearest(leaf, Recipe.model_fields)
-    deeper: dict[int, type[BaseModel]] = {2: MergedModel, 3: Merge}  # only policy.model goes so deep
+    deeper: dict[int, type[BaseModel]] = {2: MergedModel, 3: Merge} if parents[0] == "policy" else {}
     return ".".join([*parents, nearest(leaf, deeper.get(len(parents), sections[parents[0]]).model_fields)])
