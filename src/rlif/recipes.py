@@ -35,22 +35,31 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
 
     Raises `RlifError` naming the file and the key of the first mistake.
     """
+    data = read_mapping(path, "recipe")
+    for override in overrides or []:
+        _apply(data, override)
+    return parse_recipe(data, source=str(path))
+
+
+def read_mapping(path: Path, what: str) -> dict[str, Any]:
+    """The keys and values of a YAML file, unchecked; ``what`` it is meant to be, for messages.
+
+    Raises `RlifError` for a file that cannot be read, or that is no such mapping.
+    """
     try:
         with path.open("rb") as file:
             data = read_yaml(file.read(4 * LONGEST).decode("utf-8-sig"))
     except OSError as error:
-        raise RlifError(f"{path}: cannot read the recipe ({error.strerror}); recipes lie in recipes/") from error
+        raise RlifError(f"{path}: cannot read the {what} ({error.strerror}); {what}s lie in {what}s/") from error
     except UnicodeDecodeError as error:
         raise RlifError(
-            f"{path}: not YAML (byte {error.start} is not UTF-8; save the recipe in that encoding)"
+            f"{path}: not YAML (byte {error.start} is not UTF-8; save the {what} in that encoding)"
         ) from error
     except YamlError as error:
         raise RlifError(f"{path}: not YAML ({error})") from error
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
-        raise RlifError(f"{path}: a recipe is a mapping of keys to values")
-    for override in overrides or []:
-        _apply(data, override)
-    return parse_recipe(data, source=str(path))
+        raise RlifError(f"{path}: a {what} is a mapping of keys to values")
+    return data
 
 
 def parse_recipe(data: dict[str, Any], *, source: str = "recipe") -> Recipe:
@@ -69,7 +78,22 @@ def dump_recipe(recipe: Recipe) -> str:
 def _apply(data: dict[str, Any], override: str) -> None:
     key, separator, value = override.partition("=")
     where = f"override {shown(override, 200)}"
-    if not separator or not all(key.split(".")):
+    if not separator:
+        raise RlifError(f"{where}: write key=value, for example grpo.lr=1e-5")
+    try:
+        parsed = read_yaml(value)  # YAML 1.1 leaves 1e-5 a string; pydantic makes it a number
+    except YamlError as error:
+        hint = "" if "'" in value else f"; text with signs in it stands in quotes: \"{key}='{shortened(value, 60)}'\""
+        raise RlifError(f"{where}: the value is not YAML{hint}") from error
+    set_key(data, key, parsed, where=where)
+
+
+def set_key(data: dict[str, Any], key: str, value: Any, *, where: str) -> None:
+    """Put a value into a recipe's data; ``key`` is dotted: ``grpo.lr``. ``where`` it was asked for, for messages.
+
+    Raises `RlifError` for a key with an empty part, and where the recipe has a value instead of a section.
+    """
+    if not all(key.split(".")):
         raise RlifError(f"{where}: write key=value, for example grpo.lr=1e-5")
     *parents, leaf = key.split(".")
     node = data
@@ -78,11 +102,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
         if not isinstance(child, dict):
             raise RlifError(f"{where}: {parent} is not a section in this recipe")
         node = child
-    try:
-        node[leaf] = read_yaml(value)  # YAML 1.1 leaves 1e-5 a string; pydantic makes it a number
-    except YamlError as error:
-        hint = "" if "'" in value else f"; text with signs in it stands in quotes: \"{key}='{shortened(value, 60)}'\""
-        raise RlifError(f"{where}: the value is not YAML{hint}") from error
+    node[leaf] = value
 
 
 _KIND_AT: dict[tuple[str | int, ...], int] = {("task",): 1, ("policy", "model"): 2, ("reward",): 2}
