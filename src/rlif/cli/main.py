@@ -21,6 +21,7 @@ from rlif.cli.commands.merge import merge
 from rlif.cli.commands.models import models
 from rlif.cli.commands.quickstart import quickstart
 from rlif.cli.commands.sample import sample
+from rlif.cli.commands.study import study
 from rlif.cli.commands.theory import theory
 from rlif.cli.commands.tiny import make
 from rlif.cli.commands.train import train
@@ -155,6 +156,7 @@ app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("compare")(compare)
 app.command("quickstart")(quickstart)
+app.command("study")(study)
 app.command("sample")(sample)
 app.command("theory")(theory)
 app.command("merge")(merge)

@@ -151,7 +151,8 @@ def load_grid(path: Path) -> Grid:
     try:
         return Grid.model_validate(read_mapping(path, "grid"))
     except ValidationError as error:
-        first = error.errors()[0]
+        # A misspelt key first: what is then missing is the same mistake.
+        first = min(error.errors(), key=lambda mistake: mistake["type"] != "extra_forbidden")
         key = shortened(printable(".".join(str(part) for part in first["loc"])), 200)
         if first["type"] == "extra_forbidden":
             section = MergeAxis if first["loc"][0] == "merge" else Grid
