@@ -82,6 +82,8 @@ class ArithmeticTask(Section):
     """Name of a prompt template (see rlif.tasks.templates)."""
     format: str | None = None
     """The extractor that decides `formatted` (see docs/grading.md); null: the one for what the template asks for."""
+    limit: Positive | None = None
+    """Train on only so many sums, drawn from the seed, each once an epoch; null: fresh ones in every step."""
 
     @model_validator(mode="after")
     def _range(self) -> "ArithmeticTask":

@@ -141,10 +141,10 @@ def test_cells_are_chosen_by_pattern_and_by_label(tmp_path: Path) -> None:
             choose(found, only=only, where=where)
 
 
-@pytest.mark.parametrize(("name", "count"), [("tiny", 84), ("paper", 26), ("sensitivity", 66)])
+@pytest.mark.parametrize(("name", "count"), [("tiny", 84), ("paper", 26), ("sensitivity", 78), ("quickstart", 5)])
 def test_every_shipped_grid_is_whole(name: str, count: int) -> None:
     """tiny: 6 models × 4 rewards × 3 seeds + 2 models × 2 controls × 3 seeds. paper: 5 models × 4 + 2 merges × 3.
-    sensitivity: (1 + 5 keys × 2 values) × 3 rewards × 2 seeds."""
+    sensitivity: (1 + 6 keys × 2 values) × 3 rewards × 2 seeds."""
     found = cells(load_grid(shipped_grids()[name]))
     assert len(found) == len({cell.digest for cell in found}) == count
 
@@ -163,7 +163,7 @@ def test_a_grid_is_found_by_name_or_path_and_a_damaged_file_is_told_of(tmp_path:
     copy = tmp_path / "mine.yaml"
     shutil.copy(shipped_grids()["tiny"], copy)
     assert find_grid(copy) == copy
-    with pytest.raises(RlifError, match=r"tyni: no such grid; .* shipped one: paper, sensitivity, tiny"):
+    with pytest.raises(RlifError, match=r"tyni: no such grid; .* shipped one: paper, quickstart, sensitivity, tiny"):
         find_grid(Path("tyni"))
     copy.write_text("- a list")
     with pytest.raises(RlifError, match="a grid is a mapping of keys to values"):

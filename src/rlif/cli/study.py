@@ -68,7 +68,8 @@ def print_study(grid: Path, out: Path, only: Sequence[str], where: Sequence[str]
     console.write_line(f"{told}, {duration(time.monotonic() - started)}; table: {out / RESULTS}")
     console.write_line(f"what they say of the paper's claims: rlif study {shlex.quote(str(out))} --findings")
     if counts["failed"]:
-        raise RlifError(f"{counts['failed']} cells failed, see {out / 'failed'}; the same command tries them again")
+        failed = f"{counts['failed']} of {len(states)} cells failed, see {out / 'failed'}"
+        raise RlifError(f"{failed}; the same command tries again")
 
 
 def _summary(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> Table:

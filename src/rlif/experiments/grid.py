@@ -120,7 +120,7 @@ class Cell:
     def name(self) -> str:
         """Of its folder: the labels, and the first 8 signs of the digest."""
         text = "-".join(f"s{label}" if axis == "seed" else label for axis, label in self.axes.items())
-        return f"{re.sub(r'[^A-Za-z0-9._]+', '-', text).strip('-.')[:80]}-{self.digest[:8]}"
+        return f"{slug(text)}-{self.digest[:8]}"
 
     @property
     def reward_kind(self) -> RewardKind:
@@ -129,6 +129,11 @@ class Cell:
         if names <= set(INTERNAL):
             return "internal"
         return "verifiable" if names == {"verifiable"} else "control"
+
+
+def slug(text: str) -> str:
+    """A text as part of a file's name; what it has in parentheses is left out."""
+    return re.sub(r"[^A-Za-z0-9._]+", "-", re.sub(r"\(.*?\)", "", text)).strip("-.")[:80]
 
 
 def shipped_grids() -> dict[str, Path]:
@@ -175,6 +180,17 @@ def cells(grid: Grid) -> tuple[Cell, ...]:
     from rlif.rewards.registry import check_rewards  # these load torch
     from rlif.training.run import resolved
 
+    found = []
+    for labels, recipe in combinations(grid):
+        whole = resolved(recipe)
+        with named({"reward.name": "rewards", "reward.of": "rewards"}):
+            check_rewards(whole.reward)
+        found.append(Cell(labels, whole, _digest(whole), *_model_kind(grid, labels["model"])))
+    return tuple(found)
+
+
+def combinations(grid: Grid) -> list[tuple[Mapping[str, str], Recipe]]:
+    """The labels and the recipe of every cell, one seed after the other. Raises as `cells`; free of torch."""
     path = find_recipe(Path(grid.recipe))
     data = read_mapping(path, "recipe")
     for key, value in grid.set.items():
@@ -182,23 +198,20 @@ def cells(grid: Grid) -> tuple[Cell, ...]:
     axes = _axes(grid, parse_recipe(data, source=f"{path} with the grid's set"))
     for entry in grid.leave_out:
         check_labels(axes, entry, where="leave_out")
-    found = []
-    for labels in itertools.product(*axes.values()):
-        named_labels = dict(zip(axes, labels, strict=True))
-        if any(matches(named_labels, entry) for entry in grid.leave_out):
+    found: list[tuple[Mapping[str, str], Recipe]] = []
+    for combination in itertools.product(*axes.values()):
+        labels = dict(zip(axes, combination, strict=True))
+        if any(matches(labels, entry) for entry in grid.leave_out):
             continue
         changed = copy.deepcopy(data)
-        for axis, label in named_labels.items():
+        for axis, label in labels.items():
             for key, value in axes[axis][label].items():
                 set_key(changed, key, value, where=f"{axis} {label}")
-        recipe = resolved(parse_recipe(changed, source=f"cell {', '.join(labels)}"))
-        with named({"reward.name": "rewards", "reward.of": "rewards"}):
-            check_rewards(recipe.reward)
-        found.append(Cell(named_labels, recipe, _digest(recipe), *_model_kind(grid, named_labels["model"])))
+        found.append((labels, parse_recipe(changed, source=f"cell {', '.join(combination)}")))
     if not found:
         raise RlifError("leave_out: it leaves no cell at all; take an entry out")
     seeds = list(axes["seed"])
-    return tuple(sorted(found, key=lambda cell: seeds.index(cell.axes["seed"])))
+    return sorted(found, key=lambda cell: seeds.index(cell[0]["seed"]))
 
 
 def matches(labels: Mapping[str, str], entry: Mapping[str, Collection[str]]) -> bool:

@@ -11,7 +11,7 @@ from random import Random
 from rlif.config import ArithmeticTask
 from rlif.errors import RlifError
 from rlif.rng import keyed_random
-from rlif.tasks.base import EVAL_SEED, GradedTask, too_few
+from rlif.tasks.base import EVAL_SEED, GradedTask, too_few, walk
 from rlif.tasks.templates import find_template
 from rlif.types import Problem
 
@@ -34,7 +34,13 @@ class Arithmetic(GradedTask):
         self._width = config.high - config.low + 1
 
     def train_problems(self, step: int, count: int, seed: int) -> tuple[Problem, ...]:
-        """See `Task.train_problems`. Fresh draws for each (seed, step), from the training share of the pairs."""
+        """See `Task.train_problems`. Fresh draws for each (seed, step), from the training share of the pairs; with
+        ``config.limit``, from as many of them as it says."""
+        if (limit := self._config.limit) is not None:
+            if count > limit:
+                raise too_few("task.limit", limit, count, "raise it or lower rollout.prompts")
+            few = self._draw(keyed_random("arithmetic", "limit", seed), limit, held_out=False)
+            return tuple(few[row] for row in walk(limit, step, count, seed))
         return self._draw(keyed_random("arithmetic", seed, step), count, held_out=False)
 
     def eval_problems(self, count: int, seed: int = EVAL_SEED) -> tuple[Problem, ...]:
