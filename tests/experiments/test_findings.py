@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rlif.experiments.courses import interval, pearson, spearman
-from rlif.experiments.findings import CLAIMS, Finding, findings, write_findings
+from rlif.experiments.findings import CLAIMS, Finding, basis, findings, write_findings
 
 SIGNALS = ("self_certainty", "token_entropy", "trajectory_entropy")
 STEPS = (0, 10, 20, 30, 40, 50, 60)  # early: 10 and 20
@@ -182,7 +182,10 @@ def test_nothing_is_decided_that_the_data_do_not_decide() -> None:
     for row in noisy:
         if row["step"] > 0 and row["seed"] == 2:
             row["eval/right_and_formatted"] -= 0.3
+            row["eval/entropy"] = 0.5
+        row.setdefault("eval/entropy", 0.3 if row["step"] == 0 else 0.2)
     assert of(noisy, "raise a base model").verdict == "undecided"
+    assert of(noisy, "entropy falls").verdict == "undecided"  # −.1, −.1 and +.2
     assert of(study(), "(greedy)").seen == "not measured"
     assert of(study(), "needs no training").verdict == "undecided"
     assert {finding.verdict for finding in findings([])} == {"undecided"}
@@ -240,12 +243,14 @@ def test_correlations_are_numpy_s() -> None:
 
 
 def test_findings_are_written_as_a_table_and_as_json(tmp_path: Path) -> None:
-    found = findings(study())
-    page, record = write_findings({"g": found}, tmp_path)
+    rows = study()
+    rows[0] |= {"cell": "another", "status": "failed"}
+    found = findings(rows)
+    page, record = write_findings({"g": found}, tmp_path, {"g": basis(rows)})
     text = page.read_text("utf-8")
-    assert "## g" in text
+    assert "## g\n\n12 of 13 cells finished.\n" in text
     for finding in found:
         assert f"| {finding.claim} |" in text
-    read = json.loads(record.read_text("utf-8"))["g"]
+    read = json.loads(record.read_text("utf-8"))["g"]["findings"]
     assert [each["verdict"] for each in read] == [finding.verdict for finding in found]
     assert next(each for each in read if "(greedy)" in each["claim"])["effect"] is None

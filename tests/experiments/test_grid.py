@@ -1,5 +1,7 @@
 """Grids: the cells are all combinations but those left out, equal settings have one digest, mistakes are one line."""
 
+import hashlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,8 @@ import pytest
 import yaml
 
 from rlif.errors import RlifError
-from rlif.experiments.grid import Cell, cells, choose, load_grid, shipped_grids
+from rlif.experiments.grid import Cell, _digest, cells, choose, find_grid, load_grid, shipped_grids
+from rlif.recipes import parse_recipe
 
 SMALL: dict[str, Any] = {
     "recipe": "tiny",
@@ -156,9 +159,21 @@ def test_sensitivity_shares_its_unchanged_cells_with_the_grid_tiny() -> None:
     assert unchanged <= {cell.digest for cell in tiny}
 
 
-def test_a_grid_is_found_by_name_or_path_and_a_damaged_file_is_told_of(tmp_path: Path) -> None:
-    from rlif.experiments.grid import find_grid
+def test_a_digest_is_of_what_differs_from_the_defaults_so_that_new_keys_do_not_change_it() -> None:
+    recipe = parse_recipe(
+        {"steps": 1, "policy": {"model": "m"}, "task": {"name": "arithmetic", "low": 10}, "reward": "random", "seed": 7}
+    )
+    told = {
+        "policy": {"model": "m"},
+        "reward": [{"name": "random"}],
+        "seed": 7,
+        "steps": 1,
+        "task": {"name": "arithmetic"},
+    }
+    assert _digest(recipe) == hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
+
+def test_a_grid_is_found_by_name_or_path_and_a_damaged_file_is_told_of(tmp_path: Path) -> None:
     assert find_grid(Path("tiny")) == shipped_grids()["tiny"]
     copy = tmp_path / "mine.yaml"
     shutil.copy(shipped_grids()["tiny"], copy)

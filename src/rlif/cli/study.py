@@ -9,7 +9,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from rlif.errors import RlifError, named, shortened
+from rlif.errors import RlifError, named
 from rlif.evals.pace import duration
 from rlif.experiments.budget import seconds, side_by_side, tokens_at_most
 from rlif.experiments.study import RESULTS, RUNS, Plan, collect, plan_study, run_study, status
@@ -62,6 +62,8 @@ def print_study(grid: Path, out: Path, only: Sequence[str], where: Sequence[str]
         run_study(plan, out, processes=processes, console=console, go_on_with=again)
     rows = [row for row in collect(out).to_pylist() if row["grid"] == plan.name]
     console.print(_summary(plan, rows))
+    for name, error in {row["cell"]: row["error"] for row in rows if row["status"] == "failed"}.items():
+        console.write_line(f"{name}: failed: {error}")
     states = {row["cell"]: row["status"] for row in rows}
     counts = {state: list(states.values()).count(state) for state in _EVERY_KIND}
     told = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
@@ -83,7 +85,7 @@ def _summary(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> Table:
         by_cell.setdefault(tuple(str(row[axis]) for axis in axes), []).append(row)
     for labels, lines in by_cell.items():
         scored = [line for line in lines if line.get("eval/right_and_formatted") is not None]
-        state = lines[0]["status"] if lines[0]["error"] is None else shortened(f"failed: {lines[0]['error']}", 200)
+        state = lines[0]["status"]
         if not scored:
             if state != "waiting":
                 table.add_row(*labels, "", "", "", "", state)
@@ -98,19 +100,20 @@ def _summary(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def print_findings(out: Path) -> None:
     """Each claim with its test and verdict, for every grid of a folder; writes findings.md and findings.json there."""
-    from rlif.experiments.findings import findings, write_findings
+    from rlif.experiments.findings import basis, findings, write_findings
 
-    console, table = Console(), collect(out)
-    rows = table.to_pylist()
-    found = {grid: findings([row for row in rows if row["grid"] == grid]) for grid in sorted({r["grid"] for r in rows})}
+    console, rows = Console(), collect(out).to_pylist()
+    grids = {grid: [row for row in rows if row["grid"] == grid] for grid in sorted({row["grid"] for row in rows})}
+    found = {grid: findings(own) for grid, own in grids.items()}
+    bases = {grid: basis(own) for grid, own in grids.items()}
     for grid, claims in found.items():
-        shown = Table(box=SIMPLE_HEAD, title=grid, title_justify="left")
+        shown = Table(box=SIMPLE_HEAD, title=f"{grid}: {bases[grid]}", title_justify="left")
         for column in ("claim", "effect", "95 % interval", "n", "verdict"):
             shown.add_column(column, justify="left" if column in ("claim", "verdict") else "right")
         for claim in claims:
             shown.add_row(claim.claim, claim.effect_text, claim.interval_text, str(claim.n), claim.verdict)
         console.print(shown)
-    for path in write_findings(found, out):
+    for path in write_findings(found, out, bases):
         console.write_line(f"written: {path}")
 
 

@@ -13,8 +13,8 @@ from rlif.recipes import load_recipe
 from rlif.runs.history import read_metrics
 from rlif.runs.layout import FINAL, METRICS_FILE, RECIPE
 
-TINY_SECONDS_PER_TOKEN = 1.3e-4
-"""One core, tiny models, a token of the upper bound: 136 s of processor time for 1.08 million (one cell of grids/tiny)."""
+TINY_SECONDS_PER_TOKEN = 1.1e-4
+"""One core, tiny models, a token of the upper bound: 85 and 136 s of processor time for two cells of grids/tiny."""
 TINY_GB = 0.8
 """Peak memory of a process that trains a tiny model."""
 

@@ -223,16 +223,30 @@ SETTINGS = Claim(
 """Judged where a grid has settings besides models, rewards and seeds."""
 
 
-def write_findings(found: Mapping[str, Sequence[Finding]], out: Path) -> tuple[Path, Path]:
-    """Write findings.md and findings.json (numbers that are unknown: null), grid by grid; returns their paths."""
+def basis(rows: Iterable[Mapping[str, Any]]) -> str:
+    """How much of a grid its findings rest on."""
+    states = {row["cell"]: row["status"] for row in rows}
+    return f"{list(states.values()).count('finished')} of {len(states)} cells finished"
+
+
+def write_findings(found: Mapping[str, Sequence[Finding]], out: Path, bases: Mapping[str, str]) -> tuple[Path, Path]:
+    """Write findings.md and findings.json (numbers that are unknown: null), grid by grid; returns their paths.
+
+    ``bases``: what the findings of each grid rest on (`basis`).
+    """
     parts = ["# Findings\n\nRules and thresholds: docs/study.md. Effects with 95 % intervals over n seeds.\n"]
     for grid, claims in found.items():
-        parts.append(f"\n## {grid}\n\n| claim | test | effect | 95 % interval | n | verdict | seen | source |\n")
+        parts.append(
+            f"\n## {grid}\n\n{bases[grid]}.\n\n| claim | test | effect | 95 % interval | n | verdict | seen | source |\n"
+        )
         parts.append("|---|---|---|---|---|---|---|---|\n")
         for one in claims:
             cells = (one.claim, one.test, one.effect_text, one.interval_text, str(one.n), one.verdict, one.seen)
             parts.append("| " + " | ".join(cell.replace("|", "/") for cell in (*cells, one.source)) + " |\n")
-    plain = {grid: [_without_nan(asdict(one)) for one in claims] for grid, claims in found.items()}
+    plain = {
+        grid: {"basis": bases[grid], "findings": [_without_nan(asdict(one)) for one in claims]}
+        for grid, claims in found.items()
+    }
     paths = out / "findings.md", out / "findings.json"
     for path, text in zip(paths, ("".join(parts), json.dumps(plain, indent=1, allow_nan=False) + "\n"), strict=True):
         write_whole(path, text.encode())
