@@ -236,9 +236,8 @@ def write_findings(found: Mapping[str, Sequence[Finding]], out: Path, bases: Map
     """
     parts = ["# Findings\n\nRules and thresholds: docs/study.md. Effects with 95 % intervals over n seeds.\n"]
     for grid, claims in found.items():
-        parts.append(
-            f"\n## {grid}\n\n{bases[grid]}.\n\n| claim | test | effect | 95 % interval | n | verdict | seen | source |\n"
-        )
+        parts.append(f"\n## {grid}\n\n{bases[grid]}.\n\n")
+        parts.append("| claim | test | effect | 95 % interval | n | verdict | seen | source |\n")
         parts.append("|---|---|---|---|---|---|---|---|\n")
         for one in claims:
             cells = (one.claim, one.test, one.effect_text, one.interval_text, str(one.n), one.verdict, one.seen)
