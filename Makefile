@@ -1,6 +1,7 @@
 # Everything a fresh machine with Python 3.10+ and make needs; `make` lists it.
 
 PYTHON ?= python3
+WORKERS ?= 2# processes that share the tests; each takes a core and up to 4 GB
 BIN := .venv/bin
 READY := .venv/.ready
 
@@ -29,7 +30,7 @@ test: setup ## lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror src/rlif/model/kernels/cpu.c
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 bench: setup ## the short benchmarks: one step beside TRL and transformers, and the head; some minutes
 	$(BIN)/python benchmarks/w1.py --steps 2

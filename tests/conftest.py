@@ -4,10 +4,11 @@ import os
 import sys
 from pathlib import Path
 
-# Read once, at import: these have to stand before transformers, tokenizers and matplotlib are loaded.
+# Read once, at import: these have to stand before torch, transformers, tokenizers and matplotlib are loaded.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "Agg"
+os.environ["OMP_NUM_THREADS"] = "1"  # also of the commands that tests start: they share the cores with other tests
 
 import pytest
 import torch

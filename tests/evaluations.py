@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from rlif.errors import RlifError
-from rlif.evals.backends.base import Answer, Asked, Trace
+from rlif.evals.backends.base import Answer, RenderedProblem, Trace
 from rlif.evals.runner import Candidate
 from rlif.evals.settings import Settings, settings_of
 from rlif.grading.grader import Grader
@@ -44,7 +44,7 @@ class Scripted:
             # One answer at a time, the last sample first: order must not matter.
             yield from ([self._say(one, sample)] for sample in reversed(range(samples)))
 
-    def _say(self, one: Asked, sample: int) -> Answer:
+    def _say(self, one: RenderedProblem, sample: int) -> Answer:
         draw = np.random.default_rng([*one.problem.id.encode(), sample]).random()
         answer = one.problem.answer if draw < self._right else "0"
         text = f"wait, it is \\boxed{{{answer}}}" if sample else f"it is {answer}"
@@ -69,7 +69,7 @@ def timeless(results: dict[str, Any]) -> dict[str, Any]:
 
 
 class Crashing(Grader):
-    """Judges so many answers, then breaks down as no user could mend."""
+    """Judges so many answers, then breaks down as no user could fix."""
 
     def __init__(self, after: int) -> None:
         super().__init__()

@@ -19,7 +19,7 @@ from unittest.mock import patch
 
 from rlif.cli import main
 from rlif.utils.atomic_io import LOCK
-from rlif.utils.interrupts import SIGNALS
+from rlif.utils.interrupts import STOP_SIGNALS
 
 NAMES = (
     "",
@@ -188,7 +188,7 @@ class Outcome:
 def run(arguments: Sequence[str]) -> Outcome:
     """The command line in this process, as it ends in one of its own."""
     streams = [io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2)]
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     code = 0
     try:
         with patch.multiple(sys, argv=["rlif", *arguments], stdout=streams[0], stderr=streams[1]):

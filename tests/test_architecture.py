@@ -1,6 +1,7 @@
 """The house plan, kept: a module imports only from rooms above its own, and the command line starts light."""
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -15,7 +16,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "architecture.md"
 ORDER = (
     *("errors", "utils", "config", "types", "rng", "signals", "recipes"),
     *("tiny", "grading", "model", "tasks", "analysis", "rollout", "rewards", "runs", "monitoring", "evals", "training"),
-    *("report", "integrations", "theory", "experiments", "cli", "__main__"),
+    *("report", "integrations", "theory", "experiments", "api", "cli", "__main__"),
 )
 """Rooms from the ground up: folders, and the few modules beside them. docs/architecture.md says what is where."""
 
@@ -89,6 +90,78 @@ def test_a_violation_is_seen_however_it_is_written() -> None:
     assert violations("tasks.base", "from rlif import tasks", known) == []  # one room
 
 
+def imported(source: str, known: set[str]) -> set[str]:
+    """Modules that a module needs while it is imported: what stands in functions or under TYPE_CHECKING is not."""
+    body = list(ast.parse(source).body)
+    names: set[str] = set()
+    while body:
+        node = body.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.ImportFrom):
+            whole = str(node.module)
+            names |= {
+                f"{whole}.{alias.name}" if f"{whole}.{alias.name}"[5:] in known else whole for alias in node.names
+            }
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            body += [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)]
+    return {name[5:] for name in names if name.startswith("rlif.") and name[5:] in known}
+
+
+def test_no_module_needs_itself_to_be_imported() -> None:
+    known = modules()
+    graph = {module: imported(path.read_text("utf-8"), set(known)) for module, path in known.items()}
+    assert len(graph["training.loop"]) > 5  # it sees imports at all
+    list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+    assert imported("from rlif import a\nif TYPE_CHECKING:\n import rlif.b\ndef f():\n import rlif.b", {"a", "b"}) == {
+        "a"
+    }
+
+
+MOST_LINES, MOST_PARAMETERS = 60, 7
+LARGER = {
+    "cli.commands.evaluate.evaluate": "every option of the command is a parameter",
+    "cli.commands.sample.sample": "every option of the command is a parameter",
+    "cli.sample.print_samples": "every option of the command is a parameter",
+    "model.kernels.cpu.Kernels.attend": "what one call of C is given",
+    "model.kernels.lm_head_triton._fold": "what one launch on a GPU is given",
+    "model.kernels.lm_head_triton._merge": "what one launch on a GPU is given",
+    "model.kernels.lm_head_triton._differentiate": "what one launch on a GPU is given",
+}
+"""Functions of more lines or parameters than a reader holds at once, and why they are."""
+
+
+def functions(source: str) -> Iterator[tuple[str, int, int]]:
+    """Dotted name, lines and parameters (without self, cls and ctx) of each function, methods too."""
+    waiting: list[tuple[str, ast.AST]] = [("", ast.parse(source))]
+    while waiting:
+        name, node = waiting.pop()
+        for child in ast.iter_child_nodes(node):
+            inner = f"{name}.{child.name}" if isinstance(child, ast.FunctionDef | ast.ClassDef) else name
+            waiting.append((inner, child))
+            if isinstance(child, ast.FunctionDef):
+                arguments = (*child.args.posonlyargs, *child.args.args, *child.args.kwonlyargs)
+                given = [argument.arg for argument in arguments if argument.arg not in ("self", "cls", "ctx")]
+                yield inner, (child.end_lineno or 0) - child.lineno + 1, len(given)
+
+
+def test_functions_fit_on_a_screen_and_take_few_parameters() -> None:
+    found = {
+        f"{module}{name}": (lines, given)
+        for module, path in modules().items()
+        for name, lines, given in functions(path.read_text("utf-8"))
+    }
+    large = {name for name, (lines, given) in found.items() if lines > MOST_LINES or given > MOST_PARAMETERS}
+    assert large == set(LARGER), f"split it, or say why in LARGER: {sorted(large ^ set(LARGER))}"
+
+
+def test_the_training_loop_fits_on_a_screen() -> None:
+    lines = {name: lines for name, lines, _ in functions((SOURCE / "training" / "loop.py").read_text("utf-8"))}
+    assert lines["._loop"] <= 50
+
+
 def test_all_that_is_printed_goes_through_one_room() -> None:
     """`rlif.utils.terminal` filters what comes from outside; a `print` or a console of rich's own would go round it."""
     forbidden = {"print", "echo", "secho", "TextColumn", "from_markup"}
@@ -103,6 +176,37 @@ def test_all_that_is_printed_goes_through_one_room() -> None:
                 names = [alias.name for alias in node.names if alias.name == "Console"]
                 found += [f"rlif.{module}, line {node.lineno}: {name} of rich" for name in names]
     assert not found, "\n".join(found)
+
+
+RANDOM = ("Random", "Generator", "default_rng", "RandomState", "Philox", "PCG64", "manual_seed", "seed", "SystemRandom")
+HASHES = ("blake2b", "blake2s", "crc32", "adler32")
+SEEDED_EXPERIMENTS = {
+    *("analysis.paired", "tiny.corpus", "tiny.measure", "tiny.pretrain"),
+    *("theory.figures", "theory.similarity", "theory.statements"),
+    "tasks.arithmetic",  # a hash decides which sums are held out: a property of the sum, no draw
+}
+"""Modules beside `rlif.rng` that make a generator from a number they are given, or hash what is no file."""
+
+
+def makes_randomness(source: str) -> list[str]:
+    """Calls that make a generator, seed one, or hash a name into a number (fingerprints of files take SHA-256)."""
+    calls = [node.func for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    names = [call.attr if isinstance(call, ast.Attribute) else getattr(call, "id", "") for call in calls]
+    return sorted({name for name in names if name in (*RANDOM, *HASHES)})
+
+
+def test_randomness_comes_from_one_room() -> None:
+    """`rlif.rng` says which rule holds; a generator made elsewhere would depend on the order of the work."""
+    found = {module: makes_randomness(path.read_text("utf-8")) for module, path in modules().items()}
+    wrong = {module: names for module, names in found.items() if names and module not in {"rng", *SEEDED_EXPERIMENTS}}
+    assert not wrong, f"draw from rlif.rng, or add the module to SEEDED_EXPERIMENTS and say why: {wrong}"
+
+
+def test_randomness_is_seen_however_it_is_written() -> None:
+    for source in ("random.Random(1)", "torch.Generator().manual_seed(3)", "np.random.default_rng()", "blake2b(b'')"):
+        assert makes_randomness(source), source
+    for source in ("def f(random: Random): random.shuffle(x)", "sha256(path)", "keyed_random('eval', seed)"):
+        assert not makes_randomness(source), source
 
 
 def test_the_command_line_starts_light() -> None:

@@ -266,7 +266,13 @@ class LogConfig(Section):
 
 
 class Recipe(Section):
-    """Everything that decides a run."""
+    """Everything that decides a run.
+
+    >>> import rlif
+    >>> recipe = rlif.Recipe(steps=1, policy={"model": "tiny-base"}, task={"name": "arithmetic"}, reward="length")
+    >>> recipe.grpo.clip_low, recipe.rollout.group_size
+    (0.2, 8)
+    """
 
     steps: Positive
     """Rollout-and-update steps."""

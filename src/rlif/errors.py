@@ -24,6 +24,14 @@ class RlifError(Exception):
 
     It is made of texts and of arguments: ``RlifError(Argument("model"), f": no such file: {path}")``. Who calls the
     library reads ``model: no such file``; who wrote a recipe reads ``policy.model: …``, through `named`.
+
+    >>> import rlif
+    >>> try:
+    ...     rlif.load_recipe("tini")
+    ... except rlif.RlifError as error:
+    ...     message = str(error)
+    >>> message.startswith("tini: no such recipe; give a YAML file, or the name of a shipped one")
+    True
     """
 
     def __init__(self, *parts: str | Argument) -> None:

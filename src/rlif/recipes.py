@@ -1,5 +1,6 @@
 """Recipes: YAML in, a checked `Recipe` out; those that ship with rlif by name."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,29 @@ from rlif.utils.yaml_text import LONGEST, YamlError, read_yaml
 
 # Beside the package in a wheel; at the top of the repository in a checkout.
 _FOLDERS = (Path(__file__).parent / "recipes", Path(__file__).parents[2] / "recipes")
+
+RECIPE_KEYS: Mapping[str, str] = {
+    "model": "policy.model",
+    "device": "policy.device",
+    "dtype": "policy.dtype",
+    "chat_template": "policy.chat_template",
+    "remote_code": "policy.remote_code",
+    "max_new_tokens": "rollout.max_new_tokens",
+    "max_mismatch": "rollout.max_mismatch",
+    "prompts": "rollout.prompts",
+    "template": "task.template",
+    "format": "task.format",
+    "path": "task.path",
+    "eval_path": "task.eval_path",
+    "answer_column": "task.answer_column",
+    "question_column": "task.question_column",
+    "low": "task.low",
+    "high": "task.high",
+    "limit": "task.limit",
+    "question": "task.question",
+    "eval_problems": "eval.problems",
+}
+"""What a recipe calls the arguments that an `RlifError` of the library names: for `rlif.errors.named`."""
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -63,7 +87,16 @@ def read_mapping(path: Path, what: str) -> dict[str, Any]:
 
 
 def parse_recipe(data: dict[str, Any], *, source: str = "recipe") -> Recipe:
-    """Check a mapping. Raises `RlifError` naming ``source`` and the key of the first mistake."""
+    """Check a mapping. Raises `RlifError` naming ``source`` and the key of the first mistake.
+
+    >>> import rlif
+    >>> base = {"steps": 1, "policy": {"model": "tiny-base"}, "task": {"name": "arithmetic"}, "reward": "length"}
+    >>> rlif.parse_recipe(base).reward[0].weight
+    1.0
+    >>> rlif.parse_recipe({**base, "lr": 1e-5})
+    Traceback (most recent call last):
+    rlif.errors.RlifError: recipe: lr: unknown key; did you mean grpo.lr?
+    """
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:

@@ -1,4 +1,10 @@
-"""Randomness: every random number is a function of names, so that no order of work changes it."""
+"""Randomness: every random number is a function of names, so that no order of work changes it.
+
+The one rule: whatever a run or an evaluation depends on (which problems, which tokens, which seed a server is sent) is
+drawn here, from a key. Nobody else turns names into seeds. What is an experiment or a test of its own, drawn in one go
+by one process, seeds a generator with a number it is given: `rlif.theory`, `rlif.tiny` and the resampling of
+`rlif.analysis.paired`. tests/test_architecture.py holds the list.
+"""
 
 import hashlib
 from dataclasses import dataclass
@@ -9,7 +15,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Key:
-    """What makes a draw reproducible, besides the prompt: the run's seed and the step (or an evaluation's name)."""
+    """What makes a draw reproducible, besides the prompt: the run's seed and the step (or an evaluation's name).
+
+    >>> import rlif
+    >>> rlif.Key(seed=0, step=1) == rlif.Key(seed=0, step=2)
+    False
+    """
 
     seed: int
     step: int | str

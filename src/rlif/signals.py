@@ -36,6 +36,12 @@ def token_signals(
     With p = softmax(z): logprob = ln p[token]; entropy = -Σ p ln p, in [0, ln V];
     self_certainty = KL(U‖p) = logsumexp(z) - mean(z) - ln V, at least 0. Source: arXiv 2505.19590 eq. 3
     (self-certainty), arXiv 2506.17219 (the three of them as rewards).
+
+    >>> import rlif, torch
+    >>> logits = torch.tensor([[0.0, 0.0], [100.0, 0.0]])  # of any model: undecided, then sure
+    >>> logprob, entropy, self_certainty = rlif.token_signals(logits, torch.tensor([0, 0]))
+    >>> [round(value, 3) for value in entropy.tolist()], [round(value, 3) for value in self_certainty.tolist()]
+    ([0.693, 0.0], [0.0, 49.307])
     """
     z = logits[..., :vocab_size].float()
     z = z - z.amax(dim=-1, keepdim=True)

@@ -27,7 +27,12 @@ StopReason = Literal["eos", "stop_string", "length"]
 
 @dataclass(frozen=True)
 class Problem:
-    """One question of a task. ``answer`` is the ground truth: only graders and controls may look at it."""
+    """One question of a task. ``answer`` is the ground truth: only graders and controls may look at it.
+
+    >>> import rlif
+    >>> rlif.Problem("sum", "12+34=?", "46").answer
+    '46'
+    """
 
     id: str
     question: str
@@ -36,7 +41,13 @@ class Problem:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A problem rendered for one model: the exact text and the exact token ids the model is given."""
+    """A problem rendered for one model: the exact text and the exact token ids the model is given.
+
+    >>> import rlif
+    >>> prompt = rlif.Prompt("sum", "12+34=", (17, 18), rlif.Problem("sum", "12+34=?"))
+    >>> prompt.problem.question
+    '12+34=?'
+    """
 
     id: str
     text: str
@@ -45,7 +56,13 @@ class Prompt:
 
 
 class TokenSignals(NamedTuple):
-    """What a next-token distribution says about itself; at temperature 1, over the true vocabulary, in nats."""
+    """What a next-token distribution says about itself; at temperature 1, over the true vocabulary, in nats.
+
+    >>> import rlif, torch
+    >>> signals = rlif.token_signals(torch.zeros(1, 4), torch.tensor([2]))  # four tokens, all as likely
+    >>> [round(value.item(), 3) for value in signals]  # -ln 4, ln 4, and no distance from the uniform distribution
+    [-1.386, 1.386, 0.0]
+    """
 
     logprob: Float[Tensor, "*batch"]
     entropy: Float[Tensor, "*batch"]
@@ -53,11 +70,48 @@ class TokenSignals(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How to draw: temperature (0 is greedy), nucleus, top-k (0 is off), length limit in tokens, stop strings.
+
+    >>> import rlif
+    >>> rlif.Sampling(temperature=0.6, top_p=0.95, max_new_tokens=1024).top_k
+    0
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_new_tokens: int = 128
+    stop: tuple[str, ...] = ()
+
+    @classmethod
+    def from_config(cls, config: RolloutConfig) -> "Sampling":
+        return cls(config.temperature, config.top_p, config.top_k, config.max_new_tokens, config.stop)
+
+    @property
+    def training_temperature(self) -> float:
+        """The temperature at which an update takes log-probabilities: that of the draw, without top-p and top-k.
+
+        1.0 for greedy completions: at temperature 0 each of them would be certain and its gradient 0, so they are
+        trained on as the policy itself gives them.
+        """
+        return self.temperature or 1.0
+
+
+@dataclass(frozen=True)
 class Rollouts:
-    """G completions for each prompt, with what the sampler knew while drawing them.
+    """G completions for each prompt, with how they were drawn and what the sampler knew while drawing them.
 
     A completion includes its EOS token and nothing after it; ``texts`` leave out special tokens and stop strings.
     Position t of every per-token field belongs to the distribution that *produced* token t.
+
+    >>> import rlif
+    >>> policy = rlif.load_policy("tiny-base")
+    >>> prompts = rlif.render(policy, "plain", [rlif.Problem("sum", "12+34=?")])
+    >>> greedy = rlif.Sampling(temperature=0.0, max_new_tokens=4)
+    >>> rollouts = rlif.Engine(policy).sample(prompts, group_size=1, sampling=greedy, key=rlif.Key(0, 1))
+    >>> rollouts.n_rows, rollouts.lengths.tolist(), rollouts.stop_reasons
+    (1, [4], ('length',))
     """
 
     prompts: tuple[Prompt, ...]
@@ -68,6 +122,7 @@ class Rollouts:
     signals: TokenSignals
     texts: tuple[str, ...]
     stop_reasons: tuple[StopReason, ...]
+    sampling: Sampling
 
     @property
     def n_rows(self) -> int:
@@ -90,6 +145,11 @@ class Verdict:
 
     ``right``: the answer is right, in whatever form it was given (None: the grader could not decide in time).
     ``formatted``: an answer stands in the form that was asked for. ``extracted``: the answer as it was read.
+
+    >>> import rlif
+    >>> with rlif.Grader() as grader:
+    ...     grader.grade("It is 46.", "46", format="boxed", row_id="sum")
+    Verdict(right=True, formatted=False, extracted='46')
     """
 
     right: bool | None
@@ -114,18 +174,3 @@ class Update:
     loss: float
     grad_norm: float
     metrics: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to draw: temperature (0 is greedy), nucleus, top-k (0 is off), length limit in tokens, stop strings."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    max_new_tokens: int = 128
-    stop: tuple[str, ...] = ()
-
-    @classmethod
-    def from_config(cls, config: RolloutConfig) -> "Sampling":
-        return cls(config.temperature, config.top_p, config.top_k, config.max_new_tokens, config.stop)

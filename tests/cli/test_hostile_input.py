@@ -20,7 +20,7 @@ from rich.text import Text
 from safetensors.torch import load_file, save_file
 
 from hostile import COMMANDS, FILES, NAMES, damaged, fault, run, tried, write
-from rlif.cli.train_progress import eval_parts, watch_run
+from rlif.cli.train_progress import eval_parts, show_progress
 from rlif.errors import RlifError, printable, printable_lines, shown, with_error
 from rlif.evals.tables import task_view
 from rlif.recipes import load_recipe
@@ -118,9 +118,9 @@ def test_bars_and_tables_show_names_as_they_are(name: str) -> None:
     console = Console(file=out, force_terminal=True, width=200, legacy_windows=False, color_system=None)
     task: Any = type("Task", (), {"description": name, "fields": {}})()
     assert text_column("{task.description}").render(task).plain.count("[") == name.count("[")
-    with watch_run(console, 1) as watcher:
-        watcher.begin(name, 1, 10)
-        watcher.logged(1, {f"reward/{name}/mean": 1.0})
+    with show_progress(console, 1) as callback:
+        callback.begin(name, 1, 10)
+        callback.logged(1, {f"reward/{name}/mean": 1.0})
     assert "\x1b[2J" not in out.getvalue().replace("\x1b[2K", "")
     assert "\x1b]0" not in out.getvalue()
     assert "\u202e" not in out.getvalue()

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 import rlif
 from rlif.cli import main
 from rlif.runs.checkpoint import latest_checkpoint, load_checkpoint
-from rlif.utils.interrupts import SIGNALS, AtOnce, stop_on_signal
+from rlif.utils.interrupts import STOP_SIGNALS, AtOnce, stop_on_signal
 from toys import toy_policy
 
 SMALL = ["steps=2", "rollout.prompts=2", "rollout.group_size=2", "rollout.max_new_tokens=8", "eval.every=0"]
@@ -41,7 +41,7 @@ class Outcome:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Iterator[object]:
     """Call the command line in this process, in a folder of its own; its signal handlers are taken back."""
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: object) -> Outcome:
@@ -143,7 +143,7 @@ def test_a_model_that_is_not_finite(run, toy_model: Path) -> None:  # type: igno
     weights = load_file("spoilt/model.safetensors")
     weights["model.norm.weight"].fill_(torch.inf)
     save_file(weights, "spoilt/model.safetensors", metadata={"format": "pt"})
-    assert_one_line(train(run, "spoilt"), "step 1: not finite: the policy's logits; nothing of this step is kept")
+    assert_one_line(train(run, "spoilt"), "step 1: the policy's logits are not finite; nothing of this step is kept")
 
 
 def test_a_disk_without_room(run, toy_model: Path) -> None:  # type: ignore[no-untyped-def]
@@ -205,7 +205,7 @@ def test_a_signal_while_nothing_runs_yet(  # type: ignore[no-untyped-def]
 
 
 def test_a_second_signal_ends_at_once(capfd: pytest.CaptureFixture[str]) -> None:
-    before = [signal.getsignal(number) for number in SIGNALS]
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
     with stop_on_signal() as stop:
         assert stop() == 0
         signal.raise_signal(signal.SIGTERM)
@@ -213,7 +213,7 @@ def test_a_second_signal_ends_at_once(capfd: pytest.CaptureFixture[str]) -> None
         with pytest.raises(AtOnce) as ended:
             signal.raise_signal(signal.SIGINT)
     assert ended.value.args == (signal.SIGINT,)
-    assert [signal.getsignal(number) for number in SIGNALS] == before
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
     assert capfd.readouterr().err == "\nstopping after this step, with a checkpoint (once more: at once)\n"
 
 

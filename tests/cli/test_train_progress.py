@@ -5,7 +5,7 @@ from io import StringIO
 
 import pytest
 
-from rlif.cli.train_progress import fitting, step_parts, watch_run
+from rlif.cli.train_progress import fitting, show_progress, step_parts
 from rlif.utils.terminal import Console
 
 METRICS = {
@@ -35,13 +35,13 @@ def test_a_line_is_as_much_as_fits(width: int) -> None:
 
 def test_a_terminal_gets_no_wrapped_line_and_no_bar_of_a_phase_that_is_over() -> None:
     console = Console(width=80, force_terminal=True, record=True, file=StringIO())
-    with watch_run(console, 2) as watcher:
-        watcher.begin("rollout", 1, 100)
-        watcher.advance(40)
-        watcher.logged(1, METRICS)
-        watcher.begin("eval", 2, 768)
-        watcher.advance(281)
-        watcher.logged(2, METRICS)
+    with show_progress(console, 2) as callback:
+        callback.begin("rollout", 1, 100)
+        callback.advance(40)
+        callback.logged(1, METRICS)
+        callback.begin("eval", 2, 768)
+        callback.advance(281)
+        callback.logged(2, METRICS)
     shown = console.export_text()  # without the codes that move the cursor
     assert re.findall(r"step    1  .*", shown) == [
         "step    1  trajectory_entropy -123.457  entropy 0.123  right 0.67"  # 65 characters; formatted needs 16 more
@@ -56,8 +56,8 @@ def test_a_terminal_gets_no_wrapped_line_and_no_bar_of_a_phase_that_is_over() ->
 
 def test_a_log_gets_one_whole_line_a_step() -> None:
     console = Console(width=80, record=True, file=StringIO())
-    with watch_run(console, 2) as watcher:
-        watcher.logged(1, METRICS)
+    with show_progress(console, 2) as callback:
+        callback.logged(1, METRICS)
     (line,) = console.export_text().splitlines()
     assert "12,345" in line
     assert "eval: right 0.671 ± 0.021" in line

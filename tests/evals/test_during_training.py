@@ -10,7 +10,7 @@ from rlif.analysis import estimators
 from rlif.analysis.text import count_transitional, transitional
 from rlif.evals.during_training import summarise
 from rlif.runs.metric_keys import METRICS
-from rlif.types import Problem, Prompt, Rollouts, TokenSignals, Verdict
+from rlif.types import Problem, Prompt, Rollouts, Sampling, TokenSignals, Verdict
 
 
 @pytest.mark.parametrize(
@@ -71,6 +71,7 @@ def test_summary_by_hand() -> None:
         signals=TokenSignals(-entropy, entropy, 2 * entropy),
         texts=("wait", "x", "y", "z"),
         stop_reasons=("eos", "eos", "length", "eos"),
+        sampling=Sampling(),
     )
     verdicts = (
         verdict("1", right=True),

@@ -17,7 +17,7 @@ from rlif.cli.evaluate import served
 from rlif.cli.main import app
 from rlif.config import PolicyConfig
 from rlif.errors import RlifError
-from rlif.evals.backends.base import Asked, Backend
+from rlif.evals.backends.base import Backend, RenderedProblem
 from rlif.evals.backends.engine import EngineBackend
 from rlif.evals.backends.openai import ServedBackend
 from rlif.evals.backends.openai_client import KEY_VARIABLE, Client, Server
@@ -295,7 +295,7 @@ def test_a_server_that_has_not_said_anything_yet_may_sample() -> None:
     """Thoughts that are not told fill the few tokens of these questions: nothing can be concluded from no text."""
     with ServerOnLoopback(lambda heard: Said(chat("", finish_reason="length"))) as server:
         backend = ServedBackend(Client(Server(server.url, "m")))
-        backend.check([Asked(Problem("p", "1+1"), ({"role": "user", "content": "1+1"},), "1+1")], Sampling())
+        backend.check([RenderedProblem(Problem("p", "1+1"), ({"role": "user", "content": "1+1"},), "1+1")], Sampling())
     assert len(server.heard) == 5
 
 
@@ -345,13 +345,13 @@ def test_mistakes_are_one_line(options: tuple[str, ...], expected: str, tmp_path
 def test_problem_ids_survive_a_server(tmp_path: Path) -> None:
     """Labels are made of problem ids and sample numbers: none may be taken for another's."""
     asked = [
-        Asked(Problem(name, name), ({"role": "user", "content": name},), name)
+        RenderedProblem(Problem(name, name), ({"role": "user", "content": name},), name)
         for name in ("a", "a, sample 1", "a, sample")
     ]
     with ServerOnLoopback(lambda heard: Said(chat("=" + question(heard)))) as server:
         backend = ServedBackend(Client(Server(server.url, "m")))
         found = backend.answer(asked, samples=2, sampling=Sampling(), key=Key(0, "t"), have={"a": {0}})
-        answers = [one for handful in found for one in handful]
+        answers = [one for batch in found for one in batch]
     assert {(one.problem_id, one.sample, one.text) for one in answers} == {
         (name, sample, f"={name}")
         for name in ("a", "a, sample 1", "a, sample")

@@ -1,9 +1,10 @@
-"""The evaluation loop: what is asked, kept, gone on with, counted; and the two commands."""
+"""The evaluation loop: what is asked, kept, resumed, counted; and the two commands."""
 
 import io
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -28,10 +29,11 @@ from rlif.evals import pace as pace_module
 from rlif.evals import plan as plans
 from rlif.evals import runner as loop
 from rlif.evals.backends import engine
-from rlif.evals.backends.base import Answer, Asked, Backend
+from rlif.evals.backends.base import Answer, Backend, RenderedProblem
 from rlif.evals.backends.engine import EngineBackend, answers_of
 from rlif.evals.compare import compare, model_folders
-from rlif.evals.metrics import Sheet, counts, course, headline
+from rlif.evals.grader_mark import SAME_VERDICTS
+from rlif.evals.metrics import AnswerTable, counts, headline, profile
 from rlif.evals.pace import Pace, duration
 from rlif.evals.plan import Plan
 from rlif.evals.runner import Candidate, evaluate
@@ -150,14 +152,14 @@ def test_problems_are_handed_out_as_they_are_finished_and_kept_when_broken_off(t
     assert {answer[:2]: answer[2:] for answers in handed for answer in map(told, answers)} == whole
     assert len(handed) > 1
 
-    class Impatient(loop.Unwatched):
+    class Impatient(loop.NullEvalCallback):
         def answered(self, answers: Any) -> None:
             raise KeyboardInterrupt
 
     config = PolicyConfig(model="tiny-base", dtype="float32", device="cpu")
     tiny = Candidate("tiny-base", lambda: EngineBackend("tiny-base", config))
     with pytest.raises(KeyboardInterrupt):
-        evaluate([tiny], settings(samples=2, limit=8), tmp_path / "e", watcher=Impatient())
+        evaluate([tiny], settings(samples=2, limit=8), tmp_path / "e", callback=Impatient())
     kept = parquet.read_table(tmp_path / "e" / "tiny-base" / "arithmetic")
     assert 2 <= kept.num_rows < 16
     assert kept.num_rows % 2 == 0
@@ -209,6 +211,27 @@ def test_a_finished_folder_does_not_answer_for_a_model_or_a_grader_that_changed(
     monkeypatch.setattr(plans, "grader_mark", lambda: "another grader")
     with pytest.raises(RlifError, match=r'tasks.arithmetic.grader was "rlif .*", is "another grader"'):
         evaluate([candidate(Scripted())], settings(), tmp_path / "e")
+
+
+@pytest.mark.parametrize(("source", "known"), [(source, True) for source in SAME_VERDICTS] + [("0" * 16, False)])
+def test_a_folder_marked_by_source_code_is_resumed_if_that_gave_the_same_verdicts(
+    source: str, known: bool, tmp_path: Path
+) -> None:
+    """As after an update of rlif to a version that says who grades in other words."""
+    out, other = tmp_path / "old", tmp_path / "new"
+    for folder in (out, other):
+        evaluate([candidate(Scripted())], settings(), folder)
+    asked = json.loads((out / "eval.json").read_text())
+    graders = asked["tasks"]["arithmetic"]
+    graders["grader"] = f"rlif 0.1.0, {graders['grader'].rpartition(', ')[2]}, {source}"
+    (out / "eval.json").write_text(json.dumps(asked))
+    (comparison,) = compare(out / "scripted", other / "scripted")
+    assert any(difference.startswith("grader: ") for difference in comparison.different) is not known
+    if known:
+        evaluate([candidate(Scripted())], settings(), out)
+        return
+    with pytest.raises(RlifError, match=r"tasks.arithmetic.grader was .*0000000000000000.* is .rlif grader"):
+        evaluate([candidate(Scripted())], settings(), out)
 
 
 def test_another_tokenizer_or_chat_template_has_another_mark() -> None:
@@ -304,7 +327,7 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = json.loads((tmp_path / "c.json").read_text())["tasks"][0]
     answers = [read_answers(out / name / "arithmetic") for name in ("tiny-base", "tiny-instruct")]
     assert answers[0].ids == answers[1].ids
-    means = [one.sheet.right.mean(axis=1) for one in answers]
+    means = [one.table.right.mean(axis=1) for one in answers]
     assert written["metrics"]["right"]["difference"] == pytest.approx((means[1] - means[0]).mean())
     assert len(written["gained"]) == int(((means[0] <= 0.5) & (means[1] > 0.5)).sum())
     missing = CliRunner().invoke(app, ["eval", "tiny-base", "no-such", *TINY, "--out", str(tmp_path / "x")])
@@ -360,14 +383,14 @@ def test_a_pair_is_the_same_question(tmp_path: Path) -> None:
         compare(first, own(tmp_path / "c", "p", ["What?", "When?", "Where?", "Whence?"]))
     (other,) = compare(first, own(tmp_path / "d", "q", ["Who?", "What?", "What?", "How?"]))
     assert (other.problems, other.left_out) == (3, 2)
-    twice = read_answers(tmp_path / "d" / "scripted" / "own").sheet.right.mean(axis=1)[:3].mean()
+    twice = read_answers(tmp_path / "d" / "scripted" / "own").table.right.mean(axis=1)[:3].mean()
     assert other.metrics["right"].b == pytest.approx(twice)
 
 
 class Forgetful(Scripted):
     """Does not know the signals of every problem's second answer; that one is empty."""
 
-    def _say(self, one: Asked, sample: int) -> Answer:
+    def _say(self, one: RenderedProblem, sample: int) -> Answer:
         answer = super()._say(one, sample)
         return replace(answer, text="", n_tokens=0, entropy=None, trace=None) if sample == 1 else answer
 
@@ -406,24 +429,48 @@ def test_settings_that_cannot_be(changes: dict[str, Any], message: str) -> None:
         settings(**changes)
 
 
-def test_a_plan_says_what_it_asks(tmp_path: Path) -> None:
+def test_a_plan_says_what_it_asks() -> None:
     plan = Plan("additions", settings(tasks=("additions",), stop=("END",), template="qa", shots=1))
     assert plan.sampling.stop == ("Question:", "END")
     assert plan.format == "hash"
     assert plan.protocol()["template"] == "qa v1"
     assert Plan("additions", settings(tasks=("additions",))).format == "last_number"
-    with pytest.raises(RlifError, match=r"^--format: no format"):
+    with pytest.raises(RlifError, match=r"^format: no format"):
         Plan("additions", settings(tasks=("additions",), format="box"))
-    with pytest.raises(RlifError, match=r"^--template: no template"):
+    with pytest.raises(RlifError, match=r"^template: no template"):
         Plan("additions", settings(tasks=("additions",), template="box"))
-    file = tmp_path / "own.jsonl"
-    with pytest.raises(RlifError, match=r"too few|lower --limit"):
+    with pytest.raises(RlifError, match=r"asked for; lower eval_problems to \d+$"):
         Plan("arithmetic", settings(limit=9_999))
-    for text in ('{"problem": "1+1=", "answer": ""}\n', '{"text": "1+1=", "answer": "2"}\n'):
-        file.write_text(text)
-        with pytest.raises(RlifError) as caught:
-            Plan("own", settings(tasks=("own",), data={"own": str(file)}))
-        assert "task." not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--tasks arithmetic --template box", r"--template: no template 'box'; did you mean boxed\? .*"),
+        ("--tasks arithmetic --format box", r"--format: no format 'box'; did you mean boxed\? .*"),
+        ("--tasks aritmetic", r"--tasks: no benchmark 'aritmetic'; .* add --data aritmetic=PATH\)"),
+        ("--tasks own --data own=none.jsonl", r"none.jsonl: No such file or directory; check --data"),
+        (
+            "--tasks own --data own=empty.jsonl",
+            r"empty.jsonl: no answer in column 'answer' of any row; put .* there",
+        ),
+        (
+            "--tasks own --data own=text.jsonl",
+            r"text.jsonl:1: no column 'problem' or 'question'; rename .* text, .*",
+        ),
+        ("--tasks arithmetic --limit 9999", r"the evaluation share of .* 9999 .* asked for; lower --limit to \d+"),
+        ("--tasks arithmetic --shots 1 --shots-from none.jsonl", r"none.jsonl: No such file .*; check --shots-from"),
+        ("--tasks arithmetic --shots 2 --shots-from text.jsonl", r"text.jsonl: 0 rows with .* answer, but --shots 2"),
+        ("--tasks arithmetic --dtype float8", r"--dtype: 'float8'; choose auto, float32 or bfloat16"),
+    ],
+)
+def test_errors_speak_of_options(options: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty.jsonl").write_text('{"problem": "1+1=", "answer": ""}\n')
+    Path("text.jsonl").write_text('{"text": "1+1=", "answer": "2"}\n')
+    done = CliRunner().invoke(app, ["eval", "tiny-base", *options.split(), "--out", "e"])
+    assert isinstance(done.exception, RlifError)
+    assert re.fullmatch(message, str(done.exception)), str(done.exception)
 
 
 def test_a_prompt_that_does_not_fit_says_what_would(tmp_path: Path) -> None:
@@ -435,7 +482,7 @@ def test_a_prompt_that_does_not_fit_says_what_would(tmp_path: Path) -> None:
     assert "exceed the context of tiny-base (256); give --max-new-tokens 24" in str(done.exception)
 
 
-def sheet(verdicts: list[Verdict], **changes: Any) -> Sheet:
+def table(verdicts: list[Verdict], **changes: Any) -> AnswerTable:
     n = len(verdicts)
     values: dict[str, Any] = {
         "samples": 1,
@@ -446,15 +493,15 @@ def sheet(verdicts: list[Verdict], **changes: Any) -> Sheet:
         "tenths": {},
         **changes,
     }
-    return Sheet(verdicts=tuple(verdicts), **values)
+    return AnswerTable(verdicts=tuple(verdicts), **values)
 
 
 def test_the_papers_table_2_counts_undecided_answers_apart() -> None:
     found = [Verdict(right, formatted, "1") for right in (True, False, None) for formatted in (True, False, False)]
-    assert counts(sheet(found)) == {
+    assert counts(table(found)) == {
         "right_formatted": 1, "right_unformatted": 2, "wrong_formatted": 1, "wrong_unformatted": 2, "undecided": 3,
     }  # fmt: skip
-    assert headline(sheet(found))["undecided"] == pytest.approx(1 / 3)
+    assert headline(table(found))["undecided"] == pytest.approx(1 / 3)
 
 
 def test_course_is_the_mean_over_answers_right_and_wrong_apart() -> None:
@@ -463,13 +510,13 @@ def test_course_is_the_mean_over_answers_right_and_wrong_apart() -> None:
     along[:, 0] = [1.0, 3.0, 5.0, 7.0]
     along[1, 9] = 2.0
     texts = ("wait, no", "but " * 10, "plain", "plain")
-    entropy = course(sheet(found, tenths={"entropy": along}, texts=texts))["entropy"]
+    entropy = profile(table(found, tenths={"entropy": along}, texts=texts))["entropy"]
     assert entropy["all"]["value"][0] == 4.0
     assert entropy["right"]["value"][0] == 1.0
     assert entropy["wrong"]["value"][0] == 4.0
     assert entropy["all"]["value"][9] == 2.0  # answers that have no such token do not count
     assert np.isnan(entropy["right"]["value"][9])
-    words = course(sheet(found, texts=texts))["transitional"]
+    words = profile(table(found, texts=texts))["transitional"]
     assert words["right"]["value"] == [1.0] + [0.0] * 9
     assert words["wrong"]["value"] == [0.5] * 10
 
@@ -490,7 +537,7 @@ def test_tables_cut_no_number_however_many_answers(tmp_path: Path) -> None:
 
 def test_the_picture_of_the_course_shows_its_numbers(tmp_path: Path) -> None:
     results = evaluate([candidate(Scripted()), candidate(Scripted("knows", known=False))], settings(), tmp_path / "e")
-    figure = figures.course("arithmetic", results["results"])
+    figure = figures.profile("arithmetic", results["results"])
     grid = np.array(figure.axes).reshape(2, 2)  # transitional words and entropy of two models
     for row, result in zip(grid, results["results"], strict=True):
         for axes, name in zip(row, ("transitional", "entropy"), strict=True):
@@ -502,7 +549,7 @@ def test_the_picture_of_the_course_shows_its_numbers(tmp_path: Path) -> None:
             assert set(lines) == {"right", "wrong"}
             for group, drawn in lines.items():
                 np.testing.assert_array_equal(drawn, result["course"][name][group]["value"])
-    (path,) = figures.draw_all(results, tmp_path / "e")
+    (path,) = figures.write_figures(results, tmp_path / "e")
     assert path.read_bytes().startswith(b"\x89PNG")
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from rlif.config import PolicyConfig
 from rlif.errors import RlifError
-from rlif.evals.backends.base import Asked
+from rlif.evals.backends.base import RenderedProblem
 from rlif.evals.backends.openai import ServedBackend
 from rlif.evals.backends.openai_client import Client, Server
 from rlif.evals.backends.openai_protocol import Ask
@@ -88,7 +88,7 @@ def test_greedy_answers_are_the_engine_s(served: Server, as_chat: bool, stop: tu
 def test_a_server_that_does_not_sample_is_found_out(served: Server) -> None:
     """tiny-instruct has no do_sample in its generation config, and the server goes by that alone."""
     problem = Problem("sum", "23+74=?")
-    asked = [Asked(problem, ({"role": "user", "content": problem.question},), problem.question)]
+    asked = [RenderedProblem(problem, ({"role": "user", "content": problem.question},), problem.question)]
     backend = ServedBackend(Client(served))
     backend.check(asked, Sampling(temperature=0.0))
     with pytest.raises(RlifError, match="does not sample; add --temperature 0"):

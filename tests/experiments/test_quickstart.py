@@ -16,7 +16,7 @@ from matplotlib.image import imread
 from rlif.errors import RlifError
 from rlif.experiments.quickstart import quickstart, variants
 from rlif.recipes import dump_recipe, find_recipe, load_recipe
-from rlif.report.figures import Curve, draw_all
+from rlif.report.figures import Curve, write_figures
 from rlif.report.summary import explain, markdown, summarise, terminal_table
 from rlif.runs.history import read_metrics
 from rlif.training.loop import train
@@ -110,14 +110,14 @@ def test_the_table_has_start_best_and_last() -> None:
 
 def test_three_figures_are_drawn(tmp_path: Path) -> None:
     curves = [Curve(variant.label, [line(0, 0.6), line(10, 0.7), line(20, 0.5)]) for variant in VARIANTS]
-    paths = draw_all(curves, tmp_path / "figures")
+    paths = write_figures(curves, tmp_path / "figures")
     assert [path.name for path in paths] == ["accuracy.png", "format.png", "confidence.png"]
     for path in paths:
         image = imread(path)
         assert image.shape[0] > 300
         assert image.std() > 0.05  # not an empty canvas
     with pytest.raises(ValueError, match="no curves"):
-        draw_all([], tmp_path)
+        write_figures([], tmp_path)
 
 
 def test_an_occupied_folder_is_refused(tmp_path: Path) -> None:

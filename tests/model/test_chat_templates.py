@@ -55,7 +55,7 @@ def complaint(template: Any, messages: Any = QUESTION) -> str:
     with pytest.raises(RlifError) as raised:
         with_template(template).encode_messages(messages)
     assert str(raised.value).isprintable()
-    assert str(raised.value).startswith("policy.chat_template: the template of toy llama ")
+    assert str(raised.value).startswith("chat_template: the template of toy llama ")
     return str(raised.value)
 
 
@@ -73,7 +73,7 @@ HOSTILE = {
     "a list of gigabytes": ("{{ [0] * 10 ** 10 }}", "needs more than 512 MB"),
     "doubling": (
         "{% set x = namespace(y='aaaa') %}{% for _ in range(60) %}{% set x.y = x.y + x.y %}{% endfor %}{{ x.y }}",
-        "(user); mend it",  # time or memory: whichever runs out first
+        "(user); fix it",  # time or memory: whichever runs out first
     ),
     "padding": ("{{ '%0999999999d' | format(1) }}", "needs more than 512 MB"),
     "centring": ("{{ 'a' | center(10 ** 10) }}", "needs more than 512 MB"),
@@ -183,7 +183,9 @@ def test_the_worker_makes_what_transformers_makes(template: str) -> None:
 
 def test_a_system_message_that_is_dropped_moves_to_the_user() -> None:
     policy = with_template(USER_ONLY)
-    with pytest.warns(UserWarning, match="the template of toy llama drops the system message; it is put in front of"):
+    with pytest.warns(
+        UserWarning, match="the chat template of toy llama drops the system message; it is put in front of"
+    ):
         text, ids = policy.encode_messages(WITH_SYSTEM)
     assert text == "answer in a box\n\nwhat is 1+1?\n"
     assert ids == policy.encode_text(text)[1]
@@ -200,7 +202,7 @@ def test_it_is_said_once(recwarn: pytest.WarningsRecorder) -> None:
     assert len(said) == 1
 
 
-@pytest.mark.filterwarnings("ignore:policy.chat_template")
+@pytest.mark.filterwarnings("ignore:the chat template")
 @pytest.mark.parametrize("template", [name for name, one in TEMPLATES.items() if one.system])
 def test_no_template_of_ours_loses_its_instruction(template: str) -> None:
     messages = render_messages(template, "what is 1+1?")
@@ -222,7 +224,7 @@ def test_white_space_around_a_message_may_go() -> None:
 def test_templates_without_a_default_are_told_when_a_model_is_loaded(tmp_path: Path) -> None:
     policy = with_template({"tool_use": CHATML, "rag": CHATML})
     policy.save(tmp_path)
-    with pytest.raises(RlifError, match=r"^policy\.chat_template: .+ no default among them; set it to off$"):
+    with pytest.raises(RlifError, match=r"^chat_template: .+ no default among them; set it to off$"):
         load_policy(PolicyConfig(model=str(tmp_path), device="cpu"))
     assert not load_policy(PolicyConfig(model=str(tmp_path), device="cpu", chat_template="off")).chat_template
 

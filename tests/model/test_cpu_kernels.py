@@ -257,7 +257,7 @@ def test_attention_of_one_more_token(
         scaling=features**-0.5,
     )
 
-    def placed(x: Tensor, weight: Tensor) -> Tensor:
+    def normed_and_rotated(x: Tensor, weight: Tensor) -> Tensor:
         x = x.double()
         if normed:
             x = x / (x.pow(2).mean(dim=-1, keepdim=True) + 1e-5).sqrt() * (1.0 + weight.double())
@@ -268,9 +268,9 @@ def test_attention_of_one_more_token(
         texts = zip(new, slots, lengths, strict=True)
         return [torch.cat([cache[slot, :, :n, :features], one[:, None]], dim=1) for one, slot, n in texts]
 
-    new_keys = placed(k, weights[1])
+    new_keys = normed_and_rotated(k, weights[1])
     all_keys, all_values = grown(before[0], new_keys), grown(before[1], v)
-    expected = attention_by_hand(placed(q, weights[0]), all_keys, all_values, features**-0.5, window)
+    expected = attention_by_hand(normed_and_rotated(q, weights[0]), all_keys, all_values, features**-0.5, window)
     # In bf16 a key rounded the other way moves a score by up to 2^-9 of its size.
     assert_near(got, expected, dtype, times=4)
     for row, (slot, n) in enumerate(zip(slots, lengths, strict=True)):
@@ -313,13 +313,13 @@ def test_what_would_be_read_wrongly_is_refused(compiled: Kernels, dtype: torch.d
 def test_a_cache_that_is_full_says_so(compiled: Kernels, dtype: torch.dtype) -> None:
     cache, places = KernelCache(2, 4, compiled), torch.arange(3)[None]
     state = numbers(3, 1, 32, dtype=dtype)
-    cache.enter([(state, state)], places, torch.tensor([3]), torch.tensor([0]))
+    cache.prefill([(state, state)], places, torch.tensor([3]), torch.tensor([0]))
     with pytest.raises(ValueError, match=r"2 rows .* 1 free slots"):
-        cache.enter([(state, state)], places, torch.tensor([3]), torch.tensor([0, 0]))
+        cache.prefill([(state, state)], places, torch.tensor([3]), torch.tensor([0, 0]))
     with pytest.raises(ValueError, match="4 tokens"):
-        cache.enter([(state, state)], places, torch.tensor([4]), torch.tensor([0]))
-    cache.keep(torch.tensor([], dtype=torch.long))
-    cache.enter([(state, state)], places, torch.tensor([3]), torch.tensor([0, 0]))
+        cache.prefill([(state, state)], places, torch.tensor([4]), torch.tensor([0]))
+    cache.select(torch.tensor([], dtype=torch.long))
+    cache.prefill([(state, state)], places, torch.tensor([3]), torch.tensor([0, 0]))
     assert cache.lengths.tolist() == [3, 3]
 
 

@@ -7,17 +7,18 @@ import torch
 from torch import Tensor, nn
 from transformers import MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from rlif.model.decoder import JoinedLinears, decoder_of, joined
-from rlif.model.layers import Unchanged
+from rlif.model import decoder as decoder_module
+from rlif.model.decoder import JoinedLinearGroup, decoder_of, has_decoder, joined
+from rlif.model.layers import Identity
 from rlif.model.lm_head import _TILE, _TILE_TOKENS, Head, head_logprobs, head_of, head_signals
 from rlif.model.logprobs import policy_logprobs
 from rlif.model.packing import Packed, _similar
 from rlif.rng import Key
 from rlif.rollout.engine import Engine
-from rlif.rollout.reference import sample_slowly
+from rlif.rollout.reference import sample_reference
 from rlif.signals import token_signals
 from rlif.types import Sampling
-from toys import toy_policy, toy_prompts
+from toys import FAMILIES, toy_policy, toy_prompts
 
 pytestmark = pytest.mark.usefixtures("either_way")
 
@@ -99,11 +100,11 @@ def test_biases_and_windows_of_other_families(family: type) -> None:
 @pytest.mark.parametrize("family", READ)
 def test_recomputed_activations_give_the_same_gradients(family: str) -> None:
     policy, prompts = toy_policy(family), toy_prompts(toy_policy(family), ["ab", "12+3=?"])
-    rollouts = sample_slowly(policy, prompts, group_size=2, sampling=Sampling(max_new_tokens=6), key=Key(0, 0))
+    rollouts = sample_reference(policy, prompts, group_size=2, sampling=Sampling(max_new_tokens=6), key=Key(0, 0))
     gradients = []
     for recompute in (False, True):
         policy.model.zero_grad(set_to_none=True)
-        policy_logprobs(policy.model, policy, rollouts, range(4), 1.0, recompute=recompute).sum().backward()
+        policy_logprobs(policy, rollouts, range(4), recompute=recompute).sum().backward()
         gradients.append([parameter.grad for parameter in policy.model.parameters()])
     for a, b in zip(*gradients, strict=True):  # the same sums, in another order
         torch.testing.assert_close(a, b, atol=2e-6 * a.abs().max().item(), rtol=0)
@@ -177,7 +178,19 @@ def test_what_cannot_be_read_is_left_to_transformers(change: str) -> None:
         model.__class__ = Custom
     if change == "rope":
         model.config.rope_parameters["rope_type"] = "dynamic"
+    assert not has_decoder(model)
     assert decoder_of(model) is None
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_whether_there_is_a_decoder_is_asked_without_building_one(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    model = toy_policy(family).model
+    found = decoder_of(model) is not None
+    assert found == (family != "olmo2")
+    monkeypatch.setattr(decoder_module, "Decoder", None)
+    assert has_decoder(model) == found
+    model.register_forward_hook(lambda *args: None)  # the answer is not remembered
+    assert not has_decoder(model)
 
 
 def test_a_model_on_which_a_hook_hangs_samples_the_same() -> None:
@@ -203,11 +216,11 @@ def test_joined_weights_multiply_as_plain_ones(
     x, residual = torch.randn(5, 64).to(dtype), torch.randn(5, 48).to(dtype)
     close = {"atol": 3e-2, "rtol": 1e-2} if dtype == torch.bfloat16 else {"atol": 1e-5, "rtol": 1e-5}
     if dtype == torch.float32 and torch.backends.mkldnn.is_available():
-        assert JoinedLinears(modules)._laid_out == (small == 0)
+        assert JoinedLinearGroup(modules)._laid_out == (small == 0)
     with torch.no_grad():
-        for found, module in zip(joined(modules)(Unchanged(), x), modules, strict=True):
+        for found, module in zip(joined(modules)(Identity(), x), modules, strict=True):
             torch.testing.assert_close(found, module(x), **close)
-        (found,) = joined(modules[:1])(Unchanged(), x, residual=residual)
+        (found,) = joined(modules[:1])(Identity(), x, residual=residual)
         torch.testing.assert_close(found, residual + modules[0](x), **close)
 
 
@@ -217,7 +230,7 @@ def test_a_processor_without_bf16_products_multiplies_plainly(monkeypatch: pytes
     module = nn.Linear(64, 48).to(torch.bfloat16)
     x = torch.randn(5, 64).to(torch.bfloat16)
     with torch.no_grad():
-        assert torch.equal(joined([module])(Unchanged(), x)[0], module(x))
+        assert torch.equal(joined([module])(Identity(), x)[0], module(x))
 
 
 # The head

@@ -164,7 +164,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
             said,
         )
         for value, said in (
-            (["</s>"], "holds '</s>', which is no id of its 51 tokens; mend generation_config.json"),
+            (["</s>"], "holds '</s>', which is no id of its 51 tokens; fix generation_config.json"),
             ([1, [2]], "holds [2], which is no id"),
             ("1", "holds '1', which is no id"),
             (1.5, "holds 1.5, which is no id"),
@@ -246,8 +246,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damage_is_one_line(damage: str, copy: Path) -> None:
-    spoil, said = DAMAGE[damage]
-    spoil(copy)
+    corrupt, said = DAMAGE[damage]
+    corrupt(copy)
     assert said in complaint(copy)
 
 
@@ -263,8 +263,8 @@ def test_shards_load_where_the_index_is_right(copy: Path, good: Path) -> None:
 def test_more_layers_than_the_config_says(copy: Path) -> None:
     edit(copy, CONFIG, num_hidden_layers=1)
     assert complaint(copy) == (
-        f"policy.model: the weights of '{copy}' hold model.layers.1.input_layernorm.weight in model.safetensors and 8 "
-        "more that its config.json has no place for (fewer layers, or another architecture?); mend config.json, or "
+        f"model: the weights of '{copy}' hold model.layers.1.input_layernorm.weight in model.safetensors and 8 "
+        "more that its config.json has no place for (fewer layers, or another architecture?); fix config.json, or "
         "take them out of the file"
     )
 
@@ -301,9 +301,7 @@ def test_an_adapter_alone_is_called_one(base: object, tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
     named = brief(base) if isinstance(base, str) else "a base model that it does not name"
-    assert complaint(tmp_path).startswith(
-        f"policy.model: {tmp_path} is a LoRA adapter of {named}, not a whole model; merge"
-    )
+    assert complaint(tmp_path).startswith(f"model: {tmp_path} is a LoRA adapter of {named}, not a whole model; merge")
 
 
 def test_an_adapter_in_the_cache_of_the_hub_is_called_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -315,7 +313,7 @@ def test_an_adapter_in_the_cache_of_the_hub_is_called_one(monkeypatch: pytest.Mo
     (refs / "main").write_text("0")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    assert complaint("org/tuned").startswith("policy.model: org/tuned is a LoRA adapter of org/base, not a whole model")
+    assert complaint("org/tuned").startswith("model: org/tuned is a LoRA adapter of org/base, not a whole model")
 
 
 # --- one matrix or two ------------------------------------------------------------------------------------------------
@@ -339,7 +337,7 @@ def test_a_copy_of_the_tied_matrix_is_harmless(copy: Path) -> None:
 
 def test_two_by_the_config_and_one_matrix_in_the_file(copy: Path) -> None:
     tensors(copy, lm_head__weight=None)
-    assert complaint(copy) == f"policy.model: '{copy}' lacks the weights lm_head.weight and 0 more"
+    assert complaint(copy) == f"model: '{copy}' lacks the weights lm_head.weight and 0 more"
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -362,7 +360,7 @@ def test_a_saved_config_says_what_is_so(tied: bool, masters: bool, said: bool, t
 # --- bytes at random --------------------------------------------------------------------------------------------------
 
 
-def spoilt(data: bytes, seed: int, within: int) -> bytes:
+def corrupted(data: bytes, seed: int, within: int) -> bytes:
     """Cut short, or a few bytes changed among the first ``within``."""
     chance = random.Random(seed)
     if chance.random() < 0.25:
@@ -377,13 +375,17 @@ def spoilt(data: bytes, seed: int, within: int) -> bytes:
 def test_random_damage_loads_or_is_one_line(name: str, copy: Path) -> None:
     data, said = (copy / name).read_bytes(), []
     for seed in range(40):
-        (copy / name).write_bytes(spoilt(data, seed, within=3000))
+        (copy / name).write_bytes(corrupted(data, seed, within=3000))
         try:
             load(copy)
         except RlifError as error:
             said.append(str(error))
     assert len(said) >= 10
-    assert [message for message in said if not (message.isprintable() and message.startswith("policy."))] == []
+    assert [
+        message
+        for message in said
+        if not (message.isprintable() and message.startswith(("model: ", "chat_template: ")))
+    ] == []
 
 
 def test_brief() -> None:

@@ -1,4 +1,4 @@
-"""Products that keep the inputs of a part instead of its result."""
+"""Products that keep the inputs of an elementwise operation instead of its result."""
 
 from collections import Counter
 from itertools import product
@@ -10,13 +10,13 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 
 from rlif.model.decoder import decoder_of
-from rlif.model.layers import Gated, Part, products
+from rlif.model.layers import ElementwiseOp, Gated, products
 from rlif.model.packing import Packed
 from toys import toy_policy
 
 
 class Mixed:
-    """A part with a parameter and two inputs, each of them used twice."""
+    """An operation with a parameter and two inputs, each of them used twice."""
 
     def __init__(self, weight: Tensor) -> None:
         self.parameters = (weight,)
@@ -28,11 +28,11 @@ class Mixed:
 
 @pytest.mark.parametrize("frozen", list(product([False, True], repeat=4)))
 def test_gradients_are_those_of_autograd(frozen: tuple[bool, ...]) -> None:
-    """Whatever is frozen: the inputs, the part's parameter, a weight, a bias."""
-    inputs_frozen, part_frozen, weight_frozen, bias_frozen = frozen
+    """Whatever is frozen: the inputs, the operation's parameter, a weight, a bias."""
+    inputs_frozen, op_frozen, weight_frozen, bias_frozen = frozen
     torch.manual_seed(0)
     a, b = (torch.randn(5, 6, dtype=torch.float64, requires_grad=not inputs_frozen) for _ in range(2))
-    scale = torch.randn(6, dtype=torch.float64, requires_grad=not part_frozen)
+    scale = torch.randn(6, dtype=torch.float64, requires_grad=not op_frozen)
     weights = [torch.randn(n, 6, dtype=torch.float64, requires_grad=n > 3 or not weight_frozen) for n in (3, 4)]
     biases = [torch.randn(3, dtype=torch.float64, requires_grad=not bias_frozen), None]
     leaves = [x for x in (a, b, scale, *weights, biases[0]) if x is not None and x.requires_grad]
@@ -41,9 +41,9 @@ def test_gradients_are_those_of_autograd(frozen: tuple[bool, ...]) -> None:
     def gradients(outputs: list[Tensor]) -> tuple[Tensor, ...]:
         return torch.autograd.grad(sum((x * y).sum() for x, y in zip(outputs, direction, strict=True)), leaves)
 
-    part: Part = Mixed(scale)
-    found = list(products(part, (a, b), weights, biases))
-    expected = [functional.linear(part(a, b), w, bias) for w, bias in zip(weights, biases, strict=True)]
+    op: ElementwiseOp = Mixed(scale)
+    found = list(products(op, (a, b), weights, biases))
+    expected = [functional.linear(op(a, b), w, bias) for w, bias in zip(weights, biases, strict=True)]
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(gradients(found), gradients(expected))
 
@@ -81,7 +81,7 @@ def test_under_autocast_the_backward_pass_runs_outside() -> None:
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-def test_a_layer_made_again_as_a_whole_makes_no_part_a_third_time(
+def test_a_layer_recomputed_as_a_whole_runs_no_operation_a_third_time(
     monkeypatch: pytest.MonkeyPatch, recompute: bool
 ) -> None:
     policy = toy_policy("llama")

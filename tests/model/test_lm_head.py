@@ -1,7 +1,7 @@
 """The head's Triton kernels, run by Triton's interpreter where there is no GPU; and TRL's chunked kernel beside ours.
 
-What is compared with is plain PyTorch in float64 over all logits. `tests/model/test_decoder.py` holds the plain twin to
-the same standard.
+What is compared with is plain PyTorch in float64 over all logits. `tests/model/test_decoder.py` holds the plain version
+to the same standard.
 """
 
 import math
@@ -132,17 +132,17 @@ def test_one_tile_over_everything_gives_the_same(kernels: ModuleType, monkeypatc
         assert_same(leaf.grad, expected.grad, atol=2e-5)
 
 
-def test_bf16_is_as_close_as_the_plain_twin(kernels: ModuleType) -> None:
-    """Both round products and gradients to bf16; kernels and twin may differ by little more than fp32 sums do."""
+def test_bf16_is_as_close_as_the_reference(kernels: ModuleType) -> None:
+    """Both round products and gradients to bf16; kernels and reference may differ by little more than fp32 sums do."""
     results = []
     for module in (kernels, plain):
         hidden, head, tokens, upstream = case(dtype=torch.bfloat16, softcap=3.0)
         logprobs = module.head_logprobs(hidden, head, tokens, 0.7)
         (logprobs * upstream).sum().backward()
         results.append((logprobs, *module.head_signals(hidden, head, tokens), hidden.grad, head.weight.grad))
-    for mine, twin in zip(*results, strict=True):
-        atol = 1e-5 if mine.dtype == torch.float32 else 2**-7 * twin.abs().max().item()
-        torch.testing.assert_close(mine, twin, atol=atol, rtol=0)
+    for mine, reference in zip(*results, strict=True):
+        atol = 1e-5 if mine.dtype == torch.float32 else 2**-7 * reference.abs().max().item()
+        torch.testing.assert_close(mine, reference, atol=atol, rtol=0)
 
 
 def test_only_the_gradients_asked_for(kernels: ModuleType) -> None:
@@ -218,7 +218,7 @@ def test_without_a_gpu_plain_pytorch_serves(monkeypatch: pytest.MonkeyPatch) -> 
 def test_on_a_gpu_the_kernels_serve(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     assert plain._kernels("cuda") is kernels
     monkeypatch.setattr(plain, "_kernels", lambda device: kernels)
-    monkeypatch.setattr(plain, "_fold", None)  # the twin must not be reached
+    monkeypatch.setattr(plain, "_fold", None)  # the reference must not be reached
     hidden, head, tokens, _ = case()
     assert_same(
         plain.head_signals(hidden, head, tokens).entropy, Exact(hidden, head, tokens).signals().entropy, atol=1e-5

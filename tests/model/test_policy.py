@@ -36,7 +36,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(good: Path, tmp_path: Path) -> Path:
-    """A copy of the good folder to spoil."""
+    """A copy of the good folder to corrupt."""
     return Path(shutil.copytree(good, tmp_path / "copy"))
 
 
@@ -199,7 +199,7 @@ def test_chat_template(tmp_path: Path, has_template: bool, asked: str, used: boo
     policy.tokenizer.chat_template = TEMPLATE if has_template else None
     policy.save(tmp_path)
     if asked == "on" and not has_template:
-        said = f"policy.chat_template: {tmp_path} has no chat template; set it to off"
+        said = f"chat_template: {tmp_path} has no chat template; set it to off"
         assert complaint(tmp_path, chat_template=asked) == said
     else:
         assert load(tmp_path, chat_template=asked).chat_template is (has_template if used is None else used)
@@ -233,7 +233,7 @@ def test_a_prompt_stays_open_and_a_text_closed() -> None:
 
 
 def no_such(name: str, why: str = "") -> str:
-    return f"policy.model: no such folder or file: {name}{why} (named models: {', '.join(registry.MODELS)})"
+    return f"model: no such folder or file: {name}{why} (named models: {', '.join(registry.MODELS)})"
 
 
 @pytest.mark.parametrize("name", ["tiny-bose", "gpt2", "./nowhere", "/no/where", "a/b/c"])
@@ -243,7 +243,7 @@ def test_nothing_there(name: str) -> None:
 
 def test_no_gguf_file_there(tmp_path: Path) -> None:
     missing = tmp_path / "model.gguf"
-    assert complaint(missing) == f"policy.model: no such file: {missing}"
+    assert complaint(missing) == f"model: no such file: {missing}"
 
 
 @pytest.mark.parametrize("content", [b"", b"GGUF" + bytes(200), b"no model at all" * 20])
@@ -251,7 +251,7 @@ def test_a_gguf_file_that_is_none(content: bytes, tmp_path: Path) -> None:
     pytest.importorskip("gguf")
     path = tmp_path / "bad.gguf"
     path.write_bytes(content)
-    assert complaint(path).startswith(f"policy.model: cannot load '{path}': ")
+    assert complaint(path).startswith(f"model: cannot load '{path}': ")
 
 
 def test_a_hub_id_while_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -305,45 +305,45 @@ def test_libraries_say_nothing_of_their_own(copy: Path) -> None:
 
 
 def test_a_folder_without_a_model(tmp_path: Path) -> None:
-    assert complaint(tmp_path) == f"policy.model: {tmp_path} is a folder without a config.json; give a model folder"
+    assert complaint(tmp_path) == f"model: {tmp_path} is a folder without a config.json; give a model folder"
 
 
 def test_pickled_weights_are_not_read(copy: Path) -> None:
     (copy / "model.safetensors").unlink()
     torch.save(toy_policy("llama").model.state_dict(), copy / "pytorch_model.bin")
     message = complaint(copy)
-    assert message.startswith(f"policy.model: cannot load '{copy}': ")
+    assert message.startswith(f"model: cannot load '{copy}': ")
     assert "safetensors" in message
 
 
-def spoil_weights(folder: Path) -> None:
+def corrupt_weights(folder: Path) -> None:
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
 
 
-def spoil_tokenizer(folder: Path) -> None:
+def corrupt_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{")
 
 
-SPOILERS: dict[str, Callable[[Path], None]] = {
-    "half the weights": spoil_weights,
-    "tokenizer is no JSON": spoil_tokenizer,
+CORRUPTIONS: dict[str, Callable[[Path], None]] = {
+    "half the weights": corrupt_weights,
+    "tokenizer is no JSON": corrupt_tokenizer,
     "config is no JSON": lambda folder: (folder / "config.json").write_text("{") and None,
     "unknown architecture": lambda folder: edit(folder / "config.json", model_type="nothing-known"),
     "not a language model": lambda folder: edit(folder / "config.json", model_type="vit"),
 }
 
 
-@pytest.mark.parametrize("spoiler", SPOILERS)
-def test_a_spoilt_folder(spoiler: str, copy: Path) -> None:
-    SPOILERS[spoiler](copy)
-    assert complaint(copy).startswith(f"policy.model: cannot load '{copy}': ")
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
+def test_a_corrupted_folder(corruption: str, copy: Path) -> None:
+    CORRUPTIONS[corruption](copy)
+    assert complaint(copy).startswith(f"model: cannot load '{copy}': ")
 
 
 def test_a_folder_without_a_tokenizer(copy: Path) -> None:
     for path in copy.glob("tokenizer*"):
         path.unlink()
-    said = f"policy.model: {copy} is a folder without a tokenizer; put its tokenizer.json there"
+    said = f"model: {copy} is a folder without a tokenizer; put its tokenizer.json there"
     assert complaint(copy) == said
     (copy / "tokenizer_config.json").write_text("{}")  # there, but of no use: the reason is not cut off at its colon
     assert "from one of: (1) a `tokenizers` library" in complaint(copy)
@@ -352,21 +352,19 @@ def test_a_folder_without_a_tokenizer(copy: Path) -> None:
 def test_weights_of_another_shape_are_not_made_up(copy: Path) -> None:
     edit(copy / "config.json", intermediate_size=24)
     assert complaint(copy) == (
-        f"policy.model: the weights of '{copy}' do not fit its config.json: "
+        f"model: the weights of '{copy}' do not fit its config.json: "
         "model.layers.0.mlp.down_proj.weight is (32, 48), expected (32, 24)"
     )
 
 
 def test_missing_weights_are_not_made_up(copy: Path) -> None:
     edit(copy / "config.json", num_hidden_layers=3)
-    assert complaint(copy) == (
-        f"policy.model: '{copy}' lacks the weights model.layers.2.input_layernorm.weight and 8 more"
-    )
+    assert complaint(copy) == (f"model: '{copy}' lacks the weights model.layers.2.input_layernorm.weight and 8 more")
 
 
 @pytest.mark.parametrize("device", ["cudaa", "cuda:99"])
 def test_a_device_that_is_not_there(device: str, good: Path) -> None:
-    with pytest.raises(RlifError, match=rf"^policy\.device: cannot use '{device}': .+$"):
+    with pytest.raises(RlifError, match=rf"^device: cannot use '{device}': .+$"):
         load_policy(PolicyConfig(model=str(good), device=device))
 
 
@@ -393,7 +391,7 @@ def test_code_that_comes_with_a_model_does_not_run(with_code: tuple[Path, Path])
     folder, trace = with_code
     message = complaint(folder)
     assert "contains custom code" in message
-    assert message.endswith("if you trust it, set policy.remote_code=true")
+    assert message.endswith("if you trust it, set remote_code=true")
     assert not trace.exists()
 
 
@@ -457,7 +455,9 @@ def test_weights_that_are_not_finite_are_one_line_in_a_sample(tmp_path: Path) ->
     with torch.no_grad():
         next(policy.model.parameters()).fill_(float("nan"))
     policy.save(tmp_path)
-    with pytest.raises(RlifError, match=r"^MODEL: .+: not finite: .+; the model is damaged, or needs float32$"):
+    with pytest.raises(
+        RlifError, match=r"^MODEL: .+: the policy's logits are not finite; the model is damaged, or needs float32$"
+    ):
         print_samples(
             str(tmp_path), "1+1=?", n=1, temperature=1.0, top_p=1.0, max_new_tokens=4, chat_template="auto", seed=0
         )
@@ -476,6 +476,6 @@ def test_a_model_with_a_cache_of_its_own_is_refused_when_an_engine_is_built() ->
         num_experts_per_tok=1,
     )
     policy = replace(toy_policy(), model=MiniMaxForCausalLM(config).eval(), source="a MiniMax")
-    with pytest.raises(RlifError, match=r"^policy\.model: a MiniMax takes no key-value cache but a class of its own"):
+    with pytest.raises(RlifError, match=r"^model: a MiniMax takes no key-value cache but a class of its own"):
         Engine(policy)
     Engine(toy_policy("olmo2"))  # which takes the usual one

@@ -12,13 +12,12 @@ from rlif.config import AdvantageConfig, GrpoConfig, RewardConfig
 from rlif.model.logprobs import policy_signals
 from rlif.model.policy import Policy
 from rlif.monitoring.entropy_change import (
+    EntropyChangeProbe,
     advantage_covariance,
-    change,
     measured,
     predicted,
+    probed_rows,
     sees_every_action,
-    watch,
-    watched_rows,
 )
 from rlif.recipes import parse_recipe
 from rlif.rewards.score import score
@@ -82,6 +81,7 @@ def drawn(logits: torch.Tensor, rows: int, temperature: float, seed: int) -> tup
         signals=token_signals(logits.expand(rows, -1, -1), tokens),
         texts=("",) * rows,
         stop_reasons=("length",) * rows,
+        sampling=Sampling(temperature=temperature, max_new_tokens=states),
     )
     return rollouts, tokens
 
@@ -169,9 +169,9 @@ def test_the_advantage_covariance_is_that_of_each_state() -> None:
 def updated(policy: Policy, scored: Scored, lr: float, share: float) -> dict[str, float]:
     config = GrpoConfig(lr=lr, kl_coef=0.0)
     optimizer = MasterOptimizer(policy.model, adamw(config))
-    watched = watch(policy, scored, sampling=Sampling(), share=share, budget=40)
+    probe = EntropyChangeProbe.before(policy, scored, share=share, budget=40)
     grpo_step(policy, optimizer, scored, config, lr=lr)
-    return change(policy, scored, watched, budget=40)
+    return probe.after(policy)
 
 
 @pytest.mark.parametrize("family", ["llama", "olmo2"])
@@ -201,13 +201,13 @@ def test_the_share_decides_the_rows() -> None:
         0.01: [*range(8)],
         0.0: [],
     }
-    assert {share: watched_rows(scored.rollouts, share) for share in expected} == expected
+    assert {share: probed_rows(scored.rollouts, share) for share in expected} == expected
     many = sampled_rows(prompts=100, group_size=2)
-    assert watched_rows(many, 0.05) == [0, 1, 40, 41, 80, 81, 120, 121, 160, 161]
-    assert watched_rows(many, 0.001) == watched_rows(many, 0.04) == [0, 1, 50, 51, 100, 101, 150, 151]
-    assert watched_rows(sampled_rows(prompts=2, group_size=3), 0.001) == [*range(6)]  # fewer than 8: all
-    nothing = watch(policy, scored, sampling=Sampling(), share=0.0, budget=999)
-    assert list(change(policy, scored, nothing, budget=999)) == ["entropy/advantage_covariance"]
+    assert probed_rows(many, 0.05) == [0, 1, 40, 41, 80, 81, 120, 121, 160, 161]
+    assert probed_rows(many, 0.001) == probed_rows(many, 0.04) == [0, 1, 50, 51, 100, 101, 150, 151]
+    assert probed_rows(sampled_rows(prompts=2, group_size=3), 0.001) == [*range(6)]  # fewer than 8: all
+    nothing = EntropyChangeProbe.before(policy, scored, share=0.0, budget=999)
+    assert list(nothing.after(policy)) == ["entropy/advantage_covariance"]
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_nothing_is_predicted_from_actions_that_could_not_be_drawn(sampling: Sam
     sampling = replace(sampling, max_new_tokens=8)
     assert sees_every_action(sampling) == whole
     scored = sampled(policy, sampling)
-    found = change(policy, scored, watch(policy, scored, sampling=sampling, share=1.0, budget=99), budget=99)
+    found = EntropyChangeProbe.before(policy, scored, share=1.0, budget=99).after(policy)
     predictions = {"entropy/predicted", "entropy/predicted_stderr", "entropy/advantage_covariance"}
     assert set(found) == {"entropy/measured"} | (predictions if whole else set())
 
@@ -242,16 +242,16 @@ def test_in_bf16_the_trainer_looks_twice() -> None:
     policy.model.to(torch.bfloat16)
     scored = sampled(policy)
     rollouts = scored.rollouts
-    watched = watch(policy, scored, sampling=Sampling(), share=1.0, budget=60)
-    assert float((watched.before.logprob - rollouts.signals.logprob).abs().max()) > 1e-3
-    found = change(policy, scored, watched, budget=60)
+    probe = EntropyChangeProbe.before(policy, scored, share=1.0, budget=60)
+    assert float((probe.signals.logprob - rollouts.signals.logprob).abs().max()) > 1e-3
+    found = probe.after(policy)
     assert found["entropy/predicted"] == found["entropy/measured"] == 0.0
     # What one pass would have said: a change of the size of the rounding, squared.
-    naive = predicted(rollouts, watched.rows, rollouts.signals, watched.before)
+    naive = predicted(rollouts, probe.rows, rollouts.signals, probe.signals)
     assert naive["entropy/predicted"] != 0.0
 
 
-def test_watching_changes_no_weight(tmp_path: Path, tiny_base_path: Path) -> None:
+def test_the_probe_changes_no_weight(tmp_path: Path, tiny_base_path: Path) -> None:
     def finals(share: float, top_k: int = 0) -> tuple[bytes, dict[str, float]]:
         recipe = parse_recipe(
             {

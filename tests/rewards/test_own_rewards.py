@@ -14,7 +14,7 @@ from rlif.rewards.base import Reward, RewardInputs, reward_of
 from rlif.rewards.registry import REWARDS, check_rewards, find_reward, needs_labels, register_reward, rewards_of
 from rlif.rewards.score import score
 from rlif.rng import Key
-from rlif.types import Problem, Prompt, Rollouts, TokenSignals, Verdict
+from rlif.types import Problem, Prompt, Rollouts, Sampling, TokenSignals, Verdict
 
 ZEROS = torch.zeros(2, 3)
 ROLLOUTS = Rollouts(
@@ -26,6 +26,7 @@ ROLLOUTS = Rollouts(
     signals=TokenSignals(ZEROS, ZEROS, ZEROS),
     texts=("a", "bb"),
     stop_reasons=("eos", "eos"),
+    sampling=Sampling(),
 )
 INPUTS = RewardInputs(ROLLOUTS, (Verdict(None, False, None),) * 2, Key(0, 1))
 

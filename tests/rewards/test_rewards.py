@@ -16,7 +16,7 @@ from rlif.rewards.base import RewardInputs
 from rlif.rewards.registry import REWARDS, WRAPPERS, check_rewards, find_reward, needs_labels
 from rlif.rewards.score import score
 from rlif.rng import Key, uniforms
-from rlif.types import Problem, Prompt, Rollouts, Scored, StopReason, TokenSignals, Verdict
+from rlif.types import Problem, Prompt, Rollouts, Sampling, Scored, StopReason, TokenSignals, Verdict
 
 KEY = Key(seed=11, step=3)
 CENTRED = AdvantageConfig(std=False)
@@ -43,6 +43,7 @@ def batch(
         signals=TokenSignals(torch.tensor(logprob), torch.tensor(entropy), torch.tensor(certainty)),
         texts=tuple(texts),
         stop_reasons=tuple(stop_reasons),
+        sampling=Sampling(),
     )
 
 

@@ -11,10 +11,10 @@ from rlif.config import GrpoConfig
 from rlif.model.policy import Policy
 from rlif.rng import Key
 from rlif.rollout import cuda_graphs as graphs
-from rlif.rollout import engine
-from rlif.rollout.cuda_graphs import GraphRows
-from rlif.rollout.decode_batch import LineRows
+from rlif.rollout.cuda_graphs import CudaGraphBatch
+from rlif.rollout.decode_batch import PackedBatch
 from rlif.rollout.engine import Engine
+from rlif.rollout.recorder import Recorder
 from rlif.training.grpo import grpo_step
 from rlif.training.optim import MasterOptimizer, adamw
 from rlif.types import Rollouts, Sampling, Scored, Verdict
@@ -77,7 +77,7 @@ def test_an_update_is_that_of_a_cpu(family: str, checkpointing: bool) -> None:
 
 
 @pytest.mark.parametrize("cuda_graphs", [False, True])
-def test_a_gpu_is_not_waited_for_between_two_looks(monkeypatch: pytest.MonkeyPatch, cuda_graphs: bool) -> None:
+def test_a_gpu_is_not_waited_for_between_two_syncs(monkeypatch: pytest.MonkeyPatch, cuda_graphs: bool) -> None:
     """`test_graphs` has the same of any device; this asks CUDA itself, but for first calls, which set up libraries, and
     for steps that record a graph."""
     replayed = graphs.replayed
@@ -99,9 +99,9 @@ def test_a_gpu_is_not_waited_for_between_two_looks(monkeypatch: pytest.MonkeyPat
         return call
 
     calls: list[str] = []
-    kind = GraphRows if cuda_graphs else LineRows
+    kind = CudaGraphBatch if cuda_graphs else PackedBatch
     monkeypatch.setattr(graphs, "replayed", recorded)
     monkeypatch.setattr(kind, "step", hurried(kind.step))
-    monkeypatch.setattr(engine._Recorder, "extend", hurried(engine._Recorder.extend))
+    monkeypatch.setattr(Recorder, "sample", hurried(Recorder.sample))
     sampled(on_gpu("llama"), cuda_graphs=cuda_graphs)
     assert len(calls) > 30

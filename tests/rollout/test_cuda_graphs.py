@@ -1,4 +1,4 @@
-"""Decode steps on fixed memory: the logits of `LineRows`, whatever rows enter and leave; recorded once, replayed.
+"""Decode steps on fixed memory: the logits of `PackedBatch`, whatever rows enter and leave; recorded once, replayed.
 
 There is no CUDA graph without a GPU, but what one demands is tested: each bucket's step is traced once into a plain
 list of operations on the tensors it met, and later steps replay that list. A number that Python knew, or a tensor that
@@ -18,11 +18,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rlif.model.decoder import decoder_of, joined
 from rlif.model.policy import Policy
 from rlif.rng import Key
-from rlif.rollout import cuda_graphs, engine
-from rlif.rollout.cuda_graphs import GraphRows, SlotCache, Step
-from rlif.rollout.decode_batch import LineRows
+from rlif.rollout import cuda_graphs
+from rlif.rollout.cuda_graphs import CudaGraphBatch, SlotCache, Step
+from rlif.rollout.decode_batch import PackedBatch
 from rlif.rollout.engine import Engine
 from rlif.rollout.kv_cache import RowCache
+from rlif.rollout.recorder import Recorder
 from rlif.types import Sampling
 from toys import toy_policy, toy_prompts
 
@@ -44,47 +45,47 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
     return steps
 
 
-def graph_rows(policy: Policy, *, rows: int, columns: int) -> GraphRows:
+def cuda_graph_batch(policy: Policy, *, rows: int, columns: int) -> CudaGraphBatch:
     decoder = decoder_of(policy.model, joined)
     assert decoder is not None
-    return GraphRows(policy, decoder, rows=rows, columns=columns)
+    return CudaGraphBatch(policy, decoder, rows=rows, columns=columns)
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gemma3"])
-def test_replayed_steps_equal_line_rows_through_a_random_life(recorded: list[Step], family: str) -> None:
+def test_replayed_steps_equal_a_packed_batch_through_a_random_life(recorded: list[Step], family: str) -> None:
     policy, dice = toy_policy(family), random.Random(4)
     prompts = toy_prompts(policy, ["ab", "12+3=?", "a", "what is it"])
     decoder = decoder_of(policy.model, joined)
     assert decoder is not None
-    both = (LineRows(policy, decoder, RowCache()), graph_rows(policy, rows=6, columns=48))
+    both = (PackedBatch(policy, decoder, RowCache()), cuda_graph_batch(policy, rows=6, columns=48))
 
     def each(event: str, argument: object) -> None:
         with torch.no_grad():
             expected, found = (getattr(rows, event)(argument) for rows in both)
-        if event != "keep":
+        if event != "select":
             torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
 
-    each("enter", [prompts[0], prompts[0], prompts[1]])
+    each("prefill", [prompts[0], prompts[0], prompts[1]])
     count, steps = 3, 0
     for _ in range(20):
-        event = dice.choice(["enter", "keep", "step", "step", "step"])
-        if event == "enter" and count <= 4:
+        event = dice.choice(["prefill", "select", "step", "step", "step"])
+        if event == "prefill" and count <= 4:
             entering = dice.sample(prompts, 2 if count <= 3 else 1)
-            each("enter", entering)
+            each("prefill", entering)
             count += len(entering)
-        elif event == "keep" and count > 2:
+        elif event == "select" and count > 2:
             count = dice.randint(count - 2, count)
-            each("keep", torch.tensor(sorted(dice.sample(range(both[1]._cache.slots.numel()), count))))
+            each("select", torch.tensor(sorted(dice.sample(range(both[1]._cache.slots.numel()), count))))
         elif event == "step":
             each("step", torch.tensor(dice.choices(range(3, 40), k=count)))
             steps += 1
     assert 2 <= len(recorded) < steps  # several buckets, and most steps were replays
 
 
-@pytest.mark.parametrize("stretch", [1, 5])
+@pytest.mark.parametrize("chunk", [1, 5])
 @pytest.mark.parametrize(("slots", "group_size", "longest"), [(4, 3, 9), (40, 40, 12)])
 def test_the_engine_samples_the_same(
-    recorded: list[Step], monkeypatch: pytest.MonkeyPatch, slots: int, group_size: int, longest: int, stretch: int
+    recorded: list[Step], monkeypatch: pytest.MonkeyPatch, slots: int, group_size: int, longest: int, chunk: int
 ) -> None:
     """Rows leave, others take their place; among forty, those at their length limit are carried along a little."""
     policy = toy_policy()
@@ -92,9 +93,9 @@ def test_the_engine_samples_the_same(
     options = {"group_size": group_size, "sampling": sampling, "key": Key(0, 0)}
     expected = Engine(policy, max_rows=slots).sample(prompts, **options)
     assert {"eos", "length"} <= set(expected.stop_reasons)
-    made = lambda self, rows, columns, *, room: graph_rows(policy, rows=rows, columns=columns)  # noqa: E731
-    monkeypatch.setattr(Engine, "_in_flight", made)
-    monkeypatch.setattr(LineRows, "stretch", stretch)
+    made = lambda self, rows, columns, *, room: cuda_graph_batch(policy, rows=rows, columns=columns)  # noqa: E731
+    monkeypatch.setattr(Engine, "_decode_batch", made)
+    monkeypatch.setattr(PackedBatch, "chunk", chunk)
     found = Engine(policy, max_rows=slots).sample(prompts, **options)
     assert recorded
     assert torch.equal(found.tokens, expected.tokens)
@@ -116,10 +117,10 @@ class Deaf(TorchDispatchMode):
 
 @pytest.mark.parametrize("rows", ["replayed", "as they come"])
 @pytest.mark.parametrize("sampling", [Sampling(max_new_tokens=40), Sampling(0.8, 0.9, 12, max_new_tokens=40)])
-def test_a_gpu_is_not_waited_for_between_two_looks(
+def test_a_gpu_is_not_waited_for_between_two_syncs(
     monkeypatch: pytest.MonkeyPatch, rows: str, sampling: Sampling
 ) -> None:
-    """Each step and each draw of up to 40 tokens, looked at after 5, 10, ..., under `Deaf`."""
+    """Each step and each draw of up to 40 tokens, read back after 5, 10, ..., under `Deaf`."""
 
     def deaf(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any) -> Any:
@@ -134,15 +135,15 @@ def test_a_gpu_is_not_waited_for_between_two_looks(
         raise AssertionError("a tensor is read into a list")
 
     policy, called = toy_policy(), list[str]()
-    kind = GraphRows if rows == "replayed" else LineRows
+    kind = CudaGraphBatch if rows == "replayed" else PackedBatch
     monkeypatch.setattr(kind, "step", deaf(kind.step))
-    monkeypatch.setattr(engine._Recorder, "extend", deaf(engine._Recorder.extend))
-    monkeypatch.setattr(LineRows, "stretch", 5)
+    monkeypatch.setattr(Recorder, "sample", deaf(Recorder.sample))
+    monkeypatch.setattr(PackedBatch, "chunk", 5)
     if rows == "replayed":
-        made = lambda self, rows, columns, *, room: graph_rows(policy, rows=rows, columns=columns)  # noqa: E731
-        monkeypatch.setattr(Engine, "_in_flight", made)
+        made = lambda self, rows, columns, *, room: cuda_graph_batch(policy, rows=rows, columns=columns)  # noqa: E731
+        monkeypatch.setattr(Engine, "_decode_batch", made)
     Engine(policy).sample(toy_prompts(policy, ["ab", "12"]), group_size=2, sampling=sampling, key=Key(0, 0))
-    assert called.count("_Recorder.extend") > 30  # and two of the prompt: more than a cache begins with
+    assert called.count("Recorder.sample") > 30  # and two of the prompt: more than a cache begins with
 
 
 def filled(rows: int) -> SlotCache:
@@ -150,30 +151,30 @@ def filled(rows: int) -> SlotCache:
     cache = SlotCache(rows + 1, 4, torch.device("cpu"))
     states = torch.arange(1.0, rows + 1)[:, None, None]
     each = torch.arange(rows)
-    cache.enter([(states, 10 * states)], each[:, None], torch.ones(rows, dtype=torch.long), each)
+    cache.prefill([(states, 10 * states)], each[:, None], torch.ones(rows, dtype=torch.long), each)
     return cache
 
 
 def test_only_the_last_rows_move_when_others_leave() -> None:
     cache = filled(5)
-    cache.keep(torch.tensor([0, 2, 4]))  # slots 1 and 3 fall free; slot 4 moves into slot 1
+    cache.select(torch.tensor([0, 2, 4]))  # slots 1 and 3 fall free; slot 4 moves into slot 1
     assert cache.slots.tolist() == [0, 2, 1]
     assert cache._keys[0][cache.slots, 0, 0, 0].tolist() == [1.0, 3.0, 5.0]
     assert cache._values[0][cache.slots, 0, 0, 0].tolist() == [10.0, 30.0, 50.0]
-    assert cache.lengths.tolist() == [1, 1, 1, 0, 0, 0]
-    cache.keep(torch.tensor([], dtype=torch.long))
+    assert cache.positions.tolist() == [1, 1, 1, 0, 0, 0]
+    cache.select(torch.tensor([], dtype=torch.long))
     assert (cache.slots.tolist(), cache.longest) == ([], 0)
 
 
 def test_memory_stays_where_it_is() -> None:
     cache = filled(3)
-    before = [x.data_ptr() for x in (*cache._keys, *cache._values, cache.lengths)]
+    before = [x.data_ptr() for x in (*cache._keys, *cache._values, cache.positions)]
     cache.grown()
-    cache.keep(torch.tensor([1, 2]))
+    cache.select(torch.tensor([1, 2]))
     state = torch.full((1, 1, 1), 7.0)
-    cache.enter([(state, state)], torch.zeros(1, 1, dtype=torch.long), torch.tensor([1]), torch.tensor([0]))
-    assert [x.data_ptr() for x in (*cache._keys, *cache._values, cache.lengths)] == before
-    assert cache.lengths.tolist() == [2, 2, 1, 0]
+    cache.prefill([(state, state)], torch.zeros(1, 1, dtype=torch.long), torch.tensor([1]), torch.tensor([0]))
+    assert [x.data_ptr() for x in (*cache._keys, *cache._values, cache.positions)] == before
+    assert cache.positions.tolist() == [2, 2, 1, 0]
     assert cache._keys[0][cache.slots, 0, 0, 0].tolist() == [2.0, 3.0, 7.0]
 
 
@@ -182,11 +183,11 @@ def test_what_does_not_fit_is_refused() -> None:
     places: Tensor = torch.arange(5)[None]
     one = torch.tensor([0])
     with pytest.raises(ValueError, match="1 rows of 5 tokens do not fit beside 3 others"):
-        cache.enter([(state, state)], places, torch.tensor([5]), one)
+        cache.prefill([(state, state)], places, torch.tensor([5]), one)
     for _ in range(3):
         cache.grown()
     assert cache.longest == 3  # a full row goes through the motions in its last column
-    assert int(cache.lengths.max()) == 3
+    assert int(cache.positions.max()) == 3
 
 
 def test_buckets_waste_at_most_half() -> None:

@@ -1,8 +1,8 @@
-"""Sampling: the engine against its slow twin, against one plain forward pass, and against numbers worked out by hand.
+"""Sampling: the engine against its reference, against one plain forward pass, and against numbers worked out by hand.
 
-Where the twin and the engine are compared, a token may differ only if its random number falls within rounding (about
-1e-6) of the boundary between two tokens. The numbers are fixed, so on one machine a test passes always or never; on
-another one the chance that some token of this file flips is below 2 %.
+Where reference and engine are compared, a token may differ only if its random number falls within rounding (about 1e-6)
+of the boundary between two tokens. The numbers are fixed, so on one machine a test passes always or never; on another
+one the chance that some token of this file flips is below 2 %.
 """
 
 import dataclasses
@@ -31,14 +31,15 @@ from transformers import (
 )
 
 from rlif.config import RolloutConfig
-from rlif.errors import RlifError
+from rlif.errors import RlifError, named
 from rlif.model.policy import Policy
 from rlif.rng import Key, uniforms
-from rlif.rollout import decode_batch, engine
-from rlif.rollout.decode_batch import LineRows, left_pad, rows_that_fit
+from rlif.rollout import decode_batch
+from rlif.rollout.decode_batch import PackedBatch, left_pad, rows_that_fit
 from rlif.rollout.engine import Engine
 from rlif.rollout.prompts import check_context
-from rlif.rollout.reference import sample_slowly
+from rlif.rollout.recorder import Recorder
+from rlif.rollout.reference import sample_reference
 from rlif.rollout.sampling import draw
 from rlif.signals import token_signals
 from rlif.types import Rollouts, Sampling, TokenSignals
@@ -108,7 +109,7 @@ def teacher_forced(policy: Policy, rollouts: Rollouts, row: int) -> Tensor:
     return logits[len(prompt) - 1 :]
 
 
-# --- the engine and its slow twin -------------------------------------------------------------------------------------
+# --- the engine and its reference -------------------------------------------------------------------------------------
 
 PLAIN = Sampling(max_new_tokens=12)
 EVERYTHING = Sampling(temperature=1.4, top_p=0.9, top_k=12, max_new_tokens=12, stop=("q", "7"))
@@ -128,23 +129,23 @@ CASES = [
 
 
 @pytest.mark.parametrize(("family", "sampling"), CASES)
-def test_engine_is_its_slow_twin_whatever_the_batch_split(family: str, sampling: Sampling) -> None:
+def test_engine_equals_its_reference_whatever_the_batch_split(family: str, sampling: Sampling) -> None:
     policy = restless(family)
     prompts = toy_prompts(policy, UNEVEN)
-    expected = sample_slowly(policy, prompts, group_size=2, sampling=sampling, key=KEY)
+    expected = sample_reference(policy, prompts, group_size=2, sampling=sampling, key=KEY)
     for max_rows in (1, 2, 3, 6):  # 1: a group over two batches; 2: a group each; 3: across groups; 6: all at once
         got = Engine(policy, max_rows=max_rows).sample(prompts, group_size=2, sampling=sampling, key=KEY)
         assert_same(got, expected)
 
 
 @pytest.mark.parametrize("sampling", [PLAIN, OTHERS["top-p"], EVERYTHING, GREEDY])
-def test_looking_seldom_changes_nothing(monkeypatch: pytest.MonkeyPatch, sampling: Sampling) -> None:
+def test_a_long_chunk_changes_nothing(monkeypatch: pytest.MonkeyPatch, sampling: Sampling) -> None:
     """As on a GPU: finished rows go on for a while, and nothing of that is kept."""
     policy, counted = restless(), list[int]()
     prompts = toy_prompts(policy, UNEVEN)
-    expected = sample_slowly(policy, prompts, group_size=2, sampling=sampling, key=KEY)
-    for stretch in (2, 5, 40):
-        monkeypatch.setattr(LineRows, "stretch", stretch)
+    expected = sample_reference(policy, prompts, group_size=2, sampling=sampling, key=KEY)
+    for chunk in (2, 5, 40):
+        monkeypatch.setattr(PackedBatch, "chunk", chunk)
         for max_rows in (1, 2, 3, 6):
             options = {"group_size": 2, "sampling": sampling, "key": KEY}
             got = Engine(policy, max_rows=max_rows).sample(prompts, **options, progress=counted.append)
@@ -168,7 +169,7 @@ def test_the_cases_above_are_not_empty() -> None:
 def test_prompts_of_one_length_need_no_padding(family: str) -> None:
     policy = restless(family)
     prompts = toy_prompts(policy, ["1+2=", "3+4=", "5+6="])
-    expected = sample_slowly(policy, prompts, group_size=2, sampling=PLAIN, key=KEY)
+    expected = sample_reference(policy, prompts, group_size=2, sampling=PLAIN, key=KEY)
     assert_same(Engine(policy).sample(prompts, group_size=2, sampling=PLAIN, key=KEY), expected)
 
 
@@ -197,13 +198,13 @@ def test_other_kinds_of_models(build: Callable[..., nn.Module]) -> None:
                 parameter.mul_(5.0)
     policy = dataclasses.replace(toy_policy(), model=model)
     prompts = toy_prompts(policy, UNEVEN)
-    expected = sample_slowly(policy, prompts, group_size=2, sampling=PLAIN, key=KEY)
+    expected = sample_reference(policy, prompts, group_size=2, sampling=PLAIN, key=KEY)
     assert_same(Engine(policy, max_rows=4).sample(prompts, group_size=2, sampling=PLAIN, key=KEY), expected)
 
 
 def test_a_model_without_key_value_cache_is_refused() -> None:
     model = MambaForCausalLM(MambaConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1, state_size=4))
-    with pytest.raises(RlifError, match=r"^policy\.model: toy llama has no key-value cache to sample with"):
+    with pytest.raises(RlifError, match=r"^model: toy llama has no key-value cache to sample with"):
         Engine(dataclasses.replace(toy_policy(), model=model))
 
 
@@ -691,38 +692,57 @@ def test_a_prompt_longer_than_the_context() -> None:
     with pytest.raises(RlifError) as raised:
         Engine(policy).sample(prompts, group_size=2, sampling=Sampling(max_new_tokens=11), key=KEY)
     assert str(raised.value) == (
-        "prompt toy/1: 10 tokens and rollout.max_new_tokens=11 exceed the context of toy llama (20); "
-        "shorten the prompt or lower the limit"
+        "prompt toy/1: 10 tokens and max_new_tokens 11 exceed the context of toy llama (20); "
+        "give max_new_tokens 10 or less"
     )
     check_context(dataclasses.replace(policy, context=None), prompts, 10**9)
 
 
-@pytest.mark.parametrize("stretch", [1, 5])
-def test_a_model_whose_logits_are_no_distribution_is_an_error(monkeypatch: pytest.MonkeyPatch, stretch: int) -> None:
-    monkeypatch.setattr(LineRows, "stretch", stretch)
+def test_what_does_not_fit_is_told_of_the_longest_prompt_so_that_one_remedy_serves_all() -> None:
+    policy = dataclasses.replace(toy_policy(), context=20)
+    short, long, longest = toy_prompts(policy, ["0123", "0123456789", "0123456789012345678"])
+    for prompts, words in (
+        (
+            [short, long],
+            "prompt toy/1: 10 tokens and --new 30 exceed the context of toy llama (20); give --new 10 or less",
+        ),
+        ([long], "prompt: 10 tokens and --new 30 exceed the context of toy llama (20); give --new 10 or less"),
+        (
+            [long, dataclasses.replace(longest, token_ids=longest.token_ids * 2)],
+            "prompt toy/2: 38 tokens and --new 30 exceed the context of toy llama (20); give a shorter question",
+        ),
+    ):
+        with pytest.raises(RlifError) as raised, named({"max_new_tokens": "--new"}):
+            check_context(policy, prompts, 30)
+        assert str(raised.value) == words
+
+
+@pytest.mark.parametrize("chunk", [1, 5])
+def test_a_model_whose_logits_are_no_distribution_is_an_error(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(PackedBatch, "chunk", chunk)
     policy = with_bias(toy_policy(), {EOS: math.nan})
     prompts, options = toy_prompts(policy, UNEVEN), {"group_size": 2, "sampling": PLAIN, "key": KEY}
-    with pytest.raises(FloatingPointError, match="the policy's logits"):
+    with pytest.raises(FloatingPointError, match="the policy's logits are not finite"):
         Engine(policy).sample(prompts, **options)
-    with pytest.raises(FloatingPointError, match="the policy's logits"):
-        sample_slowly(policy, prompts, **options)
+    with pytest.raises(FloatingPointError, match="the policy's logits are not finite"):
+        sample_reference(policy, prompts, **options)
 
 
 def test_what_finished_rows_draw_is_nobodys_affair() -> None:
     """A row that is carried along beyond its end may meet numbers that no distribution has."""
     policy = toy_policy()
-    recorder = engine._Recorder(policy, toy_prompts(policy, ["ab"]), 2, PLAIN, KEY)
+    recorder = Recorder(policy, toy_prompts(policy, ["ab"]), 2, PLAIN, KEY)
     rows, logits = torch.arange(2), torch.zeros(2, policy.vocab_size)
     logits[0, EOS] = 100.0
-    recorder.extend(rows, logits)
-    assert (recorder.finished.tolist(), recorder.look()) == ([True, False], 2)
+    recorder.sample(rows, logits)
+    assert (recorder.finished.tolist(), recorder.sync()) == ([True, False], 2)
     logits[0] = math.nan
-    recorder.extend(rows, logits)
-    assert recorder.look() == 1
+    recorder.sample(rows, logits)
+    assert recorder.sync() == 1
     logits[1] = math.nan
-    recorder.extend(rows, logits)
-    with pytest.raises(FloatingPointError, match="the policy's logits"):
-        recorder.look()
+    recorder.sample(rows, logits)
+    with pytest.raises(FloatingPointError, match="the policy's logits are not finite"):
+        recorder.sync()
 
 
 def test_an_empty_prompt() -> None:

@@ -1,4 +1,4 @@
-"""Kills and power cuts at every operation on files: what is left is gone on with, to the same end.
+"""Kills and power cuts at every operation on files: what is left is resumed, to the same end.
 
 A part of the states is tried here; `benchmarks/faults.py` tries all of them.
 """
@@ -49,7 +49,7 @@ def small_recipe(model: Path) -> Recipe:
 
 
 class Marking:
-    """A watcher that has the recorder look whenever a step was logged."""
+    """A callback that has the recorder look whenever a step was logged."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
@@ -71,7 +71,7 @@ class Recorded:
         toy_policy("llama").save(base / "model")
         self.recipe = small_recipe(base / "model")
         with Recorder(base / "work") as recorder:
-            train(self.recipe, base / "work" / "run", watcher=Marking(recorder))
+            train(self.recipe, base / "work" / "run", callback=Marking(recorder))
         self.moments = recorder.moments
         self.end = outcome(base / "work" / "run")
         self.states = states(self.moments, cuts=cuts)

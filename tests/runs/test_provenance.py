@@ -35,7 +35,7 @@ from rlif.runs.provenance import FREE, ROUNDING, Provenance, accept, model_files
 from rlif.runs.resumption import find_start
 from rlif.runs.run_log import RunLog
 from rlif.runs.trackers import SINKS
-from rlif.training.callbacks import Unwatched
+from rlif.training.callbacks import NullCallback
 from rlif.training.loop import resume, train
 from rlif.training.run import Run
 from toys import toy_policy
@@ -102,7 +102,7 @@ def info_of(run: Path) -> Any:
 
 
 class At:
-    """A watcher that does something once the line of a step was written."""
+    """A callback that does something once the line of a step was written."""
 
     def __init__(self, step: int, act: Callable[[], object]) -> None:
         self._step, self._act = step, act
@@ -130,7 +130,7 @@ def test_a_run_resumed_on_another_day_is_told_the_day_it_began(
     whole = train(recipe(toy_model), tmp_path / "whole")
     train(recipe(toy_model), tmp_path / "run", until=1)
     with pytest.raises(ConnectionAbortedError):  # before its first checkpoint: only run.json knows the day
-        train(recipe(toy_model, checkpoint={"every": 0}), tmp_path / "early", watcher=At(1, pull_the_plug))
+        train(recipe(toy_model, checkpoint={"every": 0}), tmp_path / "early", callback=At(1, pull_the_plug))
     it_is(SECOND)
     for name in ("run", "early"):
         assert_same_weights(whole, resume(tmp_path / name))
@@ -186,7 +186,7 @@ def test_an_evaluation_gone_on_with_on_another_day(
     candidate = Candidate("toy", lambda: EngineBackend("toy", config))
     settings = settings_of(tasks=("arithmetic",), limit=4, samples=2, max_new_tokens=4)
 
-    class Impatient(eval_loop.Unwatched):
+    class Impatient(eval_loop.NullEvalCallback):
         def answered(self, answers: Any) -> None:
             raise KeyboardInterrupt
 
@@ -194,7 +194,7 @@ def test_an_evaluation_gone_on_with_on_another_day(
     whole = evaluate([candidate], settings, tmp_path / "whole")
     for name in ("dated", "old", "changed"):
         with pytest.raises(KeyboardInterrupt):
-            evaluate([candidate], settings, tmp_path / name, watcher=Impatient())
+            evaluate([candidate], settings, tmp_path / name, callback=Impatient())
     it_is(SECOND)
     later = evaluate([candidate], settings, tmp_path / "dated")
     assert [one["metrics"] for one in later["results"]] == [one["metrics"] for one in whole["results"]]
@@ -584,7 +584,7 @@ def test_a_log_taken_away_from_a_running_process_ends_it(
     """After the last step, too, when only the checkpoint and final/ are still to be written."""
     out = tmp_path / "run"
     with pytest.raises(RlifError, match=said) as caught:
-        train(recipe(toy_model, eval={"every": 0}), out, watcher=At(at, lambda: act(out)))
+        train(recipe(toy_model, eval={"every": 0}), out, callback=At(at, lambda: act(out)))
     assert "\n" not in str(caught.value)
     here = tmp_path / "elsewhere" if (tmp_path / "elsewhere").exists() else out
     assert max(path.name for path in (here / "checkpoints").iterdir()) == f"step-{at - 1:06d}"
@@ -597,7 +597,7 @@ def test_a_log_taken_away_from_a_running_process_ends_it(
 def test_rollouts_removed_under_a_running_process_are_no_harm(toy_model: Path, tmp_path: Path, at: int) -> None:
     out = tmp_path / "run"
     gone = out / "rollouts"
-    final = train(recipe(toy_model, eval={"every": 0}), out, watcher=At(at, lambda: shutil.rmtree(gone)))
+    final = train(recipe(toy_model, eval={"every": 0}), out, callback=At(at, lambda: shutil.rmtree(gone)))
     assert final is not None
     assert [path.name for path in sorted(gone.iterdir())] == [f"step-{n:06d}.parquet" for n in range(at + 1, 4)]
     assert [line["step"] for line in read_metrics(out / "metrics.jsonl")] == [1, 2, 3]
@@ -639,7 +639,7 @@ def test_killed_at_any_moment_of_the_beginning_one_command_works_and_the_other_n
     asked = recipe(toy_model, eval={"every": 0}, log={"sinks": [] if ends == "well" else ["wandb"]})
     _RECORDER.update(folder=out, snapshots=snapshots)
     try:
-        with Run.start(asked, out, Unwatched()):
+        with Run.start(asked, out, NullCallback()):
             pass
     except RlifError:
         assert ends != "well"

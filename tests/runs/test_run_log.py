@@ -25,7 +25,7 @@ from rlif.runs.history import read_metrics
 from rlif.runs.metric_keys import METRICS, find_metric, metrics_page
 from rlif.runs.run_log import RunLog
 from rlif.runs.trackers import SINKS, Sinks, open_sinks
-from rlif.types import Problem, Prompt, Rollouts, Scored, TokenSignals, Verdict
+from rlif.types import Problem, Prompt, Rollouts, Sampling, Scored, TokenSignals, Verdict
 
 ROOT = Path(__file__).parents[2]
 INFO = {"model": "tiny-base", "versions": {"rlif": "1"}}
@@ -61,6 +61,7 @@ def scored() -> Scored:
             signals=TokenSignals(values / 10, values / 100, values / 1000),
             texts=("ä\n1", "", "2", ""),
             stop_reasons=("eos", "length", "stop_string", "eos"),
+            sampling=Sampling(),
         ),
         verdicts=(
             Verdict(True, True, "1"),

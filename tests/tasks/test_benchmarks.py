@@ -70,7 +70,7 @@ def test_a_hub_that_cannot_be_reached_says_what_to_do(monkeypatch: pytest.Monkey
         raise ConnectionError("no route to host\nand much more")
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
-    with pytest.raises(RlifError, match=r"openai/gsm8k: cannot be loaded .*no route to host\).*--data gsm8k=PATH"):
+    with pytest.raises(RlifError, match=r"openai/gsm8k: cannot be loaded .*no route to host\).*data gsm8k=PATH"):
         load_benchmark(BENCHMARKS["gsm8k"])
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(RlifError, match="pip install datasets"):
@@ -78,7 +78,7 @@ def test_a_hub_that_cannot_be_reached_says_what_to_do(monkeypatch: pytest.Monkey
 
 
 def test_names_that_are_not_known(tmp_path: Path) -> None:
-    with pytest.raises(RlifError, match=r"no benchmark 'gms8k'; did you mean gsm8k\?.*--data gms8k=PATH"):
+    with pytest.raises(RlifError, match=r"no benchmark 'gms8k'; did you mean gsm8k\?.*data gms8k=PATH"):
         find_benchmark("gms8k", has_file=False)
     assert find_benchmark("mine", has_file=True).schema == "file"
     path = tmp_path / "mine.jsonl"
@@ -132,5 +132,5 @@ def test_examples_from_training_files(tmp_path: Path) -> None:
     assert (first.answer, second.answer) == ("63", "3,000")
     assert first.reasoning == "There are 6*12 = 72 eggs.\nAfter that 72-9 = 63 are left."
     assert [shot.answer for shot in read_shots(HUB / "math_lighteval_train.jsonl", 2)] == ["5", "2"]
-    with pytest.raises(RlifError, match="0 rows with a question, a solution and an answer, but --shots 1"):
+    with pytest.raises(RlifError, match="0 rows with a question, a solution and an answer, but shots 1"):
         read_shots(HUB / "aime25_test.jsonl", 1)

@@ -20,7 +20,7 @@ from rlif.training import grpo
 from rlif.training.grpo import grpo_step
 from rlif.training.loss import AGGREGATIONS, LossInputs, grpo_loss
 from rlif.training.optim import MasterOptimizer, NonFiniteError
-from rlif.types import Problem, Prompt, Rollouts, Scored, TokenSignals, Update, Verdict
+from rlif.types import Problem, Prompt, Rollouts, Sampling, Scored, TokenSignals, Update, Verdict
 from toys import FAMILIES, toy_policy, toy_prompts
 
 LN2 = math.log(2.0)
@@ -296,12 +296,17 @@ def written(policy: Policy, *, prompts: Sequence[str] = PROMPTS, completions: Se
         signals=TokenSignals(zeros, zeros, zeros),
         texts=tuple(completions),
         stop_reasons=("eos",) * len(completions),
+        sampling=Sampling(max_new_tokens=mask.shape[1]),
     )
 
 
 def scored(rollouts: Rollouts, advantages: Sequence[float] = ADVANTAGES) -> Scored:
     verdicts = (Verdict(None, False, None),) * rollouts.n_rows
     return Scored(rollouts, verdicts, {}, torch.tensor(list(advantages)))
+
+
+def at_temperature(policy: Policy, temperature: float) -> Scored:
+    return scored(dataclasses.replace(written(policy), sampling=Sampling(temperature=temperature)))
 
 
 def sgd(masters: list[Tensor]) -> torch.optim.Optimizer:
@@ -317,9 +322,7 @@ def updated(
     *,
     dtype: torch.dtype = torch.float32,
     lr: float = 0.01,
-    limit: int | None = None,
-    reference: nn.Module | None = None,
-    temperature: float = 1.0,
+    reference: Policy | None = None,
     progress: Callable[[int], None] | None = None,
     **config: object,
 ) -> Update:
@@ -330,9 +333,7 @@ def updated(
         batch or scored(written(policy)),
         GrpoConfig.model_validate({**CONFIG.model_dump(), **config}),
         lr=lr,
-        limit=limit,
         reference=reference,
-        temperature=temperature,
         progress=progress,
     )
 
@@ -369,8 +370,8 @@ def naive_logprobs(policy: Policy, model: nn.Module, rollouts: Rollouts, tempera
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_policy_logprobs_are_teacher_forced(family: str, temperature: float) -> None:
     policy = toy_policy(family)
-    rollouts = written(policy)
-    found = policy_logprobs(policy.model, policy, rollouts, range(9), temperature)
+    rollouts = dataclasses.replace(written(policy), sampling=Sampling(temperature=temperature))
+    found = policy_logprobs(policy, rollouts, range(9))
     for row, expected in enumerate(naive_logprobs(policy, policy.model, rollouts, temperature)):
         torch.testing.assert_close(found[row][rollouts.mask[row]], expected, atol=2e-5, rtol=0)
     assert not found[~rollouts.mask].any()
@@ -380,28 +381,28 @@ def test_policy_logprobs_are_teacher_forced(family: str, temperature: float) -> 
 def test_policy_logprobs_of_some_rows_in_any_order() -> None:
     policy = toy_policy()
     rollouts = written(policy)
-    whole = policy_logprobs(policy.model, policy, rollouts, range(9), 1.0)
+    whole = policy_logprobs(policy, rollouts, range(9))
     for rows in ([4], [8, 0], [3, 5, 1]):
-        some = policy_logprobs(policy.model, policy, rollouts, rows, 1.0)
+        some = policy_logprobs(policy, rollouts, rows)
         torch.testing.assert_close(some, whole[rows], atol=2e-5, rtol=0)
 
 
 def test_rows_that_pad_the_vocabulary_have_no_probability() -> None:
     policy = toy_policy()
     rollouts = written(policy)
-    before = policy_logprobs(policy.model, policy, rollouts, range(9), 1.0)
+    before = policy_logprobs(policy, rollouts, range(9))
     with torch.no_grad():
         policy.model.lm_head.weight[policy.vocab_size :] = 1e3
-    after = policy_logprobs(policy.model, policy, rollouts, range(9), 1.0)
+    after = policy_logprobs(policy, rollouts, range(9))
     assert torch.equal(after, before)
 
 
 def test_tokens_under_the_mask_are_never_read() -> None:
     policy = toy_policy()
     rollouts = written(policy)
-    before = policy_logprobs(policy.model, policy, rollouts, range(9), 1.0)
+    before = policy_logprobs(policy, rollouts, range(9))
     rollouts.tokens[~rollouts.mask] = 17
-    assert torch.equal(policy_logprobs(policy.model, policy, rollouts, range(9), 1.0), before)
+    assert torch.equal(policy_logprobs(policy, rollouts, range(9)), before)
 
 
 # What must not matter
@@ -467,13 +468,14 @@ def test_gradient_checkpointing_changes_nothing(family: str) -> None:
 @pytest.mark.parametrize("aggregation", list(AGGREGATIONS))
 def test_a_step_is_the_gradient_of_the_naive_loss(aggregation: str) -> None:
     """The whole path against autograd of -Σ w·A·ln p + kl_coef·k3 over one plain forward pass a row."""
-    policy, twin = toy_policy(), toy_policy()
-    reference = toy_policy(seed=1).model
-    rollouts, limit, kl_coef, lr = written(policy), 20, 0.05, 0.01
+    policy, naive = toy_policy(), toy_policy()
+    reference = toy_policy(seed=1)
+    limit, kl_coef, lr = 20, 0.05, 0.01
+    rollouts = dataclasses.replace(written(policy), sampling=Sampling(max_new_tokens=limit))
     options = {"aggregation": aggregation, "kl_coef": kl_coef, "micro_batch_tokens": 45}
-    update = updated(policy, scored(rollouts), limit=limit, reference=reference, lr=lr, **options)
+    update = updated(policy, scored(rollouts), reference=reference, lr=lr, **options)
     n_tokens, loss, total_kl = int(rollouts.mask.sum()), torch.zeros(()), 0.0
-    policy_rows, reference_rows = (naive_logprobs(twin, model, rollouts) for model in (twin.model, reference))
+    policy_rows, reference_rows = (naive_logprobs(naive, model, rollouts) for model in (naive.model, reference.model))
     for logprobs, reference_logprobs, advantage in zip(policy_rows, reference_rows, ADVANTAGES, strict=True):
         d = reference_logprobs.detach() - logprobs
         kl = d.exp() - d - 1
@@ -489,18 +491,22 @@ def test_a_step_is_the_gradient_of_the_naive_loss(aggregation: str) -> None:
         )
     assert update.metrics["kl"] == pytest.approx(total_kl / n_tokens, rel=1e-4)
     loss.backward()
-    start = weights_of(twin)
+    start = weights_of(naive)
     with torch.no_grad():
-        for parameter in twin.model.parameters():
+        for parameter in naive.model.parameters():
             parameter -= lr * parameter.grad
-    assert_same_step(policy, twin, start)
+    assert_same_step(policy, naive, start)
 
 
-def test_the_length_limit_defaults_to_the_widest_completion() -> None:
-    default, explicit = toy_policy(), toy_policy()
-    updated(default, aggregation="fixed_length")
-    updated(explicit, aggregation="fixed_length", limit=written(explicit).mask.shape[1])
-    assert torch.equal(weights_of(default), weights_of(explicit))
+def test_the_length_limit_is_that_of_the_sampling() -> None:
+    """Twice the limit, half the weight of each token: with plain gradient descent at twice the rate the same step."""
+    short, long, start = toy_policy(), toy_policy(), weights_of(toy_policy())
+    rollouts = written(short)
+    n = rollouts.sampling.max_new_tokens
+    updated(short, scored(rollouts), aggregation="fixed_length")
+    twice = dataclasses.replace(rollouts, sampling=Sampling(max_new_tokens=2 * n))
+    updated(long, scored(twice), aggregation="fixed_length", lr=0.02)
+    assert_same_step(short, long, start)
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))
@@ -508,9 +514,9 @@ def test_the_length_limit_defaults_to_the_widest_completion() -> None:
 def test_the_good_completion_becomes_likelier_and_the_bad_one_less(family: str, dtype: torch.dtype) -> None:
     policy = toy_policy(family)
     rollouts = written(policy, prompts=["2+2=?"], completions=["4", "five"])
-    before = policy_logprobs(policy.model, policy, rollouts, [0, 1], 1.0).sum(dim=1)
+    before = policy_logprobs(policy, rollouts, [0, 1]).sum(dim=1)
     updated(policy, scored(rollouts, [1.0, -1.0]), dtype=dtype, lr=0.02, max_grad_norm=1.0)
-    after = policy_logprobs(policy.model, policy, rollouts, [0, 1], 1.0).sum(dim=1)
+    after = policy_logprobs(policy, rollouts, [0, 1]).sum(dim=1)
     assert after[0] > before[0] + 0.01
     assert after[1] < before[1] - 0.01
 
@@ -529,14 +535,14 @@ def test_a_step_without_any_advantage_is_a_step_with_a_gradient_of_zero(dtype: t
     optimizer = MasterOptimizer(policy.model, lambda masters: torch.optim.AdamW(masters, lr=0.0), compute_dtype=dtype)
     rollouts = written(policy)
     grpo_step(policy, optimizer, scored(rollouts), CONFIG, lr=0.01)
-    twins = [master.detach().clone().requires_grad_() for master in optimizer.masters]
-    inner = torch.optim.AdamW(twins, lr=0.01)
+    copies = [master.detach().clone().requires_grad_() for master in optimizer.masters]
+    inner = torch.optim.AdamW(copies, lr=0.01)
     inner.load_state_dict(copy.deepcopy(optimizer.inner.state_dict()))
-    for twin in twins:
-        twin.grad = torch.zeros_like(twin)
+    for naive in copies:
+        naive.grad = torch.zeros_like(naive)
     inner.step()
     grpo_step(policy, optimizer, scored(rollouts, [0.0] * 9), CONFIG, lr=0.01)
-    assert all(torch.equal(a, b) for a, b in zip(optimizer.masters, twins, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(optimizer.masters, copies, strict=True))
 
 
 SOME_ADVANTAGES = [1.0, 0.0, -1.0, 0.0, 0.0, 0.0, -0.5, 0.5, 0.0]
@@ -549,16 +555,14 @@ def test_rows_without_advantage_are_run_for_a_kl_term_only(
 ) -> None:
     seen: list[int] = []
 
-    def spy(
-        model: nn.Module, policy: Policy, rollouts: Rollouts, rows: Sequence[int], *rest: Any, **more: Any
-    ) -> Tensor:
+    def spy(policy: Policy, rollouts: Rollouts, rows: Sequence[int], **more: Any) -> Tensor:
         seen.extend(rows)
-        return policy_logprobs(model, policy, rollouts, rows, *rest, **more)
+        return policy_logprobs(policy, rollouts, rows, **more)
 
     monkeypatch.setattr(grpo, "policy_logprobs", spy)
     policy, told = toy_policy(), list[int]()
     rollouts = written(policy)
-    reference = toy_policy(seed=1).model if kl_coef else None
+    reference = toy_policy(seed=1) if kl_coef else None
     updated(
         policy,
         scored(rollouts, SOME_ADVANTAGES),
@@ -576,7 +580,7 @@ def test_rows_that_are_not_run_still_share_the_weight(aggregation: str) -> None:
     lean, whole, start = toy_policy(), toy_policy(), weights_of(toy_policy())
     batch = scored(written(lean), SOME_ADVANTAGES)
     short = updated(lean, batch, aggregation=aggregation)
-    long = updated(whole, batch, aggregation=aggregation, kl_coef=1e-30, reference=toy_policy(seed=1).model)
+    long = updated(whole, batch, aggregation=aggregation, kl_coef=1e-30, reference=toy_policy(seed=1))
     assert_same_step(lean, whole, start)
     assert short.loss == pytest.approx(long.loss, abs=1e-6)
     assert short.metrics["clip/fraction_low"] == long.metrics["clip/fraction_low"]
@@ -602,9 +606,9 @@ def test_the_mismatch_is_that_of_the_policy_that_sampled_however_many_steps_foll
 
 
 def test_the_kl_to_a_reference_is_that_of_all_rows_even_if_it_is_only_watched() -> None:
-    policy, reference = toy_policy(), toy_policy(seed=1).model
+    policy, reference = toy_policy(), toy_policy(seed=1)
     rollouts = written(policy)
-    ours, theirs = (torch.cat(naive_logprobs(policy, model, rollouts)) for model in (policy.model, reference))
+    ours, theirs = (torch.cat(naive_logprobs(policy, model, rollouts)) for model in (policy.model, reference.model))
     d = theirs - ours
     expected = (d.exp() - d - 1).mean().item()
     found = updated(policy, scored(rollouts, SOME_ADVANTAGES), reference=reference).metrics["kl"]
@@ -623,14 +627,14 @@ def test_a_parameter_that_no_loss_reaches_is_left_alone() -> None:
 
 def test_greedy_rollouts_are_trained_on_at_temperature_one() -> None:
     greedy, plain = toy_policy(), toy_policy()
-    updated(greedy, temperature=0.0)
-    updated(plain, temperature=1.0)
+    updated(greedy, at_temperature(greedy, 0.0))
+    updated(plain, at_temperature(plain, 1.0))
     assert torch.equal(weights_of(greedy), weights_of(plain))
 
 
 def test_the_temperature_of_the_rollout_enters_the_gradient() -> None:
     warm, plain = toy_policy(), toy_policy()
-    updated(warm, temperature=0.7)
+    updated(warm, at_temperature(warm, 0.7))
     updated(plain)
     assert (weights_of(warm) - weights_of(plain)).abs().max() > 1e-4
 
@@ -675,7 +679,7 @@ def test_gradients_are_clipped_to_their_norm() -> None:
 
 def test_the_kl_to_a_copy_of_itself_is_zero() -> None:
     policy, plain = toy_policy(), toy_policy()
-    update = updated(policy, reference=copy.deepcopy(policy.model), kl_coef=1.0)
+    update = updated(policy, reference=copy.deepcopy(policy), kl_coef=1.0)
     assert update.metrics["kl"] == 0.0
     # Its gradient is zero there too.
     updated(plain)
@@ -689,7 +693,7 @@ def test_the_kl_pulls_back_to_the_reference() -> None:
             parameter.mul_(0.9)
     frozen = weights_of(reference)
     batch = scored(written(policy), [0.0] * 9)
-    kls = [updated(policy, batch, reference=reference.model, kl_coef=1.0, lr=0.005).metrics["kl"] for _ in range(6)]
+    kls = [updated(policy, batch, reference=reference, kl_coef=1.0, lr=0.005).metrics["kl"] for _ in range(6)]
     assert kls == sorted(kls, reverse=True)
     assert 0.0 < kls[-1] < 0.8 * kls[0]
     assert torch.equal(weights_of(reference), frozen)
@@ -716,7 +720,7 @@ def test_two_epochs_hold_the_old_policy_fixed(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(grpo, "grpo_loss", spy)
     policy = toy_policy()
     rollouts = written(policy)
-    before = policy_logprobs(policy.model, policy, rollouts, range(9), 1.0).detach()
+    before = policy_logprobs(policy, rollouts, range(9)).detach()
     update = updated(policy, scored(rollouts), epochs=2, lr=0.003)
     assert len(seen) == 2
     first, second = seen
@@ -734,25 +738,25 @@ def test_two_epochs_hold_the_old_policy_fixed(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(("epochs", "minibatches"), [(2, 1), (1, 3), (2, 3)])
 def test_several_steps_equal_a_plain_loop(epochs: int, minibatches: int) -> None:
     """Each step: the prompts of its minibatch, weights normalised over them, ratio to the policy at the start."""
-    policy, twin, start = toy_policy(), toy_policy(), weights_of(toy_policy())
+    policy, naive, start = toy_policy(), toy_policy(), weights_of(toy_policy())
     rollouts, lr = written(policy), 0.003
     updated(policy, scored(rollouts), epochs=epochs, minibatches=minibatches, lr=lr, micro_batch_tokens=45)
-    old = [logprobs.detach() for logprobs in naive_logprobs(twin, twin.model, rollouts)]
+    old = [logprobs.detach() for logprobs in naive_logprobs(naive, naive.model, rollouts)]
     size = 9 // minibatches
     for _ in range(epochs):
         for first in range(0, 9, size):
             rows = range(first, first + size)
-            logprobs = naive_logprobs(twin, twin.model, rollouts)
+            logprobs = naive_logprobs(naive, naive.model, rollouts)
             loss = torch.zeros(())
             for row in rows:
                 ratio, advantage = (logprobs[row] - old[row]).exp(), ADVANTAGES[row]
                 loss = loss - torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage).sum()
-            twin.model.zero_grad()
+            naive.model.zero_grad()
             (loss / rollouts.lengths[first : first + size].sum()).backward()
             with torch.no_grad():
-                for parameter in twin.model.parameters():
+                for parameter in naive.model.parameters():
                     parameter -= lr * parameter.grad
-    assert_same_step(policy, twin, start)
+    assert_same_step(policy, naive, start)
 
 
 # What is not finite
@@ -799,6 +803,7 @@ def of_lengths(prompt_lengths: Sequence[int], lengths: Sequence[int]) -> Rollout
         signals=TokenSignals(zeros, zeros, zeros),
         texts=("",) * len(lengths),
         stop_reasons=("eos",) * len(lengths),
+        sampling=Sampling(),
     )
 
 

@@ -13,8 +13,9 @@ from rlif.model.policy import Policy
 from rlif.recipes import load_recipe, parse_recipe
 from rlif.rollout.prompts import render
 from rlif.tasks.templates import TEMPLATES, render_messages, render_text
-from rlif.training.callbacks import Unwatched
-from rlif.training.run import Run, eval_sampling
+from rlif.training.callbacks import NullCallback
+from rlif.training.resolve import eval_sampling
+from rlif.training.run import Run
 from rlif.types import Sampling
 
 QUESTIONS = '{"question": "What is 1+1?", "answer": "2"}\n{"question": "What is 2+2?", "answer": "4"}\n'
@@ -44,7 +45,7 @@ def questions(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("template", sorted(set(TEMPLATES) - {"intuitor_large"}))  # too long for the tiny model
 def test_one_question_is_put_and_ended_in_one_way(template: str, questions: Path, tmp_path: Path) -> None:
     wanted = recipe(questions, task={"template": template}, rollout={"stop": ["\n\n", "Question:"], "top_k": 3})
-    with Run.start(wanted, tmp_path / "run", Unwatched()) as run:
+    with Run.start(wanted, tmp_path / "run", NullCallback()) as run:
         drawn, evaluated, kept = run.sampling, eval_sampling(run.recipe), load_recipe(tmp_path / "run" / "recipe.yaml")
         prompts = run.prompts(1)
         policy: Policy = run.policy
@@ -65,13 +66,13 @@ def test_one_question_is_put_and_ended_in_one_way(template: str, questions: Path
     assert drawn == evaluated == plan.sampling
     assert kept == run.recipe  # what the folder holds is what was done, and what a resumed run does
     assert kept.task.format == plan.format == TEMPLATES[template].format
-    rendered = {one.problem.question: policy.encode_text(one.text)[1] for one in plan.asked}
+    rendered = {one.problem.question: policy.encode_text(one.text)[1] for one in plan.rendered}
     assert {prompt.problem.question: prompt.token_ids for prompt in prompts} == rendered
     problems = [prompt.problem for prompt in prompts]
     assert [prompt.token_ids for prompt in render(policy, template, problems)] == [
         prompt.token_ids for prompt in prompts
     ]
-    for one in plan.asked:
+    for one in plan.rendered:
         assert list(one.messages) == render_messages(template, one.problem.question)
         assert one.text == render_text(template, one.problem.question)
 
@@ -105,10 +106,10 @@ def test_the_evaluation_during_training_is_given_that_sampling(
         given.append(sampling)
         raise SeenError
 
-    monkeypatch.setattr("rlif.training.run.evaluate", evaluate)
+    monkeypatch.setattr("rlif.training.run.evaluate_policy", evaluate)
     wanted = recipe(questions, task={"template": "qa"}, rollout={"top_p": 0.5, "top_k": 4}, eval={"temperature": 0.7})
-    with Run.start(wanted, tmp_path / "run", Unwatched()) as run, pytest.raises(SeenError):
-        run.evaluate(0)
+    with Run.start(wanted, tmp_path / "run", NullCallback()) as run, pytest.raises(SeenError):
+        run.evaluate()
     assert given == [Sampling(0.7, 0.5, 4, 4, ("Question:",))]
 
 
@@ -117,7 +118,7 @@ def test_an_old_run_goes_on_as_it_began(questions: Path, tmp_path: Path) -> None
     evaluation, which never took over what its rollouts do."""
     filters = {"top_p": 0.9, "top_k": 5}
     old = recipe(questions, task={"template": "qa", "format": "boxed"}, rollout=filters)
-    with Run.start(old, tmp_path / "run", Unwatched()):
+    with Run.start(old, tmp_path / "run", NullCallback()):
         pass
     path = tmp_path / "run" / "recipe.yaml"
     text = path.read_text().replace("  stop:\n  - 'Question:'\n", "  stop: []\n")
@@ -127,20 +128,20 @@ def test_an_old_run_goes_on_as_it_began(questions: Path, tmp_path: Path) -> None
     info = path.with_name("run.json")
     info.write_text(json.dumps({key: value for key, value in json.loads(info.read_text()).items() if key == "started"}))
     assert load_recipe(path) == old.model_copy(update={"task": old.task.model_copy(update={"path": str(questions)})})
-    with Run.resume(tmp_path / "run", Unwatched()) as run:
+    with Run.resume(tmp_path / "run", NullCallback()) as run:
         assert (run.sampling.stop, run.sampling.top_p, run.sampling.top_k) == ((), 0.9, 5)
         assert (eval_sampling(run.recipe).top_p, eval_sampling(run.recipe).top_k) == (1.0, 0)
-        run.log(0, {})
+        run.log({})
         run.save_checkpoint()
     assert "provenance" not in json.loads(info.read_text())
-    with Run.resume(tmp_path / "run", Unwatched()) as run:  # from a checkpoint that does record where it comes from
+    with Run.resume(tmp_path / "run", NullCallback()) as run:  # from a checkpoint that does record where it comes from
         assert (eval_sampling(run.recipe).top_p, eval_sampling(run.recipe).top_k) == (1.0, 0)
     path.write_text(text.replace("eval:\n", "eval:\n  top_p: 0.8\n"))
-    with Run.resume(tmp_path / "run", Unwatched(), allow_changed=True) as run:  # what is said stays said
+    with Run.resume(tmp_path / "run", NullCallback(), allow_changed=True) as run:  # what is said stays said
         assert (eval_sampling(run.recipe).top_p, eval_sampling(run.recipe).top_k) == (0.8, 0)
 
 
 def test_a_format_of_ones_own_stays(questions: Path, tmp_path: Path) -> None:
     wanted = recipe(questions, task={"template": "gsm8k_short", "format": "last_number"})
-    with Run.start(wanted, tmp_path / "run", Unwatched()) as run:
+    with Run.start(wanted, tmp_path / "run", NullCallback()) as run:
         assert run.recipe.task.format == "last_number"

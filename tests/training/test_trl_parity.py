@@ -67,13 +67,13 @@ def sampled(policy: Policy) -> Rollouts:
 
 
 def rlif_step(
-    policy: Policy, rollouts: Rollouts, config: GrpoConfig, *, optim: str, std: bool, reference: nn.Module | None
+    policy: Policy, rollouts: Rollouts, config: GrpoConfig, *, optim: str, std: bool, reference: Policy | None
 ) -> Update:
     build = adamw(config) if optim == "adamw_torch" else lambda masters: torch.optim.SGD(masters, lr=math.nan)
     given = advantages(torch.tensor(REWARDS), GROUP, std=std)
     scored = Scored(rollouts, (Verdict(None, False, None),) * len(REWARDS), {}, given)
     optimizer = MasterOptimizer(policy.model, build)
-    return grpo_step(policy, optimizer, scored, config, lr=config.lr, limit=LIMIT, reference=reference)
+    return grpo_step(policy, optimizer, scored, config, lr=config.lr, reference=reference)
 
 
 def trl_step(
@@ -195,8 +195,8 @@ def test_one_step_gives_the_same_weights(
     config = GrpoConfig.model_validate({"lr": 0.01, "kl_coef": 0.0, **case.ours})
     reference = None
     if config.kl_coef:
-        reference = toy_policy(case.family, seed=1).model.eval()
-        reference.save_pretrained(tmp_path / "reference")
+        reference = toy_policy(case.family, seed=1)
+        reference.model.eval().save_pretrained(tmp_path / "reference")
         theirs.model.config._name_or_path = str(tmp_path / "reference")  # where TRL takes its reference from
     options = {"optim": "sgd", **case.theirs}
     update = rlif_step(ours, rollouts, config, optim=options["optim"], std=case.std, reference=reference)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from rlif.grading.voting import _votes, _winners
+from rlif.grading.voting import ballots, tally, winner_shares
 
 
 class Estimate(NamedTuple):
@@ -68,17 +68,9 @@ def majority(answers: Sequence[Sequence[str | None]], right: Bool[np.ndarray, "p
     """maj@k: is the commonest of a problem's k answers right? Answers are the same if `canonical` says so: 18, 18.00.
 
     One that could not be read never votes. Among answers equally common each wins with the same chance; if nobody
-    votes the problem is lost.
+    votes the problem is lost (`rlif.grading.voting`).
     """
-    won = []
-    for given, verdicts in zip(answers, right, strict=True):
-        votes = _votes(given)
-        chances = [
-            float(np.mean([r for vote, r in zip(votes, verdicts, strict=True) if vote == winner]))
-            for winner in _winners(votes)
-        ]
-        won.append(sum(chances) / len(chances) if chances else 0.0)
-    return over_problems(np.array(won))
+    return over_problems((winner_shares(ballots(answers)) * right).sum(axis=1))
 
 
 def self_agreement(answers: Sequence[Sequence[str | None]]) -> Estimate:
@@ -86,9 +78,5 @@ def self_agreement(answers: Sequence[Sequence[str | None]]) -> Estimate:
 
     An answer that could not be read never votes and agrees with nobody. 1 by definition for one sample with an answer.
     """
-    shares = []
-    for given in answers:
-        votes = _votes(given)
-        winners = _winners(votes)
-        shares.append(votes.count(winners[0]) / len(votes) if winners else 0.0)
-    return over_problems(np.array(shares))
+    votes = ballots(answers)
+    return over_problems(tally(votes).max(axis=1) / votes.shape[1])

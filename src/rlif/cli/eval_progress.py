@@ -14,7 +14,7 @@ from rlif.utils.terminal import Console, text_column
 _LINE_EVERY = 30.0  # seconds
 
 
-class LiveWatcher:
+class LiveEvalProgress:
     """One bar for each model and task."""
 
     def __init__(self, progress: Progress) -> None:
@@ -38,7 +38,7 @@ class LiveWatcher:
         self._progress.update(self._bar, completed=self._pace.position, line=str(self._pace))
 
 
-class PlainWatcher:
+class PlainEvalProgress:
     """For logs and pipes: a line at a task's start and end, and every half minute between."""
 
     def __init__(self, console: Console) -> None:
@@ -64,11 +64,11 @@ class PlainWatcher:
 
 
 @contextmanager
-def watch(console: Console) -> Iterator[LiveWatcher | PlainWatcher]:
-    """The watcher that fits the console."""
+def eval_progress(console: Console) -> Iterator[LiveEvalProgress | PlainEvalProgress]:
+    """The callback that fits the console."""
     if not console.is_terminal:
-        yield PlainWatcher(console)
+        yield PlainEvalProgress(console)
         return
     columns = (text_column("{task.description}"), BarColumn(bar_width=20), text_column("{task.fields[line]}"))
     with Progress(*columns, console=console) as progress:
-        yield LiveWatcher(progress)
+        yield LiveEvalProgress(progress)

@@ -1,18 +1,18 @@
 """What ``rlif eval`` and ``rlif compare`` do once their options are read."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlif.cli.eval_progress import watch
+from rlif.cli.eval_progress import eval_progress
 from rlif.config import PolicyConfig
-from rlif.errors import RlifError
+from rlif.errors import Argument, RlifError, named
 from rlif.evals.backends.engine import EngineBackend
 from rlif.evals.backends.openai import ServedBackend
 from rlif.evals.backends.openai_client import Client, Server
 from rlif.evals.compare import as_json, compare, model_folders
-from rlif.evals.figures import draw_all
+from rlif.evals.figures import write_figures
 from rlif.evals.runner import Candidate, evaluate
 from rlif.evals.settings import Settings
 from rlif.evals.store import MODEL, RESULTS, read_json
@@ -21,13 +21,25 @@ from rlif.model.loading import check_source
 from rlif.utils.atomic_io import write_whole, writing
 from rlif.utils.terminal import Console, note
 
+_SAME = (
+    *("tasks", "data", "template", "format", "shots", "shots_from", "max_new_tokens", "max_mismatch"),
+    *("dtype", "device", "chat_template"),
+)
+OPTIONS: Mapping[str, str] = {
+    **{name: f"--{name.replace('_', '-')}" for name in _SAME},
+    "eval_problems": "--limit",
+    "model": "MODEL",
+}
+"""What ``rlif eval`` calls the arguments that an `RlifError` of the library names: for `rlif.errors.named`."""
 
+
+@named(OPTIONS)
 def run_eval(
     models: Sequence[str], settings: Settings, out: Path, *, dtype: str, device: str, max_mismatch: float | None = None
 ) -> None:
     """Evaluate models in this process, one after the other, and print the tables.
 
-    Raises `RlifError` for what the user can mend; a model that is not there is found before the first one is asked.
+    Raises `RlifError` for what the user can fix; a model that is not there is found before the first one is asked.
     """
     options: dict[str, Any] = {"dtype": dtype, "device": device, "max_mismatch": max_mismatch}
     judge([local(name, settings, **options) for name in models], settings, out)
@@ -37,15 +49,16 @@ def local(model: str, settings: Settings, *, dtype: str, device: str, max_mismat
     """A model to be loaded into this process when its turn comes. ``max_mismatch``: see
     `rlif.monitoring.mismatch.Guard`."""
     if dtype not in ("auto", "float32", "bfloat16"):
-        raise RlifError(f"--dtype: {dtype!r}; choose auto, float32 or bfloat16")
+        raise RlifError(Argument("dtype"), f": {dtype!r}; choose auto, float32 or bfloat16")
     options: dict[str, Any] = {"dtype": dtype, "device": device, "chat_template": settings.chat_template}
     config = PolicyConfig(model=model, **options)
     check_source(config)
     return Candidate(model, lambda: EngineBackend(model, config, max_mismatch=max_mismatch))
 
 
+@named(OPTIONS)
 def run_served(servers: Sequence[Server], settings: Settings, out: Path) -> None:
-    """Evaluate models behind a server, and print the tables. Raises `RlifError` for what the user can mend."""
+    """Evaluate models behind a server, and print the tables. Raises `RlifError` for what the user can fix."""
     judge([served(server, settings) for server in servers], settings, out)
 
 
@@ -62,21 +75,22 @@ def served(server: Server, settings: Settings) -> Candidate:
     return Candidate(server.model, connect)
 
 
+@named(OPTIONS)
 def judge(candidates: Sequence[Candidate], settings: Settings, out: Path) -> None:
     """Evaluate whatever answers, with a bar, and print the tables. Ctrl-C says how to go on."""
     console = Console()
     try:
-        with watch(console) as watcher:
-            results = evaluate(candidates, settings, out, watcher=watcher)
+        with eval_progress(console) as callback:
+            results = evaluate(candidates, settings, out, callback=callback)
     except KeyboardInterrupt:
         console.write_line("interrupted: what was finished is kept; the same command goes on from there")
         raise
     print_results(console, results)
-    pictures = draw_all(results, out)
+    figures = write_figures(results, out)
     console.write_line()
     console.write_line(f"numbers: {out / RESULTS}")
     console.write_line(f"answers: {out}/MODEL/TASK/part-*.parquet")
-    console.write_line(f"along the answers: {', '.join(map(str, pictures))}")
+    console.write_line(f"along the answers: {', '.join(map(str, figures))}")
 
 
 def run_compare(folders: Sequence[Path], out: Path | None) -> None:

@@ -27,7 +27,7 @@ from rlif.cli.commands.tiny import make
 from rlif.cli.commands.train import train
 from rlif.errors import RlifError
 from rlif.utils import terminal
-from rlif.utils.interrupts import SIGNALS, AtOnce, Interrupted, end_at_once
+from rlif.utils.interrupts import STOP_SIGNALS, AtOnce, Interrupted, end_at_once
 
 UsageError: Any = typer.BadParameter.__bases__[0]  # click's, or that of the copy inside newer typers
 
@@ -41,14 +41,14 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point of the ``rlif`` command."""
-    for number in SIGNALS:
+    for number in STOP_SIGNALS:
         signal.signal(number, end_at_once)
     prepare()
     with terminal.guarded_streams():
         code, message = _outcome(sys.argv[1:])
         if message:
             terminal.note(f"rlif: {message}")
-    for number in SIGNALS:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_DFL)  # one more Ctrl-C while Python cleans up has nothing left to tell
     sys.exit(code)
 

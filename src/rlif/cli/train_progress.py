@@ -59,7 +59,7 @@ def fitting(parts: Sequence[str], width: int) -> str:
 
 
 class LiveProgress:
-    """A `rlif.training.callbacks.Watcher` with a bar for the run and one for the phase under way."""
+    """A `rlif.training.callbacks.ProgressCallback` with a bar for the run and one for the phase under way."""
 
     def __init__(self, console: Console, progress: Progress, steps: int, done: int = 0) -> None:
         self._console, self._progress = console, progress
@@ -83,7 +83,7 @@ class LiveProgress:
 
 
 class PlainProgress:
-    """A `rlif.training.callbacks.Watcher` for logs and pipes."""
+    """A `rlif.training.callbacks.ProgressCallback` for logs and pipes."""
 
     def __init__(self, console: Console, steps: int, done: int = 0) -> None:
         self._console, self._steps, self._first = console, steps, done
@@ -103,15 +103,15 @@ class PlainProgress:
 
 
 @contextmanager
-def watch_run(console: Console, steps: int, done: int = 0) -> Iterator[LiveProgress | PlainProgress]:
-    """The watcher that fits the console: live bars on a terminal, plain lines elsewhere."""
+def show_progress(console: Console, steps: int, done: int = 0) -> Iterator[LiveProgress | PlainProgress]:
+    """The `ProgressCallback` that fits the console: live bars on a terminal, plain lines elsewhere."""
     if not console.is_terminal:
         yield PlainProgress(console, steps, done)
         return
     columns = (text_column("{task.description}"), BarColumn(20), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
-        watcher = LiveProgress(console, progress, steps, done)
+        callback = LiveProgress(console, progress, steps, done)
         try:
-            yield watcher
+            yield callback
         finally:
-            watcher.close()
+            callback.close()

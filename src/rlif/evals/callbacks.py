@@ -7,7 +7,7 @@ from rlif.evals.backends.base import Answer
 
 
 @runtime_checkable
-class Watcher(Protocol):
+class EvalCallback(Protocol):
     """Somebody who looks on: a progress bar, a test."""
 
     def begin(self, model: str, task: str, *, answers: int, done: int, limit: int) -> None:
@@ -20,7 +20,7 @@ class Watcher(Protocol):
         """Some answers are finished."""
 
 
-class Unwatched:
+class NullEvalCallback:
     """Nobody looks on."""
 
     def begin(self, model: str, task: str, *, answers: int, done: int, limit: int) -> None: ...

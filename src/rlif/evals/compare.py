@@ -15,7 +15,8 @@ from jaxtyping import Float
 
 from rlif.analysis.paired import Differences, Paired, paired
 from rlif.errors import RlifError
-from rlif.evals.metrics import Sheet
+from rlif.evals.grader_mark import with_known_grader
+from rlif.evals.metrics import AnswerTable
 from rlif.evals.store import ASKED, MODEL, Answers, read_answers, read_json, slug
 
 
@@ -75,7 +76,7 @@ def _compare(task: str, a: Path, b: Path) -> Comparison:
     if not rows:
         raise RlifError(f"{a / task} and {b / task}: not a single problem in common; evaluate both on the same data")
     mine, theirs = [i for i, _ in rows], [j for _, j in rows]
-    of_a, of_b = _per_problem(first.sheet), _per_problem(second.sheet)
+    of_a, of_b = _per_problem(first.table), _per_problem(second.table)
     metrics = {}
     for name in (name for name in of_a if name in of_b):
         values = np.stack([of_a[name][mine], of_b[name][theirs]])
@@ -105,7 +106,7 @@ def _tasks(folder: Path) -> set[str]:
 def _finished(folder: Path, task: str) -> Answers:
     """A task's answers. Raises `RlifError` if there are fewer of them than were to be."""
     answers, protocol = read_answers(folder / task), _protocol(folder, task)
-    have = len(answers.ids), answers.sheet.samples
+    have = len(answers.ids), answers.table.samples
     due = protocol.get("problems", have[0]), protocol.get("samples", have[1])
     if have != due:
         raise RlifError(
@@ -140,20 +141,20 @@ def _named(*columns: Sequence[str]) -> list[tuple[Any, int]]:
     return names
 
 
-def _per_problem(sheet: Sheet) -> dict[str, Differences]:
+def _per_problem(table: AnswerTable) -> dict[str, Differences]:
     """Numbers of an answer, averaged over those of a problem's answers that have them; NaN if none has."""
-    right, formatted = sheet.right, sheet.formatted
-    cut = np.array([float(stop == "length") for stop in sheet.stops])
+    right, formatted = table.right, table.formatted
+    cut = np.array([float(stop == "length") for stop in table.stops])
     rows = {
         "right": right.reshape(-1),
         "formatted": formatted.reshape(-1),
         "right_and_formatted": (right & formatted).reshape(-1),
-        "undecided": np.array([verdict.right is None for verdict in sheet.verdicts]),
+        "undecided": np.array([verdict.right is None for verdict in table.verdicts]),
         "truncated": cut,
-        "length": sheet.lengths,
-        **sheet.means,
+        "length": table.lengths,
+        **table.means,
     }
-    return {name: _mean_of_known(values.astype(np.float64).reshape(-1, sheet.samples)) for name, values in rows.items()}
+    return {name: _mean_of_known(values.astype(np.float64).reshape(-1, table.samples)) for name, values in rows.items()}
 
 
 def _mean_of_known(values: Float[np.ndarray, "problem sample"]) -> Differences:
@@ -164,7 +165,7 @@ def _mean_of_known(values: Float[np.ndarray, "problem sample"]) -> Differences:
 
 def _protocol(folder: Path, task: str) -> dict[str, Any]:
     asked = folder.parent / ASKED
-    return dict(read_json(asked)["tasks"].get(task, {})) if asked.is_file() else {}
+    return with_known_grader(read_json(asked)["tasks"].get(task, {})) if asked.is_file() else {}
 
 
 def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[str, ...]:

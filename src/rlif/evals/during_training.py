@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from rlif.evals.metrics import Sheet, headline
+from rlif.evals.metrics import AnswerTable, headline
 from rlif.rewards.score import grade
 from rlif.rng import Key
 from rlif.rollout.engine import Engine
@@ -28,7 +28,7 @@ class Evaluation:
     metrics: dict[str, float]
 
 
-def evaluate(
+def evaluate_policy(
     engine: Engine,
     task: Task,
     prompts: Sequence[Prompt],
@@ -46,15 +46,15 @@ def evaluate(
 
 def summarise(rollouts: Rollouts, verdicts: tuple[Verdict, ...]) -> dict[str, float]:
     """The numbers of an evaluation. Standard errors are clustered by problem."""
-    numbers = headline(sheet_of(rollouts, verdicts))
+    numbers = headline(answer_table(rollouts, verdicts))
     return {name: value for name, value in numbers.items() if f"eval/{name}" in METRICS}
 
 
-def sheet_of(rollouts: Rollouts, verdicts: tuple[Verdict, ...]) -> Sheet:
-    """Rollouts as the columns that numbers are made of (without the course of the signals along the answer)."""
+def answer_table(rollouts: Rollouts, verdicts: tuple[Verdict, ...]) -> AnswerTable:
+    """Rollouts as the columns that numbers are made of (without the profile along the answer)."""
     lengths = _array(rollouts.lengths)
     means = {name: _array(values.sum(dim=1)) / lengths for name, values in rollouts.signals._asdict().items()}
-    return Sheet(rollouts.group_size, rollouts.texts, verdicts, rollouts.stop_reasons, lengths, means, {})
+    return AnswerTable(rollouts.group_size, rollouts.texts, verdicts, rollouts.stop_reasons, lengths, means, {})
 
 
 def _array(values: Tensor) -> Float[np.ndarray, " row"]:

@@ -24,18 +24,18 @@ _GROUPS = {"right": BLUE, "wrong": ORANGE}
 _WIDTH = 48  # characters of a model's name
 
 
-def draw_all(results: Mapping[str, Any], out: Path) -> list[Path]:
+def write_figures(results: Mapping[str, Any], out: Path) -> list[Path]:
     """Write course-TASK.png for each task of results.json; returns their paths. Raises `RlifError` if it cannot."""
     paths = []
     for task in results["asked"]["tasks"]:
         paths.append(out / f"course-{task}.png")
-        picture = png(course(task, [result for result in results["results"] if result["task"] == task]))
+        image = png(profile(task, [result for result in results["results"] if result["task"] == task]))
         with writing(paths[-1], "numbers and answers are intact"):
-            write_whole(paths[-1], picture)
+            write_whole(paths[-1], image)
     return paths
 
 
-def course(task: str, results: Sequence[Mapping[str, Any]]) -> Figure:
+def profile(task: str, results: Sequence[Mapping[str, Any]]) -> Figure:
     """Transitional words and signals in each tenth of the answer, right and wrong answers apart.
 
     Args:

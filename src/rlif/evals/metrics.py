@@ -19,7 +19,7 @@ DIRECTIONS: Mapping[str, float] = {"logprob": 1.0, "entropy": -1.0, "self_certai
 
 
 @dataclass(frozen=True)
-class Sheet:
+class AnswerTable:
     """One model's graded answers to one task: rows as (problem, sample), the samples of a problem adjacent.
 
     ``means`` are each answer's mean signals (nats per token at temperature 1), ``tenths`` the same over the tenths of
@@ -38,44 +38,44 @@ class Sheet:
     @property
     def right(self) -> Bool[np.ndarray, "problem sample"]:
         """Undecided answers are not right."""
-        return self.table([verdict.right is True for verdict in self.verdicts])
+        return self.by_problem([verdict.right is True for verdict in self.verdicts])
 
     @property
     def formatted(self) -> Bool[np.ndarray, "problem sample"]:
-        return self.table([verdict.formatted for verdict in self.verdicts])
+        return self.by_problem([verdict.formatted for verdict in self.verdicts])
 
     @property
-    def answers(self) -> list[tuple[str | None, ...]]:
+    def extracted(self) -> list[tuple[str | None, ...]]:
         """Each problem's answers as they were read."""
         read = [verdict.extracted for verdict in self.verdicts]
         return [tuple(read[i : i + self.samples]) for i in range(0, len(read), self.samples)]
 
-    def table(self, values: Any) -> np.ndarray:
+    def by_problem(self, values: Any) -> np.ndarray:
         """One value per row as (problem, sample)."""
         return np.asarray(values).reshape(-1, self.samples)
 
 
-def headline(sheet: Sheet) -> dict[str, float]:
+def headline(answers: AnswerTable) -> dict[str, float]:
     """The numbers of an evaluation by name, each with its error under ``<name>_stderr``; see docs/evaluation.md."""
-    table = sheet.table
-    lengths, right, formatted = table(sheet.lengths), sheet.right, sheet.formatted
-    words = table([float(analysis.count_transitional(text)) for text in sheet.texts])
+    by_problem = answers.by_problem
+    lengths, right, formatted = by_problem(answers.lengths), answers.right, answers.formatted
+    words = by_problem([float(analysis.count_transitional(text)) for text in answers.texts])
     found: dict[str, Estimate] = {
         "right": estimators.mean(right.astype(np.float64)),
         "formatted": estimators.mean(formatted.astype(np.float64)),
         "right_and_formatted": estimators.mean((right & formatted).astype(np.float64)),
-        "undecided": estimators.mean(table([float(verdict.right is None) for verdict in sheet.verdicts])),
-        **{name: _per_token(table(means), lengths) for name, means in sheet.means.items()},
+        "undecided": estimators.mean(by_problem([float(verdict.right is None) for verdict in answers.verdicts])),
+        **{name: _per_token(by_problem(means), lengths) for name, means in answers.means.items()},
         "length": estimators.mean(lengths),
-        "truncated": estimators.mean(table([float(stop == "length") for stop in sheet.stops])),
-        "self_agreement": estimators.self_agreement(sheet.answers),
+        "truncated": estimators.mean(by_problem([float(stop == "length") for stop in answers.stops])),
+        "self_agreement": estimators.self_agreement(answers.extracted),
         "transitional_rate": estimators.ratio(words, lengths),
         "transitional_share": estimators.mean((words > 0).astype(np.float64)),
         "transitional_per_answer": estimators.mean(words),
-        "repeated_ngrams": estimators.mean(table([analysis.repeated_ngrams(text) for text in sheet.texts])),
-        "compression_ratio": estimators.mean(table([analysis.compression_ratio(text) for text in sheet.texts])),
+        "repeated_ngrams": estimators.mean(by_problem([analysis.repeated_ngrams(text) for text in answers.texts])),
+        "compression_ratio": estimators.mean(by_problem([analysis.compression_ratio(text) for text in answers.texts])),
     }
-    values: dict[str, float] = {"n": float(len(sheet.texts)), "problems": float(len(right))}
+    values: dict[str, float] = {"n": float(len(answers.texts)), "problems": float(len(right))}
     for name, estimate in found.items():
         values |= {name: estimate.value, f"{name}_stderr": estimate.stderr}
     return values
@@ -87,9 +87,9 @@ def _per_token(means: Float[np.ndarray, "problem sample"], lengths: Float[np.nda
     return estimators.ratio(np.where(known, means, 0.0) * lengths, np.where(known, lengths, 0.0))
 
 
-def counts(sheet: Sheet) -> dict[str, int]:
+def counts(answers: AnswerTable) -> dict[str, int]:
     """The paper's table 2: answers right or wrong, by whether they are formatted; undecided ones apart."""
-    keys = [(verdict.right, verdict.formatted) for verdict in sheet.verdicts]
+    keys = [(verdict.right, verdict.formatted) for verdict in answers.verdicts]
     return {
         "right_formatted": keys.count((True, True)),
         "right_unformatted": keys.count((True, False)),
@@ -99,22 +99,22 @@ def counts(sheet: Sheet) -> dict[str, int]:
     }
 
 
-def details(sheet: Sheet) -> dict[str, Any]:
-    """Everything else that results.json holds: pass@k, maj@k, counts, confidence, and the course along the answer."""
-    ks = sorted({2**i for i in range(sheet.samples.bit_length())} | {sheet.samples})
-    decided = np.array([verdict.right is not None for verdict in sheet.verdicts])
-    right = sheet.right.reshape(-1)
-    problem = np.arange(len(right)) // sheet.samples
+def details(answers: AnswerTable) -> dict[str, Any]:
+    """Everything else that results.json holds: pass@k, maj@k, counts, confidence, and the profile along the answer."""
+    ks = sorted({2**i for i in range(answers.samples.bit_length())} | {answers.samples})
+    decided = np.array([verdict.right is not None for verdict in answers.verdicts])
+    right = answers.right.reshape(-1)
+    problem = np.arange(len(right)) // answers.samples
     return {
-        "pass_at": {str(k): estimators.pass_at_k(sheet.right, k)._asdict() for k in ks},
-        "maj_at": {str(sheet.samples): estimators.majority(sheet.answers, sheet.right)._asdict()},
-        "counts": counts(sheet),
-        "stops": {reason: sheet.stops.count(reason) for reason in ("eos", "stop_string", "length")},
+        "pass_at": {str(k): estimators.pass_at_k(answers.right, k)._asdict() for k in ks},
+        "maj_at": {str(answers.samples): estimators.majority(answers.extracted, answers.right)._asdict()},
+        "counts": counts(answers),
+        "stops": {reason: answers.stops.count(reason) for reason in ("eos", "stop_string", "length")},
         "confidence": {
             name: _confidence(DIRECTIONS[name] * means, right, problem, decided & np.isfinite(means))
-            for name, means in sheet.means.items()
+            for name, means in answers.means.items()
         },
-        "course": course(sheet),
+        "course": profile(answers),  # the format's word for it; the figure's file, course-TASK.png, has it too
     }
 
 
@@ -125,19 +125,19 @@ def _confidence(values: np.ndarray, right: np.ndarray, problem: np.ndarray, usab
     return {"known": int(usable.sum()), **numbers}
 
 
-def course(sheet: Sheet) -> dict[str, Any]:
+def profile(answers: AnswerTable) -> dict[str, Any]:
     """Signals and transitional words along the answer (the paper's figure 1), for all, right and wrong answers.
 
     Ten numbers each, from the answer's beginning to its end: means over answers, each weighing the same, with standard
     errors clustered by problem.
     """
-    along = dict(sheet.tenths)
-    along["transitional"] = np.stack([analysis.transitional_tenths(text) for text in sheet.texts])
-    problem = np.arange(len(sheet.texts)) // sheet.samples
+    along = dict(answers.tenths)
+    along["transitional"] = np.stack([analysis.transitional_tenths(text) for text in answers.texts])
+    problem = np.arange(len(answers.texts)) // answers.samples
     groups = {
-        "all": np.ones(len(sheet.texts), dtype=bool),
-        "right": np.array([verdict.right is True for verdict in sheet.verdicts]),
-        "wrong": np.array([verdict.right is False for verdict in sheet.verdicts]),
+        "all": np.ones(len(answers.texts), dtype=bool),
+        "right": np.array([verdict.right is True for verdict in answers.verdicts]),
+        "wrong": np.array([verdict.right is False for verdict in answers.verdicts]),
     }
     return {
         name: {group: _mean_tenths(values[rows], problem[rows]) for group, rows in groups.items()}

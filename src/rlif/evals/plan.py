@@ -1,14 +1,10 @@
 """What one task of an evaluation asks, settled: problems, prompts, sampling, and who judges."""
 
-import hashlib
 from datetime import datetime
-from importlib.metadata import version
-from pathlib import Path
 
-from rlif import __version__
-from rlif.errors import RlifError
-from rlif.evals.backends.base import Asked
-from rlif.evals.settings import _WORDS, Settings
+from rlif.evals.backends.base import RenderedProblem
+from rlif.evals.grader_mark import grader_mark
+from rlif.evals.settings import Settings
 from rlif.grading.extraction import find_extractor
 from rlif.tasks.base import digest
 from rlif.tasks.benchmarks import Benchmark, find_benchmark, load_benchmark
@@ -17,11 +13,6 @@ from rlif.tasks.templates import Template, find_template, render_messages, rende
 from rlif.types import Problem, Sampling
 from rlif.utils.paths import expanded
 
-_GRADING = (
-    *("numerals.py", "units.py", "quantities.py", "normalize.py", "rationals.py", "readings.py", "equivalence.py"),
-    *("prose.py", "extraction.py", "grader.py", "math_worker.py"),
-)
-
 
 class Plan:
     """One task of an evaluation, ready to be asked: problems, wording, sampling. ``now`` is the moment that chat
@@ -29,15 +20,6 @@ class Plan:
 
     def __init__(self, name: str, settings: Settings, *, now: datetime | None = None) -> None:
         self._now = now
-        try:
-            self._read(name, settings)
-        except RlifError as error:
-            message = str(error)
-            for keys, options in _WORDS.items():
-                message = message.replace(keys, options)
-            raise RlifError(message) from error
-
-    def _read(self, name: str, settings: Settings) -> None:
         path = settings.data.get(name)
         self.name = name
         self.benchmark: Benchmark = find_benchmark(name, has_file=path is not None)
@@ -58,11 +40,11 @@ class Plan:
             max_new_tokens=settings.max_new_tokens or self.benchmark.max_new_tokens,
             stop=tuple(dict.fromkeys((*self.template.stop, *settings.stop))),
         )
-        self.asked = tuple(self._ask(problem) for problem in self.problems)
+        self.rendered = tuple(self._render(problem) for problem in self.problems)
 
-    def _ask(self, problem: Problem) -> Asked:
+    def _render(self, problem: Problem) -> RenderedProblem:
         question = problem.question
-        return Asked(
+        return RenderedProblem(
             problem,
             tuple(render_messages(self.template.name, question, self.shots)),
             render_text(self.template.name, question, self.shots),
@@ -88,13 +70,6 @@ class Plan:
             "stop": list(self.sampling.stop),
             "grader": grader_mark(),
         }
-
-
-def grader_mark() -> str:
-    """Who judges: the versions of rlif and math-verify, and a hash of the code that reads and compares answers."""
-    code = [Path(__file__).parents[1].joinpath("grading", name).read_bytes() for name in _GRADING]
-    mark = hashlib.sha256(b"\0".join(code)).hexdigest()[:16]
-    return f"rlif {__version__}, math-verify {version('math-verify')}, {mark}"
 
 
 def _digest(shots: tuple[Shot, ...]) -> str:

@@ -1,4 +1,4 @@
-"""The evaluation loop: ask, grade, keep, count. It goes on from whatever answers the folder holds."""
+"""The evaluation loop: ask, grade, keep, count. It resumes from whatever answers the folder holds."""
 
 import time
 from collections import defaultdict
@@ -11,13 +11,13 @@ from typing import Any
 
 from rlif import __version__
 from rlif.errors import RlifError
-from rlif.evals.backends.base import Answer, Asked, Backend, KnowsPrompts
-from rlif.evals.backends.openai_protocol import mended
-from rlif.evals.callbacks import Unwatched, Watcher
+from rlif.evals.backends.base import Answer, Backend, KnowsPrompts, RenderedProblem
+from rlif.evals.backends.openai_protocol import replace_surrogates
+from rlif.evals.callbacks import EvalCallback, NullEvalCallback
 from rlif.evals.metrics import details, headline
 from rlif.evals.plan import Plan
 from rlif.evals.settings import Settings
-from rlif.evals.store import ASKED, MODEL, Answers, Judged, Spent, Store, read_answers, read_json, slug
+from rlif.evals.store import ASKED, MODEL, Answers, GradedAnswer, Spent, Store, read_answers, read_json, slug
 from rlif.grading.grader import Grader
 from rlif.model.template_clock import present
 from rlif.rng import Key
@@ -38,13 +38,13 @@ def evaluate(
     settings: Settings,
     out: Path,
     *,
-    watcher: Watcher | None = None,
+    callback: EvalCallback | None = None,
     grader: Grader | None = None,
 ) -> dict[str, Any]:
     """Ask every candidate every task into the folder ``out``; returns what results.json holds.
 
     In a folder of the same evaluation only the missing answers are asked for. Raises `RlifError` for what the user can
-    mend; however it ends, the answers written so far stay.
+    fix; however it ends, the answers written so far stay.
     """
     if twice := _first_twice([slug(candidate.name) for candidate in candidates]):
         raise RlifError(f"{twice}: two models of this name; name them apart (by their folders, say)")
@@ -59,14 +59,14 @@ def evaluate(
     }
     with Store.open(out, {**asked, **date}) as store, grader or Grader() as judge:
         for candidate in candidates:
-            _ask_all(candidate, plans, settings.seed, store, judge, watcher or Unwatched())
+            _ask_all(candidate, plans, settings.seed, store, judge, callback or NullEvalCallback())
         results = collect(out, candidates, plans, asked)
         store.write_results(results)
     return results
 
 
 def _ask_all(
-    candidate: Candidate, plans: Sequence[Plan], seed: int, store: Store, judge: Grader, watcher: Watcher
+    candidate: Candidate, plans: Sequence[Plan], seed: int, store: Store, judge: Grader, callback: EvalCallback
 ) -> None:
     """Whatever one model has not answered yet. One with nothing left to do is loaded as well: it may have changed."""
     have = {plan.name: store.have(candidate.name, plan.name) for plan in plans}
@@ -77,13 +77,13 @@ def _ask_all(
             candidate.name, {**backend.facts(), **_prompts(backend, plans, store.folder(candidate.name) / MODEL)}
         )
         for plan in open_plans:
-            backend.check(plan.asked, plan.sampling)
+            backend.check(plan.rendered, plan.sampling)
         for plan in plans:
-            answers = len(plan.asked) * plan.samples
+            answers = len(plan.rendered) * plan.samples
             kept = sum(len(samples) for samples in have[plan.name].values())
-            watcher.begin(candidate.name, plan.name, answers=answers, done=kept, limit=plan.sampling.max_new_tokens)
+            callback.begin(candidate.name, plan.name, answers=answers, done=kept, limit=plan.sampling.max_new_tokens)
             if plan in open_plans:
-                _ask(backend, plan, have[plan.name], seed, store, judge, watcher)
+                _ask(backend, plan, have[plan.name], seed, store, judge, callback)
     finally:
         backend.close()
 
@@ -91,7 +91,7 @@ def _ask_all(
 def _date(out: Path) -> tuple[datetime, dict[str, str]]:
     """The moment that chat templates are told, and what eval.json holds of it: the start of the evaluation in ``out``.
 
-    One begun by an rlif that did not record it has it from the file's own date, and goes on without a record.
+    One begun by an rlif that did not record it has it from the file's own date, and is resumed without a record.
     """
     path = out / ASKED
     if not path.is_file():
@@ -110,12 +110,12 @@ def _prompts(backend: Backend, plans: Sequence[Plan], known: Path) -> dict[str, 
     """Digests of what a model is given in each task, where its back-end knows; not if its ``known`` facts lack them."""
     if not isinstance(backend, KnowsPrompts) or (known.exists() and "prompts" not in read_json(known)):
         return {}
-    return {"prompts": {plan.name: backend.prompts_digest(plan.asked) for plan in plans}}
+    return {"prompts": {plan.name: backend.prompts_digest(plan.rendered) for plan in plans}}
 
 
-def _missing(plan: Plan, have: Mapping[str, Set[int]]) -> list[Asked]:
+def _missing(plan: Plan, have: Mapping[str, Set[int]]) -> list[RenderedProblem]:
     """The problems that lack an answer."""
-    return [asked for asked in plan.asked if len(have.get(asked.problem.id, ())) < plan.samples]
+    return [one for one in plan.rendered if len(have.get(one.problem.id, ())) < plan.samples]
 
 
 def _ask(
@@ -125,20 +125,20 @@ def _ask(
     seed: int,
     store: Store,
     judge: Grader,
-    watcher: Watcher,
+    callback: EvalCallback,
 ) -> None:
     """The missing answers of one task, written part by part."""
-    places = {asked.problem.id: i for i, asked in enumerate(plan.asked)}
+    places = {one.problem.id: i for i, one in enumerate(plan.rendered)}
     key = Key(seed, f"eval/{plan.name}")
     part = _Part(store.next_part(backend.name, plan.name), time.monotonic(), backend.seconds)
-    open_problems: dict[str, list[Judged]] = defaultdict(list)
+    open_problems: dict[str, list[GradedAnswer]] = defaultdict(list)
 
     def write() -> None:
         nonlocal part
         now, in_model = time.monotonic(), backend.seconds
-        if part.judged:
+        if part.answers:
             spent = Spent(now - part.began, in_model - part.in_model)
-            store.add(backend.name, plan.name, part.number, part.judged, spent)
+            store.add(backend.name, plan.name, part.number, part.answers, spent)
             part = _Part(part.number + 1, now, in_model)  # broken off before this, the same part is written once more
 
     answers = backend.answer(
@@ -147,23 +147,23 @@ def _ask(
         sampling=plan.sampling,
         key=key,
         have=have,
-        progress=watcher.advance,
+        progress=callback.advance,
     )
     try:
         with closing(answers):
-            for handful in answers:
-                new = [answer for answer in handful if answer.sample not in have.get(answer.problem_id, ())]
-                for judged in _judge(new, plan, places, judge):
-                    name = judged.answer.problem_id
-                    open_problems[name].append(judged)
+            for batch in answers:
+                new = [answer for answer in batch if answer.sample not in have.get(answer.problem_id, ())]
+                for graded in _grade(new, plan, places, judge):
+                    name = graded.answer.problem_id
+                    open_problems[name].append(graded)
                     if len(open_problems[name]) + len(have.get(name, ())) == plan.samples:
-                        part.judged.extend(open_problems.pop(name))
-                watcher.answered(new)
+                        part.answers.extend(open_problems.pop(name))
+                callback.answered(new)
                 if time.monotonic() - part.began > _EVERY:
                     write()
-    except BaseException:  # whatever it is, what has been judged is right
-        for judged_ones in open_problems.values():
-            part.judged.extend(judged_ones)
+    except BaseException:  # whatever it is, what has been graded is right
+        for some in open_problems.values():
+            part.answers.extend(some)
         write()
         raise
     if open_problems:
@@ -173,23 +173,23 @@ def _ask(
 
 @dataclass(frozen=True)
 class _Part:
-    """Judged answers that are still to be written: into which part, and when they and the model's clock began."""
+    """Graded answers that are still to be written: into which part, and when they and the model's clock began."""
 
     number: int
     began: float
     in_model: float
-    judged: list[Judged] = field(default_factory=list)
+    answers: list[GradedAnswer] = field(default_factory=list)
 
 
-def _judge(handful: Sequence[Answer], plan: Plan, places: Mapping[str, int], judge: Grader) -> Iterator[Judged]:
-    for answer in handful:
+def _grade(batch: Sequence[Answer], plan: Plan, places: Mapping[str, int], judge: Grader) -> Iterator[GradedAnswer]:
+    for answer in batch:
         place = places[answer.problem_id]
         problem = plan.problems[place]
-        text = mended(answer.text)  # neither Parquet nor a terminal takes half a character
+        text = replace_surrogates(answer.text)  # neither Parquet nor a terminal takes half a character
         row_id = f"{plan.name}, {problem.id}, sample {answer.sample}"
         said = text[answer.thoughts :]  # an answer that ended while it was thought about says nothing
         verdict = judge.grade(said, problem.answer, format=plan.format, row_id=row_id)
-        yield Judged(replace(answer, text=text), problem, place, verdict)
+        yield GradedAnswer(replace(answer, text=text), problem, place, verdict)
 
 
 def collect(
@@ -207,11 +207,11 @@ def collect(
 
 def numbers(answers: Answers) -> dict[str, Any]:
     """Everything that is said of one model's answers to one task."""
-    sheet, spent = answers.sheet, answers.spent
-    tokens = float(sheet.lengths.sum())
+    table, spent = answers.table, answers.spent
+    tokens = float(table.lengths.sum())
     return {
-        "metrics": headline(sheet),
-        **details(sheet),
+        "metrics": headline(table),
+        **details(table),
         "speed": {
             "tokens": tokens,
             "seconds": spent.seconds,

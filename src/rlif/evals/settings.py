@@ -10,19 +10,15 @@ from rlif.errors import RlifError
 from rlif.tasks.few_shot import FIXED
 from rlif.utils.validation import explained
 
-# What the rooms shared with training call by a recipe's keys, in the words of somebody who has options and a file.
-_WORDS = {
-    "task.template:": "--template:",
-    "task.format:": "--format:",
-    "task.low, task.high: ": "",
-    "widen the range or lower eval.problems": "lower --limit",
-    "name another in task.answer_column": "put the answers into a column called answer",
-    "name the question's in task.question_column": "call the question's question",
-}
-
 
 class Settings(Section):
-    """One evaluation: the tasks and the protocol. null: what the task usually takes."""
+    """One evaluation: the tasks and the protocol. null: what the task usually takes.
+
+    >>> import rlif
+    >>> settings = rlif.EvalSettings(tasks=("mine",), data={"mine": "problems.jsonl"}, temperature=0.0, samples=1)
+    >>> settings.top_p
+    1.0
+    """
 
     tasks: tuple[str, ...]
     """Names of benchmarks (rlif.tasks.benchmarks), or your own names for the files in `data`."""

@@ -6,7 +6,7 @@
     MODEL/TASK/part-000000.parquet   graded answers, checksummed (rlif.utils.parquet_files); read the folder as one data
     set
 
-A folder takes one evaluation. Started again with the same settings it goes on with the answers that are missing.
+A folder takes one evaluation. Started again with the same settings it resumes with the answers that are missing.
 """
 
 import json
@@ -23,8 +23,9 @@ import numpy as np
 
 from rlif.analysis.text import TENTHS, tenths
 from rlif.errors import RlifError
-from rlif.evals.backends.base import SIGNALS, Answer
-from rlif.evals.metrics import Sheet
+from rlif.evals.backends.base import SIGNAL_NAMES, Answer
+from rlif.evals.grader_mark import with_known_grader
+from rlif.evals.metrics import AnswerTable
 from rlif.types import Problem, Verdict
 from rlif.utils.atomic_io import locked, make_folder, one_line, write_whole, writing
 from rlif.utils.parquet_files import parquet_bytes, read_parquet
@@ -35,7 +36,7 @@ _SPENT = b"rlif"  # key of a part's metadata
 
 
 @dataclass(frozen=True)
-class Judged:
+class GradedAnswer:
     """An answer, the problem it answers (the how-many-th of its task, from 0), and what the grader says."""
 
     answer: Answer
@@ -64,7 +65,7 @@ class Store:
     @classmethod
     @contextmanager
     def open(cls, out: Path, asked: Mapping[str, Any]) -> Iterator["Store"]:
-        """A new folder, or one in which the same was ``asked``, to go on with.
+        """A new folder, or one in which the same was ``asked``, to resume.
 
         Raises `RlifError` if the folder holds anything else, if another process writes to it, or if it cannot be
         written.
@@ -82,7 +83,7 @@ class Store:
             if not known.exists():
                 with _writing(out):
                     write_whole(known, _json(asked))
-            elif difference := _difference(read_json(known), json.loads(_json(asked))):
+            elif difference := _difference(_with_known_graders(read_json(known)), json.loads(_json(asked))):
                 raise RlifError(f"{out}: holds another evaluation ({difference}); choose another --out")
             for half in out.rglob(".*.tmp"):
                 half.unlink()
@@ -103,12 +104,12 @@ class Store:
         found = parts(self.folder(model) / task)
         return max((int(path.stem.removeprefix("part-")) for path in found), default=-1) + 1
 
-    def add(self, model: str, task: str, number: int, judged: Sequence[Judged], spent: Spent) -> None:
+    def add(self, model: str, task: str, number: int, answers: Sequence[GradedAnswer], spent: Spent) -> None:
         """Write some graded answers as the part of that number, in the place of one that is there."""
         folder = self.folder(model) / task
         with _writing(self.out):
             make_folder(folder)
-            write_whole(folder / f"part-{number:06d}.parquet", _parquet(judged, spent))
+            write_whole(folder / f"part-{number:06d}.parquet", _parquet(answers, spent))
 
     def have(self, model: str, task: str) -> dict[str, set[int]]:
         """The problems that are answered, each with the samples that it has."""
@@ -145,7 +146,7 @@ class Answers:
     ids: tuple[str, ...]
     """Of the problems, in the order they were asked."""
     questions: tuple[str, ...]
-    sheet: Sheet
+    table: AnswerTable
     spent: Spent
 
 
@@ -167,9 +168,9 @@ def read_answers(folder: Path) -> Answers:
     if column["sample"] != list(range(samples)) * (len(order) // samples):
         raise RlifError(f"{folder}: answers are missing; run the same rlif eval again")
     verdicts = zip(column["right"], column["formatted"], column["extracted"], strict=True)
-    means = {name: _known(column[name], math.nan) for name in SIGNALS}
-    along = {name: _known(column[f"{name}_tenths"], [math.nan] * TENTHS) for name in SIGNALS}
-    sheet = Sheet(
+    means = {name: _known(column[name], math.nan) for name in SIGNAL_NAMES}
+    along = {name: _known(column[f"{name}_tenths"], [math.nan] * TENTHS) for name in SIGNAL_NAMES}
+    table = AnswerTable(
         samples=samples,
         texts=tuple(column["completion"]),
         verdicts=tuple(Verdict(*verdict) for verdict in verdicts),
@@ -179,7 +180,7 @@ def read_answers(folder: Path) -> Answers:
         tenths={name: np.array(values, dtype=np.float64) for name, values in along.items() if values},
     )
     spent = sum((Spent(**one) for one in columns[_SPENT.decode()]), Spent())
-    return Answers(tuple(column["problem_id"][::samples]), tuple(column["question"][::samples]), sheet, spent)
+    return Answers(tuple(column["problem_id"][::samples]), tuple(column["question"][::samples]), table, spent)
 
 
 def _known(values: list[Any], unknown: Any) -> list[Any]:
@@ -217,35 +218,35 @@ def _read(folder: Path, names: list[str] | None) -> dict[str, list[Any]]:
 
 _COLUMNS = (
     *("position", "problem_id", "sample", "question", "answer", "prompt", "completion", "extracted", "right"),
-    *("formatted", "length", "stop_reason", *SIGNALS, *(f"{name}_tenths" for name in SIGNALS)),
+    *("formatted", "length", "stop_reason", *SIGNAL_NAMES, *(f"{name}_tenths" for name in SIGNAL_NAMES)),
 )
 
 
-def _parquet(judged: Sequence[Judged], spent: Spent) -> bytes:
+def _parquet(graded: Sequence[GradedAnswer], spent: Spent) -> bytes:
     import pyarrow as pa
 
     def column(type: Any, values: Iterator[Any]) -> Any:
         return pa.array(list(values), type)
 
     text, number = pa.string(), pa.float64()
-    answers = [one.answer for one in judged]
+    answers = [one.answer for one in graded]
     columns = {
-        "position": column(pa.int32(), (one.position for one in judged)),
+        "position": column(pa.int32(), (one.position for one in graded)),
         "problem_id": column(text, (answer.problem_id for answer in answers)),
         "sample": column(pa.int32(), (answer.sample for answer in answers)),
-        "question": column(text, (one.problem.question for one in judged)),
-        "answer": column(text, (one.problem.answer for one in judged)),
+        "question": column(text, (one.problem.question for one in graded)),
+        "answer": column(text, (one.problem.answer for one in graded)),
         "prompt": column(text, (answer.prompt for answer in answers)),
         "completion": column(text, (answer.text for answer in answers)),
-        "extracted": column(text, (one.verdict.extracted for one in judged)),
-        "right": column(pa.bool_(), (one.verdict.right for one in judged)),
-        "formatted": column(pa.bool_(), (one.verdict.formatted for one in judged)),
+        "extracted": column(text, (one.verdict.extracted for one in graded)),
+        "right": column(pa.bool_(), (one.verdict.right for one in graded)),
+        "formatted": column(pa.bool_(), (one.verdict.formatted for one in graded)),
         "length": column(pa.int32(), (answer.n_tokens for answer in answers)),
         "stop_reason": column(text, (answer.stop for answer in answers)),
-        **{name: column(number, (getattr(answer, name) for answer in answers)) for name in SIGNALS},
+        **{name: column(number, (getattr(answer, name) for answer in answers)) for name in SIGNAL_NAMES},
         **{
             f"{name}_tenths": column(pa.list_(pa.float32()), (_tenths(answer, name) for answer in answers))
-            for name in SIGNALS
+            for name in SIGNAL_NAMES
         },
     }
     return parquet_bytes(columns, {_SPENT: json.dumps(spent.__dict__).encode()})
@@ -264,6 +265,14 @@ def _difference(old: Any, new: Any, where: str = "") -> str:
                 return found
         return ""
     return "" if old == new else f"{where} was {json.dumps(old)}, is {json.dumps(new)}"
+
+
+def _with_known_graders(asked: Any) -> Any:
+    """What was asked, each task's grader by its mark of today; anything that is no such record as it is."""
+    tasks = asked.get("tasks") if isinstance(asked, dict) else None
+    if not isinstance(tasks, dict) or not all(isinstance(protocol, dict) for protocol in tasks.values()):
+        return asked
+    return {**asked, "tasks": {name: with_known_grader(protocol) for name, protocol in tasks.items()}}
 
 
 def _settled(facts: Mapping[str, Any]) -> dict[str, Any]:

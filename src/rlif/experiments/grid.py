@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from rlif.config import MergedModel, ModelSource, Natural, Recipe, Section
 from rlif.errors import RlifError, named, nearest, printable, shortened
-from rlif.recipes import find_recipe, parse_recipe, read_mapping, set_key
+from rlif.recipes import RECIPE_KEYS, find_recipe, parse_recipe, read_mapping, set_key
 from rlif.utils.validation import explained
 
 INTERNAL = ("self_certainty", "token_entropy", "trajectory_entropy")
@@ -178,12 +178,12 @@ def cells(grid: Grid) -> tuple[Cell, ...]:
     """All runs of a grid, one seed after the other. Raises `RlifError` for labels that are not there and for settings
     that no run can have; whether its models are there is not looked at."""
     from rlif.rewards.registry import check_rewards  # these load torch
-    from rlif.training.run import resolved
+    from rlif.training.resolve import resolved
 
     found = []
     for labels, recipe in combinations(grid):
-        whole = resolved(recipe)
-        with named({"reward.name": "rewards", "reward.of": "rewards"}):
+        with named({**RECIPE_KEYS, "reward.name": "rewards", "reward.of": "rewards"}):
+            whole = resolved(recipe)
             check_rewards(whole.reward)
         found.append(Cell(labels, whole, _digest(whole), *_model_kind(grid, labels["model"])))
     return tuple(found)

@@ -54,7 +54,7 @@ def run_all(
         labels: what the bars call the runs; None: their names.
         on_error: told of each run that fails, or whose process is killed twice, the second time with none beside it.
 
-    Raises `Interrupted` after SIGINT or SIGTERM; without ``on_error``, also `RlifError` for what the user can mend
+    Raises `Interrupted` after SIGINT or SIGTERM; without ``on_error``, also `RlifError` for what the user can fix
     (the first such of any run ends all of them); in both cases with each run's checkpoint written. The caller holds the
     lock of ``out`` and has called `check_recipes`. Signals are heard here alone: workers are asked through shared
     memory.
@@ -67,7 +67,7 @@ def run_all(
                 _work_through(queue, at_work, recipes, out, bars=bars, stop=stop, on_error=on_error)
             except BrokenProcessPool as error:
                 if not stop():
-                    _mend(queue, at_work, error, out, on_error)
+                    _isolate(queue, at_work, error, out, on_error)
         if signum := stop():
             raise Interrupted(signum, f"stopped; go on with: {go_on_with}")
 
@@ -131,7 +131,7 @@ def _is_unfinished(chunk: "Future[int]", name: str, steps: int, on_error: OnErro
         return False
 
 
-def _mend(queue: "_Queue", at_work: list[str], error: Exception, out: Path, on_error: OnError | None) -> None:
+def _isolate(queue: "_Queue", at_work: list[str], error: Exception, out: Path, on_error: OnError | None) -> None:
     """After a process was killed: who was alone at work is at fault; of several, each goes on alone."""
     why = "a run was killed, for lack of memory perhaps"
     if on_error is None:
@@ -174,7 +174,7 @@ def check_recipes(recipes: Mapping[str, Recipe], out: Path) -> None:
 
 def _equal(one: Recipe, other: Recipe) -> bool:
     """Whether they do the same: a run's own recipe spells out what the other leaves to defaults."""
-    from rlif.training.run import resolved  # loads torch, which the parent leaves to its workers
+    from rlif.training.resolve import resolved  # loads torch, which the parent leaves to its workers
 
     return resolved(one) == resolved(other)
 
@@ -272,14 +272,14 @@ def _run_chunk(name: str, recipe: Recipe, out: Path) -> int:
     until = (resumes_at(out) if begun else 0) + _CHUNK
     reporter, stop = _Reporter(name), lambda: int(_asked.value)
     if begun:
-        loop.resume(out, watcher=reporter, until=until, stop=stop)
+        loop.resume(out, callback=reporter, until=until, stop=stop)
     else:
-        loop.train(recipe, out, watcher=reporter, until=until, stop=stop)
+        loop.train(recipe, out, callback=reporter, until=until, stop=stop)
     return min(until, recipe.steps)
 
 
 class _Reporter:
-    """A `rlif.training.callbacks.Watcher` that sends each step's news to the parent."""
+    """A `rlif.training.callbacks.ProgressCallback` that sends each step's news to the parent."""
 
     def __init__(self, name: str) -> None:
         self._name = name

@@ -70,7 +70,7 @@ def _check_ours(out: Path, recipes: Mapping[str, Recipe]) -> None:
 
 
 def _report(runs: Sequence[Variant], out: Path, console: Console) -> None:
-    from rlif.report.figures import Curve, draw_all
+    from rlif.report.figures import Curve, write_figures
     from rlif.report.summary import explain, markdown, summarise, terminal_table
     from rlif.runs.history import read_metrics
 
@@ -82,7 +82,7 @@ def _report(runs: Sequence[Variant], out: Path, console: Console) -> None:
     console.print(meaning + "\n")
     (out / "results.json").write_text(json.dumps(_finite(results), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     (out / "table.md").write_text(markdown(results) + "\n" + meaning + "\n", encoding="utf-8")
-    for path in draw_all(curves, out / "figures"):
+    for path in write_figures(curves, out / "figures"):
         console.write_line(f"figure: {path}")
     console.write_line(f"table:  {out / 'table.md'}")
 

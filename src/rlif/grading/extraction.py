@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from rlif.errors import RlifError, nearest
+from rlif.errors import Argument, RlifError, nearest
 from rlif.grading.normalize import clean
 from rlif.grading.numerals import MINUS, VULGAR
-from rlif.grading.prose import FORMULA, conclusion, last_value, stated
+from rlif.grading.prose import conclusion, last_value, stated
+from rlif.grading.prose_values import DELIMITED
 
 
 @dataclass(frozen=True)
@@ -226,13 +227,12 @@ def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
     return found[0] if found else None
 
 
-_DELIMITED = re.compile(FORMULA)
 _SENTENCE_END = re.compile(r"(?<!!)(?<!i\.e)(?<!e\.g)\.(?=\s|\Z)|(?<=!)(?=\.(?:\s|\Z))|(?<=[!?])(?=\s+[A-Z])")
 
 
 def _announced(text: str, start: int) -> str | None:
     """What the rest of a line says, to the end of its first sentence; a formula may stand on lines of its own."""
-    formula = _DELIMITED.match(text, start)
+    formula = DELIMITED.match(text, start)
     if formula and "\n" in formula.group():
         return formula.group()
     line = text[start:].partition("\n")[0]
@@ -289,8 +289,6 @@ EXTRACTORS: Mapping[str, Extractor] = MappingProxyType(
 def find_extractor(name: str) -> Extractor:
     """An extractor by its name. Raises `RlifError` for an unknown one."""
     if name not in EXTRACTORS:
-        raise RlifError(
-            f"task.format: no format {name!r}; did you mean {nearest(name, EXTRACTORS)}?"
-            f" (there are {', '.join(EXTRACTORS)})"
-        )
+        meant, known = nearest(name, EXTRACTORS), ", ".join(EXTRACTORS)
+        raise RlifError(Argument("format"), f": no format {name!r}; did you mean {meant}? (there are {known})")
     return EXTRACTORS[name]

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = ["EXTRACTORS", "Grader", "boxed", "clean", "compare_quickly", "extract_any", "find_extractor"]
 
+GRADER_VERSION = "2"
+"""Stands in the results of every evaluation. Raise it whenever a verdict can change: an evaluation that another version
+began is not resumed, and `rlif compare` says where two differ. tests/grading/test_grader_version.py asks."""
+
 LONGEST_ANSWER = 2000
 """Characters by which an answer may be longer than the ground truth before it is wrong unread."""
 
@@ -32,6 +36,11 @@ class Grader:
     """Judges answers, with a worker process for those that need algebra; it starts when first needed.
 
     A context manager, but leaving it open harms nobody: the worker ends with its owner. One thread at a time.
+
+    >>> import rlif
+    >>> with rlif.Grader() as grader:
+    ...     grader.grade(r"So it is \\boxed{1/2}.", "0.5", format="boxed", row_id="half").right
+    True
     """
 
     def __init__(self, *, time_limit: float = 5.0, memory_limit: int = 2 << 30) -> None:

@@ -29,8 +29,8 @@ _SEPARATORS = (
     "['\u2019]",
 )
 """What stands between groups of three digits; one kind in a number."""
-_GROUPS = "|".join(rf"(?:{separator}\d{{3}})+(?!\d)" for separator in _SEPARATORS)
-_GROUPED = rf"\d{{1,3}}(?:{_GROUPS})"
+_GROUPS = "|".join(rf"(?:{separator}\d{{3}})+" for separator in _SEPARATORS)
+_GROUPED = rf"\d{{1,3}}(?:{_GROUPS})(?!\d)"
 INTEGER = rf"(?:{_GROUPED}|\d+)"
 """Without a sign, perhaps with thousands separators: 9500, 9,500, 9{,}500, 9\\,500, 9 500, 9'500."""
 DIGITS = rf"(?:{INTEGER}(?:\.\d+)?|\.\d+)"
@@ -52,16 +52,16 @@ PERCENT = r"(?:\\?[%％]|(?:percent|per cent|pct)\b)"
 PI = r"(?:\\pi(?![A-Za-z])|π|pi\b)"
 ROOT = rf"(?:\\sqrt ?(?:\[\d+\] ?)?(?:\{{ ?{DIGITS} ?\}}|\d)|√ ?(?:{DIGITS}|\({DIGITS}\)))"
 _TIMES = r"(?: ?(?:\\times(?![A-Za-z])|\\cdot(?![A-Za-z])|[*×·⋅]) ?|\\, ?| ?)"
-TERM = rf"(?:{DIGITS}(?:{_TIMES}{ROOT})?(?:{_TIMES}{PI})?|{ROOT}(?:{_TIMES}{PI})?|{PI}(?:{_TIMES}{ROOT})?)"
+TERM = rf"(?:(?:{DIGITS}{_TIMES})?{ROOT}(?:{_TIMES}{PI})?|{DIGITS}(?:{_TIMES}{PI})?|{PI}(?:{_TIMES}{ROOT})?)"
 r"""A decimal times a root times π, at least one of them: ``5``, ``2\sqrt{3}``, ``12\pi``, ``√2``; not signed."""
 
 _VULGAR_SIGNS = "¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"
 _RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹"
 _PART = rf"(?:\{{ ?{MINUS}?{TERM} ?\}}|\d|{PI})"
-LATEX_FRACTION = rf"(?:\\[dtc]?frac ?{_PART} ?{_PART})"
+LATEX_FRACTION = rf"(?:\\[dtc]?frac(?: ?{_PART}){{2}})"
 r"""``\frac{a}{b}``, ``\tfrac12``, ``\dfrac{\pi}{2}``, ``\frac{-\sqrt{3}}{2}``."""
 VULGAR = rf"[{_VULGAR_SIGNS}]"
-MIXED = rf"(?:{INTEGER} ?{VULGAR}|{INTEGER}(?:\\[,; ]| )?{LATEX_FRACTION}|{INTEGER} \d+[/⁄]\d+(?![\d/]))"
+MIXED = rf"(?:{INTEGER}(?: ?{VULGAR}|(?:\\[,; ]| )?{LATEX_FRACTION}| \d+[/⁄]\d+(?![\d/])))"
 r"""``1\frac12``, ``1 1/2``, ``1½``: a whole number and a fraction; not signed."""
 _FRACTION = rf"(?:(?:{VULGAR}|{LATEX_FRACTION})(?:{_TIMES}{ROOT})?(?:{_TIMES}{PI})?)"
 
@@ -72,15 +72,15 @@ EXPONENT = (
     rf"|[⁻⁺]?[{_RAISED}]+)"
 )
 """Of a power, with its caret: ^3, ^{10}, **2, ^(1/2), ⁻⁵."""
-POWER = rf"(?:(?:\( ?{MINUS}?{DIGITS} ?\)|{DIGITS}) ?{EXPONENT})"
-SCIENTIFIC = (
-    rf"(?:{DIGITS}(?: ?(?:\\times(?![A-Za-z])|\\cdot(?![A-Za-z])|[*×·⋅x]) ?)10 ?{EXPONENT}"
+_TIMES_TEN = r"(?: ?(?:\\times(?![A-Za-z])|\\cdot(?![A-Za-z])|[*×·⋅x]) ?10)"
+POWER = (
+    rf"(?:(?:{DIGITS}{_TIMES_TEN}?|\( ?{MINUS}?{DIGITS} ?\)) ?{EXPONENT}"
     rf"|{DIGITS}[eE][-+−]?\d+(?![^\W_]))"
 )
-r"""``3 \times 10^5``, ``3e5``; not signed."""
+r"""``2^{10}``, ``(-3)^2``, ``3 \times 10^5``, ``3e5``; else not signed."""
 
 NUMBER = (
-    rf"(?:(?:{SCIENTIFIC}|{POWER}|{MIXED}|{_FRACTION}|{REPEATING}|{TERM}(?:[/⁄]{TERM}(?![\d/]))?)"
+    rf"(?:(?:{POWER}|{MIXED}|{_FRACTION}|{REPEATING}|{TERM}(?:[/⁄]{TERM}(?![\d/]))?)"
     rf"(?:(?: |\\, ?){SCALE}|\s?{PERCENT})?)"
 )
 """Any number as it stands in a text, with its power of ten in words or its sign of per cent; without its own sign."""

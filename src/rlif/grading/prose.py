@@ -1,262 +1,18 @@
 r"""Which number or formula of a text is the answer, where no form marks it: the rules of a careful reader.
 
-A text is read as *values*: formulas between their delimiters, tuples, times and dates, numbers
-(`rlif.grading.numerals`). Some digits are no value: exponents and indices, what is denied ("not 20"), and, as long as
-anything else is there, list markers, ordinals, references ("step 3") and asides in parentheses. Values that are joined
-make one answer: a list, a range, a sum, hours and minutes. docs/grading.md has the rules.
+A text is read as *values* (`rlif.grading.prose_values`), and values that are joined make one answer
+(`rlif.grading.prose_groups`); here is which of the answers is meant. docs/grading.md has the rules.
 
 Every pattern is linear in the length of the text, however hostile.
 """
 
 import re
-from bisect import bisect
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
 
-from rlif.grading.numerals import EXPONENT, MINUS, MINUS_SIGNS, NUMBER, SIGN, VULGAR
-
-# Formulas between their delimiters. A $ is one if it touches the formula and no digit follows the second, else money.
-_TEXT = r"\\(?:text|textbf|textit|textrm|mathrm|mbox|operatorname)\*? ?\{[^{}$]*\}"
-_INSIDE = rf"(?:{_TEXT}|(?!{_TEXT})\\[A-Za-z]+(?![A-Za-z])|\\[^A-Za-z]|[A-Za-z]{{1,3}}(?![A-Za-z])|[^$\\\nA-Za-z])+"
-
-
-def _formula(name: str) -> str:
-    """The pattern of a formula; ``name`` is that of its group for the name of an environment."""
-    return (
-        r"(?:(?<!\\)\$\$(?:[^$\\]|\\[\s\S])+\$\$"
-        rf"|(?<![\\$])\$(?![\s$]){_INSIDE}(?<!\s)\$(?![\d$])|(?<![\\$])\$ {_INSIDE} \$(?![\d$])"
-        r"|(?<!\\)\\\((?:[^\\]|\\[^()])*\\\)|(?<!\\)\\\[(?:[^\\]|\\[^\[\]])*\\\]"
-        rf"|\\begin\{{(?P<{name}>[a-z]+\*?)\}}(?:(?!\\(?:begin|end)\b)[\s\S])*\\end\{{(?P={name})\}})"
-    )
-
-
-FORMULA = _formula("environment")
-"""A formula with its delimiters; one group, "environment"."""
-
-# Numbers with their sign, their currency, and what makes another number of them.
-_CURRENCY = r"(?:\\?\$|[€£¥₹])"
-_FOLLOW = (
-    r"(?: (?:dozens?|squared|cubed|factorial|or (?:more|less|fewer)|and a half|halves|thirds|quarters|fourths|fifths"
-    r"|sixths|sevenths|eighths|ninths|tenths|hundredths|thousandths|millionths)\b|!(?=\s?[-+*/=^]|\.(?:\s|\Z)))?"
-)
-_VALUE = rf"(?:(?:\b(?:negative|minus) )?{SIGN}(?:{_CURRENCY} ?{MINUS}?)?{NUMBER}{_FOLLOW})"
-
-_ITEM = r"(?:\\[A-Za-z]+(?![A-Za-z])|[A-Za-z]{1,2}(?![A-Za-z])|[^()\[\]{},$A-Za-z\\\n]){1,40}"
-_TUPLE = rf"[(\[]{_ITEM}(?:,{_ITEM})+[)\]]"
-_MOMENT = (
-    r"(?<![\d.])(?:\d{4}-\d{1,2}-\d{1,2}|\d{1,2}/\d{1,2}/\d{2,4}|\d{1,2}\.\d{1,2}\.\d{2,4}"
-    r"|\d{1,2}:\d{2}(?::\d{2})?(?: ?[ap]\.?m\b\.?)?|\d{1,2}['\u2019\u2032] ?\d{1,2}[\"\u201d\u2033]"
-    r"|\d+(?:\.\d+)?(?:(?::| : )\d+(?:\.\d+)?){1,5})(?![\d:])"
-)
-_DENIED = (
-    r"(?:\b(?:not|never|unlike|rather than|instead of|as opposed to)|n['\u2019]t)[ \t]+"
-    r"(?!(?:more|less|fewer|greater|only|just|at)\b)(?:[A-Za-z]{1,15}[ \t]+){0,2}?"
-    rf"(?:{_formula('denied_environment')}|{_VALUE}(?:,? n?or {_VALUE})?)"
-)
-_REFERENCE = (
-    r"\b(?:[Ss]teps?|[Qq]uestions?|[Pp]roblem|[Pp]art|[Cc]ase|[Ll]ines?|[Ff]igure|[Ff]ig\.|[Tt]able|[Ee]quations?|[Ee]q\."
-    r"|[Ee]xample|[Ee]xercise|[Ss]ection|[Cc]hapter|[Rr]ule|[Mm]ethod|[Aa]pproach|[Hh]int|[Ll]emma|[Tt]heorem|[Nn]ote) "
-    r"#?\(?\d+\)?"
-)
-_IDENTIFIER = r"(?<![\w\\])(?!(?:USD|EUR|GBP|INR|Rs)\d)[A-Za-z]+\d\w*"
-_CITATION = r"(?<=[\w.,;] )\[\d{1,3}\](?!\()"
-_MARKER = r"(?:(?<=\n)|\A)[ \t]*\d{1,2}[.)](?=[ \t]+\S)"
-_INDEX = rf"[\^_] ?(?:\{{[^{{}}]*\}}|\(?{MINUS}?\d+\)?)"
-
-# Inside a word only n't and pi begin anything: told at once, as most of a text is words.
-_WITHIN_WORD = r"(?:(?<![A-Za-z])|(?![A-Za-z])|(?=n['\u2019]t|pi\b))"
-_TOKEN = (
-    rf"{_WITHIN_WORD}(?:(?P<formula>{FORMULA})|(?P<nothing>{_DENIED}|{_INDEX})"
-    rf"|(?P<aside>{_MARKER}|{_REFERENCE}|\d+(?:st|nd|rd|th)\b|{_IDENTIFIER}|{_CITATION})"
-    rf"|(?P<value>{_TUPLE}|{_MOMENT}|{_VALUE}))"
-)
-_ANY_VALUE = re.compile(rf"[\d$\\(\[]|{VULGAR}|[√π]|pi\b")  # what no value does without
-_PARENTHESES = re.compile(r"(?<!\\)\([^()]*\)")
-_WORD = re.compile(r"[^\W\d_]{3}")
-
-
-@cache
-def _compiled(pattern: str) -> re.Pattern[str]:
-    """For the patterns of numbers: compiled when first needed, as they take up to half a second each."""
-    return re.compile(pattern)
-
-
-@dataclass(frozen=True)
-class _Value:
-    """A stretch of the text that may be the answer, or a part of it."""
-
-    start: int
-    end: int
-    is_formula: bool
-    is_aside: bool
-    whole: tuple[int, int]
-    """The formula around the number, with its delimiters; else the same stretch."""
-
-
-def _values(text: str) -> list[_Value]:
-    """The values of a text in their order, asides among them."""
-    if not _ANY_VALUE.search(text):
-        return []
-    remarks = [found.span() for found in _PARENTHESES.finditer(text) if _WORD.search(found.group())]
-    starts = [start for start, _ in remarks]
-    values = []
-    for token in _compiled(_TOKEN).finditer(text):
-        if token["nothing"]:
-            continue
-        start, end = whole = token.span()
-        is_aside = bool(token["aside"])
-        if number := _compiled(_VALUE).search(text, start, end) if is_aside else None:
-            start, end = number.span()
-        if token["formula"] and (tail := _number_of(token.group())):
-            start, end = start + tail[0], start + tail[1]
-        place = bisect(starts, token.start()) - 1
-        in_remark = place >= 0 and token.end() < remarks[place][1]
-        is_formula = bool(token["formula"]) and whole == (start, end)
-        values.append(_Value(start, end, is_formula, is_aside or in_remark, whole))
-    return values
-
-
-_DELIMITER = re.compile(r"\A(?:\$\$?|\\[(\[]|\\begin\{[a-z]+\*?\})|(?:\$\$?|\\[)\]]|\\end\{[a-z]+\*?\})\Z")
-_COEFFICIENT = re.compile(r"\d ?[a-z](?![A-Za-z])")
-_EQUALS = re.compile(r"=|\\approx(?![A-Za-z])|≈")
-_UNIT_IN_FORMULA = (
-    r"(?:(?:\\[,;: !]|~|\s){0,4}(?:\\(?:text|textrm|mathrm|mbox)\s?\{[A-Za-z .]*\}(?:\^\{?[23]\}?)?|\^\{?\\circ\}?))?"
-)
-_NUMBER_SIDE = rf"[\s&]*(?:\\(?:displaystyle|boldsymbol|mathbf)\s?)?(?P<number>{_VALUE}){_UNIT_IN_FORMULA}[\s.,\\]*"
-
-
-def _number_of(formula: str) -> tuple[int, int] | None:
-    """Where the one number stands that a formula is, or that it says something is equal to; None for any other."""
-    if formula.startswith(r"\begin") and not re.match(
-        r"\\begin\{(?:equation|align|gather|displaymath|math|multline)", formula
-    ):
-        return None
-    delimiters = [found.span() for found in _DELIMITER.finditer(formula)]
-    start, end = delimiters[0][1], delimiters[-1][0]
-    sides = list(_EQUALS.finditer(formula, start, end))
-    if sides:
-        if re.search(
-            r"[,;](?!\d{3})|\\(?:quad|text|mbox|neq?|le|ge|leq|geq)\b|[<>≠]", formula[start : sides[-1].start()]
-        ):
-            return None  # several statements, or another relation
-        if _COEFFICIENT.search(formula, start, sides[0].start()):
-            return None  # 2x + 3y = 12 is an equation, and no value
-        start = sides[-1].end()
-    side = _compiled(_NUMBER_SIDE).fullmatch(formula, start, end)
-    return side.span("number") if side else None
-
-
-# What joins two values.
-_FARTHEST_JOINED = 40  # characters
-_AND = re.compile(r"\s*(?:,?\s*(?:and|or|&)|[,;])\s*(?:[A-Za-z]\s?=\s?)?")
-_NAME = re.compile(r"(?<![A-Za-z])[A-Za-z]\s?=\s?\Z")
-_OPERATOR = re.compile(
-    r"!?\s*(?:[-+*/·×÷x\u2212\u2013]|to|by|\\times|\\cdot|\\div|plus|minus|times|divided by|multiplied by|over)\s*"
-)
-_IS = re.compile(r"!?[\s*]*(?:=|≈)[\s*]*")
-_UNITS = (
-    r"(?:years?|months?|weeks?|days?|hours?|hrs?|h|minutes?|mins?|m|seconds?|secs?|s|dollars?|cents?|euros?|pounds?|pence"
-    r"|feet|foot|ft|inch(?:es)?|in|yards?|miles?|lbs?|ounces?|oz|meters?|metres?|cm|km|kg|grams?|g|liters?|ml|degrees?)"
-)
-_MEASURE = re.compile(rf"\s*{_UNITS}?,?\s*(?:and)?\s+|\s*{_UNITS}\s?")
-_THINGS = re.compile(r"\s+[A-Za-z]+,?\s+and\s+")
-_NOUN = re.compile(r"\s*[A-Za-z°']*")
-_BEFORE_PAIR = re.compile(r"(?:\b(?:between|either|both|from|neither|[Bb]etween|[Ee]ither|[Bb]oth|[Ff]rom)[ \t]+)\Z")
-_TRAILING = re.compile(r"[\s.,;:!?*_`'\"“”‘’)\]}>|~$∎■□]*(?:\\(?:text|mathrm|mbox)\{[^{}]*\}[\s.!*]*)?")
-
-
-@dataclass(frozen=True)
-class _Group:
-    """One answer of one or more values; ``is_sum``: an operation that was not worked out."""
-
-    start: int
-    end: int
-    is_formula: bool
-    is_sum: bool = False
-
-
-def _groups(text: str, values: Sequence[_Value], *, things: bool) -> list[_Group]:
-    """The values, joined where they make one answer; ``things``: 3 apples and 4 pears are one.
-
-    Of more than 64 values the first and the last 32: nobody looks at the others.
-    """
-    if len(values) > 64:
-        values = [*values[:32], *values[-32:]]
-    groups: list[_Group] = []
-    index = 0
-    while index < len(values):
-        last = index
-        while last + 1 < len(values) and _joint(text, values[last], values[last + 1], things=things):
-            last += 1
-        groups += _split(text, values[index : last + 1], things=things)
-        index = last + 1
-    return groups
-
-
-def _joint(text: str, left: _Value, right: _Value, *, things: bool) -> str:
-    """How two neighbours are joined: one of "list", "sum", "is", "measure", or "" for not at all."""
-    if right.whole[0] - left.whole[1] > _FARTHEST_JOINED:
-        return ""
-    between = text[left.whole[1] : right.whole[0]]
-    joints = {"is": _IS, "sum": _OPERATOR, "list": _AND, "measure": _MEASURE} | ({"things": _THINGS} if things else {})
-    if between.strip() in ("to", "by") and text[right.start] in MINUS_SIGNS:
-        return ""  # it fell by 5 to -3
-    found = next((name for name, pattern in joints.items() if pattern.fullmatch(between)), "")
-    if found == "measure" and not re.search("[A-Za-z]", between):
-        return ""
-    return "measure" if found == "things" else found
-
-
-def _split(text: str, run: Sequence[_Value], *, things: bool) -> list[_Group]:
-    """A run of joined values as groups: of 3 + 4 = 7 the 7; hours and minutes, and a closing list, whole."""
-    names = [_joint(text, left, right, things=things) for left, right in pairwise(run)]
-    if "is" in names:
-        side = len(names) - names[::-1].index("is")
-        if side == len(run) - 1:
-            return [_group(run[side:])]
-        if "list" not in names[side:]:
-            return [_Group(run[0].whole[0], run[-1].whole[1], False, is_sum=True)]
-        return [*_split(text, run[: side + 1], things=things), *(_group([value]) for value in run[side + 1 :])]
-    if not names:
-        return [_group(run)]
-    start, end = run[0].whole[0], run[-1].whole[1]
-    pair = _BEFORE_PAIR.search(text, max(0, start - 12), start)
-    start = pair.start() if pair else start
-    name = _NAME.search(text, max(0, start - 4), start)
-    start = name.start() if name else start
-    if set(names) == {"list"} and not pair and not (_closes(text, end, nouns=1) and not _starts_clause(text, start)):
-        return [_group([value]) for value in run]
-    if "measure" in names:
-        noun = _NOUN.match(text, end)
-        end = noun.end() if noun else end
-        if set(names) != {"measure"} or not _closes(text, end, nouns=2):
-            return [_group([value]) for value in run]
-    return [_Group(start, end, False, is_sum=set(names) == {"sum"})]
-
-
-def _group(run: Sequence[_Value]) -> _Group:
-    return _Group(run[0].start, run[-1].end, run[0].is_formula)
-
-
-_CLAUSE = re.compile(
-    r"\b(?:[Ii]n|[Oo]f|[Ff]or|[Ww]ith|[Aa]fter|[Ss]ince|[Aa]t|[Oo]n|sum|difference|product|ratio) (?:the )?\Z"
-)
-
-
-def _starts_clause(text: str, start: int) -> bool:
-    """Whether a preposition stands before: in 2020, 5 are two things."""
-    return bool(_CLAUSE.search(text, max(0, start - 20), start))
-
-
-def _closes(text: str, end: int, *, nouns: int) -> bool:
-    """Whether no more than so many words follow in the same clause."""
-    rest = re.split(r"[.,;:!?()\n]", text[end : end + 80], maxsplit=1)[0]
-    return len(rest.split()) <= nouns
-
-
-# The two readers.
+from rlif.grading.numerals import EXPONENT, MINUS, NUMBER
+from rlif.grading.prose_groups import FARTHEST_JOINED, Group, groups_of, joint
+from rlif.grading.prose_values import VALUE, WORD, Value, compiled, denies, values_of
 
 
 def conclusion(text: str) -> str | None:
@@ -275,10 +31,10 @@ def conclusion(text: str) -> str | None:
 
 def _concluded(text: str, *, is_whole: bool) -> str | None:
     """The answer at the end of a text, or of a tail of it: None also where more of the text might change it."""
-    values = _values(text)
+    values = values_of(text)
     values = [value for value in values if not value.is_aside] or (values if is_whole else [])
     first_run = 0 if is_whole else _end_of_first_run(text, values)
-    for group in reversed(_groups(text, values, things=False)):
+    for group in reversed(groups_of(text, values, things=False)):
         if group.start < first_run:
             return None  # it may be joined with what stands before the tail
         if not group.is_formula or _counts(text, group):
@@ -286,11 +42,11 @@ def _concluded(text: str, *, is_whole: bool) -> str | None:
     return None
 
 
-def _end_of_first_run(text: str, values: Sequence[_Value]) -> int:
+def _end_of_first_run(text: str, values: Sequence[Value]) -> int:
     """Where the values end that may be joined with what stands before a tail; 0 if there are none."""
-    if not values or values[0].whole[0] > _FARTHEST_JOINED:
+    if not values or values[0].whole[0] > FARTHEST_JOINED:
         return 0
-    return next((a.end for a, b in pairwise(values) if not _joint(text, a, b, things=False)), len(text))
+    return next((a.end for a, b in pairwise(values) if not joint(text, a, b, things=False)), len(text))
 
 
 _SHORTEST_TAIL = 500
@@ -329,7 +85,10 @@ def _cuts(text: str, start: int) -> bool:
     return False
 
 
-def _counts(text: str, formula: _Group) -> bool:
+_TRAILING = re.compile(r"[\s.,;:!?*_`'\"“”‘’)\]}>|~$∎■□]*(?:\\(?:text|mathrm|mbox)\{[^{}]*\}[\s.!*]*)?")
+
+
+def _counts(text: str, formula: Group) -> bool:
     """Whether a formula that is no number is an answer: it ends the text, or only a unit follows."""
     closing = _TRAILING.match(text, formula.end)
     if closing and closing.end() == len(text):
@@ -343,7 +102,7 @@ def _counts(text: str, formula: _Group) -> bool:
 
 def last_value(text: str) -> str | None:
     """The last number of a text, and no number inside a formula unless it is all of it, or what it is equal to."""
-    values = [value for value in _values(text) if not value.is_formula]
+    values = [value for value in values_of(text) if not value.is_formula]
     values = [value for value in values if not value.is_aside] or values
     return text[values[-1].start : values[-1].end] if values else None
 
@@ -371,16 +130,16 @@ def stated(sentence: str) -> str | None:
     """
     option = _OPTION.match(sentence)
     reason = next((found for found in _REASON.finditer(sentence) if found.start() > 0), None)
-    if option and not _compiled(_VALUE).search(sentence, option.end(), reason.start() if reason else len(sentence)):
+    if option and not compiled(VALUE).search(sentence, option.end(), reason.start() if reason else len(sentence)):
         return option.group().strip(" *")
-    values = _values(sentence)
+    values = values_of(sentence)
     if not _is_prose(sentence, values):
         return _without_end(sentence)
     values = [value for value in values if not value.is_aside] or values
-    groups = _groups(sentence, values, things=True)
+    groups = groups_of(sentence, values, things=True)
     if not groups:
-        denies = _compiled(_DENIED).match(sentence) is not None
-        return None if denies else (sentence[: reason.start()] if reason else sentence).strip(" \t*_,;") or None
+        rest = sentence[: reason.start()] if reason else sentence
+        return None if denies(sentence) else rest.strip(" \t*_,;") or None
     filler = _FILLER.match(sentence)
     first = groups[0]
     if filler is None or first.start > filler.end() or len(groups) == 1:
@@ -392,12 +151,12 @@ def stated(sentence: str) -> str | None:
     return _said(sentence, result or first)
 
 
-def _last_number_group(groups: Sequence[_Group]) -> _Group:
+def _last_number_group(groups: Sequence[Group]) -> Group:
     """The last group that is a number; the last formula if there is none."""
     return next((group for group in reversed(groups) if not group.is_formula), groups[-1])
 
 
-def _is_prose(sentence: str, values: Sequence[_Value]) -> bool:
+def _is_prose(sentence: str, values: Sequence[Value]) -> bool:
     r"""Whether there are words outside formulas and LaTeX's commands: what has none is an expression, taken whole."""
     rest = []
     end = 0
@@ -406,7 +165,7 @@ def _is_prose(sentence: str, values: Sequence[_Value]) -> bool:
             rest.append(sentence[end : value.whole[0]])
             end = value.whole[1]
     bare = re.sub(r"\\[A-Za-z]+(?:\s?\{[^{}]*\})?", " ", " ".join([*rest, sentence[end:]]))
-    return bool(_WORD.search(bare))
+    return bool(WORD.search(bare))
 
 
 _MARKUP = " \t*_`\"'“”‘’"
@@ -419,14 +178,15 @@ def _without_end(sentence: str) -> str | None:
     return (bare[:-1] if bare.endswith("!.") else bare.rstrip("!?")).strip(_MARKUP) or None
 
 
-def _said(text: str, group: _Group) -> str:
+def _said(text: str, group: Group) -> str:
     return text[group.start : group.end].strip()
 
 
-_OPERAND = rf"(?:[(]?{MINUS}?(?:{NUMBER})?[a-z](?:{EXPONENT})?[)]?|[(]?{NUMBER}[)]?)"
-_EXPRESSION = (
-    rf"(?P<expression>(?:[A-Za-z](?:\([a-z]\))? ?= ?)?{MINUS}?{_OPERAND}"
-    rf"(?:(?: ?[-+*/·×\u2212] ?|(?=\()){_OPERAND}){{0,6}})[\s.!*]*"
+_OPERAND = rf"(?:[(]?(?:{MINUS}?(?:{NUMBER})?[a-z](?:{EXPONENT})?|{NUMBER})[)]?)"
+_END = r"[\s.!*]*"
+_EXPRESSION = (  # each operand stands before an operator, before a parenthesis, or before the end
+    rf"(?P<expression>(?:[A-Za-z](?:\([a-z]\))? ?= ?)?{MINUS}?"
+    rf"(?:{_OPERAND}(?: ?[-+*/·×\u2212] ?(?!{_END}\Z)|(?=\()|(?={_END}\Z))){{1,7}}){_END}"
 )
 _PROSE = re.compile(
     r"(?<!\\)\b[A-Za-z]{3,}\b|\b(?:is|to|of|we|in|at|on|it|or|so|be|by|an|as|if|no)\b|[:,;?\n$]|\.(?=\s+\S)"
@@ -443,7 +203,7 @@ def _closing_expression(text: str) -> str | None:
     run = tail[cut[-1] if cut else 0 :].strip(" *=")
     if _SPEED.search(run) or not _VARIABLE.search(run) or not _WORKING.search(run):
         return None  # which the pattern of an expression, slow to compile, need not be asked
-    found = _compiled(_EXPRESSION).fullmatch(run)
+    found = compiled(_EXPRESSION).fullmatch(run)
     if found is None:
         return None
     last_side = found["expression"].split("=")[-1]

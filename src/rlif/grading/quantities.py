@@ -21,6 +21,9 @@ _GLUED = re.compile(r"([A-Za-zμ]+)(?:/[A-Za-z]+)?(?:\^(?:[0-9]|\{-?[0-9]\}))?")
 _PART = re.compile(r", (?=[-+]?[0-9.])|(?<==) ?")
 
 
+_PLAIN = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
+
+
 @cache
 def _quantity() -> re.Pattern[str]:
     """A number with its sign; compiled when first needed, as it takes a while."""
@@ -36,6 +39,8 @@ def without_units(text: str) -> str:
 
 
 def _bare_quantity(text: str) -> str:
+    if _PLAIN.fullmatch(text):  # most answers are
+        return text
     boxed = _TEXT.fullmatch(text)
     number = _quantity().match(boxed[1].strip() if boxed else text)
     tail = number.string[number.end() :] if number else ""

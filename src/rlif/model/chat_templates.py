@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlif.errors import RlifError, brief
+from rlif.errors import Argument, RlifError, brief
 from rlif.model.template_worker import WorkerError, worker
 
 Message = Mapping[str, str]
@@ -42,7 +42,9 @@ def limit_broken(tokenizer: Any, messages: Sequence[Message], variables: Mapping
     except WorkerError as error:
         raise RlifError(
             f"the process that tries chat templates cannot be started ({brief(str(error))}); make room for one more "
-            "process, or set policy.chat_template to off"
+            "process, or set ",
+            Argument("chat_template"),
+            " to off",
         ) from error
 
 
@@ -64,6 +66,8 @@ def check_complete(messages: Sequence[Message], text: str, source: str) -> None:
     """Raise `RlifError` if the template has left out a message, or put other words in its place."""
     if (message := lost(messages, text)) is not None:
         raise RlifError(
-            f"policy.chat_template: the template of {source} drops or rewrites the {message['role']} message; mend it, "
-            "or set policy.chat_template to off"
+            Argument("chat_template"),
+            f": the template of {source} drops or rewrites the {message['role']} message; fix it, or set ",
+            Argument("chat_template"),
+            " to off",
         )

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rlif.errors import RlifError, brief
+from rlif.errors import Argument, RlifError, brief
 from rlif.model.files import DamagedFileError, ModelFiles, check_tokenizer_files
 
 _HARMLESS: Mapping[str, str] = {
@@ -52,8 +52,9 @@ def check_fit(source: str, location: str, files: ModelFiles) -> None:
     buffers = sum(buffer.numel() for buffer in model.buffers())
     if described > _MOST_TIMES * stored or buffers > _BUFFERS + stored:
         raise RlifError(
-            f"policy.model: config.json of {source!r} describes {described:,} parameters and {buffers:,} numbers "
-            f"beside them, the weights hold {stored:,}; mend config.json"
+            Argument("model"),
+            f": config.json of {source!r} describes {described:,} parameters and {buffers:,} numbers "
+            f"beside them, the weights hold {stored:,}; fix config.json",
         )
 
 
@@ -101,8 +102,9 @@ def _check_shapes(source: str, model: nn.Module, files: ModelFiles) -> None:
 def _misfit(source: str, name: str, found: Any, expected: Any, file: str = "") -> RlifError:
     where = f" in {file}" if file not in ("", "model.safetensors") else ""  # of several files: in which
     return RlifError(
-        f"policy.model: the weights of {source!r} do not fit its config.json: {brief(name)} "
-        f"is {tuple(found)}{where}, expected {tuple(expected)}"
+        Argument("model"),
+        f": the weights of {source!r} do not fit its config.json: {brief(name)} "
+        f"is {tuple(found)}{where}, expected {tuple(expected)}",
     )
 
 
@@ -116,19 +118,21 @@ def check_loaded(source: str, model: Any, info: Mapping[str, Any], files: ModelF
         raise _misfit(source, *sorted(info["mismatched_keys"])[0])
     if info["missing_keys"]:
         first, *others = sorted(info["missing_keys"])
-        raise RlifError(f"policy.model: {source!r} lacks the weights {brief(first)} and {len(others)} more")
+        raise RlifError(Argument("model"), f": {source!r} lacks the weights {brief(first)} and {len(others)} more")
     harmless = re.compile("|".join(_HARMLESS))
     if left := sorted(name for name in info["unexpected_keys"] if not harmless.search(name)):
         where = f" in {files.tensors[left[0]].file}" if left[0] in files.tensors else ""
         raise RlifError(
-            f"policy.model: the weights of {source!r} hold {brief(left[0])}{where} and {len(left) - 1} more that "
-            "its config.json has no place for (fewer layers, or another architecture?); mend config.json, or take them "
-            "out of the file"
+            Argument("model"),
+            f": the weights of {source!r} hold {brief(left[0])}{where} and {len(left) - 1} more that "
+            "its config.json has no place for (fewer layers, or another architecture?); fix config.json, or take them "
+            "out of the file",
         )
     if says_tied(model) and not is_tied(model):
         raise RlifError(
-            f"policy.model: config.json of {source!r} says tie_word_embeddings, but the weights hold two matrices that "
-            "differ: which of them is the output is unclear; set it to false to use both, or take one out of the file"
+            Argument("model"),
+            f": config.json of {source!r} says tie_word_embeddings, but the weights hold two matrices that "
+            "differ: which of them is the output is unclear; set it to false to use both, or take one out of the file",
         )
 
 
@@ -164,7 +168,7 @@ def check_tokenizer(source: str, model: Any, tokenizer: Any) -> int:
     vocabulary = tokenizer.get_vocab()  # once: it is made anew each time
     beyond = {token: i for token, i in vocabulary.items() if i >= rows}
     if not vocabulary:
-        raise RlifError(f"policy.model: the tokenizer of {source!r} has no tokens; put its tokenizer.json there")
+        raise RlifError(Argument("model"), f": the tokenizer of {source!r} has no tokens; put its tokenizer.json there")
     special = set(map(str, tokenizer.all_special_tokens))
     added = {str(token): token for token in tokenizer.added_tokens_decoder.values()}
     named = {str(token) for token in tokenizer.special_tokens_map.values() if isinstance(token, str)}
@@ -177,8 +181,9 @@ def check_tokenizer(source: str, model: Any, tokenizer: Any) -> int:
     if found := {token: i for token, i in beyond.items() if not unused(token)}:
         token = max(found, key=lambda name: found[name])
         raise RlifError(
-            f"policy.model: the tokenizer of {source!r} has ids up to {found[token]} ({brief(token)!r}), the "
-            f"embedding only {rows} rows; resize the embedding (resize_token_embeddings) or take back the added tokens"
+            Argument("model"),
+            f": the tokenizer of {source!r} has ids up to {found[token]} ({brief(token)!r}), the "
+            f"embedding only {rows} rows; resize the embedding (resize_token_embeddings) or take back the added tokens",
         )
     return int(max(vocabulary.values())) + 1
 
@@ -194,9 +199,10 @@ def eos_ids_of(source: str, model: Any, tokenizer: Any) -> tuple[int, ...]:
     for one in found:
         if one is not None and (not isinstance(one, int) or isinstance(one, bool) or not 0 <= one < rows):
             raise RlifError(
-                f"policy.model: eos_token_id of {source!r} holds {brief(repr(one))}, which is no id of its {rows} "
-                "tokens; mend generation_config.json or config.json"
+                Argument("model"),
+                f": eos_token_id of {source!r} holds {brief(repr(one))}, which is no id of its {rows} "
+                "tokens; fix generation_config.json or config.json",
             )
     if not (ids := {one for one in found if one is not None}):
-        raise RlifError(f"policy.model: {source} names no EOS token; name one in its generation config")
+        raise RlifError(Argument("model"), f": {source} names no EOS token; name one in its generation config")
     return tuple(sorted(ids))

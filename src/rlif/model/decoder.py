@@ -7,7 +7,7 @@ belongs where, ``attend``, comes from the caller: `rlif.model.packing` for whole
 place.
 
 Serves the Llama family in the wide sense (`FAMILIES`); `decoder_of` returns None for any other model, which is then run
-by transformers' own forward pass, the slow twin of this one.
+by transformers' own forward pass, the slow reference for this one.
 """
 
 import inspect
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from rlif.model.layers import Gated, Norm, Part, Rotation, Unchanged, products, rotated
+from rlif.model.layers import ElementwiseOp, Gated, Identity, Norm, Rotation, products, rotated
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
 """``model_type`` of the models whose layers `decoder_of` knows how to read."""
@@ -41,7 +41,7 @@ class Heads:
     q_norm: Norm | None = None
     k_norm: Norm | None = None
 
-    def placed(self, q: Tensor, k: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+    def apply_norm_and_rope(self, q: Tensor, k: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
         """Queries and keys as they are compared: normed, and turned to their positions."""
         q = q if self.q_norm is None else self.q_norm(q)
         k = k if self.k_norm is None else self.k_norm(k)
@@ -50,34 +50,34 @@ class Heads:
 
 Attend = Callable[[Heads, Tensor, Tensor, Tensor, Rotation], Tensor]
 """Attention over a line of tokens: (heads, q (tok, head, feature), k and v (tok, kv_head, feature), rotation) ->
-(tok, head * feature); q and k as the products with the weights left them, see `Heads.placed`."""
+(tok, head * feature); q and k as the products with the weights left them, see `Heads.apply_norm_and_rope`."""
 
 
 @runtime_checkable
-class Linears(Protocol):
-    """One or several linear layers of what a part makes of its inputs; ``residual`` is added to the only output."""
+class LinearGroup(Protocol):
+    """One or several linear layers of what ``op`` makes of its inputs; ``residual`` is added to the only output."""
 
-    def __call__(self, part: Part, *inputs: Tensor, residual: Tensor | None = None) -> Sequence[Tensor]: ...
+    def __call__(self, op: ElementwiseOp, *inputs: Tensor, residual: Tensor | None = None) -> Sequence[Tensor]: ...
 
 
-class PlainLinears:
-    """The modules' own weights, with gradient. ``lean``: the backward pass makes the part again
+class PlainLinearGroup:
+    """The modules' own weights, with gradient. ``lean``: the backward pass runs the operation again
     (`rlif.model.layers.products`), which is of no use in a layer that is made again as a whole."""
 
     def __init__(self, modules: Sequence[nn.Linear], *, lean: bool = True) -> None:
         self._modules, self._lean = modules, lean
 
-    def __call__(self, part: Part, *inputs: Tensor, residual: Tensor | None = None) -> Sequence[Tensor]:
+    def __call__(self, op: ElementwiseOp, *inputs: Tensor, residual: Tensor | None = None) -> Sequence[Tensor]:
         if self._lean:
             weights, biases = zip(*((module.weight, module.bias) for module in self._modules), strict=True)
-            outputs = products(part, inputs, weights, biases)
+            outputs = products(op, inputs, weights, biases)
         else:
-            x = part(*inputs)
+            x = op(*inputs)
             outputs = [functional.linear(x, module.weight, module.bias) for module in self._modules]
         return outputs if residual is None else [residual + outputs[0]]
 
 
-class JoinedLinears:
+class JoinedLinearGroup:
     """A copy of the weights, side by side in one matrix: fewer, larger products, for decoding; without gradient.
 
     On a CPU the copy is laid out as oneDNN multiplies it: a decode step multiplies few rows with every weight once, and
@@ -95,8 +95,8 @@ class JoinedLinears:
         self._laid_out = _can_lay_out(weight)
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self._laid_out else weight
 
-    def __call__(self, part: Part, *inputs: Tensor, residual: Tensor | None = None) -> Sequence[Tensor]:
-        x = part(*inputs)
+    def __call__(self, op: ElementwiseOp, *inputs: Tensor, residual: Tensor | None = None) -> Sequence[Tensor]:
+        x = op(*inputs)
         if not self._laid_out:
             joined = functional.linear(x, self._weight, self._bias)
             joined = joined if residual is None else residual + joined
@@ -121,10 +121,10 @@ def _can_lay_out(weight: Tensor) -> bool:
     return weight.dtype == torch.float32 and weight.nbytes >= _SMALL
 
 
-def joined(modules: Sequence[nn.Linear]) -> Linears:
+def joined(modules: Sequence[nn.Linear]) -> LinearGroup:
     """A copy made for decoding; it does not follow later changes of the model."""
     same = len({module.bias is None for module in modules}) == 1
-    return JoinedLinears(modules) if same else PlainLinears(modules)
+    return JoinedLinearGroup(modules) if same else PlainLinearGroup(modules)
 
 
 @dataclass(frozen=True)
@@ -135,20 +135,20 @@ class _Layer:
     kind: str
     feature: int
     before_attention: Norm
-    qkv: Linears
-    out: Linears
+    qkv: LinearGroup
+    out: LinearGroup
     after_attention: Norm | None
     before_mlp: Norm
-    gate_up: Linears
+    gate_up: LinearGroup
     gated: Gated
-    down: Linears
+    down: LinearGroup
     after_mlp: Norm | None
 
 
 class Decoder:
     """The layers of a model as one function (tokens, positions, attend) -> hidden states. See `decoder_of`."""
 
-    def __init__(self, model: Any, linears: Callable[[Sequence[nn.Linear]], Linears], *, recompute: bool) -> None:
+    def __init__(self, model: Any, linears: Callable[[Sequence[nn.Linear]], LinearGroup], *, recompute: bool) -> None:
         body = model.model
         self._embed, self._rotary, self._norm = body.embed_tokens, body.rotary_emb, Norm(body.norm)
         self._layers = [_read_layer(layer, i, linears) for i, layer in enumerate(body.layers)]
@@ -177,7 +177,7 @@ class Decoder:
 
 def decoder_of(
     model: nn.Module,
-    linears: Callable[[Sequence[nn.Linear]], Linears] | None = None,
+    linears: Callable[[Sequence[nn.Linear]], LinearGroup] | None = None,
     *,
     recompute: bool = False,
 ) -> Decoder | None:
@@ -188,10 +188,15 @@ def decoder_of(
         recompute: make each layer again as a whole in the backward pass. Otherwise only norms, gates and (on a CPU, up
             to 512 keys) attention's probabilities are made again.
     """
-    config: Any = model.config
-    if config.model_type not in FAMILIES or not _plain_parts(model) or not _rope_types(config) <= set(_ROPE):
+    if not has_decoder(model):
         return None
-    return Decoder(model, linears or partial(PlainLinears, lean=not recompute), recompute=recompute)
+    return Decoder(model, linears or partial(PlainLinearGroup, lean=not recompute), recompute=recompute)
+
+
+def has_decoder(model: nn.Module) -> bool:
+    """Whether `decoder_of` finds a decoder. Asked anew each time: a hook or an adapter may have come since."""
+    config: Any = model.config
+    return config.model_type in FAMILIES and _plain_parts(model) and _rope_types(config) <= set(_ROPE)
 
 
 def _plain_parts(model: Any) -> bool:
@@ -222,7 +227,7 @@ def _rope_types(config: Any) -> set[str]:
     return {kind["rope_type"] for kind in kinds if kind is not None}
 
 
-def _read_layer(layer: Any, index: int, linears: Callable[[Sequence[nn.Linear]], Linears]) -> _Layer:
+def _read_layer(layer: Any, index: int, linears: Callable[[Sequence[nn.Linear]], LinearGroup]) -> _Layer:
     attention, mlp = layer.self_attn, layer.mlp
     sandwich = hasattr(layer, "pre_feedforward_layernorm")  # Gemma: a norm on both sides of each half
     everywhere = attention.config.sliding_window if attention.config.model_type == "mistral" else None
@@ -251,11 +256,11 @@ def _read_layer(layer: Any, index: int, linears: Callable[[Sequence[nn.Linear]],
 
 def _run_layer(x: Tensor, layer: _Layer, rotation: Rotation, attend: Attend) -> Tensor:
     q, k, v = (part.unflatten(-1, (-1, layer.feature)) for part in layer.qkv(layer.before_attention, x))
-    x = _add(x, layer.after_attention, layer.out, Unchanged(), attend(layer.heads, q, k, v, rotation))
+    x = _add(x, layer.after_attention, layer.out, Identity(), attend(layer.heads, q, k, v, rotation))
     return _add(x, layer.after_mlp, layer.down, layer.gated, *layer.gate_up(layer.before_mlp, x))
 
 
-def _add(x: Tensor, norm: Norm | None, linears: Linears, part: Part, *inputs: Tensor) -> Tensor:
+def _add(x: Tensor, norm: Norm | None, linears: LinearGroup, op: ElementwiseOp, *inputs: Tensor) -> Tensor:
     if norm is None:
-        return linears(part, *inputs, residual=x)[0]
-    return x + norm(linears(part, *inputs)[0])
+        return linears(op, *inputs, residual=x)[0]
+    return x + norm(linears(op, *inputs)[0])

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlif.errors import RlifError, brief
+from rlif.errors import Argument, RlifError, brief
 
 _OBJECTS = (
     "config.json",
@@ -136,15 +136,16 @@ def adapter_of(folder: Path) -> str | None:
     try:
         base = _read_object(path).get("base_model_name_or_path")
     except DamagedFileError as error:
-        raise RlifError(f"policy.model: {brief(str(folder))}: {brief(str(error))}") from error
+        raise RlifError(Argument("model"), f": {brief(str(folder))}: {brief(str(error))}") from error
     return base if isinstance(base, str) and base else "a base model that it does not name"
 
 
 def merge_first(source: object, base: str) -> RlifError:
     """The complaint about a model that is only an adapter."""
     return RlifError(
-        f"policy.model: {brief(str(source))} is a LoRA adapter of {brief(base)}, not a whole model; merge it "
-        "first (peft: merge_and_unload, then save_pretrained) and give the merged folder"
+        Argument("model"),
+        f": {brief(str(source))} is a LoRA adapter of {brief(base)}, not a whole model; merge it "
+        "first (peft: merge_and_unload, then save_pretrained) and give the merged folder",
     )
 
 
@@ -179,8 +180,9 @@ def _check_adapter(folder: Path, objects: Mapping[str, Any]) -> None:
     """An adapter beside whole weights: some libraries would put it on, others pass it over."""
     if "adapter_config.json" in objects and "config.json" in objects:
         raise RlifError(
-            f"policy.model: {brief(str(folder))} holds an adapter (adapter_config.json) beside whole weights; "
-            "merge it (peft: merge_and_unload), or take it out of the folder"
+            Argument("model"),
+            f": {brief(str(folder))} holds an adapter (adapter_config.json) beside whole weights; "
+            "merge it (peft: merge_and_unload), or take it out of the folder",
         )
 
 
@@ -239,7 +241,7 @@ def _check_counts(path: Path, config: Mapping[str, Any], tensors: int) -> None:
         if isinstance(value, float) and math.isnan(value):
             raise DamagedFileError(path, f"{key} is not a number (NaN)")
         if _COUNT.search(key.rpartition(".")[2]) and value > max(_ALWAYS_PLAUSIBLE, tensors):
-            raise DamagedFileError(path, f"{key} is {value}, but there are {tensors} tensors in the weights; mend it")
+            raise DamagedFileError(path, f"{key} is {value}, but there are {tensors} tensors in the weights; fix it")
 
 
 def _numbers(prefix: str, value: Any, depth: int) -> Iterator[tuple[str, float]]:

@@ -1,8 +1,8 @@
-"""The parts of a layer that are no matrix products, each with its derivative (RMSNorm, gated activation, rotary
-embedding), and products that keep the inputs of such a part instead of its result.
+"""The elementwise operations of a layer, each with its derivative (RMSNorm, gated activation, rotary embedding), and
+matmuls that keep the inputs of such an operation instead of its result.
 
-On a CPU `rlif.model.kernels.cpu` does each in one pass; PyTorch's operations are the slow twins, and serve everywhere
-else.
+On a CPU `rlif.model.kernels.cpu` does each in one pass; PyTorch's operations are the slow reference, and serve
+everywhere else.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,8 +21,8 @@ Rotation = tuple[Tensor, Tensor]
 
 
 @runtime_checkable
-class Part(Protocol):
-    """A part of a layer that costs little beside a matrix product: a function of activations and some parameters, the
+class ElementwiseOp(Protocol):
+    """What costs little beside a matmul (norm, gate, activation): a function of activations and some parameters, the
     same for the same arguments, for it may be called again in the backward pass."""
 
     @property
@@ -32,8 +32,8 @@ class Part(Protocol):
     def __call__(self, *inputs: Any) -> Tensor: ...
 
 
-class Unchanged:
-    """The part that does nothing."""
+class Identity:
+    """The operation that does nothing."""
 
     parameters: tuple[Tensor, ...] = ()
 
@@ -42,33 +42,35 @@ class Unchanged:
 
 
 def products(
-    part: Part,
+    op: ElementwiseOp,
     inputs: Sequence[Tensor],
     weights: Sequence[Float[Tensor, "_ size"]],
     biases: Sequence[Float[Tensor, " _"] | None],
 ) -> Sequence[Float[Tensor, "tok _"]]:
-    """Linear layers side by side, of what ``part`` makes of its inputs: (tok, size).
+    """Linear layers side by side, of what ``op`` makes of its inputs: (tok, size).
 
-    With gradient, only the inputs are kept, and the part is made again in the backward pass: the results of norms and
+    With gradient, only the inputs are kept, and ``op`` is run again in the backward pass: the results of norms and
     gates would be a third of what a layer leaves behind, attention's probabilities aside. Source: project; recomputing
     what is cheap is arXiv 2205.05198, section 5.
     """
     if not torch.is_grad_enabled() or torch.is_autocast_enabled(inputs[0].device.type):
-        x = part(*inputs)
+        x = op(*inputs)
         return [functional.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
     outputs: tuple[Tensor, ...] = _Products.apply(
-        part, (len(inputs), len(part.parameters), len(weights)), *inputs, *part.parameters, *weights, *biases
+        op, (len(inputs), len(op.parameters), len(weights)), *inputs, *op.parameters, *weights, *biases
     )
     return outputs
 
 
 class _Products(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, part: Part, counts: tuple[int, int, int], *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, op: ElementwiseOp, counts: tuple[int, int, int], *tensors: Tensor | None
+    ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(*tensors)
-        ctx.part, ctx.counts = part, counts
+        ctx.op, ctx.counts = op, counts
         inputs, parameters, weights, biases = _groups(tensors, counts)
-        x = part(*inputs, *parameters)
+        x = op(*inputs, *parameters)
         return tuple(functional.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
 
     @staticmethod
@@ -80,7 +82,7 @@ class _Products(torch.autograd.Function):
         # Leaves of a graph of its own: hooks and gradients of the outer one are the outer one's affair.
         leaves = [x.detach().requires_grad_(wanted) for x, wanted in zip((*inputs, *parameters), below, strict=True)]
         with torch.enable_grad():
-            x = ctx.part(*leaves)
+            x = ctx.op(*leaves)
         found: list[Tensor | None] = [None] * len(leaves)
         if any(below):
             to_x = gradients[0] @ weights[0]

@@ -1,9 +1,9 @@
 """The last layer without its logits: hidden states and the head's weight in, log-probabilities and signals out.
 
 At a vocabulary of 150,000 the logits of one long completion weigh more than the model. Everything wanted of them is a
-handful of sums over the vocabulary, so they are made tile by tile (tokens x vocabulary), folded into running sums, and
+few sums over the vocabulary, so they are made tile by tile (tokens x vocabulary), folded into running sums, and
 forgotten; the backward pass makes each tile again. Extra memory is a few tiles, whatever the number of tokens or the
-vocabulary. `rlif.signals.token_signals` on materialised logits is the slow twin; on a GPU
+vocabulary. `rlif.signals.token_signals` on materialised logits is the slow reference; on a GPU
 `rlif.model.kernels.lm_head_triton` serves.
 """
 

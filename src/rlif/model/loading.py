@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from rlif.config import PolicyConfig
-from rlif.errors import RlifError, brief
+from rlif.errors import Argument, RlifError, brief
 from rlif.model import chat_templates, checks, registry
 from rlif.model.files import (
     ModelFiles,
@@ -78,8 +78,8 @@ def _verdict(source: str) -> Iterator[None]:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         asks = any("trust_remote_code" in str(one) for one in (error, error.__cause__))
-        hint = "; if you trust it, set policy.remote_code=true" if asks else ""
-        raise RlifError(f"policy.model: cannot load {source!r}: {_reason(error)}{hint}") from error
+        hint = ("; if you trust it, set ", Argument("remote_code"), "=true") if asks else ()
+        raise RlifError(Argument("model"), f": cannot load {source!r}: {_reason(error)}", *hint) from error
 
 
 @contextmanager
@@ -163,7 +163,7 @@ def _device(name: str) -> torch.device:
         if device.type == "cuda":
             torch.cuda.set_device(device)  # Triton kernels and CUDA graphs run on the current one
     except (RuntimeError, AssertionError) as error:
-        raise RlifError(f"policy.device: cannot use {name!r}: {_reason(error)}") from error
+        raise RlifError(Argument("device"), f": cannot use {name!r}: {_reason(error)}") from error
     return device
 
 
@@ -176,20 +176,22 @@ def _locate(source: str, config: PolicyConfig) -> tuple[str, dict[str, Any]]:
     path = expanded(source)
     if source.endswith(".gguf"):
         if not path.is_file():
-            raise RlifError(f"policy.model: no such file: {source}")
+            raise RlifError(Argument("model"), f": no such file: {source}")
         return str(path.parent), {"gguf_file": path.name}
     if path.is_dir():
         if not (path / "config.json").is_file():
             if (base := adapter_of(path)) is not None:
                 raise merge_first(source, base)
-            raise RlifError(f"policy.model: {source} is a folder without a config.json; give a model folder")
+            raise RlifError(Argument("model"), f": {source} is a folder without a config.json; give a model folder")
         if not any(next(path.glob(pattern), None) for pattern in _TOKENIZERS):
-            raise RlifError(f"policy.model: {source} is a folder without a tokenizer; put its tokenizer.json there")
+            raise RlifError(
+                Argument("model"), f": {source} is a folder without a tokenizer; put its tokenizer.json there"
+            )
         return str(path), {}
     why_not = "" if _names_a_path(source) else _missing_on_hub(source)
     if why_not is not None:
         known = ", ".join(registry.MODELS)
-        raise RlifError(f"policy.model: no such folder or file: {config.model}{why_not} (named models: {known})")
+        raise RlifError(Argument("model"), f": no such folder or file: {config.model}{why_not} (named models: {known})")
     return source, {}
 
 
@@ -294,7 +296,7 @@ def _uses_template(tokenizer: Any, config: PolicyConfig) -> bool:
     try:
         template = chat_templates.template_of(tokenizer)
     except ValueError as error:
-        raise RlifError(f"policy.chat_template: {config.model}: {brief(str(error))}; set it to off") from error
+        raise RlifError(Argument("chat_template"), f": {config.model}: {brief(str(error))}; set it to off") from error
     if config.chat_template == "on" and template is None:
-        raise RlifError(f"policy.chat_template: {config.model} has no chat template; set it to off")
+        raise RlifError(Argument("chat_template"), f": {config.model} has no chat template; set it to off")
     return template is not None

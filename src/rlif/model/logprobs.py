@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rlif.model.decoder import Decoder, decoder_of
+from rlif.model.decoder import Decoder, decoder_of, has_decoder
 from rlif.model.lm_head import head_logprobs, head_of, head_signals
 from rlif.model.packing import Packed, rounded
 from rlif.model.policy import Policy
@@ -22,27 +22,20 @@ from rlif.types import Rollouts, TokenSignals
 
 
 def policy_logprobs(
-    model: nn.Module,
-    policy: Policy,
-    rollouts: Rollouts,
-    rows: Sequence[int],
-    temperature: float,
-    *,
-    recompute: bool = False,
+    policy: Policy, rollouts: Rollouts, rows: Sequence[int], *, recompute: bool = False
 ) -> Float[Tensor, "row tok"]:
     """Log-probability (nats, fp32, with gradient) of each completion token of these rows; 0 where masked.
 
+    At the temperature that the rollouts are trained at (`rlif.types.Sampling.training_temperature`).
+
     Args:
-        model: the policy's own, or a reference of the same shape and vocabulary.
-        temperature: of the distribution; the logits are divided by it.
+        policy: the one that drew them, or another over the same tokens, such as a reference.
         recompute: keep no activations within a layer, make them again in the backward pass (gradient checkpointing).
 
     Raises `RlifError` for rows beyond the original context of a model whose positions then depend on the batch.
     """
-    decoder = decoder_of(model, recompute=recompute)
-    if decoder is None:
-        return _padded(model, policy, rollouts, rows, temperature)
-    return _packed(decoder, model, policy, rollouts, rows, temperature)
+    decoder = decoder_of(policy.model, recompute=recompute)
+    return _padded(policy, rollouts, rows) if decoder is None else _packed(decoder, policy, rollouts, rows)
 
 
 def micro_batches(model: nn.Module, rollouts: Rollouts, rows: Sequence[int], budget: int | None) -> list[list[int]]:
@@ -54,7 +47,7 @@ def micro_batches(model: nn.Module, rollouts: Rollouts, rows: Sequence[int], bud
     if budget is None:
         longest = max(len(prompt.token_ids) for prompt in rollouts.prompts)
         budget = max(1024, 4 * longest) if next(model.parameters()).device.type == "cpu" else 16384
-    return (_padded_parts if decoder_of(model) is None else _packed_parts)(rollouts, rows, budget)
+    return (_packed_parts if has_decoder(model) else _padded_parts)(rollouts, rows, budget)
 
 
 @torch.no_grad()
@@ -102,11 +95,10 @@ def plain_logprobs(policy: Policy, rollouts: Rollouts, row: int, at: Int[Tensor,
     return logits.log_softmax(dim=-1).gather(1, tokens[at].to(policy.device)[:, None])[:, 0].cpu()
 
 
-def _packed(
-    decoder: Decoder, model: nn.Module, policy: Policy, rollouts: Rollouts, rows: Sequence[int], temperature: float
-) -> Float[Tensor, "row tok"]:
+def _packed(decoder: Decoder, policy: Policy, rollouts: Rollouts, rows: Sequence[int]) -> Float[Tensor, "row tok"]:
     hidden, tokens = _predicting(decoder, policy, rollouts, rows)
-    return _at_tokens(head_logprobs(hidden, head_of(model, policy.vocab_size), tokens, temperature), rollouts, rows)
+    head, temperature = head_of(policy.model, policy.vocab_size), rollouts.sampling.training_temperature
+    return _at_tokens(head_logprobs(hidden, head, tokens, temperature), rollouts, rows)
 
 
 def _predicting(
@@ -156,17 +148,16 @@ def _packed_parts(rollouts: Rollouts, rows: Sequence[int], budget: int) -> list[
     return parts
 
 
-def _padded(
-    model: nn.Module, policy: Policy, rollouts: Rollouts, rows: Sequence[int], temperature: float
-) -> Float[Tensor, "row tok"]:
+def _padded(policy: Policy, rollouts: Rollouts, rows: Sequence[int]) -> Float[Tensor, "row tok"]:
     """Rows are padded on the right: no real token attends to padding, so no attention mask is needed, and only
     positions that predict a completion token reach the vocabulary."""
     prompts, device = rollouts.row_prompts, policy.device
     starts = torch.tensor([len(prompts[row].token_ids) for row in rows])
     first, input_ids = int(starts.min()) - 1, _concatenate(rollouts, rows, policy.pad_id).to(device)
-    check_alike(model, input_ids.shape[1])
+    check_alike(policy.model, input_ids.shape[1])
     kept = input_ids.shape[1] - first
-    logits = model(input_ids=input_ids, use_cache=False, logits_to_keep=kept).logits[:, :-1, : policy.vocab_size]
+    output = policy.model(input_ids=input_ids, use_cache=False, logits_to_keep=kept)
+    logits, temperature = output.logits[:, :-1, : policy.vocab_size], rollouts.sampling.training_temperature
     # Every kept position is scored and the few that do not count are dropped afterwards: picking rows out of the logits
     # first would cost more, for the gradient of an index is a slow scatter over the vocabulary.
     scores = logits.float() if temperature == 1.0 else logits.float() / temperature

@@ -88,16 +88,16 @@ class Packed:
         rotation: Rotation,
     ) -> Float[Tensor, "tok head*feature"]:
         """Causal attention of every token to its own text, within the layer's window; 0 for the filling."""
-        return self.attend_placed(heads, *heads.placed(q, k, rotation), v)
+        return self.attend_after_norm_and_rope(heads, *heads.apply_norm_and_rope(q, k, rotation), v)
 
-    def attend_placed(
+    def attend_after_norm_and_rope(
         self,
         heads: Heads,
         q: Float[Tensor, "tok head feature"],
         k: Float[Tensor, "tok kv_head feature"],
         v: Float[Tensor, "tok kv_head feature"],
     ) -> Float[Tensor, "tok head*feature"]:
-        """The same of queries and keys in their places (`Heads.placed`)."""
+        """The same of queries and keys in their places (`Heads.apply_norm_and_rope`)."""
         queries, keys, values = (self._spread(x[: self._length]) for x in (q, k, v))
         outputs = []
         for block, query, key, value in zip(self._blocks, queries, keys, values, strict=True):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rlif.errors import RlifError, brief
+from rlif.errors import Argument, RlifError, brief
 from rlif.model import chat_templates, checks
 from rlif.model.template_clock import clock_at
 from rlif.utils.atomic_io import settle
@@ -29,6 +29,12 @@ class Policy:
         vocab_size: the true vocabulary; embedding rows beyond it are padding and are never sampled.
         context: most positions the model knows, None if unlimited.
         chat_template: whether prompts go through the tokenizer's chat template.
+
+    >>> import rlif
+    >>> policy = rlif.load_policy("tiny-base")
+    >>> text, token_ids = policy.encode_text("12+34=")
+    >>> policy.tokenizer.decode(token_ids), policy.vocab_size
+    ('12+34=', 49)
     """
 
     model: nn.Module
@@ -59,7 +65,7 @@ class Policy:
             lost = chat_templates.lost(messages, text)
             if lost is not None and lost["role"] == "system":
                 warnings.warn(
-                    f"policy.chat_template: the template of {self.source} drops the system message; it is put in front "
+                    f"the chat template of {self.source} drops the system message; it is put in front "
                     "of the user message instead",
                     stacklevel=2,
                 )
@@ -77,8 +83,10 @@ class Policy:
             raise self._refused(roles, error) from error
         if broken is not None:
             raise RlifError(
-                f"policy.chat_template: the template of {self.source} {broken} ({roles}); mend it, or set "
-                "policy.chat_template to off"
+                Argument("chat_template"),
+                f": the template of {self.source} {broken} ({roles}); fix it, or set ",
+                Argument("chat_template"),
+                " to off",
             )
         try:
             text: str = self.tokenizer.apply_chat_template(
@@ -90,8 +98,12 @@ class Policy:
 
     def _refused(self, roles: str, error: Exception) -> RlifError:
         return RlifError(
-            f"policy.chat_template: the template of {self.source} refuses {roles} ({_reason(error)}); choose "
-            "another task.template, or set policy.chat_template to off"
+            Argument("chat_template"),
+            f": the template of {self.source} refuses {roles} ({_reason(error)}); choose another ",
+            Argument("template"),
+            ", or set ",
+            Argument("chat_template"),
+            " to off",
         )
 
     def encode_text(self, text: str) -> tuple[str, tuple[int, ...]]:
@@ -109,8 +121,9 @@ class Policy:
         if ids and max(ids) >= self.vocab_size:
             token = self.tokenizer.convert_ids_to_tokens(max(ids))
             raise RlifError(
-                f"policy.model: a prompt holds {token!r}, token {max(ids)} of the tokenizer of {self.source}, but the "
-                f"model knows {self.vocab_size}; take it out of the question, or resize the embedding"
+                Argument("model"),
+                f": a prompt holds {token!r}, token {max(ids)} of the tokenizer of {self.source}, but the "
+                f"model knows {self.vocab_size}; take it out of the question, or resize the embedding",
             )
         return ids
 

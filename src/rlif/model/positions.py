@@ -2,7 +2,7 @@
 
 Some rotary embeddings (longrope, dynamic NTK) choose their frequencies by the longest text of a batch. Beyond the
 length they were trained with, the same prompt then answers differently beside a longer one; keys in a cache were turned
-by other frequencies than those by which the trainer turns the whole text. No choice by row mends that: a text that
+by other frequencies than those by which the trainer turns the whole text. No choice by row helps: a text that
 crosses the line would have to be run anew. So texts end there, and up to there all of them are turned alike.
 """
 

@@ -16,8 +16,8 @@ Differences from the lemma:
    a token) would enter the product squared and pass for a change. In fp32 the sampler's are the same to 1e-5;
 4. the actions are those the update was made from, and a token moves its own probability most: the estimate overstates
    the share that each token had in its own state (docs/theory.md has how much in practice);
-5. where sampling was greedy, top-p or top-k, E_a[ln π + H] is not 0 over what could be drawn, no weight mends that, and
-   nothing is predicted: only the measured change is logged.
+5. where sampling was greedy, top-p or top-k, E_a[ln π + H] is not 0 over what could be drawn, no weight corrects that,
+   and nothing is predicted: only the measured change is logged.
 """
 
 from dataclasses import dataclass
@@ -34,29 +34,41 @@ _LEAST_ROWS = 8  # fewer know neither the change nor their own standard error
 
 
 @dataclass(frozen=True)
-class EntropyWatch:
-    """A policy's signals on some rows of a batch, before its update.
+class EntropyChangeProbe:
+    """A policy's signals on some rows of a batch before its update, to be held against those after it.
 
-    ``covariance``: Cov(ln π, A) over the whole batch; None where the rows' actions cannot tell it.
+    ``covariance``: Cov(ln π, A) over the whole batch; None where its actions cannot tell it.
+    ``budget``: most tokens in one forward pass, as in an update.
     """
 
+    scored: Scored
     rows: list[int]
-    before: TokenSignals
+    signals: TokenSignals
     covariance: float | None
+    budget: int | None
 
+    @classmethod
+    def before(cls, policy: Policy, scored: Scored, *, share: float, budget: int | None) -> "EntropyChangeProbe":
+        """Read the states of about this share of the rows, before the update."""
+        rollouts = scored.rollouts
+        rows = probed_rows(rollouts, share)
+        if next(policy.model.parameters()).dtype == torch.float32:
+            signals = TokenSignals(*(values[rows] for values in rollouts.signals))
+        else:
+            signals = _signals(policy, rollouts, rows, budget)
+        covariance = advantage_covariance(scored) if sees_every_action(rollouts.sampling) else None
+        return cls(scored, rows, signals, covariance, budget)
 
-def watch(policy: Policy, scored: Scored, *, sampling: Sampling, share: float, budget: int | None) -> EntropyWatch:
-    """Look at the states of about this share of the rows before the update; ``budget`` as in `change`.
-
-    ``sampling``: how the rows were drawn.
-    """
-    rollouts = scored.rollouts
-    rows = watched_rows(rollouts, share)
-    if next(policy.model.parameters()).dtype == torch.float32:
-        before = TokenSignals(*(values[rows] for values in rollouts.signals))
-    else:
-        before = _signals(policy, rollouts, rows, budget)
-    return EntropyWatch(rows, before, advantage_covariance(scored) if sees_every_action(sampling) else None)
+    def after(self, policy: Policy) -> dict[str, float]:
+        """How the update changed entropy and was predicted to, keys as in docs/metrics.md."""
+        metrics = {} if self.covariance is None else {"entropy/advantage_covariance": self.covariance}
+        if self.rows:
+            rollouts = self.scored.rollouts
+            after = _signals(policy, rollouts, self.rows, self.budget)
+            metrics["entropy/measured"] = measured(rollouts, self.rows, self.signals, after)
+            if self.covariance is not None:
+                metrics |= predicted(rollouts, self.rows, self.signals, after)
+        return metrics
 
 
 def sees_every_action(sampling: Sampling) -> bool:
@@ -64,7 +76,7 @@ def sees_every_action(sampling: Sampling) -> bool:
     return sampling.temperature > 0.0 and sampling.top_p == 1.0 and not sampling.top_k
 
 
-def watched_rows(rollouts: Rollouts, share: float) -> list[int]:
+def probed_rows(rollouts: Rollouts, share: float) -> list[int]:
     """This share of the rows, at least 8 or all, none if it is 0: whole groups, for each prompt is run but once."""
     if not share:
         return []
@@ -72,20 +84,6 @@ def watched_rows(rollouts: Rollouts, share: float) -> list[int]:
     groups = -(-n // size)
     first = [size * (i * len(rollouts.prompts) // groups) for i in range(groups)]  # spread evenly over the prompts
     return [row for start in first for row in range(start, start + size)][:n]
-
-
-def change(policy: Policy, scored: Scored, watched: EntropyWatch, *, budget: int | None) -> dict[str, float]:
-    """After the update: how entropy changed and was predicted to, keys as in docs/metrics.md.
-
-    ``budget``: most tokens in one forward pass, as in an update.
-    """
-    metrics = {} if watched.covariance is None else {"entropy/advantage_covariance": watched.covariance}
-    if watched.rows:
-        after = _signals(policy, scored.rollouts, watched.rows, budget)
-        metrics["entropy/measured"] = measured(scored.rollouts, watched.rows, watched.before, after)
-        if watched.covariance is not None:
-            metrics |= predicted(scored.rollouts, watched.rows, watched.before, after)
-    return metrics
 
 
 def measured(rollouts: Rollouts, rows: list[int], before: TokenSignals, after: TokenSignals) -> float:

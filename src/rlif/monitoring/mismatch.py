@@ -6,15 +6,14 @@ pass there is: transformers' own, one completion at a time, without cache, paddi
 """
 
 import math
-import warnings
 from dataclasses import dataclass
 
 import torch
 
-from rlif.errors import RlifError
+from rlif.errors import Argument, RlifError
 from rlif.model.logprobs import plain_logprobs
 from rlif.model.policy import Policy
-from rlif.types import Rollouts, Sampling
+from rlif.types import Rollouts
 
 _ROWS, _TOKENS = 4, 128  # most completions, and tokens of each, that are looked at: little beside a batch
 
@@ -54,47 +53,48 @@ def tolerance(policy: Policy) -> float:
     return 0.01 if next(policy.model.parameters()).dtype == torch.float32 else 0.1
 
 
-def comparable(sampling: Sampling) -> bool:
+def comparable(rollouts: Rollouts) -> bool:
     """Whether ``mismatch/*`` of an update (`rlif.training.grpo`) is of equal distributions: at a temperature other than
     1 the sampler's log-probabilities are known with top-p and top-k only, the trainer's without."""
+    sampling = rollouts.sampling
     return sampling.temperature in (0.0, 1.0) or (sampling.top_p == 1.0 and sampling.top_k == 0)
 
 
 class Guard:
-    """Ends, or warns, where sampler and trainer are further apart than ``limit`` nats a token.
+    """Tells where sampler and trainer are further apart than a limit, in nats a token.
 
     Args:
-        limit: None: `tolerance`; 0: nothing is looked at.
-        key: what the limit is called where the user can set it.
+        max_mismatch: the limit; None: `tolerance`; 0: nothing is compared.
     """
 
-    def __init__(self, policy: Policy, limit: float | None, *, key: str) -> None:
-        self._policy, self._key = policy, key
-        self._limit = tolerance(policy) if limit is None else limit or math.inf
+    def __init__(self, policy: Policy, max_mismatch: float | None) -> None:
+        self._policy = policy
+        self.limit = tolerance(policy) if max_mismatch is None else max_mismatch or math.inf
         self._outside = False
 
     def check(self, where: str, rollouts: Rollouts) -> None:
         """Raise `RlifError` if these completions were not sampled from the policy that a plain forward pass shows."""
-        if self._limit == math.inf:
+        if self.limit == math.inf:
             return
         found = measure(self._policy, rollouts)
-        if not found.mean <= self._limit:  # nan is no agreement
+        if not found.mean <= self.limit:  # nan is no agreement
             raise RlifError(
                 f"{where}: the sampler's log-probabilities are {found.mean:.2g} nats a token (at most "
                 f"{found.largest:.2g}) from those of a plain forward pass of {self._policy.source} over {found.tokens} "
-                f"of the same tokens, more than {self._key} ({self._limit:g}): what is sampled from is not what would "
-                f"be trained; use another model or float32, or a higher {self._key} (0: no check)"
+                "of the same tokens, more than ",
+                Argument("max_mismatch"),
+                f" ({self.limit:g}): what is sampled from is not what would be trained; use another model or float32, "
+                "or a higher ",
+                Argument("max_mismatch"),
+                " (0: no check)",
             )
 
-    def watch(self, step: int, mean: float) -> None:
-        """Warn, once until it is back, when a step's ``mismatch/mean`` (nan: nothing was compared) leaves the limit."""
+    def leaves_limit(self, mean: float) -> bool:
+        """Whether a step's ``mismatch/mean`` is above the limit and the last one was not: once until it is back.
+
+        nan, where an update compared nothing, changes nothing.
+        """
         if math.isnan(mean):
-            return
-        if mean > self._limit and not self._outside:
-            warnings.warn(
-                f"step {step}: mismatch/mean is {mean:.2g} nats a token, more than {self._key} ({self._limit:g}): "
-                "sampler and trainer drift apart; policy.dtype=float32 tells whether it is rounding",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        self._outside = mean > self._limit
+            return False
+        before, self._outside = self._outside, mean > self.limit
+        return self._outside and not before

@@ -1,1 +1,1 @@
-"""Pictures and pages made from run folders."""
+"""Figures and pages made from run folders."""

@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rlif.utils.plotting import BLUE, COLOURS, GREY, ORANGE, RED, bare, png
+from rlif.utils.plotting import BLUE, COLOURS, GREY, ORANGE, bare, png
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Curve:
         return [line[f"eval/{key}"] for line in self.lines]
 
 
-def draw_all(curves: Sequence[Curve], folder: Path) -> list[Path]:
+def write_figures(curves: Sequence[Curve], folder: Path) -> list[Path]:
     """Write accuracy.png, format.png and confidence.png; returns their paths. Raises ValueError without curves."""
     if not curves:
         raise ValueError("no curves to draw")
@@ -99,28 +99,6 @@ def confidence(curves: Sequence[Curve]) -> Figure:
         axes.set_ylim(bottom=0.0)
         bare(axes)
     left.legend(frameon=False, fontsize=8)
-    return figure
-
-
-def overview(curve: Curve) -> Figure:
-    """One run: right answers, answers cut off and self-agreement on the left; token entropy on the right."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
-    shares = {"right": "right", "truncated": "cut off", "self_agreement": "samples agree"}
-    for (key, label), colour in zip(shares.items(), (BLUE, ORANGE, GREY), strict=True):
-        left.plot(curve.steps, curve.values(key), color=colour, marker="o", markersize=3, label=label)
-    values, errors = curve.values("right"), curve.values("right_stderr")
-    low = [value - error for value, error in zip(values, errors, strict=True)]
-    high = [value + error for value, error in zip(values, errors, strict=True)]
-    left.fill_between(curve.steps, low, high, color=BLUE, alpha=0.15, linewidth=0)
-    _share(left, "share of completions")
-    left.legend(frameon=False, fontsize=8)
-    right.plot(curve.steps, curve.values("entropy"), color=RED, marker="o", markersize=3)
-    right.set_title("mean token entropy, nats", fontsize=10)
-    right.set_xlabel("step")
-    right.set_ylim(bottom=0.0)
-    bare(right)
-    n = int(curve.lines[0]["eval/n"])
-    figure.suptitle(f"{curve.label} ({n} completions, band: one standard error)", fontsize=10)
     return figure
 
 

@@ -1,12 +1,15 @@
 """Tokens shaded by what the model thought of them."""
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from rich.text import Text
 
 from rlif.errors import printable, printable_lines
-from rlif.model.policy import Policy
-from rlif.types import Rollouts
+
+if TYPE_CHECKING:  # both load torch, which a reader of a run folder may not have
+    import rlif.model.policy
+    import rlif.types
 
 # Background from certain to unsure: the darker the ground, the more the model could have said something else. Each is
 # a colour of the 256 that nearly every terminal has; those that have but 16 get their own seven.
@@ -19,7 +22,7 @@ _RAMP_OF_16 = ("bright_white", "white", "bright_yellow", "yellow", "bright_red",
 _STEPS = (0.05, 0.25, 0.6, 1.2, 2.0, 3.0)  # nats; above the last: the last colour
 
 
-def shaded(policy: Policy, rollouts: Rollouts, row: int, few: bool = False) -> Text:
+def shaded(policy: "rlif.model.policy.Policy", rollouts: "rlif.types.Rollouts", row: int, few: bool = False) -> Text:
     """A completion as rich text; EOS is shown as the token's own name. ``few``: the terminal has 16 colours."""
     tokens = rollouts.tokens[row][rollouts.mask[row]].tolist()
     text = Text()
@@ -43,7 +46,9 @@ def legend(few: bool = False) -> Text:
     return text
 
 
-def _pieces(policy: Policy, tokens: Sequence[int], entropies: Sequence[float]) -> Iterator[tuple[str, float]]:
+def _pieces(
+    policy: "rlif.model.policy.Policy", tokens: Sequence[int], entropies: Sequence[float]
+) -> Iterator[tuple[str, float]]:
     """Text pieces with the entropy of their (last) token: some tokens are only a part of a character."""
     shown = ""
     for end, entropy in zip(range(1, len(tokens) + 1), entropies, strict=False):
@@ -54,7 +59,7 @@ def _pieces(policy: Policy, tokens: Sequence[int], entropies: Sequence[float]) -
         shown = text
 
 
-def _summary(rollouts: Rollouts, row: int) -> str:
+def _summary(rollouts: "rlif.types.Rollouts", row: int) -> str:
     mask = rollouts.mask[row]
     means = [values[row][mask].mean().item() for values in rollouts.signals]
     return (

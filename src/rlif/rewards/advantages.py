@@ -13,6 +13,10 @@ def advantages(
     The standard deviation is the unbiased one. The floor keeps a group that agrees to within rounding from turning
     noise into full-size advantages. Raises ValueError for groups of one with ``std``. Source: arXiv 2402.03300 eq. 4;
     without std: Dr. GRPO, arXiv 2503.20783; the floor: project.
+
+    >>> import rlif, torch
+    >>> rlif.advantages(torch.tensor([1.0, 0.0, 0.0, 0.0, 5.0, 5.0, 5.0, 5.0]), group_size=4).tolist()
+    [1.5, -0.5, -0.5, -0.5, 0.0, 0.0, 0.0, 0.0]
     """
     if std and group_size == 1:
         raise ValueError("a group of one has no standard deviation; use groups of at least 2, or std=False")

@@ -17,7 +17,15 @@ from rlif.types import Rollouts, Verdict
 
 @dataclass(frozen=True)
 class RewardInputs:
-    """What a reward may look at: the completions, the grader's verdicts on them, and the key of their randomness."""
+    """What a reward may look at: the completions, the grader's verdicts on them, and the key of their randomness.
+
+    >>> import rlif
+    >>> def least_sure_token(inputs):  # a reward: one number a completion, higher is better
+    ...     rollouts = inputs.rollouts
+    ...     return -rollouts.signals.entropy.masked_fill(~rollouts.mask, 0.0).amax(dim=1)
+    >>> rlif.register_reward("least_sure_token", least_sure_token, uses_labels=False) is least_sure_token
+    True
+    """
 
     rollouts: Rollouts
     verdicts: tuple[Verdict, ...]

@@ -112,6 +112,11 @@ def find_reward(config: RewardConfig, own: Mapping[str, Reward] = MappingProxyTy
     return replace(inner, function=function)
 
 
+def reward_names(configs: Sequence[RewardConfig]) -> list[str]:
+    """The names of the rewards that are computed: of one that wraps another, the other's."""
+    return [config.of if isinstance(config, WrapperConfig) else config.name for config in configs]
+
+
 def check_rewards(configs: Sequence[RewardConfig], own: Mapping[str, Reward] = MappingProxyType({})) -> None:
     """Raise `RlifError` for a reward name that nobody knows, naming its nearest neighbour."""
     for config in configs:

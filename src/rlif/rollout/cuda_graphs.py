@@ -10,11 +10,13 @@ here nothing that a step reads or writes moves, and nothing in it depends on a n
 - a step is recorded once for each bucket of rows and columns (`_up`): a view of the same buffers, at most half as
   large again as what is filled.
 
-`rlif.rollout.decode_batch.LineRows`, of which this is the static form, is its twin. Tested on a CPU, where a traced
-list of operations stands in for the graph; not yet run on a GPU, so `rollout.cuda_graphs` is off unless asked for.
+`rlif.rollout.decode_batch.PackedBatch`, of which this is the static form, is its reference. Tested on a CPU, where a
+traced list of operations stands in for the graph; not yet run on a GPU, so `rollout.cuda_graphs` is off unless asked
+for.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,17 +26,18 @@ from torch import Tensor
 from rlif.model.decoder import Attend, Decoder, Heads
 from rlif.model.layers import Rotation
 from rlif.model.policy import Policy
-from rlif.rollout.decode_batch import LineRows
+from rlif.rollout.decode_batch import PackedBatch
 
 _FEWEST_COLUMNS = 128
 
 
 class SlotCache:
-    """Keys and values (slot, head, column, feature) of at most ``rows`` rows of at most ``columns`` tokens.
+    """A `rlif.rollout.kv_cache.KeyValueCache`, (slot, head, column, feature), of at most ``rows`` rows of at most
+    ``columns`` tokens.
 
     Attributes:
-        slots: the slot of each row, in the order that the caller keeps track of; always the first ones, in any order.
-        lengths: for each slot the tokens so far: the column, and the position, of its next token.
+        slots: the slot of each row, in the caller's order; always the first ones, in any order.
+        positions: for each slot the column, and the position, of its next token; 0 for a slot without a row.
         longest: the largest of them.
     """
 
@@ -44,10 +47,14 @@ class SlotCache:
         self._values: list[Tensor] = []
         self._each = torch.arange(rows, device=device)
         self.slots = self._each[:0]
-        self.lengths = torch.zeros_like(self._each)
+        self.positions = torch.zeros_like(self._each)
         self.longest = 0
 
-    def enter(
+    @property
+    def lengths(self) -> Int[Tensor, " row"]:
+        return self.positions[self.slots]
+
+    def prefill(
         self,
         layers: Sequence[tuple[Tensor, Tensor]],
         places: Int[Tensor, "prompt position"],
@@ -58,18 +65,18 @@ class SlotCache:
             for buffers, states in zip((self._keys, self._values), zip(*layers, strict=True), strict=True):
                 buffers += [x.new_zeros(self._rows, x.shape[1], self._columns, x.shape[2]) for x in states]
         width, entering = places.shape[1], len(copies)
-        if len(self.slots) + entering > self._rows or width > self._columns:
+        if len(self.slots) + entering > self._rows or width >= self._columns:
             raise ValueError(f"{entering} rows of {width} tokens do not fit beside {len(self.slots)} others")
         new = slice(len(self.slots), len(self.slots) + entering)
         for (keys, values), key_buffer, value_buffer in zip(layers, self._keys, self._values, strict=True):
             key_buffer[new, :, :width] = keys[places[copies]].transpose(1, 2)
             value_buffer[new, :, :width] = values[places[copies]].transpose(1, 2)
-        self.lengths[new] = lengths[copies]
+        self.positions[new] = lengths[copies]
         self.slots = torch.cat([self.slots, self._each[new]])
         self.longest = max(self.longest, width)
 
-    def keep(self, rows: Int[Tensor, " kept"]) -> None:
-        """Let all other rows leave; of those that stay, the ones with the last slots move into slots that are free."""
+    def select(self, rows: Int[Tensor, " kept"]) -> None:
+        """As the protocol says; of the rows that stay, those with the last slots move into slots that are free."""
         kept = self.slots[rows].tolist()
         free = iter(sorted(set(range(len(kept))) - set(kept)))
         moves = {slot: next(free) for slot in kept if slot >= len(kept)}
@@ -77,15 +84,32 @@ class SlotCache:
             sources, targets = (
                 torch.tensor(list(part), device=self.slots.device) for part in zip(*moves.items(), strict=True)
             )
-            for buffer in (*self._keys, *self._values, self.lengths):
+            for buffer in (*self._keys, *self._values, self.positions):
                 buffer[targets] = buffer[sources]
         self.slots = torch.tensor([moves.get(slot, slot) for slot in kept], dtype=torch.long, device=self.slots.device)
-        self.lengths[len(kept) :] = 0  # slots without a row go through the motions, in column 0
-        self.longest = int(self.lengths.max())
+        self.positions[len(kept) :] = 0  # slots without a row go through the motions, in column 0
+        self.longest = int(self.positions.max())
+
+    @contextmanager
+    def step(self) -> Iterator[Attend]:
+        """What `CudaGraphBatch` replays, as it comes: `attention` in the order of the slots, handed out in that of the
+        rows."""
+        rows, columns = self.bucket()
+        attend_slots, slots = self.attention(rows, columns), self.slots
+
+        def by_slot(x: Tensor) -> Tensor:
+            return x.new_zeros(rows, *x.shape[1:]).index_copy_(0, slots, x)
+
+        def attend(heads: Heads, q: Tensor, k: Tensor, v: Tensor, rotation: Rotation) -> Tensor:
+            turned = by_slot(rotation[0]), by_slot(rotation[1])
+            return attend_slots(heads, by_slot(q), by_slot(k), by_slot(v), turned)[slots]
+
+        yield attend
+        self.grown()
 
     def grown(self) -> None:
-        """Every row has one more token; one that is full, finished and carried along a little, overwrites its last."""
-        self.lengths[: len(self.slots)].add_(1).clamp_(max=self._columns - 1)
+        """Every row has one more token, but for those that are full."""
+        self.positions[: len(self.slots)].add_(1).clamp_(max=self._columns - 1)
         self.longest = min(self.longest + 1, self._columns - 1)
 
     def bucket(self) -> tuple[int, int]:
@@ -95,10 +119,10 @@ class SlotCache:
 
     def attention(self, rows: int, columns: int) -> Attend:
         """Attention of one more token in each of the first slots: it is written, and sees what its row holds."""
-        each, at, biases = self._each[:rows], self.lengths[:rows], dict[int | None, Tensor]()
+        each, at, biases = self._each[:rows], self.positions[:rows], dict[int | None, Tensor]()
 
         def attend(heads: Heads, q: Tensor, k: Tensor, v: Tensor, rotation: Rotation) -> Tensor:
-            q, k = heads.placed(q, k, rotation)
+            q, k = heads.apply_norm_and_rope(q, k, rotation)
             keys, values = self._keys[heads.layer], self._values[heads.layer]
             keys[each, :, at] = k
             values[each, :, at] = v
@@ -149,8 +173,8 @@ def replayed(step: Step, device: torch.device, pool: Any, stream: Any) -> Step:
     return replay
 
 
-class GraphRows(LineRows):
-    """`LineRows` for at most ``rows`` rows of at most ``columns`` tokens, whose step is replayed.
+class CudaGraphBatch(PackedBatch):
+    """`PackedBatch` for at most ``rows`` rows of at most ``columns`` tokens, whose step is replayed.
 
     The graphs hold the addresses of the decoder's weights: they live as long as this object, and no longer than the
     weights stay where they are.
@@ -158,6 +182,7 @@ class GraphRows(LineRows):
 
     def __init__(self, policy: Policy, decoder: Decoder, *, rows: int, columns: int) -> None:
         super().__init__(policy, decoder, SlotCache(rows, columns, policy.device))
+        self._cache: SlotCache
         self._tokens = torch.zeros(rows, dtype=torch.long, device=policy.device)
         self._found = torch.zeros(rows, policy.vocab_size, device=policy.device)
         on_gpu = policy.device.type == "cuda"
@@ -175,11 +200,8 @@ class GraphRows(LineRows):
         self._cache.grown()
         return logits
 
-    def keep(self, rows: Int[Tensor, " kept"]) -> None:
-        self._cache.keep(rows)
-
     def _static_step(self, rows: int, columns: int) -> Tensor:
-        positions = self._cache.lengths[:rows]
+        positions = self._cache.positions[:rows]
         hidden = self._decoder(self._tokens[:rows], positions, self._cache.attention(rows, columns))
         return self._found[:rows].copy_(self._logits(hidden))
 

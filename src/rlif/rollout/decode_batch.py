@@ -1,7 +1,7 @@
-"""Rows in flight: what a model must remember of completions it is in the middle of, and one more token for each.
+"""A batch that is being decoded: what a model must remember of its rows, and one more token for each.
 
-Two ways to the same logits. `LineRows` runs models that `rlif.model.decoder` can read: rows enter while others are
-under way. `TransformersRows` runs any other model through its own forward pass: a batch enters together, its rows leave
+Two ways to the same logits. `PackedBatch` runs models that `rlif.model.decoder` can read: rows enter while others are
+under way. `TransformersBatch` runs any other model through its own forward pass: its rows enter together, and leave
 when done.
 """
 
@@ -17,78 +17,78 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rlif.errors import RlifError
+from rlif.errors import Argument, RlifError
 from rlif.model.decoder import Decoder, Heads, joined
-from rlif.model.layers import Rotation, Unchanged
+from rlif.model.layers import Identity, Rotation
 from rlif.model.lm_head import head_of
 from rlif.model.packing import Packed
 from rlif.model.policy import Policy
+from rlif.rollout.kv_cache import KeyValueCache
 from rlif.rollout.transformers_cache import append_cache
 from rlif.types import Problem, Prompt
 
 _PREFILL_TOKENS = 4096
 _MOST_ROWS = 1024
-_STRETCH = 8
+_CHUNK = 8
 
 
 @runtime_checkable
-class InFlight(Protocol):
-    """Rows in flight, in an order that the caller keeps track of."""
+class DecodeBatch(Protocol):
+    """Rows that are being decoded, in an order that the caller keeps track of."""
 
     joins: bool
-    """Whether rows can enter while others are in flight."""
+    """Whether rows can enter while others are under way."""
 
     @property
-    def stretch(self) -> int:
-        """How many tokens to draw before looking which rows are finished."""
+    def chunk(self) -> int:
+        """Tokens of a decode chunk: how many to draw before looking which rows are finished."""
 
-    def enter(self, prompts: Sequence[Prompt]) -> Float[Tensor, "entered vocab"]:
+    def prefill(self, prompts: Sequence[Prompt]) -> Float[Tensor, "entered vocab"]:
         """Add a row for each prompt behind the others; fp32 logits of its first token. Neighbours that are the same
         prompt are run once."""
 
     def step(self, tokens: Int[Tensor, " row"]) -> Float[Tensor, "row vocab"]:
         """Append one token to every row; fp32 logits of the next, over the true vocabulary."""
 
-    def keep(self, rows: Int[Tensor, " kept"]) -> None:
+    def select(self, rows: Int[Tensor, " kept"]) -> None:
         """Let all other rows leave; row i is then the former ``rows[i]``."""
 
 
-class LineRows:
-    """Rows run by a `Decoder`, whose keys and values lie in a cache of ours: a `RowCache` or a `KernelCache` (or, in
-    `rlif.rollout.cuda_graphs`, where `step` is another, a `SlotCache`)."""
+class PackedBatch:
+    """Rows run by a `Decoder`, whose keys and values lie in a cache of ours."""
 
     joins = True
 
     @property
-    def stretch(self) -> int:
+    def chunk(self) -> int:
         """Several on a GPU, where to look is to wait; a row then draws half as many needless tokens at its end."""
-        return 1 if self._device.type == "cpu" else _STRETCH
+        return 1 if self._device.type == "cpu" else _CHUNK
 
-    def __init__(self, policy: Policy, decoder: Decoder, cache: Any) -> None:
+    def __init__(self, policy: Policy, decoder: Decoder, cache: KeyValueCache) -> None:
         self._decoder, self._device = decoder, policy.device
         self._head = head_of(policy.model, policy.vocab_size)
         self._project = joined([policy.model.get_output_embeddings()])  # type: ignore[operator]
         self._cache = cache
 
-    def enter(self, prompts: Sequence[Prompt]) -> Float[Tensor, "entered vocab"]:
+    def prefill(self, prompts: Sequence[Prompt]) -> Float[Tensor, "entered vocab"]:
         groups = [(prompt, sum(1 for _ in copies)) for prompt, copies in groupby(prompts)]
-        return torch.cat([self._prefill(part) for part in _within(groups, _PREFILL_TOKENS)])
+        return torch.cat([self._prefill_part(part) for part in _within(groups, _PREFILL_TOKENS)])
 
-    def _prefill(self, groups: Sequence[tuple[Prompt, int]]) -> Float[Tensor, "entered vocab"]:
+    def _prefill_part(self, groups: Sequence[tuple[Prompt, int]]) -> Float[Tensor, "entered vocab"]:
         """Run some prompts in one line, and add their rows to the cache."""
         line = Packed([prompt.token_ids for prompt, _ in groups], device=self._device)
         layers: list[tuple[Tensor, Tensor]] = []
 
         def attend(heads: Heads, q: Tensor, k: Tensor, v: Tensor, rotation: Rotation) -> Tensor:
-            q, k = heads.placed(q, k, rotation)
+            q, k = heads.apply_norm_and_rope(q, k, rotation)
             layers.append((k, v))
-            return line.attend_placed(heads, q, k, v)
+            return line.attend_after_norm_and_rope(heads, q, k, v)
 
         hidden = self._decoder(line.tokens, line.positions, attend)
         lengths = torch.tensor([len(prompt.token_ids) for prompt, _ in groups], device=self._device)
         counts = torch.tensor([count for _, count in groups], device=self._device)
         copies = torch.arange(len(groups), device=self._device).repeat_interleave(counts)
-        self._cache.enter(layers, line.prompt_places, lengths, copies)
+        self._cache.prefill(layers, line.prompt_places, lengths, copies)
         return self._logits(hidden[line.lasts])[copies]
 
     def step(self, tokens: Int[Tensor, " row"]) -> Float[Tensor, "row vocab"]:
@@ -97,11 +97,11 @@ class LineRows:
             hidden = self._decoder(tokens, positions, attend)
         return self._logits(hidden)
 
-    def keep(self, rows: Int[Tensor, " kept"]) -> None:
-        self._cache.keep(rows)
+    def select(self, rows: Int[Tensor, " kept"]) -> None:
+        self._cache.select(rows)
 
     def _logits(self, hidden: Float[Tensor, "row hidden"]) -> Float[Tensor, "row vocab"]:
-        (products,) = self._project(Unchanged(), hidden)
+        (products,) = self._project(Identity(), hidden)
         return self._head.shaped(products[:, : self._head.vocab_size].float())
 
 
@@ -119,21 +119,24 @@ def _within(groups: Sequence[tuple[Prompt, int]], budget: int) -> list[list[tupl
     return parts
 
 
-class TransformersRows:
+class TransformersBatch:
     """Rows of one batch, left-padded, in transformers' own cache class. Any causal LM that takes a cache."""
 
     joins = False
-    stretch = 1
+    chunk = 1
 
     def __init__(self, policy: Policy, *, room: int) -> None:
         parameters = inspect.signature(policy.model.forward).parameters
         if "past_key_values" not in parameters:  # it would vanish among other keywords, and the text so far with it
-            raise RlifError(f"policy.model: {policy.source} has no key-value cache to sample with; use another model")
+            raise RlifError(
+                Argument("model"), f": {policy.source} has no key-value cache to sample with; use another model"
+            )
         takes_usual = getattr(policy.model, "_supports_default_dynamic_cache", lambda: True)  # what generate() goes by
         if not takes_usual():
             raise RlifError(
-                f"policy.model: {policy.source} takes no key-value cache but a class of its own, which rows cannot "
-                "enter or leave; use another model"
+                Argument("model"),
+                f": {policy.source} takes no key-value cache but a class of its own, which rows cannot "
+                "enter or leave; use another model",
             )
         self._policy, self._room = policy, room
         self._model: Callable[..., Any] = policy.model
@@ -143,7 +146,7 @@ class TransformersRows:
         self._mask: Bool[Tensor, "row position"]
         self._lengths: Int[Tensor, " row"]
 
-    def enter(self, prompts: Sequence[Prompt]) -> Float[Tensor, "entered vocab"]:
+    def prefill(self, prompts: Sequence[Prompt]) -> Float[Tensor, "entered vocab"]:
         distinct = list(dict.fromkeys(prompts))
         device = self._policy.device
         tokens, mask = left_pad([prompt.token_ids for prompt in distinct], self._policy.pad_id, device)
@@ -161,7 +164,7 @@ class TransformersRows:
         self._lengths = self._lengths + 1
         return logits
 
-    def keep(self, rows: Int[Tensor, " kept"]) -> None:
+    def select(self, rows: Int[Tensor, " kept"]) -> None:
         self._cache.reorder_cache(rows)
         self._mask, self._lengths = self._mask[rows], self._lengths[rows]
 
@@ -178,14 +181,14 @@ class TransformersRows:
         return logits
 
 
-_TRIED = ((2, 7), 3)  # prompts of so many tokens, and so many more: fewer and more than a convolution is wide
+_TRIAL = ((2, 7), 3)  # prompts of so many tokens, and so many more: fewer and more than a convolution is wide
 _ROUNDING = {torch.float32: 0.002}  # in standard deviations of the logits, where healthy models differ by 1e-6; ...
 _COARSE_ROUNDING = 0.03  # ... in bf16 by 1e-3 and less on a CPU
 
 
 @torch.no_grad()
 def check_rows(policy: Policy, max_mismatch: float | None = None) -> None:
-    """Raise `RlifError` unless `TransformersRows` gives each row what the model says of that row alone.
+    """Raise `RlifError` unless `TransformersBatch` gives each row what the model says of that row alone.
 
     Args:
         max_mismatch: a mean gap of the logits, in nats, that is accepted whatever the rounding explains; 0: any is.
@@ -196,24 +199,24 @@ def check_rows(policy: Policy, max_mismatch: float | None = None) -> None:
     rounding. The limit for types other than fp32 was measured on a CPU only: on another device it is a warning, and
     `rlif.monitoring.mismatch.Guard` has the last word.
     """
-    rows = _TriedRows(policy, room=_TRIED[1])
+    trial = _TrialBatch(policy, room=_TRIAL[1])
     odd = {*policy.eos_ids, policy.pad_id}
     known = [token for token in range(policy.vocab_size) if token not in odd] or [policy.pad_id]
-    lengths, more = _TRIED
+    lengths, more = _TRIAL
     texts = [[known[(7 * i + 3 * row) % len(known)] for i in range(n + more)] for row, n in enumerate(lengths)]
-    prompts = [Prompt(f"tried/{n}", "", tuple(ids[:n]), Problem("", "")) for n, ids in zip(lengths, texts, strict=True)]
-    found = {(row, n - 1): logits for row, (n, logits) in enumerate(zip(lengths, rows.enter(prompts), strict=True))}
+    prompts = [Prompt(f"trial/{n}", "", tuple(ids[:n]), Problem("", "")) for n, ids in zip(lengths, texts, strict=True)]
+    found = {(row, n - 1): logits for row, (n, logits) in enumerate(zip(lengths, trial.prefill(prompts), strict=True))}
     alive = [0, 1]
     for step in range(more):
         at = [(row, lengths[row] + step) for row in alive]
-        logits = rows.step(torch.tensor([texts[row][place] for row, place in at], device=policy.device))
+        logits = trial.step(torch.tensor([texts[row][place] for row, place in at], device=policy.device))
         found |= dict(zip(at, logits, strict=True))
         if step == 1:
             alive = [1]
-            rows.keep(torch.tensor(alive, device=policy.device))
+            trial.select(torch.tensor(alive, device=policy.device))
     if max_mismatch == 0:
         return
-    alone = [rows.alone(ids) for ids in texts]
+    alone = [trial.alone(ids) for ids in texts]
     expected = torch.stack([alone[row][place] for row, place in found])
     nats = float((torch.stack(list(found.values())) - expected).abs().mean())
     gap, dtype = nats / float(expected.std()), next(policy.model.parameters()).dtype
@@ -221,15 +224,15 @@ def check_rows(policy: Policy, max_mismatch: float | None = None) -> None:
     if math.isnan(gap) or gap <= _ROUNDING.get(dtype, _COARSE_ROUNDING) or nats <= (max_mismatch or 0.0):
         return
     said = (
-        f"policy.model: {policy.source} answers differently beside another prompt, or with a key-value cache (by "
+        f"{policy.source} answers differently beside another prompt, or with a key-value cache (by "
         f"{gap:.2g} standard deviations of its logits, {nats:.2g} nats)"
     )
     if not _limit_known(dtype, policy.device):
         warnings.warn(f"{said}; float32 tells whether it is rounding", RuntimeWarning, stacklevel=3)
         return
     raise RlifError(
-        f"{said}: it cannot be sampled from in batches; a higher max_mismatch accepts it (0: no check), or use another "
-        "model"
+        *(Argument("model"), f": {said}: it cannot be sampled from in batches; a higher "),
+        *(Argument("max_mismatch"), " accepts it (0: no check), or use another model"),
     )
 
 
@@ -238,19 +241,20 @@ def _limit_known(dtype: torch.dtype, device: torch.device) -> bool:
     return dtype in _ROUNDING or device.type == "cpu"
 
 
-class _TriedRows(TransformersRows):
+class _TrialBatch(TransformersBatch):
     """Rows of a model that may not be able to: what it raises becomes one line. Hooks on the model hear nothing."""
 
     def __init__(self, policy: Policy, *, room: int) -> None:
         super().__init__(policy, room=room)
-        self._model = self._tried
+        self._model = self._checked_forward
 
     def alone(self, ids: Sequence[int]) -> Float[Tensor, "position vocab"]:
         """What the model says at each position of one text, without cache and padding."""
-        logits: Tensor = self._tried(input_ids=torch.tensor([ids], device=self._policy.device), use_cache=False).logits
+        tokens = torch.tensor([ids], device=self._policy.device)
+        logits: Tensor = self._checked_forward(input_ids=tokens, use_cache=False).logits
         return logits[0, :, : self._policy.vocab_size].float()
 
-    def _tried(self, **inputs: Any) -> Any:
+    def _checked_forward(self, **inputs: Any) -> Any:
         try:
             return self._policy.model.forward(**inputs)
         except torch.OutOfMemoryError:
@@ -258,7 +262,7 @@ class _TriedRows(TransformersRows):
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise RlifError(
-                f"policy.model: {self._policy.source} cannot be sampled from ({reason}); use another model"
+                Argument("model"), f": {self._policy.source} cannot be sampled from ({reason}); use another model"
             ) from error
 
 

@@ -1,8 +1,8 @@
 """Sampling: prompts in, completions with their signals out.
 
 `Engine` runs each prompt once for all its completions, lets finished rows leave and waiting ones enter, and reads every
-signal from the very logits it samples from. `sample_slowly` is the same thing said plainly: one row at a time, no
-cache, no padding; the tests hold the two together.
+signal from the very logits it samples from. `sample_reference` is the slow, obvious version: one row at a
+time, no cache, no padding; the tests hold the two together.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,19 +11,19 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from rlif.model.decoder import decoder_of, joined
+from rlif.model.decoder import decoder_of, has_decoder, joined
 from rlif.model.kernels.cpu import kernels_for
 from rlif.model.policy import Policy
 from rlif.rng import Key
-from rlif.rollout.cuda_graphs import GraphRows
-from rlif.rollout.decode_batch import InFlight, LineRows, TransformersRows, check_rows, rows_that_fit
+from rlif.rollout.cuda_graphs import CudaGraphBatch
+from rlif.rollout.decode_batch import DecodeBatch, PackedBatch, TransformersBatch, check_rows, rows_that_fit
 from rlif.rollout.kv_cache import KernelCache, RowCache
 from rlif.rollout.prompts import check_context
-from rlif.rollout.recorder import _Recorder
+from rlif.rollout.recorder import Recorder
 from rlif.types import Prompt, Rollouts, Sampling
 from rlif.utils.memory import release_free_memory
 
-_LEAVE_SHARE = 0.05  # finished rows are carried along until they make up this share of the rows in flight
+_LEAVE_SHARE = 0.05  # finished rows are carried along until they make up this share of the batch
 _ENTER_SHARE = 0.125  # waiting rows enter when so much of the room is free: a prefill costs as much as a decode step
 _ROOM = 256  # columns of the cache to allocate ahead, in tokens
 
@@ -36,6 +36,14 @@ class Engine:
     Holds no state between calls. Raises `RlifError` for a model that takes no key-value cache (Mamba, say), or whose
     rows are not what they are alone (`rlif.rollout.decode_batch.check_rows`, which ``max_mismatch``, in nats, widens;
     0: any).
+
+    >>> import rlif
+    >>> policy = rlif.load_policy("tiny-base")
+    >>> prompts = rlif.render(policy, "plain", [rlif.Problem("sum", "12+34=?")])
+    >>> draw = dict(group_size=4, sampling=rlif.Sampling(max_new_tokens=8), key=rlif.Key(seed=0, step=1))
+    >>> rollouts = rlif.Engine(policy).sample(prompts, **draw)
+    >>> rollouts.texts == rlif.Engine(policy, max_rows=2).sample(prompts, **draw).texts  # however it is split
+    True
     """
 
     def __init__(
@@ -49,7 +57,7 @@ class Engine:
         self.policy = policy
         self.max_rows = max_rows
         self.cuda_graphs = cuda_graphs
-        if decoder_of(policy.model) is None:
+        if not has_decoder(policy.model):
             check_rows(policy, max_mismatch)  # a model that cannot be sampled from is found now, not at the first step
 
     @torch.no_grad()
@@ -68,7 +76,7 @@ class Engine:
         `RlifError` for a prompt that does not fit into the model's context together with ``sampling.max_new_tokens``,
         FloatingPointError if the model's logits are no distribution.
         """
-        recorder = _Recorder(self.policy, prompts, group_size, sampling, key)
+        recorder = Recorder(self.policy, prompts, group_size, sampling, key)
         for drawn in self._steps(recorder):
             if progress is not None:
                 progress(drawn)
@@ -84,7 +92,7 @@ class Engine:
         progress: Callable[[int], None] | None = None,
     ) -> Iterator[Rollouts]:
         """The same completions as `sample`, handed out as soon as all those of a prompt are finished, in that order."""
-        recorder = _Recorder(self.policy, prompts, group_size, sampling, key)
+        recorder = Recorder(self.policy, prompts, group_size, sampling, key)
         under_way = list(range(len(prompts)))
         for drawn in self._steps(recorder):
             if progress is not None:
@@ -94,14 +102,14 @@ class Engine:
                 under_way = [i for i in under_way if not whole[i]]
                 yield recorder.rollouts(done)
 
-    def _steps(self, recorder: "_Recorder") -> Iterator[int]:
+    def _steps(self, recorder: Recorder) -> Iterator[int]:
         """Draw what the recorder is to hold; yields the number of tokens drawn, now and then."""
         prompts, sampling = recorder.prompts, recorder.sampling
         check_context(self.policy, prompts, sampling.max_new_tokens)
         columns = max(len(prompt.token_ids) for prompt in prompts) + sampling.max_new_tokens
         most = min(self.max_rows or rows_that_fit(self.policy, columns), recorder.n_rows)
-        in_flight = self._in_flight(most, columns, room=min(sampling.max_new_tokens, _ROOM))
-        stretch = 1 if sampling.stop else min(in_flight.stretch, sampling.max_new_tokens)
+        batch = self._decode_batch(most, columns, room=min(sampling.max_new_tokens, _ROOM))
+        chunk = 1 if sampling.stop else min(batch.chunk, sampling.max_new_tokens)
         waiting = list(recorder.owners)
         rows = torch.zeros(0, dtype=torch.long, device=self.policy.device)  # the completion that each row belongs to
         tokens = rows
@@ -109,41 +117,41 @@ class Engine:
             with torch.no_grad():  # not over a yield: what others do meanwhile is their affair
                 alive = ~recorder.finished[rows]
                 n_alive = int(alive.sum())
-                entering = _entering(in_flight, most, n_alive, len(waiting))
+                entering = _entering(batch, most, n_alive, len(waiting))
                 if len(rows) and (entering or n_alive <= (1.0 - _LEAVE_SHARE) * len(rows)):
                     kept = _closed_up(alive)
                     rows, tokens = rows[kept], tokens[kept]
-                    in_flight.keep(kept)
-                logits = [in_flight.step(tokens)] if len(rows) else []
+                    batch.select(kept)
+                logits = [batch.step(tokens)] if len(rows) else []
                 if entering:
                     first = recorder.n_rows - len(waiting)
-                    logits.append(in_flight.enter(waiting[:entering]))
+                    logits.append(batch.prefill(waiting[:entering]))
                     rows = torch.cat([rows, torch.arange(first, first + entering, device=rows.device)])
                     del waiting[:entering]
                 if not len(rows):
                     break
-                tokens = recorder.extend(rows, torch.cat(logits))
-                for _ in range(stretch - 1):
-                    tokens = recorder.extend(rows, in_flight.step(tokens))
-                drawn = recorder.look()
+                tokens = recorder.sample(rows, torch.cat(logits))
+                for _ in range(chunk - 1):
+                    tokens = recorder.sample(rows, batch.step(tokens))
+                drawn = recorder.sync()
             yield drawn
-        del in_flight
+        del batch
         release_free_memory(self.policy.device)
 
-    def _in_flight(self, rows: int, columns: int, *, room: int) -> InFlight:
+    def _decode_batch(self, rows: int, columns: int, *, room: int) -> DecodeBatch:
         decoder = decoder_of(self.policy.model, joined)
         if decoder is None:
-            return TransformersRows(self.policy, room=room)
+            return TransformersBatch(self.policy, room=room)
         if self.cuda_graphs and self.policy.device.type == "cuda":
-            return GraphRows(self.policy, decoder, rows=rows, columns=columns)
+            return CudaGraphBatch(self.policy, decoder, rows=rows, columns=columns)
         if (kernels := kernels_for(next(self.policy.model.parameters()))) is not None:
-            return LineRows(self.policy, decoder, KernelCache(rows, columns, kernels))
-        return LineRows(self.policy, decoder, RowCache())
+            return PackedBatch(self.policy, decoder, KernelCache(rows, columns, kernels))
+        return PackedBatch(self.policy, decoder, RowCache())
 
 
-def _entering(in_flight: InFlight, most: int, n_alive: int, n_waiting: int) -> int:
+def _entering(batch: DecodeBatch, most: int, n_alive: int, n_waiting: int) -> int:
     """How many rows enter now: whatever finds room, if it is all that wait or worth a prefill."""
-    if n_alive and not in_flight.joins:
+    if n_alive and not batch.joins:
         return 0
     entering = min(n_waiting, most - n_alive)
     return entering if entering == n_waiting or entering >= _ENTER_SHARE * most else 0

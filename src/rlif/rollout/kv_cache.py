@@ -4,12 +4,14 @@ transformers' own dynamic cache copies every layer's keys and values for each to
 with room to grow and hands out views of the filled part, so a token costs one write. Rows can be selected (finished
 ones leave) and repeated (a prompt is prefilled once and expanded to its group).
 
-`KernelCache` (on a CPU, with `rlif.model.kernels.cpu`) and `RowCache` serve `rlif.model.decoder`; `append_cache` makes
-one for transformers' own forward pass.
+`KeyValueCache` says what a cache for `rlif.model.decoder` must do. `KernelCache` (on a CPU, with
+`rlif.model.kernels.cpu`) and `RowCache` do it here, `rlif.rollout.cuda_graphs.SlotCache` on memory that never moves.
+`rlif.rollout.transformers_cache.append_cache` makes one for transformers' own forward pass.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -23,14 +25,57 @@ from rlif.model.layers import Rotation
 _COLUMNS = 32  # a `RowCache` grows by so many columns
 
 
+@runtime_checkable
+class KeyValueCache(Protocol):
+    """Keys and values of the rows that are being decoded, layer by layer. tests/rollout/test_cache_laws.py holds each
+    implementation to these laws:
+
+    1. **Order.** Rows stand in the caller's order. Those that `prefill` adds come last, as `copies` lists them; after
+       ``select(rows)``, row i is the former ``rows[i]``. There may be none.
+    2. **Rows are alone.** A row sees its own tokens, within the layer's window, and nothing else: not the prompt beside
+       it, not what a row that left has written, not memory that nobody wrote. What must not be seen may be weighed by 0
+       instead of being skipped, so all states have to be finite. Copies of a prompt share nothing once they are in.
+    3. **A step** appends one token to every row, and the token sees itself.
+    4. **Lengths** count each row's tokens: the position of its next. A tensor that was handed out does not change.
+    5. **Full rows.** A cache made for so many rows and columns refuses more with a ValueError and is what it was. A row
+       of ``columns - 1`` tokens is full. It may be carried along: its next token takes the last column, sees all that
+       is before it, and is overwritten by the one that follows; its length stays.
+    """
+
+    @property
+    def lengths(self) -> Int[Tensor, " row"]:
+        """Tokens of each row so far: the position of its next."""
+
+    def prefill(
+        self,
+        layers: Sequence[tuple[Tensor, Tensor]],
+        places: Int[Tensor, "prompt position"],
+        lengths: Int[Tensor, " prompt"],
+        copies: Int[Tensor, " entered"],
+    ) -> None:
+        """Add rows with the keys and values of their prompts.
+
+        Args:
+            layers: for each layer keys (`Heads.apply_norm_and_rope`) and values (tok, head, feature) of a line of
+                tokens.
+            places: where each prompt's tokens stand in the line, padded on the right to the longest.
+            lengths: prompt lengths in tokens.
+            copies: the prompt of each row that enters.
+        """
+
+    def select(self, rows: Int[Tensor, " kept"]) -> None:
+        """Let all other rows leave; row i is then the former ``rows[i]``. Each row at most once."""
+
+    def step(self) -> AbstractContextManager[Attend]:
+        """Give the attention of one more token in each row, to be called once for each layer; the step is complete
+        when the context ends."""
+
+
 class KernelCache:
-    """Keys and values of rows that each own a slot until they leave, for `rlif.model.kernels.cpu.Kernels.attend`.
+    """A `KeyValueCache` for `rlif.model.kernels.cpu.Kernels.attend`: each row owns a slot until it leaves.
 
     A row's text begins in column 0 of its slot and nothing is ever moved: rows that leave free their slots, rows that
     enter take free ones. The buffers are as large as they can get; what was never written takes (nearly) no memory.
-
-    Attributes:
-        lengths: tokens of each row so far: the position of its next.
     """
 
     def __init__(self, rows: int, columns: int, kernels: Kernels) -> None:
@@ -42,14 +87,13 @@ class KernelCache:
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
 
-    def enter(
+    def prefill(
         self,
         layers: Sequence[tuple[Tensor, Tensor]],
         places: Int[Tensor, "prompt position"],
         lengths: Int[Tensor, " prompt"],
         copies: Int[Tensor, " entered"],
     ) -> None:
-        """Add rows with the keys and values of their prompts; see `RowCache.enter`."""
         if not self._keys:
             for buffers, states in zip((self._keys, self._values), zip(*layers, strict=True), strict=True):
                 buffers += [x.new_empty(len(self._free), x.shape[1], self._columns, padded(x.shape[2])) for x in states]
@@ -65,8 +109,7 @@ class KernelCache:
         self._slots = torch.cat([self._slots, slots])
         self.lengths = torch.cat([self.lengths, lengths[copies]])
 
-    def keep(self, rows: Int[Tensor, " kept"]) -> None:
-        """Let all other rows leave; row i is then the former ``rows[i]``."""
+    def select(self, rows: Int[Tensor, " kept"]) -> None:
         left = torch.ones(len(self._slots), dtype=torch.bool)
         left[rows] = False
         self._free += self._slots[left].tolist()
@@ -74,8 +117,6 @@ class KernelCache:
 
     @contextmanager
     def step(self) -> Iterator[Attend]:
-        """Give the attention of one more token in each row; it is written behind the row's last."""
-
         def attend(heads: Heads, q: Tensor, k: Tensor, v: Tensor, rotation: Rotation) -> Tensor:
             norms, (q_norm, k_norm) = None, (heads.q_norm, heads.k_norm)
             if q_norm is not None and k_norm is not None:  # no family has one of them alone, or other settings in each
@@ -88,12 +129,11 @@ class KernelCache:
             )
 
         yield attend
-        # A finished row that is carried along a little may be full: it overwrites its last token.
         self.lengths = (self.lengths + 1).clamp_max_(self._columns - 1)
 
 
 class RowCache:
-    """Keys and values of rows that share a time axis; rows enter and leave at any time.
+    """A `KeyValueCache` of PyTorch's own operations, without a limit: rows share a time axis.
 
     A row's last token always stands in the newest column, so a step writes one column for all rows; a prompt that
     enters is aligned at its right end, and each row knows the column it begins in. Keys lie transposed, (row, head,
@@ -106,26 +146,18 @@ class RowCache:
     def __init__(self) -> None:
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
-        self._starts: Tensor
+        self._starts = torch.zeros(0, dtype=torch.long)
         self._first = 0  # the least of them: known beforehand, so that no decode step waits for a GPU to tell it
         self._end = 0
         self._capacity = 0
 
-    def enter(
+    def prefill(
         self,
         layers: Sequence[tuple[Tensor, Tensor]],
         places: Int[Tensor, "prompt position"],
         lengths: Int[Tensor, " prompt"],
         copies: Int[Tensor, " entered"],
     ) -> None:
-        """Add rows with the keys and values of their prompts.
-
-        Args:
-            layers: for each layer keys and values (tok, head, feature) of a line of tokens.
-            places: where each prompt's tokens stand in the line, padded on the right.
-            lengths: prompt lengths in tokens.
-            copies: the prompt of each row that enters.
-        """
         width = places.shape[1]
         if not self._keys:
             self._create(layers)
@@ -144,11 +176,10 @@ class RowCache:
 
     @property
     def lengths(self) -> Int[Tensor, " row"]:
-        """Tokens of each row so far: the position of its next."""
         return self._end - self._starts
 
-    def keep(self, rows: Int[Tensor, " kept"]) -> None:
-        """Let all other rows leave; row i is then the former ``rows[i]``. Only rows whose place changes are copied."""
+    def select(self, rows: Int[Tensor, " kept"]) -> None:
+        """As the protocol says; only rows whose place changes are copied."""
         self._starts = self._starts[rows]
         self._first = int(self._starts.min()) if len(rows) else self._end
         to = (rows != torch.arange(len(rows), device=rows.device)).nonzero().squeeze(-1)
@@ -157,7 +188,6 @@ class RowCache:
 
     @contextmanager
     def step(self) -> Iterator[Attend]:
-        """Open a new column for every row, and give the attention of the newest token to its row."""
         n = len(self._starts)
         if self._end == self._capacity:
             self._reframe(rows=n, first=self._first)
@@ -165,7 +195,7 @@ class RowCache:
         newest, biases = self._end - 1, dict[int | None, Tensor]()
 
         def attend(heads: Heads, q: Tensor, k: Tensor, v: Tensor, rotation: Rotation) -> Tensor:
-            q, k = heads.placed(q, k, rotation)
+            q, k = heads.apply_norm_and_rope(q, k, rotation)
             keys, values = self._keys[heads.layer][:n], self._values[heads.layer][:n]
             keys.select(3, newest).copy_(k)
             values.select(2, newest).copy_(v)

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from datetime import datetime
 
-from rlif.errors import RlifError
+from rlif.errors import Argument, RlifError
 from rlif.model.policy import Policy
 from rlif.model.positions import limit_passed
 from rlif.tasks.templates import render_messages, render_text
@@ -19,6 +19,11 @@ def render(
 
     ``now`` is the moment that a chat template which prints the date is told; None: the present. Raises `RlifError` for
     an unknown template.
+
+    >>> import rlif
+    >>> policy = rlif.load_policy("tiny-base")
+    >>> rlif.render(policy, "qa", [rlif.Problem("sum", "12+34=?")])[0].text
+    'Question: 12+34=?\\nAnswer:'
     """
     return tuple(_render(policy, template, problem, now) for problem in problems)
 
@@ -38,18 +43,26 @@ def prompts_digest(prompts: Sequence[Prompt]) -> str:
 
 
 def check_context(policy: Policy, prompts: Sequence[Prompt], max_new_tokens: int) -> None:
-    """Raise `RlifError` for the first prompt that is empty or, with its completion, longer than the context (of which
-    `rlif.model.positions` has two)."""
+    """Raise `RlifError` for a prompt that is empty or, with its completion, longer than the context (of which
+    `rlif.model.positions` has two): the longest, so that its remedy serves all of them."""
     for prompt in prompts:
         if not prompt.token_ids:
-            raise RlifError(f"prompt {prompt.id}: it is empty; a model needs at least one token to go on from")
-    longest = max((len(prompt.token_ids) for prompt in prompts), default=0)
-    limit = limit_passed(policy, longest + max_new_tokens)
+            raise RlifError(*_name(prompt, prompts), ": it is empty; a model needs at least one token to go on from")
+    longest = max(prompts, key=lambda prompt: len(prompt.token_ids), default=None)
+    if longest is None:
+        return
+    length = len(longest.token_ids)
+    limit = limit_passed(policy, length + max_new_tokens)
     if limit is None:
         return
-    for prompt in prompts:
-        if (length := len(prompt.token_ids)) + max_new_tokens > limit.tokens:
-            raise RlifError(
-                f"prompt {prompt.id}: {length} tokens and rollout.max_new_tokens={max_new_tokens} "
-                f"exceed {limit.words}; shorten the prompt or lower the limit"
-            )
+    limiting, left = Argument("max_new_tokens"), limit.tokens - length
+    remedy = (limiting, f" {left} or less") if left > 0 else ("a shorter question",)
+    raise RlifError(
+        *(*_name(longest, prompts), f": {length} tokens and ", limiting, f" {max_new_tokens} exceed {limit.words}; "),
+        *("give ", *remedy),
+    )
+
+
+def _name(prompt: Prompt, prompts: Sequence[Prompt]) -> tuple[Argument, str]:
+    """What an error calls a prompt: by its id where there are several."""
+    return Argument("prompt"), f" {prompt.id}" if len(prompts) > 1 else ""

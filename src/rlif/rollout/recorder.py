@@ -13,7 +13,7 @@ from rlif.rollout.sampling import draw
 from rlif.types import Prompt, Rollouts, Sampling, StopReason, TokenSignals
 
 
-class _Recorder:
+class Recorder:
     """Collects what was drawn, completion by completion, and decides when one is finished.
 
     It all stays on the policy's device, and drawing reads nothing back (but for stop strings): a GPU is not waited for
@@ -40,17 +40,17 @@ class _Recorder:
         self._eos = torch.tensor(policy.eos_ids, device=device)
         self._tail = max((len(text.encode()) for text in sampling.stop), default=0) + 8
 
-    def extend(self, rows: Int[Tensor, " slot"], logits: Float[Tensor, "slot vocab"]) -> Int[Tensor, " slot"]:
+    def sample(self, rows: Int[Tensor, " slot"], logits: Float[Tensor, "slot vocab"]) -> Int[Tensor, " slot"]:
         """Draw a token for each row, and append it to those that are not finished yet."""
         tokens, sampler_logprobs, signals = draw(logits, self.numbers(rows), self.sampling)
-        self.record(rows, tokens, sampler_logprobs, signals)
+        self.append(rows, tokens, sampler_logprobs, signals)
         return tokens
 
     def numbers(self, rows: Int[Tensor, " slot"]) -> Float[Tensor, " slot"]:
         """The random number each row draws its next token with."""
         return self._numbers[rows, self._lengths[rows]]
 
-    def record(
+    def append(
         self,
         rows: Int[Tensor, " slot"],
         tokens: Int[Tensor, " slot"],
@@ -79,12 +79,12 @@ class _Recorder:
                 self._stopped.add(row)
                 self.finished[row] = True
 
-    def look(self) -> int:
-        """How many tokens have been drawn since the last look. Raises FloatingPointError if a row's logits were no
+    def sync(self) -> int:
+        """How many tokens have been drawn since the last call. Raises FloatingPointError if a row's logits were no
         distribution."""
         total, sound = torch.stack([self._lengths.sum(), self._sound.long()]).tolist()
         if not sound:
-            raise FloatingPointError("the policy's logits")
+            raise FloatingPointError("the policy's logits are not finite")
         drawn, self._seen = total - self._seen, total
         return int(drawn)
 
@@ -106,6 +106,7 @@ class _Recorder:
             signals=TokenSignals(*signals),
             texts=tuple(self._text(row, ids) for row, ids in zip(numbers, completions, strict=True)),
             stop_reasons=tuple(self._stop_reason(row, ids) for row, ids in zip(numbers, completions, strict=True)),
+            sampling=self.sampling,
         )
 
     def _text(self, row: int, ids: Sequence[int]) -> str:

@@ -300,6 +300,6 @@ def _check_fields(name: str, parameter: Tensor, fields: Mapping[str, Tensor]) ->
 
 
 def resumes_at(out: Path) -> int:
-    """The step a run would go on from."""
+    """The step a run would resume from."""
     last = latest_checkpoint(out / "checkpoints")
     return int(last.name.removeprefix("step-")) if last else 0

@@ -1,7 +1,7 @@
 """What a run has written so far, read back: metrics.jsonl line by line, and what a resumed run keeps of it.
 
-A history that a run goes on with is whole: every step up to the checkpoint stands in it once and in order. What does
-not belong to it any more, because an older checkpoint is gone on from, is set aside, never thrown away.
+The history of a resumed run is whole: every step up to the checkpoint stands in it once and in order. What does
+not belong to it any more, because the run resumes from an older checkpoint, is set aside, never thrown away.
 """
 
 import json
@@ -53,7 +53,7 @@ def lines_up_to(path: Path, step: int) -> bytes:
 def set_aside(out: Path, step: int) -> Path:
     """Keep a copy of metrics.jsonl, and the rollouts of later steps than ``step``, under names of their own.
 
-    For a run that goes on from an earlier step than it could. Returns the copy of metrics.jsonl; the rollouts are moved
+    For a run that resumes from an earlier step than it could. Returns the copy of metrics.jsonl; the rollouts are moved
     into a folder called in the same way.
     """
     mark = next(mark for n in range(1, 1 << 20) if not (out / f"{METRICS_FILE}.{(mark := _mark(step, n))}").exists())

@@ -1,6 +1,6 @@
 """What the result of a run depends on, recorded when it begins, and held against what a resumed run finds.
 
-A run that goes on with another recipe, other problems or another model is no longer the run it was. What decides
+A run resumed with another recipe, other problems or another model is no longer the run it was. What decides
 nothing may change: how a file is formatted, where it lies, what is logged and which checkpoints are kept. What changes
 no more than rounding may change with a warning.
 """
@@ -126,9 +126,11 @@ def _changes(began: Provenance, found: Provenance) -> Iterator[Change]:
     if "policy.model" in known and (file := _first_difference(began.model, found.model)):
         yield Change(f"policy.model: {file} of {new.policy.model} has changed", "result")
     for key, digest in found.problems.items():
-        used = key != "task.eval_path" or (old.eval.every and new.eval.every)
+        used = key not in ("task.eval_path", "task.eval_problems") or (old.eval.every and new.eval.every)
         if used and began.problems.get(key, digest) != digest:
-            path = getattr(new.task, key.removeprefix("task."), None) or getattr(new.task, "path", "its file")
+            path = getattr(new.task, key.removeprefix("task."), None) or getattr(
+                new.task, "path", "what was given from Python"
+            )
             yield Change(f"{key}: the problems in {path} have changed", "result")
     if any(began.prompts.get(key, digest) != digest for key, digest in found.prompts.items()):
         yield Change("prompts: tokenizer, chat template or task render the first ones differently,", "result")

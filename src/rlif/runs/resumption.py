@@ -1,4 +1,4 @@
-"""Where a run goes on from: the checkpoint, and whether that is the newest one the run has written."""
+"""Where a run resumes: the checkpoint, and whether that is the newest one the run has written."""
 
 import warnings
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from rlif.utils.atomic_io import writing
 
 @dataclass(frozen=True)
 class Start:
-    """A checkpoint to go on from, None: the beginning. ``info`` is what run.json holds, ``last`` the last step logged.
+    """A checkpoint to resume from, None: the beginning. ``info`` is what run.json holds, ``last`` the last step logged.
 
     ``step`` is the checkpoint's, -1 without one: not even the evaluation of step 0 is kept then. ``lost`` is the step
     of a newer checkpoint that the run has written and that is gone, None if there is none.

@@ -128,7 +128,7 @@ class RunLog:
         its rollouts.
 
         What is written would be written into nothing. A metrics.jsonl that was removed is put back first; a rollouts
-        folder that was removed is made again, and the run goes on.
+        folder that was removed is made again, and the run continues.
         """
         path = self.out / METRICS_FILE
         here, ours = _identity(path), os.fstat(self._descriptor)
@@ -193,7 +193,7 @@ class RunLog:
 
 
 def check_resumable(out: Path) -> None:
-    """Raise `RlifError` unless a run can be gone on with in ``out``, as far as its files' names tell."""
+    """Raise `RlifError` unless the run in ``out`` can be resumed, as far as its files' names tell."""
     if not (out / RECIPE).is_file():
         raise RlifError(f"{out}: no {RECIPE} here, so no run to resume; start one with rlif train RECIPE --out {out}")
     for name in (INFO, METRICS_FILE):

@@ -1,6 +1,6 @@
 """Mirrors of metrics.jsonl: TensorBoard, W&B, trackio. Thin, optional, imported only when a recipe asks for them.
 
-A mirror must not lose the run. One that cannot start is the user's to mend, before the first step; one that fails
+A mirror must not lose the run. One that cannot start is the user's to fix, before the first step; one that fails
 later is reported once, as a warning on stderr, and switched off: metrics.jsonl has every number anyway.
 """
 
@@ -60,7 +60,7 @@ class WandbSink:
 
 
 class TrackioSink:
-    """A trackio run in project rlif, named after the run folder; a resumed run goes on in it."""
+    """A trackio run in project rlif, named after the run folder; a resumed run continues it."""
 
     def __init__(self, out: Path, recipe: Recipe, first_step: int) -> None:
         self._trackio: Any = importlib.import_module("trackio")
@@ -117,7 +117,7 @@ def open_sinks(names: Sequence[str], out: Path, recipe: Recipe, *, first_step: i
         except ImportError as error:
             raise RlifError(f"log.sinks: {name} is not usable ({_brief(error)}); pip install 'rlif[{name}]'") from error
         except Exception as error:
-            raise RlifError(f"log.sinks: {name} cannot start ({_brief(error)}); mend it or leave it out") from error
+            raise RlifError(f"log.sinks: {name} cannot start ({_brief(error)}); fix it or leave it out") from error
     return Sinks(opened)
 
 

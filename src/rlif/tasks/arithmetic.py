@@ -9,7 +9,7 @@ from hashlib import blake2b
 from random import Random
 
 from rlif.config import ArithmeticTask
-from rlif.errors import RlifError
+from rlif.errors import Argument, RlifError
 from rlif.rng import keyed_random
 from rlif.tasks.base import EVAL_SEED, GradedTask, too_few, walk
 from rlif.tasks.templates import find_template
@@ -24,13 +24,16 @@ class Arithmetic(GradedTask):
 
     name = "arithmetic"
 
-    def __init__(self, config: ArithmeticTask) -> None:
-        """Raises `RlifError` if the question lacks a summand, or for an unknown format."""
+    def __init__(self, config: ArithmeticTask, *, widen: bool = True) -> None:
+        """``widen``: whether errors may advise another range; a benchmark's is what it is.
+
+        Raises `RlifError` if the question lacks a summand, or for an unknown format.
+        """
         super().__init__(config.format or find_template(config.template).format)
         for summand in ("{a}", "{b}"):
             if summand not in config.question:
-                raise RlifError(f"task.question: {config.question!r} does not contain {summand}")
-        self._config = config
+                raise RlifError(Argument("question"), f": {config.question!r} does not contain {summand}")
+        self._config, self._widen = config, widen
         self._width = config.high - config.low + 1
 
     def train_problems(self, step: int, count: int, seed: int) -> tuple[Problem, ...]:
@@ -38,28 +41,33 @@ class Arithmetic(GradedTask):
         ``config.limit``, from as many of them as it says."""
         if (limit := self._config.limit) is not None:
             if count > limit:
-                raise too_few("task.limit", limit, count, "raise it or lower rollout.prompts")
-            few = self._draw(keyed_random("arithmetic", "limit", seed), limit, held_out=False)
+                raise too_few(
+                    "the sums trained on", limit, count, "raise ", Argument("limit"), " or lower ", Argument("prompts")
+                )
+            few = self._draw(keyed_random("arithmetic", "limit", seed), limit, asked="limit")
             return tuple(few[row] for row in walk(limit, step, count, seed))
-        return self._draw(keyed_random("arithmetic", seed, step), count, held_out=False)
+        return self._draw(keyed_random("arithmetic", seed, step), count, asked="prompts")
 
     def eval_problems(self, count: int, seed: int = EVAL_SEED) -> tuple[Problem, ...]:
         """See `Task.eval_problems`. From the evaluation share, which training never sees."""
-        return self._draw(keyed_random("arithmetic", "eval", seed), count, held_out=True)
+        return self._draw(keyed_random("arithmetic", "eval", seed), count, asked="eval_problems")
 
     def problems_to_fit(self) -> tuple[Problem, ...]:
         """See `Task.problems_to_fit`."""
         return (self._problem(self._config.high, self._config.high),)
 
-    def _draw(self, random: Random, count: int, *, held_out: bool) -> tuple[Problem, ...]:
+    def _draw(self, random: Random, count: int, *, asked: str) -> tuple[Problem, ...]:
+        """``asked``: the argument that asks for so many; eval_problems come from the evaluation share."""
+        held_out = asked == "eval_problems"
         drawn: dict[tuple[int, int], Problem] = {}
         pairs = self._pairs(random, count)
         while len(drawn) < count:
             pair = next(pairs, None)
             if pair is None:
-                share, key = ("evaluation", "eval.problems") if held_out else ("training", "rollout.prompts")
-                where = f"task.low, task.high: the {share} share of sums from {self._config.low} to {self._config.high}"
-                raise too_few(where, len(drawn), count, f"widen the range or lower {key}")
+                share = "evaluation" if held_out else "training"
+                where = f"the {share} share of sums from {self._config.low} to {self._config.high}"
+                wider = (", or widen the range (", Argument("low"), ", ", Argument("high"), ")") if self._widen else ()
+                raise too_few(where, len(drawn), count, "lower ", Argument(asked), f" to {len(drawn)}", *wider)
             if is_held_out(*pair) == held_out:
                 drawn[pair] = self._problem(*pair)
         return tuple(drawn.values())

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
-from rlif.errors import RlifError
+from rlif.errors import Argument, RlifError
 from rlif.grading.extraction import find_extractor
 from rlif.grading.grader import Grader
 from rlif.rng import keyed_random
@@ -21,7 +21,12 @@ EVAL_SEED = 2506_17219
 
 @runtime_checkable
 class Task(Protocol):
-    """Problems to train on, problems to evaluate on, and a judge of the answers."""
+    """Problems to train on, problems to evaluate on, and a judge of the answers.
+
+    >>> import rlif
+    >>> isinstance(rlif.task_of([rlif.Problem("sum", "12+34=?", "46")]), rlif.Task)
+    True
+    """
 
     name: str
 
@@ -106,6 +111,6 @@ def _permutation(size: int, seed: int, epoch: int) -> list[int]:
     return rows
 
 
-def too_few(where: str, have: int, asked: int, remedy: str) -> RlifError:
+def too_few(where: str, have: int, asked: int, *remedy: str | Argument) -> RlifError:
     """The error of a task that is asked for more distinct problems than it has."""
-    return RlifError(f"{where}: {have} problems, but {asked} distinct ones are asked for; {remedy}")
+    return RlifError(f"{where}: {have} problems, but {asked} distinct ones are asked for; ", *remedy)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlif.config import ArithmeticTask, FileTask
-from rlif.errors import RlifError, nearest
+from rlif.errors import Argument, RlifError, nearest
 from rlif.tasks.arithmetic import Arithmetic
 from rlif.tasks.files import problems_of, rows_of
 from rlif.types import Problem
@@ -121,8 +121,8 @@ def find_benchmark(name: str, *, has_file: bool) -> Benchmark:
     if has_file:
         return Benchmark(name, schema="file", template="boxed", max_new_tokens=_OWN_TOKENS, citation="a file of yours")
     raise RlifError(
-        f"--tasks: no benchmark {name!r}; did you mean {nearest(name, BENCHMARKS)}? "
-        f"(there are {', '.join(BENCHMARKS)}; for a file of your own add --data {name}=PATH)"
+        *(Argument("tasks"), f": no benchmark {name!r}; did you mean {nearest(name, BENCHMARKS)}? "),
+        *(f"(there are {', '.join(BENCHMARKS)}; for a file of your own add ", Argument("data"), f" {name}=PATH)"),
     )
 
 
@@ -132,9 +132,9 @@ def load_benchmark(benchmark: Benchmark, path: Path | None = None, *, limit: int
     Raises `RlifError` for data that cannot be had or read, and for a problem without an answer.
     """
     if path is not None:
-        problems = _problems(rows_of(path), benchmark, str(path), limit)
+        problems = _problems(rows_of(path, "data"), benchmark, str(path), limit)
     elif benchmark.generated:
-        problems = Arithmetic(benchmark.generated).eval_problems(limit or benchmark.size or 1)
+        problems = Arithmetic(benchmark.generated, widen=False).eval_problems(limit or benchmark.size or 1)
     else:
         problems = _problems(_hub_rows(benchmark), benchmark, benchmark.hub, limit)
     if missing := [problem.id for problem in problems if not problem.answer]:
@@ -146,7 +146,8 @@ def _problems(
     rows: Iterator[tuple[str, dict[str, Any]]], benchmark: Benchmark, source: str, limit: int | None
 ) -> tuple[Problem, ...]:
     named = _with_ids(rows, benchmark) if benchmark.ids else rows
-    return problems_of(islice(named, limit), FileTask(name=benchmark.schema, path=source), source=source)
+    config = FileTask(name=benchmark.schema, path=source)
+    return problems_of(islice(named, limit), config, source=source, name_columns=False)
 
 
 def _with_ids(rows: Iterator[tuple[str, dict[str, Any]]], benchmark: Benchmark) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -158,15 +159,16 @@ def _with_ids(rows: Iterator[tuple[str, dict[str, Any]]], benchmark: Benchmark) 
 
 
 def _hub_rows(benchmark: Benchmark) -> Iterator[tuple[str, dict[str, Any]]]:
-    remedy = f"download it elsewhere and give --data {benchmark.name}=PATH (.jsonl or .parquet)"
+    give = Argument("data"), f" {benchmark.name}=PATH (.jsonl or .parquet)"
+    remedy = ("download it elsewhere and give ", *give)
     try:
         import datasets
     except ImportError as error:
-        raise RlifError(f"{benchmark.hub}: needs the package datasets: pip install datasets; or {remedy}") from error
+        raise RlifError(f"{benchmark.hub}: needs the package datasets: pip install datasets; or ", *remedy) from error
     try:
         rows = datasets.load_dataset(benchmark.hub, benchmark.config, split=benchmark.split)
-    except Exception as error:  # the hub, the network and the cache fail in many ways; all are mended alike
+    except Exception as error:  # the hub, the network and the cache fail in many ways; all have the same remedy
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise RlifError(f"{benchmark.hub}: cannot be loaded from the hub ({reason}); {remedy}") from error
+        raise RlifError(f"{benchmark.hub}: cannot be loaded from the hub ({reason}); ", *remedy) from error
     for number, row in enumerate(rows, start=1):
         yield f"{benchmark.hub}:{number}", dict(row)

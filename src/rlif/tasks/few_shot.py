@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlif.errors import RlifError
+from rlif.errors import Argument, RlifError
 from rlif.grading.extraction import boxed
 
 
@@ -78,9 +78,10 @@ def read_shots(path: Path, count: int) -> tuple[Shot, ...]:
     """
     from rlif.tasks.files import rows_of
 
-    shots = [shot for shot in _shots(rows_of(path)) if shot is not None]
+    shots = [shot for shot in _shots(rows_of(path, "shots_from")) if shot is not None]
     if len(shots) < count:
-        raise RlifError(f"{path}: {len(shots)} rows with a question, a solution and an answer, but --shots {count}")
+        have = f"{path}: {len(shots)} rows with a question, a solution and an answer"
+        raise RlifError(f"{have}, but ", Argument("shots"), f" {count}")
     return tuple(shots[:count])
 
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlif.config import FileTask
-from rlif.errors import RlifError
-from rlif.grading.extraction import boxed
+from rlif.errors import Argument, RlifError
+from rlif.grading.extraction import boxed, find_extractor
 from rlif.rng import keyed_random
 from rlif.tasks.base import EVAL_SEED, GradedTask, digest, too_few, walk
 from rlif.tasks.templates import find_template
@@ -36,33 +36,31 @@ Row = dict[str, Any]
 Reader = Callable[[str], str | None]
 
 
-class ProblemFile(GradedTask):
-    """The problems of ``config.path`` to train on, those of ``config.eval_path`` to evaluate on."""
+class ProblemList(GradedTask):
+    """Problems that are all there: those of ``train`` to train on, those of ``held_out`` to evaluate on (None: the
+    former). ``sources`` is what errors call the two."""
 
-    def __init__(self, config: FileTask, base_dir: Path | None = None) -> None:
-        """Reads the files; a relative path starts from ``base_dir`` (None: the current folder). Raises `RlifError`."""
-        super().__init__(config.format or find_template(config.template).format)
-        self.name: str = config.name
-        self._train_path = _resolve(config.path, base_dir)
-        self._train = read_problems(self._train_path, config, limit=config.limit)
-        self._eval_path, self._eval = self._train_path, self._train
-        if config.eval_path is not None:
-            self._eval_path = _resolve(config.eval_path, base_dir)
-            self._eval = read_problems(self._eval_path, config)
+    def __init__(
+        self, format: str, *, train: tuple[Problem, ...], held_out: tuple[Problem, ...] | None, sources: tuple[str, str]
+    ) -> None:
+        super().__init__(format)
+        self._train, self._train_source = train, sources[0]
+        self._eval, self._eval_source = (train, sources[0]) if held_out is None else (held_out, sources[1])
 
     def train_problems(self, step: int, count: int, seed: int) -> tuple[Problem, ...]:
         """See `Task.train_problems`. Each epoch shows every row once, in an order of its own."""
         if count > len(self._train):
-            remedy = f"lower rollout.prompts to {len(self._train)} at most"
-            raise too_few(str(self._train_path), len(self._train), count, remedy)
+            have = len(self._train)
+            raise too_few(self._train_source, have, count, "lower ", Argument("prompts"), f" to {have} at most")
         return tuple(self._train[row] for row in walk(len(self._train), step, count, seed))
 
     def eval_problems(self, count: int, seed: int = EVAL_SEED) -> tuple[Problem, ...]:
-        """See `Task.eval_problems`. Rows in file order; a smaller ``count`` takes some of a larger one's."""
+        """See `Task.eval_problems`. Rows in their order; a smaller ``count`` takes some of a larger one's."""
         if count > len(self._eval):
-            raise too_few(str(self._eval_path), len(self._eval), count, f"lower eval.problems to {len(self._eval)}")
+            have = len(self._eval)
+            raise too_few(self._eval_source, have, count, "lower ", Argument("eval_problems"), f" to {have}")
         if self._eval is self._train:
-            _say_shared(self._eval_path)
+            _say_shared(self._eval_source)
         rows = list(range(len(self._eval)))
         keyed_random("eval", seed).shuffle(rows)
         return tuple(self._eval[row] for row in sorted(rows[:count]))
@@ -71,15 +69,29 @@ class ProblemFile(GradedTask):
         """See `Task.problems_to_fit`."""
         return tuple(dict.fromkeys((*self._train, *self._eval)))
 
+
+class ProblemFile(ProblemList):
+    """The problems of ``config.path`` to train on, those of ``config.eval_path`` to evaluate on."""
+
+    def __init__(self, config: FileTask, base_dir: Path | None = None) -> None:
+        """Reads the files; a relative path starts from ``base_dir`` (None: the current folder). Raises `RlifError`."""
+        self.name: str = config.name
+        format = config.format or find_template(config.template).format
+        find_extractor(format)  # before anything is read
+        path, eval_path = (_resolve(path, base_dir) for path in (config.path, config.eval_path or config.path))
+        train = read_problems(path, config, limit=config.limit)
+        held_out = None if config.eval_path is None else read_problems(eval_path, config, argument="eval_path")
+        super().__init__(format, train=train, held_out=held_out, sources=(str(path), str(eval_path)))
+
     def digests(self) -> Mapping[str, str]:
         """See `Task.digests`."""
         return {"task.path": digest(self._train), "task.eval_path": digest(self._eval)}
 
 
 @lru_cache
-def _say_shared(path: Path) -> None:
-    """Once for each file, not at every evaluation."""
-    _LOG.warning("%s: evaluation uses training problems; set task.eval_path to held-out ones", path)
+def _say_shared(source: str) -> None:
+    """Once for each source, not at every evaluation."""
+    _LOG.warning("%s: evaluation uses training problems; set eval_path to held-out ones", source)
 
 
 @dataclass(frozen=True)
@@ -127,17 +139,22 @@ class Columns:
     id: str | None
 
 
-def read_problems(path: Path, config: FileTask, *, limit: int | None = None) -> tuple[Problem, ...]:
-    """The problems of a file, in its order; only the first ``limit`` if given.
+def read_problems(
+    path: Path, config: FileTask, *, limit: int | None = None, argument: str = "path"
+) -> tuple[Problem, ...]:
+    """The problems of a file, in its order; only the first ``limit`` if given. ``argument``: whose value the path is.
 
     Raises `RlifError`, with file and line (Parquet: row), for a missing or empty file, a line that is not a JSON
     object, a missing column, a field that is not text, and an id that occurs twice.
     """
-    return problems_of(islice(rows_of(path), limit), config, source=str(path))
+    return problems_of(islice(rows_of(path, argument), limit), config, source=str(path))
 
 
-def rows_of(path: Path) -> Iterator[tuple[str, Row]]:
-    """The rows of a JSONL or Parquet file, each with FILE:LINE. Raises `RlifError` for a file it cannot read."""
+def rows_of(path: Path, argument: str = "path") -> Iterator[tuple[str, Row]]:
+    """The rows of a JSONL or Parquet file, each with FILE:LINE; ``argument`` is what an error tells to check.
+
+    Raises `RlifError` for a file it cannot read.
+    """
     if path.suffix not in FORMATS:
         raise RlifError(f"{path}: expected a file whose name ends in {' or '.join(FORMATS)}")
     try:
@@ -146,17 +163,22 @@ def rows_of(path: Path) -> Iterator[tuple[str, Row]]:
             raise RlifError(f"{path}: no regular file; write the problems to one first")
         path.open("rb").close()
     except OSError as error:
-        raise RlifError(f"{path}: {error.strerror}; check task.path, task.eval_path or --data") from error
+        raise RlifError(f"{path}: {error.strerror}; check ", Argument(argument)) from error
     return FORMATS[path.suffix](path)
 
 
-def problems_of(rows: Iterable[tuple[str, Row]], config: FileTask, *, source: str) -> tuple[Problem, ...]:
-    """Rows, each with where it stands, as problems; ``source`` is what holds them all. Raises as `read_problems`."""
+def problems_of(
+    rows: Iterable[tuple[str, Row]], config: FileTask, *, source: str, name_columns: bool = True
+) -> tuple[Problem, ...]:
+    """Rows, each with where it stands, as problems; ``source`` is what holds them all. Raises as `read_problems`.
+
+    ``name_columns``: whether errors may advise to name another column; an evaluation takes the usual ones.
+    """
     columns: Columns | None = None
     problems: list[Problem] = []
     seen: dict[str, str] = {}
     for where, row in rows:
-        columns = columns or _find_columns(row, config, where)
+        columns = columns or _find_columns(row, config, where, name_columns)
         if columns.answer is None and (late := _answer_column(row, config)) is not None:
             raise RlifError(f"{where}: has a column {late!r} that the first row lacks; give it to every row, or null")
         problem = _problem(row, columns, where)
@@ -167,8 +189,8 @@ def problems_of(rows: Iterable[tuple[str, Row]], config: FileTask, *, source: st
     if not problems:
         raise RlifError(f"{source}: holds no problems")
     if columns and columns.answer and not any(problem.answer for problem in problems):
-        remedy = "name another in task.answer_column"
-        raise RlifError(f"{source}: no answer in column {columns.answer!r} of any row; {remedy}")
+        remedy = ("name another in ", Argument("answer_column")) if name_columns else ("put the answers there",)
+        raise RlifError(f"{source}: no answer in column {columns.answer!r} of any row; ", *remedy)
     return tuple(problems)
 
 
@@ -176,13 +198,15 @@ def _resolve(path: str, base_dir: Path | None) -> Path:
     return (base_dir or Path()) / expanded(path)
 
 
-def _find_columns(row: Row, config: FileTask, where: str) -> Columns:
+def _find_columns(row: Row, config: FileTask, where: str, name_columns: bool) -> Columns:
     """Decide from the first row which columns to read: those the recipe names, else the schema's usual ones."""
     schema = SCHEMAS[config.name]
     question = config.question_column or next((name for name in schema.questions if name in row), None)
     if question is None:
         usual = " or ".join(map(repr, schema.questions))
-        raise RlifError(f"{where}: no column {usual}; name the question's in task.question_column ({_there_are(row)})")
+        name_it = ("name the question's in ", Argument("question_column"))
+        remedy = name_it if name_columns else ("rename the question's",)
+        raise RlifError(f"{where}: no column {usual}; ", *remedy, f" ({_there_are(row)})")
     answer = _answer_column(row, config)
     read_answer = schema.answers.get(answer or "", schema.answers["answer"])
     return Columns(question, answer, read_answer, config.id_column or next((n for n in schema.ids if n in row), None))

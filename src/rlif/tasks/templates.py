@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rlif.errors import RlifError, nearest
+from rlif.errors import Argument, RlifError, nearest
 from rlif.tasks.few_shot import Shot
 
 
@@ -90,7 +90,7 @@ def find_template(name: str) -> Template:
     if name not in TEMPLATES:
         meant = nearest(name, TEMPLATES)
         known = ", ".join(TEMPLATES)
-        raise RlifError(f"task.template: no template {name!r}; did you mean {meant}? (there are {known})")
+        raise RlifError(Argument("template"), f": no template {name!r}; did you mean {meant}? (there are {known})")
     return TEMPLATES[name]
 
 

@@ -1,12 +1,12 @@
-"""Who is told how a run goes on."""
+"""What a run tells about its progress, and whom."""
 
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
 
 @runtime_checkable
-class Watcher(Protocol):
-    """Somebody who looks on: a progress bar, a test."""
+class ProgressCallback(Protocol):
+    """Is told how a run progresses: a progress bar, a test. Every method is called in the process that trains."""
 
     def begin(self, phase: str, step: int, total: int) -> None:
         """A phase (rollout, update, eval) starts; ``total`` completion tokens at most lie ahead."""
@@ -18,8 +18,8 @@ class Watcher(Protocol):
         """A line was added to the run log."""
 
 
-class Unwatched:
-    """Nobody looks on."""
+class NullCallback:
+    """Tells nobody."""
 
     def begin(self, phase: str, step: int, total: int) -> None: ...
 

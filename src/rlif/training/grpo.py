@@ -33,50 +33,46 @@ def grpo_step(
     config: GrpoConfig,
     *,
     lr: float,
-    temperature: float = 1.0,
-    limit: int | None = None,
-    reference: nn.Module | None = None,
+    reference: Policy | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Update:
     """Update the policy on one batch of scored rollouts: ``epochs`` passes of ``minibatches`` optimizer steps.
 
+    Log-probabilities are of the distribution sampled from, without top-p and top-k.
+
     Args:
         lr: learning rate of these steps.
-        temperature: the rollout's; policy log-probabilities are of the distribution sampled from (no top-p/top-k).
-        limit: length limit in tokens for `fixed_length`; None: the widest completion.
-        reference: the frozen model of the KL term, needed if ``kl_coef`` > 0.
+        reference: the frozen policy of the KL term, needed if ``kl_coef`` > 0.
         progress: told the number of completion tokens after each backward pass, and of those that need none.
 
     Raises `NonFiniteError` if the loss or the gradient of an optimizer step is not finite, before that step changes any
     weight; ValueError if ``kl_coef`` > 0 has no reference to measure from.
     """
     if config.kl_coef > 0.0 and reference is None:
-        raise ValueError("kl_coef > 0 needs a reference model; pass one, or set kl_coef to 0")
+        raise ValueError("kl_coef > 0 needs a reference policy; pass one, or set kl_coef to 0")
     rollouts = scored.rollouts
-    temperature = temperature or 1.0  # greedy rollouts are trained on at temperature 1
-    minibatches = _split_by_prompt(rollouts, config.minibatches)
+    advance = progress or (lambda tokens: None)
+    wanted = set(_rows_with_gradient(scored, kl=reference is not None))
     on_policy = config.epochs * config.minibatches == 1
-    teaching = set(_teaching(scored, whole=reference is not None))
-    old = None if on_policy else _all_logprobs(policy, rollouts, sorted(teaching), temperature, config)
-    sampled = rollouts.signals.logprob if temperature == 1.0 else rollouts.sampler_logprobs  # the former: no filter
-    tally, norms = _Tally(config.epochs * int(rollouts.mask.sum())), []
+    old = None if on_policy else _all_logprobs(policy, rollouts, sorted(wanted), config.micro_batch_tokens)
+    tally, norms = _Tally(rollouts, config.epochs), []
     with _checkpointing(policy.model, config.gradient_checkpointing):
-        for rows in minibatches * config.epochs:
-            weights, run = _weights(rollouts, rows, config, limit), [row for row in rows if row in teaching]
-            if progress is not None and len(run) < len(rows):
-                progress(int(rollouts.mask[rows].sum() - rollouts.mask[run].sum()))
+        for rows in _split_by_prompt(rollouts, config.minibatches) * config.epochs:
+            weights, run = _weights(rollouts, rows, config), [row for row in rows if row in wanted]
+            if skipped := int(rollouts.mask[rows].sum() - rollouts.mask[run].sum()):
+                advance(skipped)
             for part in micro_batches(policy.model, rollouts, run, config.micro_batch_tokens):
-                inputs = _loss_inputs(policy, scored, part, weights, old, reference, temperature, config)
+                recompute = config.gradient_checkpointing
+                inputs = _loss_inputs(policy, scored, part, weights, old, reference, recompute=recompute)
                 loss, sums = grpo_loss(
                     inputs, clip_low=config.clip_low, clip_high=config.clip_high, kl_coef=config.kl_coef
                 )
                 if not bool(loss.isfinite()):
                     optimizer.discard()
-                    raise NonFiniteError(f"loss is {loss.item()}")
+                    raise NonFiniteError(f"the loss is {loss.item()}")
                 optimizer.backward(loss)
-                tally.add(loss, sums, inputs, sampled[part])
-                if progress is not None:
-                    progress(int(sums["tokens"]))
+                tally.add(part, loss, sums, inputs)
+                advance(int(sums["tokens"]))
             norms.append(optimizer.step(lr, config.max_grad_norm))
     release_free_memory(policy.device)
     return tally.update(norms)
@@ -99,18 +95,19 @@ def _checkpointing(model: nn.Module, on: bool) -> Iterator[None]:
 
 
 class _Tally:
-    """Sums over micro-batches, turned into the metrics of an update over so many completion tokens."""
+    """Sums over the micro-batches of an update, turned into its metrics."""
 
-    def __init__(self, tokens: int) -> None:
-        self._tokens = tokens
+    def __init__(self, rollouts: Rollouts, epochs: int) -> None:
+        self._tokens = epochs * int(rollouts.mask.sum())
+        # What the sampler said of the same distribution. At temperature 1 its signals know no top-p and top-k.
+        plain = rollouts.sampling.training_temperature == 1.0
+        self._sampled = rollouts.signals.logprob if plain else rollouts.sampler_logprobs
         self._sums = dict.fromkeys(("loss", "gap", "tokens", "kl", "clipped_low", "clipped_high"), 0.0)
         self._largest_gap = math.nan  # until something has been compared
 
-    def add(
-        self, loss: Tensor, sums: Mapping[str, float], inputs: LossInputs, sampled: Float[Tensor, "row tok"]
-    ) -> None:
+    def add(self, part: list[int], loss: Tensor, sums: Mapping[str, float], inputs: LossInputs) -> None:
         # Of the policy that sampled, not of one that has moved on since: two numbers for the same thing.
-        gap = (inputs.old_logprobs - sampled.to(loss.device)).abs() * inputs.mask
+        gap = (inputs.old_logprobs - self._sampled[part].to(loss.device)).abs() * inputs.mask
         self._largest_gap = max(gap.max().item(), self._largest_gap)  # in this order: nan gives way
         for name, value in {**sums, "loss": loss.item(), "gap": gap.sum().item()}.items():
             self._sums[name] += value
@@ -135,18 +132,16 @@ def _loss_inputs(
     part: list[int],
     weights: Float[Tensor, "all_rows tok"],
     old: Float[Tensor, "all_rows tok"] | None,
-    reference: nn.Module | None,
-    temperature: float,
-    config: GrpoConfig,
+    reference: Policy | None,
+    *,
+    recompute: bool,
 ) -> LossInputs:
     rollouts, device = scored.rollouts, policy.device
-    logprobs = policy_logprobs(
-        policy.model, policy, rollouts, part, temperature, recompute=config.gradient_checkpointing
-    )
+    logprobs = policy_logprobs(policy, rollouts, part, recompute=recompute)
     reference_logprobs = None
     if reference is not None:
         with torch.no_grad():
-            reference_logprobs = policy_logprobs(reference, policy, rollouts, part, temperature)
+            reference_logprobs = policy_logprobs(reference, rollouts, part)
     return LossInputs(
         policy_logprobs=logprobs,
         old_logprobs=logprobs.detach() if old is None else old[part].to(device),
@@ -157,28 +152,26 @@ def _loss_inputs(
     )
 
 
-def _weights(
-    rollouts: Rollouts, rows: list[int], config: GrpoConfig, limit: int | None
-) -> Float[Tensor, "all_rows tok"]:
+def _weights(rollouts: Rollouts, rows: list[int], config: GrpoConfig) -> Float[Tensor, "all_rows tok"]:
     """Token weights of one optimizer step: they are decided over all its rows, before any micro-batch is cut."""
     weights = torch.zeros(rollouts.mask.shape)
-    weights[rows] = AGGREGATIONS[config.aggregation](rollouts.mask[rows], limit or rollouts.mask.shape[1])
+    weights[rows] = AGGREGATIONS[config.aggregation](rollouts.mask[rows], rollouts.sampling.max_new_tokens)
     return weights
 
 
-def _teaching(scored: Scored, *, whole: bool) -> list[int]:
-    """The rows to run: all of the ``whole``, or those with an advantage (be it nan, which is told)."""
-    return [row for row, advantage in enumerate(scored.advantages.tolist()) if whole or advantage != 0.0]
+def _rows_with_gradient(scored: Scored, *, kl: bool) -> list[int]:
+    """The rows to run: all of them for a KL term, else those whose advantage is not 0 (nan is not, and is told)."""
+    return [row for row, advantage in enumerate(scored.advantages.tolist()) if kl or advantage != 0.0]
 
 
 @torch.no_grad()
 def _all_logprobs(
-    policy: Policy, rollouts: Rollouts, rows: Sequence[int], temperature: float, config: GrpoConfig
+    policy: Policy, rollouts: Rollouts, rows: Sequence[int], budget: int | None
 ) -> Float[Tensor, "row tok"]:
     """The policy as it stands before the first of several optimizer steps, on these rows; 0 for others."""
     result = torch.zeros(rollouts.mask.shape)
-    for part in micro_batches(policy.model, rollouts, rows, config.micro_batch_tokens):
-        result[part] = policy_logprobs(policy.model, policy, rollouts, part, temperature).cpu()
+    for part in micro_batches(policy.model, rollouts, rows, budget):
+        result[part] = policy_logprobs(policy, rollouts, part).cpu()
     return result
 
 

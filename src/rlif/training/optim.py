@@ -59,7 +59,7 @@ class MasterOptimizer:
 
         Without any backward pass since the last one the gradient is 0: momentum and weight decay go on. Raises
         `NonFiniteError` for a gradient that is not finite, changing nothing, and for weights that the step left not
-        finite: those are spoilt.
+        finite: those are corrupted.
         """
         if all(master.grad is None for master in self.masters):
             for parameter, master in zip(self._parameters, self.masters, strict=True):
@@ -67,7 +67,7 @@ class MasterOptimizer:
         norm = float(nn.utils.clip_grad_norm_([m for m in self.masters if m.grad is not None], max_grad_norm))
         if not math.isfinite(norm):
             self.discard()
-            raise NonFiniteError(f"gradient norm is {norm}")
+            raise NonFiniteError(f"the gradient norm is {norm}")
         for group in self.inner.param_groups:
             group["lr"] = lr
         self.inner.step()

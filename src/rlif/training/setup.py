@@ -1,22 +1,129 @@
-"""What a run trains: the policy under its optimizer, and the reference."""
+"""What a run needs before its first step, loaded and checked. Nothing here writes into the run's folder.
+
+Whatever can be wrong with recipe, model, task or prompts is found here, and not in the middle of the night.
+"""
 
 import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from rlif.config import PolicyConfig, Recipe
+from rlif.errors import Argument, RlifError
+from rlif.model.fingerprint import weights_digest
 from rlif.model.loading import compute_dtype, load_policy
+from rlif.model.merge import model_source
 from rlif.model.policy import Policy
-from rlif.runs.checkpoint import (
-    Checkpoint,
-    restore_optimizer,
-)
+from rlif.rewards.base import Reward
+from rlif.rollout.engine import Engine
+from rlif.rollout.prompts import check_context, prompts_digest, render
+from rlif.runs.checkpoint import Checkpoint, restore_optimizer
+from rlif.runs.provenance import Provenance, model_files
+from rlif.tasks import build_task
+from rlif.tasks.base import Task
+from rlif.training.custom import Custom
 from rlif.training.optim import MasterOptimizer, adamw
+from rlif.training.resolve import check_best
+from rlif.types import Problem, Prompt
 
 
-def _load_trainable(recipe: Recipe, checkpoint: Checkpoint | None) -> tuple[Policy, MasterOptimizer]:
+@dataclass(frozen=True)
+class Origin:
+    """Where a run starts: at the beginning, or from ``checkpoint``.
+
+    ``now`` is the moment that chat templates are told: the start of the run, also if it is resumed on another day.
+    ``began`` is what was recorded then, if the run is resumed. A changed reference is refused unless ``allow_changed``.
+    """
+
+    out: Path
+    now: datetime
+    checkpoint: Checkpoint | None = None
+    began: Provenance | None = None
+    allow_changed: bool = False
+
+
+@dataclass(frozen=True)
+class PromptSource:
+    """The prompts of a run: functions of its recipe and the step alone."""
+
+    recipe: Recipe
+    task: Task
+    policy: Policy
+    now: datetime
+
+    def train(self, step: int) -> tuple[Prompt, ...]:
+        """Those of a step, counted from 1."""
+        return self.rendered(self.task.train_problems(step, self.recipe.rollout.prompts, self.recipe.seed))
+
+    def evaluation(self) -> tuple[Prompt, ...]:
+        """Those of every evaluation."""
+        return self.rendered(self.task.eval_problems(self.recipe.eval.problems))
+
+    def rendered(self, problems: tuple[Problem, ...]) -> tuple[Prompt, ...]:
+        return render(self.policy, self.recipe.task.template, problems, now=self.now)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A run but for its folder. ``rewards`` is every reward by name, ``state`` what its checkpoints hold as JSON.
+
+    ``eval_prompts`` is empty where nothing is evaluated; ``reference`` is None where no KL term needs one.
+    """
+
+    recipe: Recipe
+    rewards: Mapping[str, Reward]
+    policy: Policy
+    optimizer: MasterOptimizer
+    engine: Engine
+    reference: Policy | None
+    prompts: PromptSource
+    eval_prompts: tuple[Prompt, ...]
+    provenance: Provenance
+    step: int
+    state: dict[str, Any]
+
+
+def prepare(recipe: Recipe, origin: Origin, custom: Custom) -> Setup:
+    """Load what a run needs, and check it. Raises `RlifError` for what the user can fix."""
+    custom.check_rewards(recipe)
+    check_best(recipe)
+    task = custom.task or build_task(recipe.task)
+    policy, optimizer = load_trainable(recipe, origin.checkpoint)
+    rollout = recipe.rollout
+    engine = Engine(
+        policy, max_rows=rollout.max_rows, cuda_graphs=rollout.cuda_graphs, max_mismatch=rollout.max_mismatch
+    )
+    prompts = PromptSource(recipe, task, policy, origin.now)
+    check_problems(prompts, custom.needs_labels(recipe))
+    state: dict[str, Any] = (
+        origin.checkpoint.state if origin.checkpoint else {"tokens": 0, "seconds": 0.0, "best": None}
+    )
+    reference = load_reference(recipe, policy, fresh=origin.checkpoint is None)
+    if reference is not None:
+        state["reference"] = _digest_of_reference(recipe, reference, state.get("reference"), origin)
+    eval_prompts = prompts.evaluation() if recipe.eval.every else ()
+    provenance = _provenance(prompts, eval_prompts, origin.began)
+    state["provenance"] = provenance.model_dump(mode="json")
+    return Setup(
+        recipe=recipe,
+        rewards=custom.table,
+        policy=policy,
+        optimizer=optimizer,
+        engine=engine,
+        reference=reference,
+        prompts=prompts,
+        eval_prompts=eval_prompts,
+        provenance=provenance,
+        step=origin.checkpoint.step if origin.checkpoint else 0,
+        state=state,
+    )
+
+
+def load_trainable(recipe: Recipe, checkpoint: Checkpoint | None) -> tuple[Policy, MasterOptimizer]:
     """The policy in compute type, under an optimizer that holds its fp32 masters."""
     config = recipe.policy
     if checkpoint is not None:
@@ -39,11 +146,55 @@ def enable_gradient_checkpointing(model: Any) -> None:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
-def _load_reference(recipe: Recipe, policy: Policy, *, fresh: bool) -> nn.Module | None:
+def load_reference(recipe: Recipe, policy: Policy, *, fresh: bool) -> Policy | None:
     """The policy as it was before the first step, frozen; None where no KL term needs it."""
     if recipe.grpo.kl_coef == 0.0:
         return None
     # A resumed policy has moved on: its reference is the model the recipe started from.
     dtype = compute_dtype(recipe.policy.dtype, policy.device)
-    model = copy.deepcopy(policy.model) if fresh else load_policy(recipe.policy, dtype=dtype).model
-    return model.requires_grad_(False).eval()
+    reference = replace(policy, model=copy.deepcopy(policy.model)) if fresh else load_policy(recipe.policy, dtype=dtype)
+    reference.model.requires_grad_(False).eval()
+    return reference
+
+
+def check_problems(prompts: PromptSource, labelled: list[str]) -> None:
+    """Raise `RlifError` for what the task cannot give: enough problems, labels for these rewards, prompts that fit."""
+    recipe, task = prompts.recipe, prompts.task
+    problems = task.problems_to_fit()
+    task.train_problems(1, recipe.rollout.prompts, recipe.seed)
+    if recipe.eval.every:
+        task.eval_problems(recipe.eval.problems)
+    if labelled and (bare := [problem.id for problem in problems if problem.answer is None]):
+        raise RlifError(
+            f"reward {labelled[0]} needs answers, but {len(bare)} problems have none (the first is {bare[0]}); fix ",
+            Argument("answer_column"),
+            ", leave those rows out, or choose a reward without labels",
+        )
+    check_context(prompts.policy, prompts.rendered(problems), recipe.rollout.max_new_tokens)
+
+
+def _digest_of_reference(recipe: Recipe, reference: Policy, recorded: str | None, origin: Origin) -> str:
+    """A resumed run loads its reference again, by name: it must be the model it began with."""
+    digest = weights_digest(reference.model)
+    if recorded not in (None, digest) and not origin.allow_changed:
+        raise RlifError(
+            Argument("model"),
+            f": {recipe.policy.model} has changed since this run began, and with it the reference of its KL term; put "
+            "the old weights back, start a new run, or go on with the change on purpose: "
+            f"rlif train --resume {origin.out} --allow-changed",
+        )
+    return digest
+
+
+def _provenance(prompts: PromptSource, eval_prompts: tuple[Prompt, ...], began: Provenance | None) -> Provenance:
+    recipe = prompts.recipe
+    rendered = {"train": prompts.train(1), **({"eval": eval_prompts} if eval_prompts else {})}
+    files, stamps = model_files(model_source(recipe.policy.model), began)
+    return Provenance(
+        date=prompts.now,
+        recipe=recipe.model_dump(mode="json"),
+        model=files,
+        stamps=stamps,
+        problems=dict(prompts.task.digests()),
+        prompts={name: prompts_digest(some) for name, some in rendered.items()},
+    )

@@ -11,7 +11,7 @@ from rlif.utils.terminal import note
 Stop = Callable[[], int]
 """Asked between steps: the number of the signal that wants the run to stop, 0 while none does."""
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(Exception):  # noqa: N818  (a request that was met, not an error)
@@ -47,7 +47,7 @@ def stop_on_signal() -> Iterator[Stop]:
         note("stopping after this step, with a checkpoint (once more: at once)")
 
     on_main = threading.current_thread() is threading.main_thread()  # Python hands signals to the main thread alone
-    previous = {number: signal.signal(number, on_signal) for number in SIGNALS} if on_main else {}
+    previous = {number: signal.signal(number, on_signal) for number in STOP_SIGNALS} if on_main else {}
     try:
         yield lambda: caught[0] if caught else 0
     finally:

@@ -39,7 +39,7 @@ def train(
 
 
 def _train(out: Path, recipe: "Recipe | None", *, allow_changed: bool = False) -> None:
-    from rlif.cli.train_progress import watch_run
+    from rlif.cli.train_progress import show_progress
     from rlif.recipes import load_recipe
     from rlif.runs.checkpoint import resumes_at
     from rlif.runs.layout import recipe_path
@@ -48,9 +48,9 @@ def _train(out: Path, recipe: "Recipe | None", *, allow_changed: bool = False) -
     console = terminal.Console()
     known = recipe or load_recipe(recipe_path(out))
     done = 0 if recipe else resumes_at(out)
-    with watch_run(console, known.steps, done) as watcher:
+    with show_progress(console, known.steps, done) as callback:
         if recipe:
-            final = trainer.train(recipe, out, watcher=watcher)
+            final = trainer.train(recipe, out, callback=callback)
         else:
-            final = trainer.resume(out, watcher=watcher, allow_changed=allow_changed)
+            final = trainer.resume(out, callback=callback, allow_changed=allow_changed)
     console.write_line(f"final model: {final}")

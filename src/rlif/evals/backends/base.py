@@ -16,14 +16,14 @@ from jaxtyping import Float
 from rlif.rng import Key
 from rlif.types import Problem, Sampling, StopReason, TokenSignals
 
-SIGNALS: tuple[str, ...] = TokenSignals._fields
+SIGNAL_NAMES: tuple[str, ...] = TokenSignals._fields
 """What a back-end may know of every token, in nats at temperature 1: logprob, entropy, self_certainty."""
 
 Array = Float[np.ndarray, " tok"]
 
 
 @dataclass(frozen=True)
-class Asked:
+class RenderedProblem:
     """A problem as it is put to a model: through a template, behind its worked examples, in two forms.
 
     ``messages`` are (role, content) mappings for a chat template, the last one the user's. ``text`` says the same in
@@ -54,7 +54,7 @@ class Answer:
     """One finished answer.
 
     Attributes:
-        problem_id: ``Asked.problem.id``.
+        problem_id: ``RenderedProblem.problem.id``.
         sample: which of the problem's samples this is, from 0.
         prompt: the exact text the model was given; of a server that applies the chat template itself, the last message.
         text: without special tokens, cut before the first stop string.
@@ -90,15 +90,15 @@ class Backend(Protocol):
     def facts(self) -> Mapping[str, Any]:
         """What is worth recording of how it answers (weights, compute type, chat template, server): JSON values.
 
-        An evaluation is not gone on with if they have changed.
+        An evaluation is not resumed if they have changed.
         """
 
-    def check(self, asked: Sequence[Asked], sampling: Sampling) -> None:
+    def check(self, problems: Sequence[RenderedProblem], sampling: Sampling) -> None:
         """Raise `RlifError` for what cannot work, above all a question that does not fit into the context."""
 
     def answer(
         self,
-        asked: Sequence[Asked],
+        problems: Sequence[RenderedProblem],
         *,
         samples: int,
         sampling: Sampling,
@@ -111,11 +111,11 @@ class Backend(Protocol):
         ``have`` are the samples of these problems that are kept from before: they need not come again, and may.
         ``progress`` is told of tokens as they are drawn, where that is known before an answer is finished.
 
-        An evaluation is saved between two of these handfuls, in whole problems (in single answers if it is broken off),
-        and goes on from there: a handful should not take longer than a minute or two, and a problem's samples should
+        An evaluation is saved between two of these batches, in whole problems (in single answers if it is broken off),
+        and resumes from there: a batch should not take longer than a minute or two, and a problem's samples should
         come close together. One that is broken off closes the generator: what is on its way then is given up. Where
         the back-end can, the randomness of an answer is keyed by (``key``, problem id, sample) alone. Raises
-        `RlifError` for what the user can mend (a server that is gone, a context that is too short), after the last
+        `RlifError` for what the user can fix (a server that is gone, a context that is too short), after the last
         answer that could be had.
         """
 
@@ -127,6 +127,6 @@ class Backend(Protocol):
 class KnowsPrompts(Protocol):
     """A back-end that applies the chat template itself, and so can say what its model is given."""
 
-    def prompts_digest(self, asked: Sequence[Asked]) -> str:
-        """A digest of the rendered questions, text and tokens. It is kept with the answers: an evaluation is not gone
-        on with if it has changed."""
+    def prompts_digest(self, problems: Sequence[RenderedProblem]) -> str:
+        """A digest of the rendered questions, text and tokens. It is kept with the answers: an evaluation is not
+        resumed if it has changed."""

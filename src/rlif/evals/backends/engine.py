@@ -9,15 +9,14 @@ import torch
 
 from rlif.config import PolicyConfig
 from rlif.errors import RlifError
-from rlif.evals.backends.base import Answer, Asked, Trace
+from rlif.evals.backends.base import Answer, RenderedProblem, Trace
 from rlif.model.fingerprint import tokenizer_mark, weights_mark
 from rlif.model.kernels.cpu import kernels_for
 from rlif.model.loading import load_policy
-from rlif.model.positions import limit_passed
 from rlif.monitoring.mismatch import Guard
 from rlif.rng import Key
 from rlif.rollout.engine import Engine
-from rlif.rollout.prompts import prompts_digest
+from rlif.rollout.prompts import check_context, prompts_digest
 from rlif.types import Prompt, Rollouts, Sampling
 
 _BATCH_TOKENS = 4_000_000  # the engine's records take some 40 bytes for each token that a batch may have
@@ -34,7 +33,7 @@ class EngineBackend:
         self.name, self.seconds = name, 0.0
         self._policy = load_policy(config)
         self._engine = Engine(self._policy, max_mismatch=max_mismatch)
-        self._guard = Guard(self._policy, max_mismatch, key="--max-mismatch")
+        self._guard = Guard(self._policy, max_mismatch)
         self._checked = 0  # tokens of the longest text that the guard has seen
 
     def facts(self) -> Mapping[str, Any]:
@@ -52,24 +51,15 @@ class EngineBackend:
             "eos": list(policy.eos_ids),
         }
 
-    def prompts_digest(self, asked: Sequence[Asked]) -> str:
-        return prompts_digest([self._prompt(one) for one in asked])
+    def prompts_digest(self, problems: Sequence[RenderedProblem]) -> str:
+        return prompts_digest([self._prompt(one) for one in problems])
 
-    def check(self, asked: Sequence[Asked], sampling: Sampling) -> None:
-        lengths = [(one.problem.id, len(self._prompt(one).token_ids)) for one in asked]
-        limit = limit_passed(self._policy, max((length for _, length in lengths), default=0) + sampling.max_new_tokens)
-        for name, length in lengths:
-            if length == 0:
-                raise RlifError(f"{name}: the prompt is empty; a model needs a token to go on from")
-            if limit is not None and length + sampling.max_new_tokens > limit.tokens:
-                raise RlifError(
-                    f"{name}: a prompt of {length} tokens and --max-new-tokens {sampling.max_new_tokens} exceed "
-                    f"{limit.words}; give {_shorter(limit.tokens - length)}"
-                )
+    def check(self, problems: Sequence[RenderedProblem], sampling: Sampling) -> None:
+        check_context(self._policy, [self._prompt(one) for one in problems], sampling.max_new_tokens)
 
     def answer(
         self,
-        asked: Sequence[Asked],
+        problems: Sequence[RenderedProblem],
         *,
         samples: int,
         sampling: Sampling,
@@ -78,7 +68,7 @@ class EngineBackend:
         progress: Callable[[int], None] | None = None,
     ) -> Generator[Sequence[Answer], None, None]:
         del have  # a problem's samples are drawn together
-        rendered = [self._prompt(one) for one in asked]
+        rendered = [self._prompt(one) for one in problems]
         size = max(1, _BATCH_TOKENS // (sampling.max_new_tokens * samples))
         for start in range(0, len(rendered), size):
             prompts = rendered[start : start + size]
@@ -92,7 +82,7 @@ class EngineBackend:
                     yield answers_of(rollouts)
                     began = time.monotonic()
             except FloatingPointError as error:
-                raise RlifError(f"{self.name}: not finite: {error}; the model is damaged, or needs float32") from error
+                raise RlifError(f"{self.name}: {error}; the model is damaged, or needs float32") from error
 
     def close(self) -> None:
         del self._engine, self._policy
@@ -107,18 +97,13 @@ class EngineBackend:
             self._guard.check(rollouts.prompts[0].id, rollouts)
             self._checked = longest
 
-    def _prompt(self, one: Asked) -> Prompt:
+    def _prompt(self, one: RenderedProblem) -> Prompt:
         policy = self._policy
         if policy.chat_template:
             text, ids = policy.encode_messages(one.messages, now=one.now)
         else:
             text, ids = policy.encode_text(one.text)
         return Prompt(one.problem.id, text, ids, one.problem)
-
-
-def _shorter(left: int) -> str:
-    """What to do about a prompt that leaves so many tokens of the context."""
-    return f"--max-new-tokens {left} or less" if left > 0 else "a shorter question, or fewer --shots"
 
 
 def answers_of(rollouts: Rollouts) -> list[Answer]:

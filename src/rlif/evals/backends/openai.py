@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from rlif.errors import RlifError
-from rlif.evals.backends.base import Answer, Asked, Trace
+from rlif.evals.backends.base import Answer, RenderedProblem, Trace
 from rlif.evals.backends.openai_client import Client
 from rlif.evals.backends.openai_protocol import Ask, Reply
 from rlif.rng import Key, seed_of
@@ -78,15 +78,15 @@ class ServedBackend:
             "refused": sorted(self._client.refused),
         }
 
-    def check(self, asked: Sequence[Asked], sampling: Sampling) -> None:
+    def check(self, problems: Sequence[RenderedProblem], sampling: Sampling) -> None:
         """Raise `RlifError` if answers are to be sampled and the server does not: `transformers serve` answers greedily
         whatever the temperature, if the model's generation config does not say do_sample.
 
         The context only the server knows, and says so when a question does not fit.
         """
-        if sampling.temperature == 0.0 or not asked:
+        if sampling.temperature == 0.0 or not problems:
             return
-        tries = [Ask(f"trial {seed}", self._prompt(asked[0]), seed) for seed in range(_SEEDS)]
+        tries = [Ask(f"trial {seed}", self._prompt(problems[0]), seed) for seed in range(_SEEDS)]
         texts = {reply.text for _, reply in self._client.answers(tries, _HOT)}
         if len(texts) == 1 and texts != {""}:  # all empty: a server that keeps thoughts to itself, and thinks for long
             raise RlifError(
@@ -97,7 +97,7 @@ class ServedBackend:
 
     def answer(
         self,
-        asked: Sequence[Asked],
+        problems: Sequence[RenderedProblem],
         *,
         samples: int,
         sampling: Sampling,
@@ -107,7 +107,7 @@ class ServedBackend:
     ) -> Generator[Sequence[Answer], None, None]:
         wanted = {
             f"{one.problem.id}, sample {i}": (one, i)
-            for one in asked
+            for one in problems
             for i in range(samples)
             if i not in have.get(one.problem.id, ())
         }
@@ -125,7 +125,7 @@ class ServedBackend:
     def close(self) -> None:
         """Connections last no longer than `answer`."""
 
-    def _prompt(self, one: Asked) -> str | Sequence[Mapping[str, str]]:
+    def _prompt(self, one: RenderedProblem) -> str | Sequence[Mapping[str, str]]:
         return one.messages if self._chat else one.text
 
     def _try_out(self, client: Client | None = None) -> Reply:
@@ -142,7 +142,7 @@ class ServedBackend:
         return ""
 
 
-def _answer(one: Asked, sample: int, chat: bool, reply: Reply) -> Answer:
+def _answer(one: RenderedProblem, sample: int, chat: bool, reply: Reply) -> Answer:
     logprobs = None if reply.logprobs is None else np.array(reply.logprobs, dtype=np.float32)
     return Answer(
         problem_id=one.problem.id,

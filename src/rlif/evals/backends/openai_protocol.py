@@ -129,7 +129,7 @@ def read_reply(payload: Any, sampling: Sampling, mask: Callable[[str], str] = _u
     Raises `MalformedError` where it does not follow the protocol.
     """
     choice, alone = _choice(payload)
-    before, whole = (mask(mended(part)) for part in _written(choice))
+    before, whole = (mask(replace_surrogates(part)) for part in _written(choice))
     cut = min((whole.find(stop) for stop in sampling.stop if stop in whole), default=None)
     logprobs = _token_logprobs(choice.get("logprobs"))
     n_tokens = _tokens(payload.get("usage") if alone else None, logprobs, empty=not (before or whole))
@@ -148,7 +148,7 @@ def read_reply(payload: Any, sampling: Sampling, mask: Callable[[str], str] = _u
         n_tokens,
         logprobs,
         len(before),
-        mask(mended(name)) if isinstance(name, str) else None,
+        mask(replace_surrogates(name)) if isinstance(name, str) else None,
     )
 
 
@@ -233,7 +233,7 @@ def _string(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-def mended(text: str) -> str:
+def replace_surrogates(text: str) -> str:
     """Half a character (a lone surrogate, which JSON can say and UTF-8 cannot) becomes U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 

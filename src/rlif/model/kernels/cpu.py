@@ -3,7 +3,7 @@
 ``cpu.c`` is compiled when first needed (a second), if there is a C compiler, tried, and kept in the cache folder
 (`rlif.model.kernels.build`).
 Where there is none, on another system than Linux, or with ``RLIF_CPU_KERNELS=0``, PyTorch's own operations serve: the
-slow twins that the kernels are tested against.
+slow reference that the kernels are tested against.
 
 They use as many threads as PyTorch, and PyTorch's own where both are linked to the same OpenMP (pip's wheels, gcc).
 """
@@ -184,6 +184,9 @@ class Kernels:
         scaling: float,
     ) -> Float[Tensor, "row head*feature"]:
         """Attention of one more token in each row, whose key and value are written into the cache.
+
+        One call a layer and token: its many arguments are those of the C function, and bundling them would cost more
+        than it explains.
 
         Args:
             q, k, v: as the products with the weights left them, each line of heads side by side.

@@ -16,7 +16,7 @@ estimates on paper; there was no GPU to measure on.
 
 Extra memory: the tile (2^26 numbers of the model's own type), the partial sums of the rows in it, and in the backward
 pass fp32 gradients of the hidden states and of one block of columns. The plain-PyTorch tiles of `rlif.model.lm_head`
-are the twin; there as here the products are rounded to the model's type.
+are the reference; there as here the products are rounded to the model's type.
 """
 
 import math
@@ -201,6 +201,9 @@ def _logits(products, scale, softcap, per_temperature, HAS_SOFTCAP: tl.constexpr
     if HAS_SOFTCAP:
         z = softcap * _capped(z, softcap)
     return z * per_temperature
+
+
+# A kernel takes pointers, strides and numbers one by one: Triton knows no records, hence the long lists of arguments.
 
 
 @triton.jit(do_not_specialize=["first"])

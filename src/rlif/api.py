@@ -1,0 +1,147 @@
+"""The functions of `import rlif` that take what is at hand: a model's name, a path as text, rows of your own."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from rlif.config import PolicyConfig, Recipe
+from rlif.evals.backends.engine import EngineBackend
+from rlif.evals.runner import Candidate
+from rlif.evals.runner import evaluate as evaluate_candidates
+from rlif.evals.settings import Settings
+from rlif.model import loading
+from rlif.model.loading import check_source
+from rlif.model.policy import Policy
+from rlif.recipes import find_recipe
+from rlif.recipes import load_recipe as read_recipe
+from rlif.rewards.base import Reward
+from rlif.rewards.registry import rewards_of
+from rlif.runs.layout import recipe_path
+from rlif.tasks.base import Task
+from rlif.tasks.problems import Row, task_of
+from rlif.tasks.templates import find_template
+from rlif.training import loop
+from rlif.types import Problem
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+Switch = Literal["auto", "on", "off"]
+Rewards = Mapping[str, Reward | Callable[..., Any]]
+Problems = Task | Iterable[Problem | Row]
+
+
+def load_policy(
+    model: str | PolicyConfig, *, dtype: Dtype = "auto", device: str = "auto", chat_template: Switch = "auto"
+) -> Policy:
+    """A model with its tokenizer: a shipped or fetched one by name, a hub id, a folder, a .gguf file.
+
+    Args:
+        model: or a whole `PolicyConfig`, which then says the rest, too.
+        dtype: compute type; auto is bfloat16 where the hardware multiplies it.
+        device: a torch device; auto takes CUDA when there is one.
+        chat_template: auto is on if the tokenizer has one.
+
+    Raises `RlifError` for a model that is not there, damaged, or not what it says (`rlif.model.loading.load_policy`).
+
+    >>> import rlif
+    >>> policy = rlif.load_policy("tiny-base", dtype="float32")
+    >>> policy.context, policy.chat_template
+    (256, False)
+    """
+    if isinstance(model, str):
+        model = PolicyConfig(model=model, dtype=dtype, device=device, chat_template=chat_template)
+    return loading.load_policy(model)
+
+
+def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe file, or a shipped recipe by its name, with ``key=value`` overrides as on the command line.
+
+    Raises `RlifError` naming the file and the key of the first mistake.
+
+    >>> import rlif
+    >>> recipe = rlif.load_recipe("tiny", ["steps=2", "reward=token_entropy"])
+    >>> recipe.steps, recipe.reward[0].name
+    (2, 'token_entropy')
+    """
+    return read_recipe(find_recipe(Path(recipe)), list(overrides))
+
+
+def train(
+    recipe: Recipe, out: str | Path, *, rewards: Rewards | None = None, task: Problems | None = None
+) -> Path | None:
+    """Train as a recipe says, into a new folder; returns the folder of the final model, which transformers loads.
+
+    Args:
+        rewards: rewards of your own for this run, by the name that the recipe uses; a plain function
+            ``f(inputs: RewardInputs) -> (row,)`` is taken to use labels.
+        task: problems of your own (see `task_of`), in place of those of the recipe's task, whose template still words
+            the prompts and whose format still reads the answers.
+
+    Raises `RlifError` for what the user can fix; `rlif.utils.interrupts.Interrupted` after Ctrl-C, with a checkpoint.
+
+    >>> import rlif, tempfile
+    >>> small = ["rollout.prompts=2", "rollout.group_size=2", "rollout.max_new_tokens=8", "eval.every=0"]
+    >>> recipe = rlif.load_recipe("tiny", ["steps=1", "reward=few_words", *small])
+    >>> def few_words(inputs):
+    ...     return [-len(text.split()) for text in inputs.rollouts.texts]
+    >>> with tempfile.TemporaryDirectory() as out:
+    ...     final = rlif.train(recipe, out, rewards={"few_words": few_words})
+    ...     trained = rlif.load_policy(str(final))
+    """
+    return loop.train(recipe, Path(out), task=_task(task, recipe), rewards=rewards_of(rewards or {}))
+
+
+def resume(
+    out: str | Path,
+    *,
+    rewards: Rewards | None = None,
+    task: Problems | None = None,
+    allow_changed: bool = False,
+) -> Path | None:
+    """Resume a run from its last checkpoint, as if it had never stopped; as `train` otherwise.
+
+    ``rewards`` and ``task`` are given again, for a folder holds no code. Recipe, problems or model that have changed
+    are refused unless ``allow_changed``.
+
+    >>> import rlif, tempfile
+    >>> small = ["rollout.prompts=2", "rollout.group_size=2", "rollout.max_new_tokens=8", "eval.every=0"]
+    >>> with tempfile.TemporaryDirectory() as out:
+    ...     final = rlif.train(rlif.load_recipe("tiny", ["steps=1", *small]), out)
+    ...     rlif.resume(out) == final  # there is nothing left to do
+    True
+    """
+    out = Path(out)
+    own = None if task is None else _task(task, read_recipe(recipe_path(out)))
+    return loop.resume(out, task=own, rewards=rewards_of(rewards or {}), allow_changed=allow_changed)
+
+
+def _task(task: Problems | None, recipe: Recipe) -> Task | None:
+    if task is None or isinstance(task, Task):
+        return task
+    return task_of(task, format=recipe.task.format or find_template(recipe.task.template).format)
+
+
+def evaluate(
+    models: str | Sequence[str], settings: Settings, out: str | Path, *, dtype: Dtype = "auto", device: str = "auto"
+) -> dict[str, Any]:
+    """Ask models every problem of the tasks; returns what ``out/results.json`` holds.
+
+    Every answer is kept in ``out``; in a folder of the same evaluation only what is missing is asked for. Raises
+    `RlifError` for what the user can fix.
+
+    >>> import rlif, tempfile
+    >>> settings = rlif.EvalSettings(tasks=("additions",), limit=4, samples=2, max_new_tokens=16)
+    >>> with tempfile.TemporaryDirectory() as out:
+    ...     results = rlif.evaluate("tiny-base", settings, out)
+    >>> [(found["model"], found["task"], found["metrics"]["n"]) for found in results["results"]]
+    [('tiny-base', 'additions', 8.0)]
+    """
+    candidates = [
+        _candidate(name, settings, dtype, device) for name in ([models] if isinstance(models, str) else models)
+    ]
+    return evaluate_candidates(candidates, settings, Path(out))
+
+
+def _candidate(model: str, settings: Settings, dtype: Dtype, device: str) -> Candidate:
+    config = PolicyConfig(model=model, dtype=dtype, device=device, chat_template=settings.chat_template)
+    check_source(config)  # a model that is not there is found before the first one is asked
+    return Candidate(model, lambda: EngineBackend(model, config))

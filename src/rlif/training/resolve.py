@@ -1,0 +1,71 @@
+"""What a recipe leaves unsaid, spelled out: the recipe that a run's folder holds."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rlif.config import MergedModel, Recipe
+from rlif.errors import RlifError
+from rlif.model.registry import MODELS
+from rlif.recipes import parse_recipe
+from rlif.rewards.score import logged_names
+from rlif.runs.metric_keys import find_metric
+from rlif.tasks.templates import find_template
+from rlif.types import Sampling
+from rlif.utils.paths import expanded
+
+
+def resolved(recipe: Recipe) -> Recipe:
+    """A recipe that says what will be done, wherever it is resumed: local paths are absolute, and what the template
+    brings (stop strings, the form of answer it asks for) and the evaluation takes over from rollouts is spelled out."""
+    data = recipe.model_dump(mode="json")
+    data["policy"]["model"] = _absolute_model(recipe.policy.model)
+    for key in ("path", "eval_path"):
+        if data["task"].get(key):
+            data["task"][key] = str(expanded(data["task"][key]).resolve())
+    template, sampling = find_template(recipe.task.template), eval_sampling(recipe)
+    data["task"]["format"] = recipe.task.format or template.format
+    data["rollout"]["stop"] = list(dict.fromkeys((*template.stop, *recipe.rollout.stop)))
+    data["eval"] |= {"top_p": sampling.top_p, "top_k": sampling.top_k}
+    return parse_recipe(data)
+
+
+def _absolute_model(model: str | MergedModel) -> str | dict[str, Any]:
+    """A model named so that the name means the same in every folder."""
+    if isinstance(model, str):
+        local = model not in MODELS and expanded(model).exists()
+        return str(expanded(model).resolve()) if local else model
+    sides = {name: _absolute_model(getattr(model.merge, name)) for name in ("base", "instruct")}
+    return {"merge": model.merge.model_dump(mode="json") | sides}
+
+
+def as_before(recipe: Recipe, info: Mapping[str, Any]) -> Recipe:
+    """The recipe of a run to resume. One whose run.json holds no provenance is of before: its evaluation never took
+    over the filters of its rollouts, and must not begin to in the middle of its metrics."""
+    data = recipe.model_dump(mode="json")
+    unfiltered = {"top_p": 1.0, "top_k": 0}
+    if "provenance" not in info:
+        data["eval"] |= {key: value for key, value in unfiltered.items() if data["eval"][key] is None}
+    return parse_recipe(data)
+
+
+def eval_sampling(recipe: Recipe) -> Sampling:
+    """How the evaluation during training draws: as rollouts do, but for what the section eval says otherwise."""
+    rollout, own = recipe.rollout, recipe.eval
+    return Sampling(
+        temperature=own.temperature,
+        top_p=rollout.top_p if own.top_p is None else own.top_p,
+        top_k=rollout.top_k if own.top_k is None else own.top_k,
+        max_new_tokens=rollout.max_new_tokens,
+        stop=rollout.stop,
+    )
+
+
+def check_best(recipe: Recipe) -> None:
+    """Raise `RlifError` if the run will never log the metric that checkpoint.best names."""
+    name = recipe.checkpoint.best
+    if name is None:
+        return
+    rewards = {f"reward/{reward}/{part}" for reward in logged_names(recipe.reward) for part in ("mean", "std")}
+    logged = name in rewards if name.startswith("reward/") else find_metric(name) is not None
+    if not logged or (name.startswith("eval/") and not recipe.eval.every):
+        raise RlifError(f"checkpoint.best: this run logs no {name!r}; see docs/metrics.md (eval/* needs eval.every)")

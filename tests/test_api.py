@@ -1,0 +1,107 @@
+"""The public door: light, complete, typed, and every example in it runs."""
+
+import ast
+import doctest
+import inspect
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import rlif
+from rlif.rewards import registry
+
+DOCS = Path(__file__).parents[1] / "docs" / "api.md"
+TABLES = {"SIGNALS", "REWARDS"}  # data: their examples stand in docs/api.md
+
+
+@pytest.fixture(autouse=True)
+def _table_as_before() -> Iterator[None]:
+    before = dict(registry._known)
+    yield
+    registry._known.clear()
+    registry._known.update(before)
+
+
+def in_a_fresh_process(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_importing_rlif_loads_nothing_heavy() -> None:
+    heavy = ("torch", "transformers", "numpy", "pydantic", "rich", "yaml", "difflib")
+    assert in_a_fresh_process(f"import sys, rlif; dir(rlif); print(*set({heavy!r}) & set(sys.modules))") == ""
+
+
+def test_what_needs_no_torch_loads_none() -> None:
+    use = "rlif.parse_recipe, rlif.Recipe, rlif.RlifError, rlif.Grader"
+    assert in_a_fresh_process(f"import sys, rlif; {use}; print('torch' in sys.modules)") == "False"
+
+
+def test_a_misspelt_name_is_told_its_nearest() -> None:
+    with pytest.raises(AttributeError, match=r"no public name 'load_polcy'; did you mean load_policy\?"):
+        rlif.load_polcy  # noqa: B018
+    with pytest.raises(ImportError):
+        from rlif import load_polcy  # noqa: F401
+    assert not hasattr(rlif, "__wrapped__")
+
+
+def test_every_public_name_is_there_and_star_brings_exactly_them() -> None:
+    brought = in_a_fresh_process(
+        "from rlif import *; print(*sorted(n for n in dir() if n[:2] != '__' or n in ('__version__',)))"
+    )
+    assert brought.split() == sorted(rlif.__all__)
+    assert set(rlif.__all__) <= set(dir(rlif))
+
+
+def test_type_checkers_see_the_same_names() -> None:
+    tree = ast.parse(Path(rlif.__file__).read_text("utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    typed = {
+        alias.asname or alias.name: f"{node.module}.{alias.name}"
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    for node in block.body:
+        if isinstance(node, ast.Assign):  # a public name of its own
+            (target,), value = node.targets, node.value
+            typed[ast.unparse(target)] = typed.pop(ast.unparse(value))
+    assert typed == rlif.PUBLIC
+
+
+@pytest.mark.parametrize("name", sorted({*rlif.PUBLIC} - TABLES))
+def test_every_public_name_has_an_example_that_runs(name: str) -> None:
+    value = getattr(rlif, name)
+    (found,) = (
+        test
+        for test in doctest.DocTestFinder(recurse=False).find(value, name, module=inspect.getmodule(value), globs={})
+    )
+    assert found.examples, f"rlif.{name}: its docstring has no example"
+    run(found)
+
+
+def test_the_examples_of_the_package_and_of_its_page_run() -> None:
+    parser = doctest.DocTestParser()
+    for name, text in (("rlif", rlif.__doc__ or ""), ("docs/api.md", DOCS.read_text("utf-8"))):
+        # A fence of Markdown would be taken for output that is expected.
+        test = parser.get_doctest(text.replace("```", ""), {}, name, name, 0)
+        assert test.examples
+        run(test)
+
+
+def run(test: doctest.DocTest) -> None:
+    said: list[str] = []
+    failed, _ = doctest.DocTestRunner(verbose=False).run(test, out=said.append)
+    assert not failed, "".join(said)
+
+
+def test_the_page_lists_every_public_name_with_a_line() -> None:
+    rows = [line.split("|")[1:3] for line in DOCS.read_text("utf-8").splitlines() if line.startswith("| `rlif.")]
+    listed = {cells[0].strip().strip("`").removeprefix("rlif."): cells[1].strip() for cells in rows}
+    assert listed.keys() == {*rlif.__all__}
+    assert all(listed.values())
+    assert all(f"{name}`" in DOCS.read_text("utf-8") for name in TABLES)
