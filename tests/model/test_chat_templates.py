@@ -5,6 +5,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,15 @@ def test_a_hostile_template_is_one_line(kind: str) -> None:
 def test_a_worker_that_was_killed_is_replaced() -> None:
     assert "takes longer" in complaint(LOOP)
     assert with_template(CHATML).encode_messages(QUESTION)[0].count("what is 1+1?") == 1
+
+
+def test_threads_that_ask_at_once_get_their_own_answers(quick_worker: TemplateWorker) -> None:
+    long = "{{ messages[0]['content'] * 3000 }}"
+    expected = [None, quick_worker.complaint(long, QUESTION, {})] * 20
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda t: quick_worker.complaint(t, QUESTION, {}), [LAST_ONLY, long] * 20))
+    assert found == expected
+    assert "characters" in str(expected[1])
 
 
 def test_a_stall_of_the_machine_is_not_the_templates_time() -> None:

@@ -13,6 +13,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +42,7 @@ class WorkerError(RuntimeError):
 class TemplateWorker:
     """Says whether a chat template ends, in time and memory. Starts with the first question.
 
-    Not for use by several threads at once.
+    Threads take turns: a worker answers one question at a time.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class TemplateWorker:
         self._time_limit, self._memory_limit, self._wall_limit = time_limit, memory_limit, wall_limit
         self._process: subprocess.Popen[bytes] | None = None
         self._stop: Callable[[], object] = _nothing
+        self._lock = threading.Lock()
 
     def complaint(
         self, template: str, messages: Sequence[Mapping[str, str]], variables: Mapping[str, Any]
@@ -59,20 +61,23 @@ class TemplateWorker:
         A template that ends with an error of its own keeps them. Raises `WorkerError` if no worker starts.
         """
         request = {"template": template, "messages": [dict(one) for one in messages], "variables": dict(variables)}
-        try:
-            line = json.dumps(request).encode() + b"\n"
-            reply, broken = self._asked(line)
-            if broken not in (None, self._takes_time()):
-                reply, broken = self._asked(line)  # whatever else ended it, or held it up, may have come from outside
-            if broken is not None:
-                return broken
-            answer = json.loads(reply)
-            if answer.get("memory"):
-                self.close()  # what filled it may still be there
-                return self._needs_memory()
-        except BaseException:
-            self.close()  # whatever the worker still says would be taken for the next answer
-            raise
+        with self._lock:
+            try:
+                line = json.dumps(request).encode() + b"\n"
+                reply, broken = self._asked(line)
+                if broken not in (None, self._takes_time()):
+                    reply, broken = self._asked(
+                        line
+                    )  # whatever else ended it, or held it up, may have come from outside
+                if broken is not None:
+                    return broken
+                answer = json.loads(reply)
+                if answer.get("memory"):
+                    self.close()  # what filled it may still be there
+                    return self._needs_memory()
+            except BaseException:
+                self.close()  # whatever the worker still says would be taken for the next answer
+                raise
         most = MOST_CHARACTERS + 10 * sum(len(one.get("content") or "") for one in messages)
         length = int(answer.get("length", 0))
         return f"makes {length:,} characters of a short conversation" if length > most else None
