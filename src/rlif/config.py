@@ -21,10 +21,38 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
+class Merge(Section):
+    """(1 − ratio) · base + ratio · instruct, weight by weight (arXiv 2506.17219, section 5)."""
+
+    base: str
+    """A named model, hub id or folder."""
+    instruct: str
+    """Another of the same architecture, tuned from the same ancestor."""
+    ratio: Annotated[float, Field(ge=0.0, le=1.0)]
+    """0: the base model; 1: the instruct model."""
+    tokenizer_from: Literal["base", "instruct"] = "base"
+    """Whose tokenizer, chat template and special tokens the merged model takes."""
+
+
+class MergedModel(Section):
+    """A model between two others, made in the cache folder when it is first needed (`rlif.model.merge`)."""
+
+    merge: Merge
+
+    def __str__(self) -> str:
+        return f"merge of {self.merge.base} and {self.merge.instruct} at {self.merge.ratio:g}"
+
+
+ModelSource = Annotated[
+    Annotated[str, Tag("name")] | Annotated[MergedModel, Tag("merged")],
+    Discriminator(lambda value: "merged" if isinstance(value, dict | MergedModel) else "name"),
+]
+
+
 class PolicyConfig(Section):
-    model: str
+    model: ModelSource
     """Name of a shipped or fetched model (`rlif models`), a hub id, a folder, or a .gguf file. A name comes before a
-    folder called the same: that one is ./NAME."""
+    folder called the same: that one is ./NAME. Or {merge: {base: …, instruct: …, ratio: …}}."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute type; master weights are always fp32. auto: bfloat16 where the hardware multiplies it, else float32."""
     device: str = "auto"
@@ -54,6 +82,8 @@ class ArithmeticTask(Section):
     """Name of a prompt template (see rlif.tasks.templates)."""
     format: str | None = None
     """The extractor that decides `formatted` (see docs/grading.md); null: the one for what the template asks for."""
+    limit: Positive | None = None
+    """Train on only so many sums, drawn from the seed, each once an epoch; null: fresh ones in every step."""
 
     @model_validator(mode="after")
     def _range(self) -> "ArithmeticTask":

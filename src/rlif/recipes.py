@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from rlif.config import WRAPPER_CONFIGS, ArithmeticTask, FileTask, Recipe, RewardConfig, Section
+from rlif.config import WRAPPER_CONFIGS, ArithmeticTask, FileTask, Merge, MergedModel, Recipe, RewardConfig, Section
 from rlif.errors import RlifError, nearest, printable, shortened, shown
 from rlif.utils.validation import explained
 from rlif.utils.yaml_text import LONGEST, YamlError, read_yaml
@@ -32,6 +32,7 @@ RECIPE_KEYS: Mapping[str, str] = {
     "question_column": "task.question_column",
     "low": "task.low",
     "high": "task.high",
+    "limit": "task.limit",
     "question": "task.question",
     "eval_problems": "eval.problems",
 }
@@ -58,22 +59,31 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
 
     Raises `RlifError` naming the file and the key of the first mistake.
     """
+    data = read_mapping(path, "recipe")
+    for override in overrides or []:
+        _apply(data, override)
+    return parse_recipe(data, source=str(path))
+
+
+def read_mapping(path: Path, what: str) -> dict[str, Any]:
+    """The keys and values of a YAML file, unchecked; ``what`` it is meant to be, for messages.
+
+    Raises `RlifError` for a file that cannot be read, or that is no such mapping.
+    """
     try:
         with path.open("rb") as file:
             data = read_yaml(file.read(4 * LONGEST).decode("utf-8-sig"))
     except OSError as error:
-        raise RlifError(f"{path}: cannot read the recipe ({error.strerror}); recipes lie in recipes/") from error
+        raise RlifError(f"{path}: cannot read the {what} ({error.strerror}); {what}s lie in {what}s/") from error
     except UnicodeDecodeError as error:
         raise RlifError(
-            f"{path}: not YAML (byte {error.start} is not UTF-8; save the recipe in that encoding)"
+            f"{path}: not YAML (byte {error.start} is not UTF-8; save the {what} in that encoding)"
         ) from error
     except YamlError as error:
         raise RlifError(f"{path}: not YAML ({error})") from error
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
-        raise RlifError(f"{path}: a recipe is a mapping of keys to values")
-    for override in overrides or []:
-        _apply(data, override)
-    return parse_recipe(data, source=str(path))
+        raise RlifError(f"{path}: a {what} is a mapping of keys to values")
+    return data
 
 
 def parse_recipe(data: dict[str, Any], *, source: str = "recipe") -> Recipe:
@@ -101,7 +111,22 @@ def dump_recipe(recipe: Recipe) -> str:
 def _apply(data: dict[str, Any], override: str) -> None:
     key, separator, value = override.partition("=")
     where = f"override {shown(override, 200)}"
-    if not separator or not all(key.split(".")):
+    if not separator:
+        raise RlifError(f"{where}: write key=value, for example grpo.lr=1e-5")
+    try:
+        parsed = read_yaml(value)  # YAML 1.1 leaves 1e-5 a string; pydantic makes it a number
+    except YamlError as error:
+        hint = "" if "'" in value else f"; text with signs in it stands in quotes: \"{key}='{shortened(value, 60)}'\""
+        raise RlifError(f"{where}: the value is not YAML{hint}") from error
+    set_key(data, key, parsed, where=where)
+
+
+def set_key(data: dict[str, Any], key: str, value: Any, *, where: str) -> None:
+    """Put a value into a recipe's data; ``key`` is dotted: ``grpo.lr``. ``where`` it was asked for, for messages.
+
+    Raises `RlifError` for a key with an empty part, and where the recipe has a value instead of a section.
+    """
+    if not all(key.split(".")):
         raise RlifError(f"{where}: write key=value, for example grpo.lr=1e-5")
     *parents, leaf = key.split(".")
     node = data
@@ -110,21 +135,19 @@ def _apply(data: dict[str, Any], override: str) -> None:
         if not isinstance(child, dict):
             raise RlifError(f"{where}: {parent} is not a section in this recipe")
         node = child
-    try:
-        node[leaf] = read_yaml(value)  # YAML 1.1 leaves 1e-5 a string; pydantic makes it a number
-    except YamlError as error:
-        hint = "" if "'" in value else f"; text with signs in it stands in quotes: \"{key}='{shortened(value, 60)}'\""
-        raise RlifError(f"{where}: the value is not YAML{hint}") from error
+    node[leaf] = value
 
 
-_KIND_AT = {"task": 1, "reward": 2}
-"""Where pydantic's location of a key holds the kind of its section: task.arithmetic.low, reward.0.negated.of."""
+_KIND_AT: dict[tuple[str | int, ...], int] = {("task",): 1, ("policy", "model"): 2, ("reward",): 2}
+"""Where pydantic's location of a key below these holds the kind of its section: task.arithmetic.low,
+policy.model.merged.merge.base, reward.0.negated.of."""
 
 
 def _explain(error: ValidationError) -> str:
     """The first mistake in one line: key, what is wrong, what to do."""
     first = error.errors()[0]
-    location = [part for i, part in enumerate(first["loc"]) if i != _KIND_AT.get(str(first["loc"][0]))]
+    kinds = {_KIND_AT.get(first["loc"][:n]) for n in (1, 2)}
+    location = [part for i, part in enumerate(first["loc"]) if i not in kinds]
     key = shortened(printable(".".join(str(part) for part in location)), 200)
     count = error.error_count()
     more = f" (and {count - 1} more)" if count > 1 else ""
@@ -148,4 +171,5 @@ def _meant(unknown: list[Any], location: tuple[Any, ...]) -> str:
     if not parents:
         elsewhere = [f"{name}.{leaf}" for name, section in sections.items() if leaf in section.model_fields]
         return next(iter(elsewhere), "") or nearest(leaf, Recipe.model_fields)
-    return ".".join([*parents, nearest(leaf, sections[parents[0]].model_fields)])
+    deeper: dict[int, type[BaseModel]] = {2: MergedModel, 3: Merge} if parents[0] == "policy" else {}
+    return ".".join([*parents, nearest(leaf, deeper.get(len(parents), sections[parents[0]]).model_fields)])

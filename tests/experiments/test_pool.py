@@ -1,6 +1,8 @@
 """Many runs side by side: finished ones are skipped, begun ones go on, and a cut into chunks changes nothing."""
 
 import hashlib
+import os
+import signal
 from collections import deque
 from collections.abc import Mapping
 from io import StringIO
@@ -95,3 +97,46 @@ def test_of_many_runs_only_those_at_work_have_a_bar() -> None:
         assert {visible[0], visible[-1]} == {"the first", "all"}
         bars.hide_bar("0")
         assert sum(task.visible for task in bars._progress.tasks) == (1 if count > pool._FEW else shown + 1)
+
+
+_run_chunk = pool._run_chunk
+
+
+def _killed_chunk(name: str, recipe: Recipe, out: Path) -> int:
+    """In a worker: a run called killed takes its process with it."""
+    if name == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return _run_chunk(name, recipe, out)
+
+
+def test_of_two_processes_at_work_the_one_that_was_killed_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "_run_chunk", _killed_chunk)
+    failed: dict[str, str] = {}
+    run_all(
+        {"one": recipe(), "killed": recipe("seed=1"), "other": recipe("seed=2"), "bad": recipe("reward=no_such")},
+        tmp_path,
+        processes=2,
+        console=Console(file=StringIO()),
+        go_on_with="the same",
+        on_error=lambda name, error: failed.update({name: str(error)}),
+    )
+    assert failed["killed"] == "a run was killed, for lack of memory perhaps: it was the only one at work"
+    assert "no reward 'no_such'" in failed["bad"]
+    assert set(failed) == {"killed", "bad"}
+    assert [(tmp_path / name / "final").is_dir() for name in ("one", "other", "killed")] == [True, True, False]
+    with pytest.raises(RlifError, match="a run was killed, for lack of memory perhaps; try processes 1"):
+        run_all({"killed": recipe()}, tmp_path, processes=2, console=Console(file=StringIO()), go_on_with="the same")
+
+
+def test_nothing_runs_beside_a_run_that_is_to_be_alone() -> None:
+    queue = pool._Queue(["a", "b", "c", "d"], 2)
+    queue.alone.add("b")
+    assert queue.next_beside([]) == "a"
+    assert queue.next_beside(["a"]) is None
+    assert queue.next_beside([]) == "b"
+    assert queue.next_beside(["b"]) is None
+    assert queue.next_beside([]) == "c"
+    assert queue.next_beside(["c"]) == "d"
+    assert queue.next_beside(["c", "d"]) is None

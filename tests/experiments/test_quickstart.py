@@ -14,13 +14,15 @@ import pytest
 from matplotlib.image import imread
 
 from rlif.errors import RlifError
-from rlif.experiments.quickstart import VARIANTS, quickstart
+from rlif.experiments.quickstart import quickstart, variants
 from rlif.recipes import dump_recipe, find_recipe, load_recipe
 from rlif.report.figures import Curve, write_figures
 from rlif.report.summary import explain, markdown, summarise, terminal_table
 from rlif.runs.history import read_metrics
 from rlif.training.loop import train
 from rlif.utils.terminal import Console
+
+VARIANTS = variants()
 
 
 def line(

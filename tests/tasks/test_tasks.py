@@ -128,6 +128,22 @@ def test_arithmetic_evaluates_on_sums_never_trained_on(keys: dict[str, int]) -> 
     assert task.eval_problems(40) == task.eval_problems(40)
 
 
+def test_arithmetic_with_a_limit_trains_on_so_many_sums_each_once_an_epoch() -> None:
+    task = Arithmetic(ArithmeticTask(name="arithmetic", limit=12))
+    drawn = [problem for step in (1, 2, 3, 4, 5, 6) for problem in task.train_problems(step, 4, seed=3)]
+    epochs = set(drawn[:12]), set(drawn[12:])
+    assert epochs[0] == epochs[1]
+    assert len(epochs[0]) == 12
+    free = Arithmetic(ArithmeticTask(name="arithmetic"))
+    assert not epochs[0] & set(free.eval_problems(512))
+    assert task.eval_problems(64) == free.eval_problems(64)  # the limit is for training
+    assert set(task.train_problems(1, 12, seed=4)) != epochs[0]
+    with pytest.raises(RlifError, match=r"12 problems, but 13 distinct ones .* raise limit or lower prompts"):
+        task.train_problems(1, 13, seed=0)
+    with pytest.raises(RlifError, match="lower limit to"):
+        Arithmetic(ArithmeticTask(name="arithmetic", limit=9000)).train_problems(1, 1, seed=0)
+
+
 def test_arithmetic_holds_out_an_eighth() -> None:
     pairs = [(a, b) for a in range(10, 100) for b in range(10, 100)]
     share = sum(is_held_out(a, b) for a, b in pairs)

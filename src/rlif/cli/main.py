@@ -17,9 +17,11 @@ import typer
 import rlif
 from rlif.cli.commands.compare import compare
 from rlif.cli.commands.evaluate import evaluate
+from rlif.cli.commands.merge import merge
 from rlif.cli.commands.models import models
 from rlif.cli.commands.quickstart import quickstart
 from rlif.cli.commands.sample import sample
+from rlif.cli.commands.study import study
 from rlif.cli.commands.theory import theory
 from rlif.cli.commands.tiny import make
 from rlif.cli.commands.train import train
@@ -154,8 +156,10 @@ app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("compare")(compare)
 app.command("quickstart")(quickstart)
+app.command("study")(study)
 app.command("sample")(sample)
 app.command("theory")(theory)
+app.command("merge")(merge)
 app.command("models")(models)
 tiny_app = typer.Typer(help="The two tiny models that ship with rlif.")
 tiny_app.command("make")(make)

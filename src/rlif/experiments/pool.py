@@ -9,10 +9,10 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,16 @@ from rlif.config import Recipe
 from rlif.errors import Argument, RlifError, printable
 from rlif.recipes import load_recipe
 from rlif.runs.layout import FINAL, RECIPE
-from rlif.utils.interrupts import AtOnce, Interrupted, stop_on_signal
+from rlif.utils.interrupts import AtOnce, Interrupted, Stop, stop_on_signal
 from rlif.utils.terminal import Console, text_column
 from rlif.utils.terminal import prepare as prepare_terminal
 
 _CHUNK = 10  # steps
 _FEW = 12  # runs that all have a bar from the beginning; of more, only those at work
+
+
+OnError = Callable[[str, Exception], None]
+"""Told of a run that cannot be done: its name, and why. The others go on."""
 
 
 def run_all(
@@ -40,6 +44,7 @@ def run_all(
     console: Console,
     go_on_with: str,
     labels: Mapping[str, str] | None = None,
+    on_error: OnError | None = None,
 ) -> None:
     """Train every recipe into ``out/<name>``; those that are finished are skipped, those that were begun go on.
 
@@ -47,25 +52,47 @@ def run_all(
         processes: runs side by side, one CPU thread each.
         go_on_with: the command that goes on, told to who interrupts it.
         labels: what the bars call the runs; None: their names.
+        on_error: told of each run that fails, or whose process is killed twice, the second time with none beside it.
 
-    Raises `RlifError` for what the user can fix (the first such of any run ends all of them), `Interrupted` after
-    SIGINT or SIGTERM; in both cases with each run's checkpoint written. The caller holds the lock of ``out`` and has
-    called `check_recipes`. Signals are heard here alone: workers are asked through shared memory.
+    Raises `Interrupted` after SIGINT or SIGTERM; without ``on_error``, also `RlifError` for what the user can fix
+    (the first such of any run ends all of them); in both cases with each run's checkpoint written. The caller holds the
+    lock of ``out`` and has called `check_recipes`. Signals are heard here alone: workers are asked through shared
+    memory.
     """
+    queue = _Queue((name for name in recipes if not (out / name / FINAL).is_dir()), processes)
+    with _Bars(recipes, queue.waiting, labels or {}, console) as bars, stop_on_signal() as stop:
+        while queue.waiting and not stop():
+            at_work: list[str] = []
+            try:
+                _work_through(queue, at_work, recipes, out, bars=bars, stop=stop, on_error=on_error)
+            except BrokenProcessPool as error:
+                if not stop():
+                    _isolate(queue, at_work, error, out, on_error)
+        if signum := stop():
+            raise Interrupted(signum, f"stopped; go on with: {go_on_with}")
+
+
+def _work_through(
+    queue: "_Queue",
+    at_work: list[str],
+    recipes: Mapping[str, Recipe],
+    out: Path,
+    *,
+    bars: "_Bars",
+    stop: Stop,
+    on_error: OnError | None,
+) -> None:
+    """Do what waits, with one set of processes; ``at_work`` is who has one. Raises BrokenProcessPool if one of them was
+    killed: the system does not say whose it was."""
     context: Any = _workers()
     news, asked = context.SimpleQueue(), context.Value("i", 0)
-    waiting = deque(name for name in recipes if not (out / name / FINAL).is_dir())
     running: dict[Future[int], str] = {}
-    with (
-        _Bars(recipes, waiting, labels or {}, console) as bars,
-        stop_on_signal() as stop,
-        ProcessPoolExecutor(processes, mp_context=context, initializer=_begin, initargs=(news, asked)) as pool,
-    ):
+    with ProcessPoolExecutor(queue.processes, mp_context=context, initializer=_begin, initargs=(news, asked)) as pool:
         try:
-            while running or (waiting and not asked.value):
-                while waiting and len(running) < processes and not asked.value:
-                    name = waiting.popleft()
+            while running or (queue.waiting and not asked.value):
+                while not asked.value and (name := queue.next_beside(at_work)) is not None:
                     bars.show_bar(name)
+                    at_work.append(name)
                     with _block_sigint():
                         running[pool.submit(_run_chunk, name, recipes[name], out / name)] = name
                 done = wait(running, timeout=0.2, return_when=FIRST_COMPLETED).done
@@ -74,17 +101,12 @@ def run_all(
                     bars.show(*news.get())
                 for chunk in done:
                     name = running.pop(chunk)
-                    with suppress(Interrupted):  # told once, below
-                        if chunk.result() < recipes[name].steps:
-                            _put_back(name, waiting, take_turns=len(waiting) + len(running) < 2 * processes - 1)
-                        else:
-                            bars.hide_bar(name)
-        except BrokenProcessPool as error:
-            if not stop():
-                why = f"{out}: a run was killed, for lack of memory perhaps; try "
-                raise RlifError(
-                    why, Argument("processes"), " 1, and the same ", Argument("out"), " to go on"
-                ) from error
+                    unfinished = _is_unfinished(chunk, name, recipes[name].steps, on_error)
+                    at_work.remove(name)
+                    if unfinished:
+                        _put_back(name, queue.waiting, take_turns=queue.is_short(len(running)))
+                    else:
+                        bars.hide_bar(name)
         except AtOnce:
             for process in multiprocessing.active_children():
                 process.kill()
@@ -92,8 +114,54 @@ def run_all(
         except BaseException:
             asked.value = signal.SIGTERM  # the other runs keep what they have before this one's error is told
             raise
-        if signum := stop():
-            raise Interrupted(signum, f"stopped; go on with: {go_on_with}")
+
+
+def _is_unfinished(chunk: "Future[int]", name: str, steps: int, on_error: OnError | None) -> bool:
+    """Whether a run has more to do after a chunk of it; one that failed has not, nor has one that was stopped."""
+    try:
+        return chunk.result() < steps
+    except (Interrupted, BrokenProcessPool) as end:
+        if isinstance(end, BrokenProcessPool):
+            raise
+        return False  # told once, in the end
+    except Exception as error:
+        if on_error is None:
+            raise
+        on_error(name, error)
+        return False
+
+
+def _isolate(queue: "_Queue", at_work: list[str], error: Exception, out: Path, on_error: OnError | None) -> None:
+    """After a process was killed: who was alone at work is at fault; of several, each goes on alone."""
+    why = "a run was killed, for lack of memory perhaps"
+    if on_error is None:
+        raise RlifError(
+            f"{out}: {why}; try ", Argument("processes"), " 1, and the same ", Argument("out"), " to go on"
+        ) from error
+    if len(at_work) == 1:
+        on_error(at_work[0], RlifError(f"{why}: it was the only one at work"))
+    else:
+        queue.alone.update(at_work)
+        queue.waiting.extendleft(reversed(at_work))
+
+
+class _Queue:
+    """The runs that wait, in their order; ``alone`` are those that nothing may run beside."""
+
+    def __init__(self, names: Iterable[str], processes: int) -> None:
+        self.waiting, self.processes, self.alone = deque(names), processes, set[str]()
+
+    def next_beside(self, at_work: Collection[str]) -> str | None:
+        """Take the run that begins now, with those at work; None if none may."""
+        if not self.waiting or len(at_work) >= self.processes:
+            return None
+        if at_work and self.alone.intersection([self.waiting[0], *at_work]):
+            return None
+        return self.waiting.popleft()
+
+    def is_short(self, running: int) -> bool:
+        """Whether so few are left that they should take turns."""
+        return len(self.waiting) + running < 2 * self.processes - 1
 
 
 def check_recipes(recipes: Mapping[str, Recipe], out: Path) -> None:
@@ -161,6 +229,7 @@ class _Bars:
         total = sum(recipe.steps for recipe in recipes.values())
         self._all = self._progress.add_task("all", total=total, completed=sum(self._at.values()), news="", whole=True)
         self._scores: dict[str, float] = {}
+        self._ended = {name for name in recipes if name not in waiting}
 
     def __enter__(self) -> "_Bars":
         self._progress.start()
@@ -174,14 +243,18 @@ class _Bars:
         self._progress.update(self._bars[name], visible=True)
 
     def hide_bar(self, name: str) -> None:
-        """A run is finished; of a few the bar stays."""
+        """A run is finished, or has failed; of a few the bar stays. Of many, where no terminal is, one line a run."""
         self._progress.update(self._bars[name], visible=self._few)
+        if not self._few and not self._console.is_terminal and name not in self._ended:
+            self._ended.add(name)
+            score = f", right and formatted {self._scores[name]:.2f}" if name in self._scores else ""
+            self._console.write_line(f"{len(self._ended)} of {len(self._bars)}: {name}, step {self._at[name]}{score}")
 
     def show(self, name: str, step: int, reward: float | None, score: float | None) -> None:
         """A run has done a step; ``score`` is the share right and formatted, if it was evaluated."""
         if score is not None:
             self._scores[name] = score
-            if not self._console.is_terminal:
+            if self._few and not self._console.is_terminal:
                 self._console.write_line(f"{name}: step {step}, right and formatted {score:.2f}")
         numbers = {"reward": (reward, ".3f"), "right": (self._scores.get(name), ".2f")}
         news = "  ".join(f"{what} {value:{form}}" for what, (value, form) in numbers.items() if value is not None)
@@ -240,7 +313,6 @@ def _begin(news: Any, asked: Any) -> None:
     _news, _asked = news, asked
     prepare_terminal()
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.environ["HF_HUB_OFFLINE"] = "1"  # the tiny models are in the package
     import torch
 
     torch.set_num_threads(1)

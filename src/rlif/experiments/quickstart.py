@@ -8,15 +8,15 @@ on how many cores there are. A quickstart that was broken off goes on when it is
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rlif.config import Recipe
 from rlif.errors import Argument, RlifError
+from rlif.experiments.grid import combinations, find_grid, load_grid, slug
 from rlif.experiments.pool import check_recipes, run_all
-from rlif.recipes import find_recipe, load_recipe, parse_recipe
 from rlif.runs.layout import METRICS_FILE
 from rlif.utils.atomic_io import LOCK, locked
 from rlif.utils.terminal import Console
@@ -24,24 +24,21 @@ from rlif.utils.terminal import Console
 
 @dataclass(frozen=True)
 class Variant:
-    """One of the runs: its folder, how it is called in table and figures, and what differs from recipes/tiny.yaml."""
+    """One of the runs: its folder, how it is called in table and figures, and its recipe."""
 
     name: str
     label: str
-    overrides: tuple[str, ...]
+    recipe: Recipe
 
 
-VARIANTS = (
-    Variant("base-self-certainty", "base, self-certainty", ()),
-    Variant("base-token-entropy", "base, token entropy", ("reward=token_entropy",)),
-    Variant(
-        "base-trajectory-entropy",
-        "base, trajectory entropy",
-        ("reward={name: trajectory_entropy, reduce: sum}",),
-    ),
-    Variant("base-verifiable", "base, verifiable (labels)", ("reward=verifiable",)),
-    Variant("instruct-self-certainty", "instruct, self-certainty", ("policy.model=tiny-instruct",)),
-)
+def variants(steps: int = 60) -> tuple[Variant, ...]:
+    """The cells of grids/quickstart.yaml, each of so many steps."""
+    grid = load_grid(find_grid(Path("quickstart")))
+    found = []
+    for labels, recipe in combinations(grid.model_copy(update={"set": {**grid.set, "steps": steps}})):
+        model, reward = labels["model"], labels["reward"]
+        found.append(Variant(slug(f"{model}-{reward}"), f"{model}, {reward}", recipe))
+    return tuple(found)
 
 
 def quickstart(out: Path, *, steps: int = 60, processes: int = 2) -> None:
@@ -50,15 +47,16 @@ def quickstart(out: Path, *, steps: int = 60, processes: int = 2) -> None:
     Raises `RlifError` if ``out`` holds anything but a quickstart of the same settings, which is gone on with;
     `Interrupted` after SIGINT or SIGTERM, each run's checkpoint written.
     """
-    recipes = {variant.name: _recipe(variant, steps) for variant in VARIANTS}
+    runs = variants(steps)
+    recipes = {variant.name: variant.recipe for variant in runs}
     _check_ours(out, recipes)
     console = Console()
     started = time.monotonic()
     with locked(out):
-        labels = {variant.name: variant.label for variant in VARIANTS}
+        labels = {variant.name: variant.label for variant in runs}
         again = f"rlif quickstart --out {out} --steps {steps}"
         run_all(recipes, out, processes=processes, console=console, go_on_with=again, labels=labels)
-        _report(out, console)
+        _report(runs, out, console)
     console.write_line(f"done in {time.monotonic() - started:.0f} s")
 
 
@@ -71,12 +69,12 @@ def _check_ours(out: Path, recipes: Mapping[str, Recipe]) -> None:
     check_recipes(recipes, out)
 
 
-def _report(out: Path, console: Console) -> None:
+def _report(runs: Sequence[Variant], out: Path, console: Console) -> None:
     from rlif.report.figures import Curve, write_figures
     from rlif.report.summary import explain, markdown, summarise, terminal_table
     from rlif.runs.history import read_metrics
 
-    logs = {variant.label: read_metrics(out / variant.name / METRICS_FILE) for variant in VARIANTS}
+    logs = {variant.label: read_metrics(out / variant.name / METRICS_FILE) for variant in runs}
     curves = [Curve(label, [line for line in log if "eval/right" in line]) for label, log in logs.items()]
     results = [summarise(curve.label, curve.lines) for curve in curves]
     console.print(terminal_table(results))
@@ -96,10 +94,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _recipe(variant: Variant, steps: int) -> Recipe:
-    recipe = load_recipe(find_recipe(Path("tiny")), [*variant.overrides, f"steps={steps}"])
-    # The figures need only the evaluations; a demonstration need not leave a hundred megabytes behind.
-    lean = {"checkpoint": {"every": 0, "keep_last": 1}, "log": {"rollouts_every": 10}}
-    return parse_recipe(recipe.model_dump(mode="json") | lean)

@@ -21,6 +21,7 @@ from rlif.model.files import (
     inspect_gguf,
     merge_first,
 )
+from rlif.model.merge import model_source
 from rlif.model.policy import Policy, _reason
 from rlif.utils.atomic_io import flush_folder
 from rlif.utils.paths import expanded
@@ -38,25 +39,25 @@ def load_policy(config: PolicyConfig, *, dtype: torch.dtype | None = None) -> Po
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    source = registry.resolve(config.model)
+    name, source = str(config.model), registry.resolve(model_source(config.model))
     location, options = _locate(source, config)
-    with _verdict(config.model):
+    with _verdict(name):
         files = _inspect(source)
     options["trust_remote_code"] = config.remote_code
     device = _device(config.device)
     dtype = dtype or compute_dtype(config.dtype, device)
     weights = {"quantization_config": _dequantise()} if "gguf_file" in options else {"use_safetensors": True}
-    with _verdict(config.model), _quietly():
+    with _verdict(name), _quietly():
         with _explained("its tokenizer: " if files.folder else "", checks.check_files, files.folder):
             tokenizer = AutoTokenizer.from_pretrained(location, **options)
             tokenizer("12+34=?")  # some damage shows in use alone
         with _explained("", checks.check_configs, files.folder):
             if not config.remote_code:
-                checks.check_fit(config.model, location, files)
+                checks.check_fit(name, location, files)
             model, info = AutoModelForCausalLM.from_pretrained(
                 location, **options, **weights, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
             )
-    checks.check_loaded(config.model, model, info, files)
+    checks.check_loaded(name, model, info, files)
     if "gguf_file" in options:
         model = _plain_copy(model, dtype)
     return _assemble(model.to(device).eval(), tokenizer, config)
@@ -114,7 +115,7 @@ def _snapshot(source: str, file: str) -> Path | None:
 
 def check_source(config: PolicyConfig) -> None:
     """Raise `RlifError` if there is no such model, as far as that shows without loading it."""
-    _locate(registry.resolve(config.model), config)
+    _locate(registry.resolve(model_source(config.model)), config)
 
 
 def unpack(name: str) -> Path:
@@ -273,8 +274,8 @@ def _plain_copy(quantised: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def _assemble(model: Any, tokenizer: Any, config: PolicyConfig) -> Policy:
-    eos_ids = checks.eos_ids_of(config.model, model, tokenizer)
-    tokens = checks.check_tokenizer(config.model, model, tokenizer)
+    eos_ids = checks.eos_ids_of(str(config.model), model, tokenizer)
+    tokens = checks.check_tokenizer(str(config.model), model, tokenizer)
     text_config = model.config.get_text_config(decoder=True)
     pad = tokenizer.pad_token_id
     return Policy(
@@ -285,7 +286,7 @@ def _assemble(model: Any, tokenizer: Any, config: PolicyConfig) -> Policy:
         vocab_size=min(tokens, text_config.vocab_size),
         context=getattr(text_config, "max_position_embeddings", None),
         chat_template=_uses_template(tokenizer, config),
-        source=config.model,
+        source=str(config.model),
     )
 
 

@@ -11,7 +11,7 @@ from random import Random
 from rlif.config import ArithmeticTask
 from rlif.errors import Argument, RlifError
 from rlif.rng import keyed_random
-from rlif.tasks.base import EVAL_SEED, GradedTask, too_few
+from rlif.tasks.base import EVAL_SEED, GradedTask, too_few, walk
 from rlif.tasks.templates import find_template
 from rlif.types import Problem
 
@@ -37,24 +37,34 @@ class Arithmetic(GradedTask):
         self._width = config.high - config.low + 1
 
     def train_problems(self, step: int, count: int, seed: int) -> tuple[Problem, ...]:
-        """See `Task.train_problems`. Fresh draws for each (seed, step), from the training share of the pairs."""
-        return self._draw(keyed_random("arithmetic", seed, step), count, held_out=False)
+        """See `Task.train_problems`. Fresh draws for each (seed, step), from the training share of the pairs; with
+        ``config.limit``, from as many of them as it says."""
+        if (limit := self._config.limit) is not None:
+            if count > limit:
+                raise too_few(
+                    "the sums trained on", limit, count, "raise ", Argument("limit"), " or lower ", Argument("prompts")
+                )
+            few = self._draw(keyed_random("arithmetic", "limit", seed), limit, asked="limit")
+            return tuple(few[row] for row in walk(limit, step, count, seed))
+        return self._draw(keyed_random("arithmetic", seed, step), count, asked="prompts")
 
     def eval_problems(self, count: int, seed: int = EVAL_SEED) -> tuple[Problem, ...]:
         """See `Task.eval_problems`. From the evaluation share, which training never sees."""
-        return self._draw(keyed_random("arithmetic", "eval", seed), count, held_out=True)
+        return self._draw(keyed_random("arithmetic", "eval", seed), count, asked="eval_problems")
 
     def problems_to_fit(self) -> tuple[Problem, ...]:
         """See `Task.problems_to_fit`."""
         return (self._problem(self._config.high, self._config.high),)
 
-    def _draw(self, random: Random, count: int, *, held_out: bool) -> tuple[Problem, ...]:
+    def _draw(self, random: Random, count: int, *, asked: str) -> tuple[Problem, ...]:
+        """``asked``: the argument that asks for so many; eval_problems come from the evaluation share."""
+        held_out = asked == "eval_problems"
         drawn: dict[tuple[int, int], Problem] = {}
         pairs = self._pairs(random, count)
         while len(drawn) < count:
             pair = next(pairs, None)
             if pair is None:
-                share, asked = ("evaluation", "eval_problems") if held_out else ("training", "prompts")
+                share = "evaluation" if held_out else "training"
                 where = f"the {share} share of sums from {self._config.low} to {self._config.high}"
                 wider = (", or widen the range (", Argument("low"), ", ", Argument("high"), ")") if self._widen else ()
                 raise too_few(where, len(drawn), count, "lower ", Argument(asked), f" to {len(drawn)}", *wider)

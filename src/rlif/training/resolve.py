@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rlif.config import Recipe
+from rlif.config import MergedModel, Recipe
 from rlif.errors import RlifError
 from rlif.model.registry import MODELS
 from rlif.recipes import parse_recipe
@@ -18,8 +18,7 @@ def resolved(recipe: Recipe) -> Recipe:
     """A recipe that says what will be done, wherever it is resumed: local paths are absolute, and what the template
     brings (stop strings, the form of answer it asks for) and the evaluation takes over from rollouts is spelled out."""
     data = recipe.model_dump(mode="json")
-    if recipe.policy.model not in MODELS and expanded(recipe.policy.model).exists():
-        data["policy"]["model"] = str(expanded(recipe.policy.model).resolve())
+    data["policy"]["model"] = _absolute_model(recipe.policy.model)
     for key in ("path", "eval_path"):
         if data["task"].get(key):
             data["task"][key] = str(expanded(data["task"][key]).resolve())
@@ -28,6 +27,15 @@ def resolved(recipe: Recipe) -> Recipe:
     data["rollout"]["stop"] = list(dict.fromkeys((*template.stop, *recipe.rollout.stop)))
     data["eval"] |= {"top_p": sampling.top_p, "top_k": sampling.top_k}
     return parse_recipe(data)
+
+
+def _absolute_model(model: str | MergedModel) -> str | dict[str, Any]:
+    """A model named so that the name means the same in every folder."""
+    if isinstance(model, str):
+        local = model not in MODELS and expanded(model).exists()
+        return str(expanded(model).resolve()) if local else model
+    sides = {name: _absolute_model(getattr(model.merge, name)) for name in ("base", "instruct")}
+    return {"merge": model.merge.model_dump(mode="json") | sides}
 
 
 def as_before(recipe: Recipe, info: Mapping[str, Any]) -> Recipe:

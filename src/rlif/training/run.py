@@ -67,7 +67,7 @@ class Run:
         with locked(out), ExitStack() as stack:
             RunLog.check_free(out)  # again: nobody else can take it from here on
             with emptied_on_failure(out, last=BEGINNING):
-                info = {**collect_info(model=recipe.policy.model), "provenance": setup.state["provenance"]}
+                info = {**collect_info(model=str(recipe.policy.model)), "provenance": setup.state["provenance"]}
                 if needs := custom.needs(recipe):
                     info[NEEDS] = needs
                 log = RunLog.create(out, recipe, info=info)
@@ -96,7 +96,7 @@ class Run:
             setup = prepare(recipe, Origin(out, now, start.checkpoint, began, allow_changed), custom)
             changed = accept(began, setup.provenance, step=setup.step, out=out, allow=allow_changed)
             keep_what_is_dropped(out, start)
-            info = {**collect_info(model=recipe.policy.model), **({"changed": changed} if changed else {})}
+            info = {**collect_info(model=str(recipe.policy.model)), **({"changed": changed} if changed else {})}
             # Without a checkpoint nothing is kept, the evaluation of step 0 included: it will be made again.
             log = RunLog.resume(out, start.step, info=info)
             with cls._opened(setup, out, log, callback) as run:

@@ -16,6 +16,7 @@ from rlif.config import PolicyConfig, Recipe
 from rlif.errors import Argument, RlifError
 from rlif.model.fingerprint import weights_digest
 from rlif.model.loading import compute_dtype, load_policy
+from rlif.model.merge import model_source
 from rlif.model.policy import Policy
 from rlif.rewards.base import Reward
 from rlif.rollout.engine import Engine
@@ -188,7 +189,7 @@ def _digest_of_reference(recipe: Recipe, reference: Policy, recorded: str | None
 def _provenance(prompts: PromptSource, eval_prompts: tuple[Prompt, ...], began: Provenance | None) -> Provenance:
     recipe = prompts.recipe
     rendered = {"train": prompts.train(1), **({"eval": eval_prompts} if eval_prompts else {})}
-    files, stamps = model_files(recipe.policy.model, began)
+    files, stamps = model_files(model_source(recipe.policy.model), began)
     return Provenance(
         date=prompts.now,
         recipe=recipe.model_dump(mode="json"),

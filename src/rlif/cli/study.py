@@ -1,0 +1,127 @@
+"""`rlif study`: what a grid will do, what became of its cells, and what that says of the paper's claims."""
+
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from rlif.errors import RlifError, named
+from rlif.evals.pace import duration
+from rlif.experiments.budget import seconds, side_by_side, tokens_at_most
+from rlif.experiments.study import RESULTS, RUNS, Plan, collect, plan_study, run_study, status
+from rlif.utils.terminal import Console
+
+_OPTIONS = {"out": "--out", "processes": "--processes"}
+_EVERY_KIND = ("finished", "failed", "begun", "waiting")
+
+
+def print_plan(grid: Path, out: Path | None, only: Sequence[str], where: Sequence[str]) -> None:
+    """The cells of a grid that were chosen, their tokens and the time they will take. Nothing is written."""
+    console, plan = Console(), plan_study(grid, only=only, where=_labels(where))
+    runs = out / RUNS if out is not None else Path("no folder yet")
+    axes = list(plan.chosen[0].axes)
+    table = Table(box=SIMPLE_HEAD)
+    for column in ("cell", *axes, "tokens", "state"):
+        table.add_column(column, justify="right" if column == "tokens" else "left", no_wrap=column == "tokens")
+    done = {cell.digest: _state(out, cell.digest) for cell in plan.chosen}
+    for cell in plan.chosen:
+        most = f"{tokens_at_most(cell.recipe):,}"
+        table.add_row(cell.name, *(cell.axes[axis] for axis in axes), most, done[cell.digest])
+    console.print(table)
+    ahead = {cell.digest: cell.recipe for cell in plan.chosen if done[cell.digest] != "finished"}
+    tokens = sum(map(tokens_at_most, ahead.values()))
+    shared = len(plan.chosen) - len(done)
+    console.write_line(
+        f"{len(plan.chosen)} of {len(plan.cells)} cells of {plan.name}"
+        + (f", {shared} of settings that another one has" if shared else "")
+        + f"; {len(ahead)} runs to do, {tokens:,} completion tokens at most"
+    )
+    estimate, side = seconds(list(ahead.values()), runs), side_by_side(ahead.values(), runs)
+    if estimate is None:
+        console.write_line("time: not known before a first cell is finished; run one with --only")
+    else:
+        console.write_line(f"time: about {duration(estimate[0] / side)} with {side} side by side ({estimate[1]})")
+
+
+def _state(out: Path | None, digest: str) -> str:
+    found = sorted((out / RUNS).glob(f"*-{digest[:8]}")) if out is not None else []
+    return status(out, found[0].name) if out is not None and found else "waiting"
+
+
+def print_study(grid: Path, out: Path, only: Sequence[str], where: Sequence[str], *, processes: int | None) -> None:
+    """Run a study and print what became of its cells. Raises `RlifError` in the end if a cell failed."""
+    console, started = Console(), time.monotonic()
+    plan = plan_study(grid, only=only, where=_labels(where))
+    words = [*(f"--only {shlex.quote(each)}" for each in only), *(f"--where {shlex.quote(each)}" for each in where)]
+    again = " ".join([f"rlif study {shlex.quote(str(grid))} --out {shlex.quote(str(out))}", *words])
+    with named(_OPTIONS):
+        run_study(plan, out, processes=processes, console=console, go_on_with=again)
+    rows = [row for row in collect(out).to_pylist() if row["grid"] == plan.name]
+    console.print(_summary(plan, rows))
+    for name, error in {row["cell"]: row["error"] for row in rows if row["status"] == "failed"}.items():
+        console.write_line(f"{name}: failed: {error}")
+    states = {row["cell"]: row["status"] for row in rows}
+    counts = {state: list(states.values()).count(state) for state in _EVERY_KIND}
+    told = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    console.write_line(f"{told}, {duration(time.monotonic() - started)}; table: {out / RESULTS}")
+    console.write_line(f"what they say of the paper's claims: rlif study {shlex.quote(str(out))} --findings")
+    if counts["failed"]:
+        failed = f"{counts['failed']} of {len(states)} cells failed, see {out / 'failed'}"
+        raise RlifError(f"{failed}; the same command tries again")
+
+
+def _summary(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """One line a cell that has begun: right and formatted at the start, at its best and in the end."""
+    axes = list(plan.cells[0].axes)
+    table = Table(box=SIMPLE_HEAD)
+    for column in (*axes, "start", "best @ step", "last", "entropy", "state"):
+        table.add_column(column, justify="left" if column in (*axes, "state") else "right")
+    by_cell: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        by_cell.setdefault(tuple(str(row[axis]) for axis in axes), []).append(row)
+    for labels, lines in by_cell.items():
+        scored = [line for line in lines if line.get("eval/right_and_formatted") is not None]
+        state = lines[0]["status"]
+        if not scored:
+            if state != "waiting":
+                table.add_row(*labels, "", "", "", "", state)
+            continue
+        key = "eval/right_and_formatted"
+        best = max(scored, key=lambda line: float(line[key]))
+        entropy = f"{scored[0]['eval/entropy']:.3f} → {scored[-1]['eval/entropy']:.3f}"
+        numbers = (f"{scored[0][key]:.3f}", f"{best[key]:.3f} @ {best['step']}", f"{scored[-1][key]:.3f}", entropy)
+        table.add_row(*labels, *numbers, state)
+    return table
+
+
+def print_findings(out: Path) -> None:
+    """Each claim with its test and verdict, for every grid of a folder; writes findings.md and findings.json there."""
+    from rlif.experiments.findings import basis, findings, write_findings
+
+    console, rows = Console(), collect(out).to_pylist()
+    grids = {grid: [row for row in rows if row["grid"] == grid] for grid in sorted({row["grid"] for row in rows})}
+    found = {grid: findings(own) for grid, own in grids.items()}
+    bases = {grid: basis(own) for grid, own in grids.items()}
+    for grid, claims in found.items():
+        shown = Table(box=SIMPLE_HEAD, title=f"{grid}: {bases[grid]}", title_justify="left")
+        for column in ("claim", "effect", "95 % interval", "n", "verdict"):
+            shown.add_column(column, justify="left" if column in ("claim", "verdict") else "right")
+        for claim in claims:
+            shown.add_row(claim.claim, claim.effect_text, claim.interval_text, str(claim.n), claim.verdict)
+        console.print(shown)
+    for path in write_findings(found, out, bases):
+        console.write_line(f"written: {path}")
+
+
+def _labels(where: Sequence[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for text in where:
+        axis, separator, labels = text.partition("=")
+        if not separator or not axis or not labels:
+            raise RlifError(f"--where {text!r}: write axis=label, for example reward=verifiable")
+        found.setdefault(axis, []).extend(labels.split(","))
+    return found

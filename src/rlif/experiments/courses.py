@@ -1,0 +1,124 @@
+"""A study's finished runs as courses: what happened to each from before training to its end, and statistics on them.
+
+Seeds are the sample: runs of one seed are averaged, and an interval is Student's t over the seeds.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+EARLY = 1 / 3
+"""Of a run's steps: "at first". The paper's runs peak near step 20 of 80 (as reported)."""
+
+SCORE = "eval/right_and_formatted"
+Seeds = Mapping[int, float]
+"""Seed → a number of its runs."""
+Parts = Mapping[str, Seeds]
+"""What has to show a claim (a signal, a pair of them, a setting) → its number for each seed."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """A finished run: where it stands in the grid, and its evaluations in order of steps, the first of step 0."""
+
+    model: str
+    model_kind: str
+    reward: str
+    reward_kind: str
+    seed: int
+    setting: str
+    lines: Sequence[Mapping[str, Any]]
+
+    def value(self, line: Mapping[str, Any], key: str) -> float:
+        """NaN where it was not measured."""
+        value = line.get(key)
+        return math.nan if value is None else float(value)
+
+    def start(self, key: str) -> float:
+        """Before training."""
+        return self.value(self.lines[0], key)
+
+    def last_gain(self, key: str) -> float:
+        """In the end, less before training."""
+        return self.value(self.lines[-1], key) - self.start(key)
+
+    def early(self, key: str) -> float:
+        """Mean over the early evaluations (of the first one after step 0 if there is none so early)."""
+        return fmean(self.value(line, key) for line in self.early_lines)
+
+    def early_gain(self, key: str) -> float:
+        """Early, less before training."""
+        return self.early(key) - self.start(key)
+
+    @property
+    def early_lines(self) -> Sequence[Mapping[str, Any]]:
+        until = EARLY * self.lines[-1]["step"]
+        return [line for line in self.lines[1:] if line["step"] <= until] or self.lines[1:2]
+
+
+_KNOWN_TEXTS = {"grid", "cell", "model", "reward", "model_kind", "reward_kind", "status", "error"}
+
+
+def courses_of(rows: Iterable[Mapping[str, Any]]) -> list[Course]:
+    """The finished runs that were evaluated before training and later, each with its rows in order of steps."""
+    by_run: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["status"] == "finished" and row.get(SCORE) is not None:
+            extra = [value for key, value in row.items() if isinstance(value, str) and key not in _KNOWN_TEXTS]
+            key = (row["model"], row["model_kind"], row["reward"], row["reward_kind"], row["seed"], ", ".join(extra))
+            by_run.setdefault(key, []).append(row)
+    ordered = {key: sorted(lines, key=lambda line: int(line["step"])) for key, lines in by_run.items()}
+    return [Course(*(*key, lines)) for key, lines in ordered.items() if len(lines) > 1 and lines[0]["step"] == 0]
+
+
+def by_seed(courses: Iterable[Course], number: Callable[[Course], float]) -> Seeds:
+    """The mean over the runs of each seed."""
+    found: dict[int, list[float]] = {}
+    for course in courses:
+        found.setdefault(course.seed, []).append(number(course))
+    return {seed: fmean(values) for seed, values in found.items()}
+
+
+def internal(courses: Sequence[Course], kind: str) -> dict[str, list[Course]]:
+    """The runs of models of a kind with internal rewards, by reward."""
+    found: dict[str, list[Course]] = {}
+    for course in courses:
+        if course.model_kind == kind and course.reward_kind == "internal":
+            found.setdefault(course.reward, []).append(course)
+    return found
+
+
+def each_signal(number: Callable[[Course], float], kind: str = "base") -> Callable[[Sequence[Course]], Parts]:
+    """``number`` of the runs of a kind of model, for each internal reward."""
+    return lambda courses: {signal: by_seed(runs, number) for signal, runs in internal(courses, kind).items()}
+
+
+# Student's t, 97.5 %, by degrees of freedom from 1; beyond the table its last value, which is a little too wide.
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120)
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of one number a seed, with the bounds of its 95 % interval; NaN bounds for a single seed."""
+    n, mean = len(values), fmean(values)
+    if n < 2:
+        return mean, math.nan, math.nan
+    width = _T[min(n - 1, len(_T)) - 1] * stdev(values) / math.sqrt(n)
+    return mean, mean - width, mean + width
+
+
+def spearman(a: Sequence[float], b: Sequence[float]) -> float:
+    """Rank correlation, ties sharing their mean rank; NaN where one of the two is constant."""
+    return pearson(_ranks(a), _ranks(b))
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    return [sum(other < value for other in values) + (values.count(value) - 1) / 2 for value in values]
+
+
+def pearson(a: Sequence[float], b: Sequence[float]) -> float:
+    """Correlation; NaN where one of the two is constant."""
+    da, db = ([value - fmean(each) for value in each] for each in (a, b))
+    norm = math.sqrt(sum(x * x for x in da) * sum(x * x for x in db))
+    return sum(x * y for x, y in zip(da, db, strict=True)) / norm if norm > 0.0 else math.nan
