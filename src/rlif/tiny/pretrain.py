@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rlif.errors import RlifError
+from rlif.tiny import VERSION
 from rlif.tiny.corpus import BASE, INSTRUCT, Corpus, Example, example
 from rlif.tiny.tokenizer import CONTEXT, build_tokenizer
 
@@ -142,6 +143,7 @@ def _new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         dtype="float32",
+        rlif_tiny_version=VERSION,
     )
     model = LlamaForCausalLM(config)
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
