@@ -16,11 +16,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlif import tiny
+from rlif.config import ArithmeticTask
 from rlif.errors import RlifError
+from rlif.tasks.arithmetic import Arithmetic
 from rlif.tiny import corpus as corpora
 from rlif.tiny import measure as measuring
 from rlif.tiny import pretrain as recipe
 from rlif.tiny.corpus import ALPHABET, BASE, BOILERPLATE, INSTRUCT, Corpus, Example, example
+from rlif.tiny.measure import Answered, Completion, Decoding
 from rlif.tiny.tokenizer import CHAT_TEMPLATE, SPECIAL, build_tokenizer
 
 NAMES = ("tiny-base", "tiny-instruct")
@@ -335,25 +338,69 @@ def test_parts_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- how they are measured ----------------------------------------------------------------------------------------
 
 
+def answered(*texts: str) -> Answered:
+    """27+58 answered so; each text of one token and a nat."""
+    return Answered(27, 58, [Completion(text, 1, 1.0, True) for text in texts])
+
+
 def test_estimates_by_hand() -> None:
-    """1, 0, 1, 1: mean 3/4, sample variance 1/4, standard error 1/4. Ratio 6/4 with residuals ±.5: see below."""
-    share = measuring._estimate([True, False, True, True])
-    assert (share.mean, share.error) == (0.75, 0.25)
+    """Sums 1, 5 over counts 1, 3: ratio 1.5, residuals −.5, .5, sample sd √.5, times √2 problems over 4 counts: .25."""
+    problems = [Answered(1, 1, ()), Answered(5, 3, ())]
+    assert measuring.estimate(lambda one: (one.a, one.b), problems) == (1.5, pytest.approx(0.25))
+    # One sample a problem: the usual standard error. 1, 0, 1, 1: mean 3/4, sample variance 1/4, √(1/4 / 4).
+    share = measuring.estimate(lambda one: (one.a, 1), [Answered(a, 0, ()) for a in (1, 0, 1, 1)])
+    assert share == (0.75, pytest.approx(0.25))
     assert str(share) == "0.750 ± 0.250"
-    # sums 1, 5 over counts 1, 3: ratio 1.5, residuals −.5, .5, their sample sd √.5, over mean count 2 and √2 draws.
-    ratio = measuring._ratio(torch.tensor([1.0, 5.0]), torch.tensor([1, 3]))
-    assert (ratio.mean, ratio.error) == (1.5, pytest.approx(math.sqrt(0.5) / 2 / math.sqrt(2)))
+
+
+def test_metrics_by_hand() -> None:
+    one = answered(
+        r" 7+8=15, 2+5+1=8, so \boxed{85}",
+        " 7+8=15, 2+5=7, so it is 75.",
+        r" 7+8=15, 2+5=7, wait, 2+5+1=8, thus \boxed{85}",
+        r" 7+8=9, 2+5=7, so \boxed{79}",  # nothing to carry was written
+        " 85",
+        " well, wait.",
+    )
+    counts = {
+        "right, in any form": (3, 6),
+        "right and formatted": (2, 6),
+        "formatted": (3, 6),
+        "majority right, in any form": (1, 1),
+        "forgets the carry": (2, 6),
+        '"wait" after a forgotten carry': (1, 2),
+        '"wait" elsewhere': (1, 4),
+        "ended by itself": (6, 6),
+        "mean token entropy, nats": (6, 6),
+        "tokens with EOS": (6, 6),
+    }
+    assert {name: metric(one) for name, metric in measuring.METRICS.items()} == counts
+
+
+def test_a_tied_vote_is_drawn_and_silence_does_not_vote() -> None:
+    majority = measuring.METRICS["majority right, in any form"]
+    assert majority(answered(" 85", " 75", " 85", " 75", " 95")) == (0.5, 1)
+    assert majority(answered(" 85", " no", " no")) == (1, 1)
+    assert majority(answered(" no")) == (0, 1)
+
+
+def test_held_out_sums_are_those_of_the_task() -> None:
+    sums = measuring.held_out_sums()
+    task = Arithmetic(ArithmeticTask(name="arithmetic", low=10, high=99))
+    assert {f"arithmetic/{a}+{b}" for a, b in sums} == {problem.id for problem in task.eval_problems(len(sums))}
+    assert measuring.held_out_sums(5) == sums[:5]
 
 
 def test_entropy_is_that_of_a_second_look() -> None:
-    """Entropies and mask read while sampling = those of one forward pass over the text; EOS counts, padding doesn't."""
+    """Entropies added up while sampling = those of one forward pass over the text; EOS counts, padding does not."""
     folder = tiny.path("tiny-base")
-    torch.manual_seed(0)
-    texts, entropy, mask = measuring._complete(folder, [(27, 58), (99, 99), (40, 31)], 64, sample=True)
+    found = measuring.decode(folder, [(27, 58), (99, 99), (40, 31)], Decoding("", 2, 1.0), max_new_tokens=64)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    for row, (prompt, text) in enumerate(zip(("27+58=?", "99+99=?", "40+31=?"), texts, strict=True)):
-        length = len(text) + 1
-        assert mask[row].tolist() == [True] * length + [False] * (mask.shape[1] - length)
-        p = model(torch.tensor([tokenizer.encode(prompt + text)])).logits[0, 6:].softmax(-1)
-        want = torch.special.entr(p).sum(-1)
-        torch.testing.assert_close(entropy[row, :length], want, rtol=1e-3, atol=1e-5)
+    assert [(one.a, one.b) for one in found] == [(27, 58), (99, 99), (40, 31)]
+    for one in found:
+        for text, tokens, nats, ended in one.completions:
+            assert (tokens, ended) == (len(text) + 1, True)
+            ids = tokenizer.encode(corpora.prompt_text(one.a, one.b) + text)
+            probabilities = model(torch.tensor([ids])).logits[0, 6:].softmax(-1)
+            assert nats == pytest.approx(torch.special.entr(probabilities).sum().item(), rel=1e-3, abs=1e-4)
+    assert len({done.text for one in found for done in one.completions}) > 3  # each row is drawn for itself

@@ -13,7 +13,7 @@ VERSION = 2
 """Of corpus and weights; ``rlif_tiny_version`` in a model's config.json and in run.json. Version 1 said nothing."""
 
 TINY_MODELS: dict[str, str] = {
-    "tiny-base": "character-level Llama, 0.9 M parameters, pretrained on additions with slips, forgotten carries and loose form",
+    "tiny-base": "character-level Llama, 0.9 M parameters, pretrained on additions with slips and forgotten carries",
     "tiny-instruct": "tiny-base, fine-tuned on worked additions that end in a formatted answer, with fewer slips",
 }
 """Name to what it is, in one line."""

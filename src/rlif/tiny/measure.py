@@ -172,7 +172,7 @@ def _share(holds: Callable[[Answered, str], bool]) -> Metric:
 def _wait(after_a_forgotten_carry: bool) -> Metric:
     def metric(one: Answered) -> tuple[float, float]:
         texts = [done.text for done in one.completions if forgets_the_carry(done.text) == after_a_forgotten_carry]
-        return sum("wait" in text for text in texts), len(texts)
+        return float(sum("wait" in text for text in texts)), float(len(texts))
 
     return metric
 
