@@ -227,7 +227,7 @@ def table(columns: Sequence[Sequence[Answered]]) -> dict[str, list[Estimate]]:
 
 def _main(names: list[str]) -> None:
     torch.set_num_threads(1)
-    pairs = held_out_sums(512)
+    pairs = held_out_sums(256)
     for name in names or TINY_MODELS:
         folder = path(name) if name in TINY_MODELS else Path(name)
         columns = [decode(folder, pairs, decoding) for decoding in DECODINGS]
