@@ -102,16 +102,24 @@ def greedy_path(chances: dict[str, float]) -> str:
 
 
 @pytest.mark.parametrize("corpus", [BASE, INSTRUCT], ids=NAMES)
-@pytest.mark.parametrize("pair", [(27, 88), (90, 10), (58, 41), (15, 95)])
+@pytest.mark.parametrize("pair", [(27, 88), (90, 10), (15, 95)])
 def test_completions_come_with_the_chances_of_the_grammar(corpus: Corpus, pair: tuple[int, int]) -> None:
-    """All of the tree's hundreds of texts, each to a Bernstein bound of 1e-9: false alarm for a random seed < 1e-6."""
-    n = 5_000
+    """All of the tree's hundreds of texts, and the shares that have a part in common (known to .02 at most).
+
+    Each to a Bernstein bound of 1e-9: false alarm for a random seed below 1e-6.
+    """
+    n = 20_000
     chances = distribution(*pair, corpus)
     assert math.fsum(chances.values()) == pytest.approx(1.0)
     counts = Counter(drawn.completion for drawn in draw(corpus, n, pair))
     assert set(counts) <= set(chances)
     for text, chance in chances.items():
         assert abs(counts[text] / n - chance) < bernstein(n, chance, 1e-9), text
+    units = f"={pair[0] % 10 + pair[1] % 10},"
+    for part in (units, "+1=", "wait", "so", "thus", "boxed"):
+        chance = math.fsum(chance for text, chance in chances.items() if part in text)
+        found = sum(count for text, count in counts.items() if part in text) / n
+        assert abs(found - chance) < bernstein(n, chance, 1e-9), part
 
 
 @pytest.mark.parametrize("corpus", [BASE, INSTRUCT], ids=NAMES)

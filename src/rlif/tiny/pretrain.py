@@ -1,8 +1,8 @@
 """The recipe of the tiny models: pretrain `tiny-base`, fine-tune it into `tiny-instruct`, write both as folders.
 
-Run as ``rlif tiny make --out DIR``; four to five minutes on one CPU core. The same seed, versions and kind of machine
-give the same weights: one thread, fp32, every draw from one seed. The settings were chosen by what the models do when
-sampled (docs/tiny.md), before any reinforcement learning.
+Run as ``rlif tiny make --out DIR``; about five minutes on one CPU core. The same seed, versions and kind of machine
+give the same weights: one thread, fp32, every draw from one seed. The corpus was fixed by what the models do when
+decoded (docs/tiny.md), before any reinforcement learning.
 """
 
 import math
