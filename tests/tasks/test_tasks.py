@@ -15,8 +15,9 @@ from pyarrow import parquet
 
 from rlif.config import ArithmeticTask, FileTask
 from rlif.errors import RlifError
+from rlif.rng import is_held_out
 from rlif.tasks import BUILDERS, build_task
-from rlif.tasks.arithmetic import Arithmetic, is_held_out
+from rlif.tasks.arithmetic import Arithmetic
 from rlif.tasks.base import walk
 from rlif.tasks.files import ProblemFile, read_problems
 from rlif.tasks.templates import TEMPLATES, render_messages, render_text
