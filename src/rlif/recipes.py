@@ -17,6 +17,9 @@ _FOLDERS = (Path(__file__).parent / "recipes", Path(__file__).parents[2] / "reci
 
 RECIPE_KEYS: Mapping[str, str] = {
     "model": "policy.model",
+    "base": "policy.model.merge.base",
+    "instruct": "policy.model.merge.instruct",
+    "ratios": "policy.model.merge.ratio",
     "device": "policy.device",
     "dtype": "policy.dtype",
     "chat_template": "policy.chat_template",
