@@ -56,7 +56,7 @@ class Scripted:
 
 
 def settings(**changes: Any) -> Settings:
-    return settings_of(**{"tasks": ("arithmetic",), "limit": 6, "samples": 3, **changes})
+    return settings_of(**{"tasks": ("arithmetic",), "limit": 6, "samples": 3, "baselines": (), **changes})
 
 
 def candidate(backend: Scripted) -> Candidate:

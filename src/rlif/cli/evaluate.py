@@ -15,7 +15,7 @@ from rlif.evals.compare import as_json, compare, model_folders
 from rlif.evals.figures import write_figures
 from rlif.evals.runner import Candidate, evaluate
 from rlif.evals.settings import Settings
-from rlif.evals.store import MODEL, RESULTS, read_json
+from rlif.evals.store import BASELINES, MODEL, RESULTS, read_json
 from rlif.evals.tables import print_comparisons, print_results
 from rlif.model.loading import check_source
 from rlif.utils.atomic_io import write_whole, writing
@@ -23,7 +23,7 @@ from rlif.utils.terminal import Console, note
 
 _SAME = (
     *("tasks", "data", "template", "format", "shots", "shots_from", "max_new_tokens", "max_mismatch"),
-    *("dtype", "device", "chat_template"),
+    *("dtype", "device", "chat_template", "baselines"),
 )
 OPTIONS: Mapping[str, str] = {
     **{name: f"--{name.replace('_', '-')}" for name in _SAME},
@@ -90,6 +90,8 @@ def judge(candidates: Sequence[Candidate], settings: Settings, out: Path) -> Non
     console.write_line()
     console.write_line(f"numbers: {out / RESULTS}")
     console.write_line(f"answers: {out}/MODEL/TASK/part-*.parquet")
+    if BASELINES in results["asked"]:
+        console.write_line(f"of the baselines: {out}/MODEL/TASK/_*/part-*.parquet")
     console.write_line(f"along the answers: {', '.join(map(str, figures))}")
 
 

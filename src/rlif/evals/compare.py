@@ -15,9 +15,10 @@ from jaxtyping import Float
 
 from rlif.analysis.paired import Differences, Paired, paired
 from rlif.errors import RlifError
+from rlif.evals.baselines import PerProblem, of_each_problem, read_passes
 from rlif.evals.grader_mark import with_known_grader
 from rlif.evals.metrics import AnswerTable
-from rlif.evals.store import ASKED, MODEL, Answers, read_answers, read_json, slug
+from rlif.evals.store import ASKED, BASELINES, MODEL, Answers, read_answers, read_json, slug
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Comparison:
     left_out: int
     """Problems that only one of the two was asked, or that are another question under the same id."""
     metrics: Mapping[str, Paired]
+    baselines: Mapping[str, Mapping[str, Paired]]
+    """Of those that both have: right, and right_and_formatted."""
     gained: tuple[str, ...]
     """Problems that only B solves."""
     lost: tuple[str, ...]
@@ -77,23 +80,45 @@ def _compare(task: str, a: Path, b: Path) -> Comparison:
         raise RlifError(f"{a / task} and {b / task}: not a single problem in common; evaluate both on the same data")
     mine, theirs = [i for i, _ in rows], [j for _, j in rows]
     of_a, of_b = _per_problem(first.table), _per_problem(second.table)
-    metrics = {}
-    for name in (name for name in of_a if name in of_b):
-        values = np.stack([of_a[name][mine], of_b[name][theirs]])
-        known = values[:, np.isfinite(values).all(axis=0)]
-        if known.size:
-            metrics[name] = paired(*known)
+    baselines_a, baselines_b = _baselines(a, task, first), _baselines(b, task, second)
     solved_a, solved_b = of_a["right"][mine] > 0.5, of_b["right"][theirs] > 0.5
     names = np.array([first.ids[i] for i in mine], dtype=object)
     return Comparison(
         task=task,
         problems=len(rows),
         left_out=len(first.ids) + len(second.ids) - 2 * len(rows),
-        metrics=metrics,
+        metrics=_paired(of_a, mine, of_b, theirs),
+        baselines={
+            name: _paired(values, mine, baselines_b[name], theirs)
+            for name, values in baselines_a.items()
+            if name in baselines_b
+        },
         gained=tuple(names[~solved_a & solved_b]),
         lost=tuple(names[solved_a & ~solved_b]),
-        different=_differences(_protocol(a, task), _protocol(b, task)),
+        different=(*_differences(_protocol(a, task), _protocol(b, task)), *_different_passes(_passes(a), _passes(b))),
     )
+
+
+def _paired(a: PerProblem, mine: Sequence[int], b: PerProblem, theirs: Sequence[int]) -> dict[str, Paired]:
+    """What both have, problem ``mine[i]`` of A beside ``theirs[i]`` of B, where it is known of both."""
+    found = {}
+    for name in (name for name in a if name in b):
+        values = np.stack([a[name][mine], b[name][theirs]])
+        known = values[:, np.isfinite(values).all(axis=0)]
+        if known.size:
+            found[name] = paired(*known)
+    return found
+
+
+def _baselines(folder: Path, task: str, main: Answers) -> dict[str, PerProblem]:
+    passes = read_passes(folder, task, main, _protocol(folder, task), _passes(folder))
+    return of_each_problem(main.table, passes)
+
+
+def _passes(folder: Path) -> dict[str, Any]:
+    """The further passes that a model's evaluation was asked for."""
+    asked = folder.parent / ASKED
+    return read_json(asked).get(BASELINES, {}) if asked.is_file() else {}
 
 
 def _tasks(folder: Path) -> set[str]:
@@ -174,8 +199,18 @@ def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(f"{key}: {a.get(key)} and {b.get(key)}" for key in keys)
 
 
+def _different_passes(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(f"{name}: {a[name]} and {b[name]}" for name in a if name in b and a[name] != b[name])
+
+
 def as_json(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
     """Everything, for a file."""
-    return [
-        asdict(one) | {"metrics": {name: value._asdict() for name, value in one.metrics.items()}} for one in comparisons
-    ]
+    found = []
+    for one in comparisons:
+        baselines = {name: _as_json(values) for name, values in one.baselines.items()}
+        found.append(asdict(one) | {"metrics": _as_json(one.metrics), BASELINES: baselines})
+    return found
+
+
+def _as_json(metrics: Mapping[str, Paired]) -> dict[str, Any]:
+    return {name: value._asdict() for name, value in metrics.items()}

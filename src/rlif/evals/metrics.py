@@ -24,7 +24,8 @@ class AnswerTable:
 
     ``means`` are each answer's mean signals (nats per token at temperature 1), ``tenths`` the same over the tenths of
     the answer (NaN where a tenth has no token). A signal is NaN in an answer of which the back-end does not know it (in
-    an empty one, say), and left out if it knows it of none.
+    an empty one, say), and left out if it knows it of none. ``drawn`` are the tokens that an answer cost where that is
+    not its length; None: it is.
     """
 
     samples: int
@@ -34,6 +35,7 @@ class AnswerTable:
     lengths: Float[np.ndarray, " row"]
     means: Mapping[str, Float[np.ndarray, " row"]]
     tenths: Mapping[str, Float[np.ndarray, "row tenth"]]
+    drawn: Float[np.ndarray, " row"] | None = None
 
     @property
     def right(self) -> Bool[np.ndarray, "problem sample"]:

@@ -4,6 +4,7 @@ from datetime import datetime
 
 from rlif.evals.backends.base import RenderedProblem
 from rlif.evals.grader_mark import grader_mark
+from rlif.evals.passes import Pass
 from rlif.evals.settings import Settings
 from rlif.grading.extraction import find_extractor
 from rlif.tasks.base import digest
@@ -41,6 +42,7 @@ class Plan:
             stop=tuple(dict.fromkeys((*self.template.stop, *settings.stop))),
         )
         self.rendered = tuple(self._render(problem) for problem in self.problems)
+        self.main = Pass(name, "", self.rendered, self.format, self.samples, self.sampling)
 
     def _render(self, problem: Problem) -> RenderedProblem:
         question = problem.question

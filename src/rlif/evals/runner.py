@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Set
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from rlif import __version__
-from rlif.errors import RlifError
-from rlif.evals.backends.base import Answer, Backend, KnowsPrompts, RenderedProblem
+from rlif.errors import Argument, RlifError
+from rlif.evals.backends.base import Answer, Backend, KnowsPrompts, PowerSampler, RenderedProblem
 from rlif.evals.backends.openai_protocol import replace_surrogates
+from rlif.evals.baselines import read_passes, scores
 from rlif.evals.callbacks import EvalCallback, NullEvalCallback
 from rlif.evals.metrics import details, headline
+from rlif.evals.passes import PASSES, USUAL, Pass, further, is_main
 from rlif.evals.plan import Plan
 from rlif.evals.settings import Settings
-from rlif.evals.store import ASKED, MODEL, Answers, GradedAnswer, Spent, Store, read_answers, read_json, slug
+from rlif.evals.store import ASKED, BASELINES, MODEL, Answers, GradedAnswer, Spent, Store, read_answers, read_json, slug
 from rlif.grading.grader import Grader
 from rlif.model.template_clock import present
 from rlif.rng import Key
@@ -50,42 +52,89 @@ def evaluate(
         raise RlifError(f"{twice}: two models of this name; name them apart (by their folders, say)")
     now, date = _date(out)
     plans = [Plan(name, settings, now=now) for name in settings.tasks]
+    begun_with = _begun_with(out)
+    names = _usual(begun_with) if settings.baselines is None else settings.baselines
+    further_passes = {name: further(plans[0].main, name).protocol() for name in names}
+    known = {**(begun_with or {}), **further_passes}
     asked = {
         "rlif_eval": 1,
         "models": [candidate.name for candidate in candidates],
         "seed": settings.seed,
         "chat_template": settings.chat_template,
         "tasks": {plan.name: plan.protocol() for plan in plans},
+        **({BASELINES: known} if known else {}),
     }
+    passes = _passes(plans, tuple(further_passes))
     with Store.open(out, {**asked, **date}) as store, grader or Grader() as judge:
         for candidate in candidates:
-            _ask_all(candidate, plans, settings.seed, store, judge, callback or NullEvalCallback())
+            _ask_all(candidate, passes, settings.seed, store, judge, callback or NullEvalCallback())
         results = collect(out, candidates, plans, asked)
         store.write_results(results)
     return results
 
 
 def _ask_all(
-    candidate: Candidate, plans: Sequence[Plan], seed: int, store: Store, judge: Grader, callback: EvalCallback
+    candidate: Candidate, passes: Sequence[Pass], seed: int, store: Store, judge: Grader, callback: EvalCallback
 ) -> None:
     """Whatever one model has not answered yet. One with nothing left to do is loaded as well: it may have changed."""
-    have = {plan.name: store.have(candidate.name, plan.name) for plan in plans}
-    open_plans = [plan for plan in plans if _missing(plan, have[plan.name])]
+    have = {one.place: store.have(candidate.name, one.place) for one in passes}
+    open_passes = [one for one in passes if _missing(one, have[one.place])]
     backend = candidate.open()
     try:
         store.begin_model(
-            candidate.name, {**backend.facts(), **_prompts(backend, plans, store.folder(candidate.name) / MODEL)}
+            candidate.name, {**backend.facts(), **_prompts(backend, passes, store.folder(candidate.name) / MODEL)}
         )
-        for plan in open_plans:
-            backend.check(plan.rendered, plan.sampling)
-        for plan in plans:
-            answers = len(plan.rendered) * plan.samples
-            kept = sum(len(samples) for samples in have[plan.name].values())
-            callback.begin(candidate.name, plan.name, answers=answers, done=kept, limit=plan.sampling.max_new_tokens)
-            if plan in open_plans:
-                _ask(backend, plan, have[plan.name], seed, store, judge, callback)
+        for one in open_passes:
+            _check(backend, one)
+        for one in passes:
+            answers = len(one.rendered) * one.samples
+            kept = sum(len(samples) for samples in have[one.place].values())
+            callback.begin(candidate.name, one.title, answers=answers, done=kept, limit=one.sampling.max_new_tokens)
+            if one in open_passes:
+                _ask(backend, one, have[one.place], seed, store, judge, callback)
     finally:
         backend.close()
+
+
+def _passes(plans: Sequence[Plan], names: Sequence[str]) -> list[Pass]:
+    """All that is asked: of every task the main pass, then of every task those of these names that are another one."""
+    found = [plan.main for plan in plans]
+    others = [further(plan.main, name) for plan in plans for name in names]
+    return found + [one for one in others if not is_main(one.protocol(), plans[0].main.protocol())]
+
+
+def _begun_with(out: Path) -> dict[str, Any] | None:
+    """The further passes that the evaluation in ``out`` was ever asked for, by name; None if there is no evaluation."""
+    path = out / ASKED
+    if not path.is_file():
+        return None
+    known = read_json(path)
+    passes = known.get(BASELINES) if isinstance(known, dict) else None
+    return passes if isinstance(passes, dict) else {}
+
+
+def _usual(begun_with: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """The passes to ask for unless told: of an evaluation from before there were any, none."""
+    return USUAL if begun_with is None else tuple(name for name in begun_with if name in PASSES)
+
+
+def _check(backend: Backend, one: Pass) -> None:
+    """Raise `RlifError` for what cannot be answered."""
+    if one.schedule is not None and not isinstance(backend, PowerSampler):
+        problem = ": power sampling goes on from the middle of a text, which takes a model in this process"
+        raise RlifError(Argument("baselines"), f"{problem}; leave power out")
+    backend.check(one.rendered, one.sampling)
+
+
+def _answers(
+    backend: Backend, one: Pass, have: Mapping[str, Set[int]], seed: int, callback: EvalCallback
+) -> Generator[Sequence[Answer], None, None]:
+    """What a back-end says to the problems that lack an answer."""
+    missing, key = _missing(one, have), Key(seed, one.stream)
+    options: dict[str, Any] = {"samples": one.samples, "sampling": one.sampling, "progress": callback.advance}
+    if one.schedule is not None and isinstance(backend, PowerSampler):
+        return backend.power_answer(missing, schedule=one.schedule, key=key, **options)
+    return backend.answer(missing, key=key, have=have, **options)
 
 
 def _date(out: Path) -> tuple[datetime, dict[str, str]]:
@@ -106,31 +155,30 @@ def _date(out: Path) -> tuple[datetime, dict[str, str]]:
         raise RlifError(f"{path}: date is {known['date']!r}, no date; restore the file, or choose another") from error
 
 
-def _prompts(backend: Backend, plans: Sequence[Plan], known: Path) -> dict[str, dict[str, str]]:
+def _prompts(backend: Backend, passes: Sequence[Pass], known: Path) -> dict[str, dict[str, str]]:
     """Digests of what a model is given in each task, where its back-end knows; not if its ``known`` facts lack them."""
     if not isinstance(backend, KnowsPrompts) or (known.exists() and "prompts" not in read_json(known)):
         return {}
-    return {"prompts": {plan.name: backend.prompts_digest(plan.rendered) for plan in plans}}
+    return {"prompts": {one.task: backend.prompts_digest(one.rendered) for one in passes if not one.name}}
 
 
-def _missing(plan: Plan, have: Mapping[str, Set[int]]) -> list[RenderedProblem]:
+def _missing(asked: Pass, have: Mapping[str, Set[int]]) -> list[RenderedProblem]:
     """The problems that lack an answer."""
-    return [one for one in plan.rendered if len(have.get(one.problem.id, ())) < plan.samples]
+    return [one for one in asked.rendered if len(have.get(one.problem.id, ())) < asked.samples]
 
 
 def _ask(
     backend: Backend,
-    plan: Plan,
+    asked: Pass,
     have: Mapping[str, Set[int]],
     seed: int,
     store: Store,
     judge: Grader,
     callback: EvalCallback,
 ) -> None:
-    """The missing answers of one task, written part by part."""
-    places = {one.problem.id: i for i, one in enumerate(plan.rendered)}
-    key = Key(seed, f"eval/{plan.name}")
-    part = _Part(store.next_part(backend.name, plan.name), time.monotonic(), backend.seconds)
+    """The missing answers of one pass, written part by part."""
+    places = {one.problem.id: i for i, one in enumerate(asked.rendered)}
+    part = _Part(store.next_part(backend.name, asked.place), time.monotonic(), backend.seconds)
     open_problems: dict[str, list[GradedAnswer]] = defaultdict(list)
 
     def write() -> None:
@@ -138,25 +186,18 @@ def _ask(
         now, in_model = time.monotonic(), backend.seconds
         if part.answers:
             spent = Spent(now - part.began, in_model - part.in_model)
-            store.add(backend.name, plan.name, part.number, part.answers, spent)
+            store.add(backend.name, asked.place, part.number, part.answers, spent)
             part = _Part(part.number + 1, now, in_model)  # broken off before this, the same part is written once more
 
-    answers = backend.answer(
-        _missing(plan, have),
-        samples=plan.samples,
-        sampling=plan.sampling,
-        key=key,
-        have=have,
-        progress=callback.advance,
-    )
+    answers = _answers(backend, asked, have, seed, callback)
     try:
         with closing(answers):
             for batch in answers:
                 new = [answer for answer in batch if answer.sample not in have.get(answer.problem_id, ())]
-                for graded in _grade(new, plan, places, judge):
+                for graded in _grade(new, asked, places, judge):
                     name = graded.answer.problem_id
                     open_problems[name].append(graded)
-                    if len(open_problems[name]) + len(have.get(name, ())) == plan.samples:
+                    if len(open_problems[name]) + len(have.get(name, ())) == asked.samples:
                         part.answers.extend(open_problems.pop(name))
                 callback.answered(new)
                 if time.monotonic() - part.began > _EVERY:
@@ -167,7 +208,7 @@ def _ask(
         write()
         raise
     if open_problems:
-        raise RuntimeError(f"{backend.name}, {plan.name}: answers are missing, to {next(iter(open_problems))} first")
+        raise RuntimeError(f"{backend.name}, {asked.title}: answers are missing, to {next(iter(open_problems))} first")
     write()
 
 
@@ -181,14 +222,14 @@ class _Part:
     answers: list[GradedAnswer] = field(default_factory=list)
 
 
-def _grade(batch: Sequence[Answer], plan: Plan, places: Mapping[str, int], judge: Grader) -> Iterator[GradedAnswer]:
+def _grade(batch: Sequence[Answer], asked: Pass, places: Mapping[str, int], judge: Grader) -> Iterator[GradedAnswer]:
     for answer in batch:
         place = places[answer.problem_id]
-        problem = plan.problems[place]
+        problem = asked.rendered[place].problem
         text = replace_surrogates(answer.text)  # neither Parquet nor a terminal takes half a character
-        row_id = f"{plan.name}, {problem.id}, sample {answer.sample}"
+        row_id = f"{asked.title}, {problem.id}, sample {answer.sample}"
         said = text[answer.thoughts :]  # an answer that ended while it was thought about says nothing
-        verdict = judge.grade(said, problem.answer, format=plan.format, row_id=row_id)
+        verdict = judge.grade(said, problem.answer, format=asked.format, row_id=row_id)
         yield GradedAnswer(replace(answer, text=text), problem, place, verdict)
 
 
@@ -200,8 +241,11 @@ def collect(
     for candidate in candidates:
         facts = read_json(out / slug(candidate.name) / MODEL)
         for plan in plans:
-            answers = read_answers(out / slug(candidate.name) / plan.name)
-            results.append({"model": candidate.name, "task": plan.name, "facts": facts, **numbers(answers)})
+            folder, protocol = out / slug(candidate.name), plan.protocol()
+            answers = read_answers(folder / plan.name)
+            passes = read_passes(folder, plan.name, answers, protocol, asked.get(BASELINES, {}))
+            found = {**numbers(answers), BASELINES: scores(answers.table, passes)}
+            results.append({"model": candidate.name, "task": plan.name, "facts": facts, **found})
     return {"rlif": __version__, "asked": dict(asked), "results": results}
 
 

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from rlif.config import Fraction, Natural, Positive, Section
-from rlif.errors import RlifError
+from rlif.errors import RlifError, nearest
+from rlif.evals.passes import PASSES
 from rlif.tasks.few_shot import FIXED
 from rlif.utils.validation import explained
 
@@ -48,6 +49,8 @@ class Settings(Section):
     """Whether questions go through the model's chat template; auto: if it has one."""
     stop: tuple[str, ...] = ()
     """Strings that end an answer, besides those of the template."""
+    baselines: tuple[str, ...] | None = None
+    """Further passes (rlif.evals.passes.PASSES); null: greedy, or those that the folder's evaluation was begun with."""
     seed: Natural = 0
     """Seeds the sampling; an answer's random numbers depend on it, the problem and the number of the sample alone."""
 
@@ -63,6 +66,9 @@ class Settings(Section):
             raise ValueError(f"data: {unused[0]} is not among the tasks ({', '.join(self.tasks)})")
         if self.temperature == 0.0 and self.samples > 1:
             raise ValueError("samples: greedy answers (temperature 0) are all the same; ask for 1")
+        if odd := [name for name in self.baselines or () if name not in PASSES]:
+            known = ", ".join(PASSES)
+            raise ValueError(f"baselines: no {odd[0]!r}; did you mean {nearest(odd[0], PASSES)}? There are {known}")
         if self.shots_from and not self.shots:
             raise ValueError("shots_from: say how many with shots")
         if self.shots > len(FIXED) and not self.shots_from:

@@ -5,12 +5,14 @@
     MODEL/model.json                 what answered
     MODEL/TASK/part-000000.parquet   graded answers, checksummed (rlif.utils.parquet_files); read the folder as one data
     set
+    MODEL/TASK/_PASS/part-*.parquet  the same of a further pass (rlif.evals.passes), such as greedy
 
 A folder takes one evaluation. Started again with the same settings it resumes with the answers that are missing.
 """
 
 import json
 import math
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,8 +33,10 @@ from rlif.utils.atomic_io import locked, make_folder, one_line, write_whole, wri
 from rlif.utils.parquet_files import parquet_bytes, read_parquet
 
 ASKED, RESULTS, MODEL = "eval.json", "results.json", "model.json"
+BASELINES = "baselines"  # a key of eval.json, and of a result
 _PART = "part-*.parquet"
 _SPENT = b"rlif"  # key of a part's metadata
+_DRAWN = "drawn"  # a column that is there only if it is not the length
 
 
 @dataclass(frozen=True)
@@ -76,15 +80,20 @@ class Store:
         if not known.exists() and out.is_dir() and any(path.name[0] != "." for path in out.iterdir()):
             raise RlifError(f"{out}: not empty, and no evaluation; choose a new or an empty folder for --out")
         with locked(out):
-            if known.exists() and not any(out.glob(f"*/*/{_PART}")):
+            if known.exists() and not any(out.glob(f"*/*/**/{_PART}")):
                 for path in out.glob(f"*/{MODEL}"):  # not a single answer: nothing that could be mixed up
                     path.unlink()
                 known.unlink()
             if not known.exists():
                 with _writing(out):
                     write_whole(known, _json(asked))
-            elif difference := _difference(_with_known_graders(read_json(known)), json.loads(_json(asked))):
+            elif difference := _difference(begun := _with_known_graders(read_json(known)), _as_begun(asked, begun)):
                 raise RlifError(f"{out}: holds another evaluation ({difference}); choose another --out")
+            elif _difference(begun, json.loads(_json(asked))):  # further passes are asked for
+                when = known.stat()
+                with _writing(out):
+                    write_whole(known, _json(asked))
+                    os.utime(known, ns=(when.st_atime_ns, when.st_mtime_ns))  # of an old one the date of its start
             for half in out.rglob(".*.tmp"):
                 half.unlink()
             yield cls(out)
@@ -99,25 +108,22 @@ class Store:
         elif difference := _difference(_settled(read_json(path)), _settled(json.loads(_json({"name": name, **facts})))):
             raise RlifError(f"{path.parent}: {name} has changed since ({difference}); choose another --out")
 
-    def next_part(self, model: str, task: str) -> int:
-        """The number of the first part that is not there yet."""
-        found = parts(self.folder(model) / task)
+    def next_part(self, model: str, place: str) -> int:
+        """The number of the first part of a task, or of a pass of it (`rlif.evals.passes.Pass.place`), that is not
+        there yet."""
+        found = parts(self.folder(model) / place)
         return max((int(path.stem.removeprefix("part-")) for path in found), default=-1) + 1
 
-    def add(self, model: str, task: str, number: int, answers: Sequence[GradedAnswer], spent: Spent) -> None:
+    def add(self, model: str, place: str, number: int, answers: Sequence[GradedAnswer], spent: Spent) -> None:
         """Write some graded answers as the part of that number, in the place of one that is there."""
-        folder = self.folder(model) / task
+        folder = self.folder(model) / place
         with _writing(self.out):
             make_folder(folder)
             write_whole(folder / f"part-{number:06d}.parquet", _parquet(answers, spent))
 
-    def have(self, model: str, task: str) -> dict[str, set[int]]:
+    def have(self, model: str, place: str) -> dict[str, set[int]]:
         """The problems that are answered, each with the samples that it has."""
-        columns = _read(self.folder(model) / task, ["problem_id", "sample"])
-        found: dict[str, set[int]] = defaultdict(set)
-        for problem, sample in zip(columns["problem_id"], columns["sample"], strict=True):
-            found[problem].add(sample)
-        return found
+        return answered(self.folder(model) / place)
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         with _writing(self.out):
@@ -137,6 +143,15 @@ def slug(name: str) -> str:
 def parts(folder: Path) -> list[Path]:
     """The parts of a task's answers, in order."""
     return sorted(folder.glob(_PART))
+
+
+def answered(folder: Path) -> dict[str, set[int]]:
+    """The problems that a folder of answers has, each with its samples. Raises `RlifError` for damaged answers."""
+    columns = _read(folder, ["problem_id", "sample"])
+    found: dict[str, set[int]] = defaultdict(set)
+    for problem, sample in zip(columns["problem_id"], columns["sample"], strict=True):
+        found[problem].add(sample)
+    return found
 
 
 @dataclass(frozen=True)
@@ -178,6 +193,7 @@ def read_answers(folder: Path) -> Answers:
         lengths=np.array(column["length"], dtype=np.float64),
         means={name: np.array(values, dtype=np.float64) for name, values in means.items() if values},
         tenths={name: np.array(values, dtype=np.float64) for name, values in along.items() if values},
+        drawn=None if None in column[_DRAWN] else np.array(column[_DRAWN], dtype=np.float64),
     )
     spent = sum((Spent(**one) for one in columns[_SPENT.decode()]), Spent())
     return Answers(tuple(column["problem_id"][::samples]), tuple(column["question"][::samples]), table, spent)
@@ -210,7 +226,8 @@ def _read(folder: Path, names: list[str] | None) -> dict[str, list[Any]]:
             table = read_parquet(path, names)
             found[_SPENT.decode()].append(json.loads(table.schema.metadata[_SPENT]))
             for name in names or _COLUMNS:
-                found[name] += table[name].to_pylist()
+                known = name != _DRAWN or name in table.column_names
+                found[name] += table[name].to_pylist() if known else [None] * table.num_rows
         except (pyarrow.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
             raise RlifError(f"{path}: damaged ({one_line(error)}); delete it and run rlif eval again") from error
     return found
@@ -218,7 +235,7 @@ def _read(folder: Path, names: list[str] | None) -> dict[str, list[Any]]:
 
 _COLUMNS = (
     *("position", "problem_id", "sample", "question", "answer", "prompt", "completion", "extracted", "right"),
-    *("formatted", "length", "stop_reason", *SIGNAL_NAMES, *(f"{name}_tenths" for name in SIGNAL_NAMES)),
+    *("formatted", "length", "stop_reason", *SIGNAL_NAMES, *(f"{name}_tenths" for name in SIGNAL_NAMES), _DRAWN),
 )
 
 
@@ -249,6 +266,8 @@ def _parquet(graded: Sequence[GradedAnswer], spent: Spent) -> bytes:
             for name in SIGNAL_NAMES
         },
     }
+    if any(answer.drawn is not None for answer in answers):
+        columns[_DRAWN] = column(pa.int64(), (answer.drawn for answer in answers))
     return parquet_bytes(columns, {_SPENT: json.dumps(spent.__dict__).encode()})
 
 
@@ -265,6 +284,17 @@ def _difference(old: Any, new: Any, where: str = "") -> str:
                 return found
         return ""
     return "" if old == new else f"{where} was {json.dumps(old)}, is {json.dumps(new)}"
+
+
+def _as_begun(asked: Mapping[str, Any], begun: Any) -> Any:
+    """What is ``asked`` now, without the passes that an evaluation was not begun with: they may be added."""
+    now = json.loads(_json(asked))
+    before = begun.get(BASELINES) if isinstance(begun, dict) else None
+    if before is None:
+        now.pop(BASELINES, None)
+    elif isinstance(before, dict):
+        now[BASELINES] = {name: one for name, one in now.get(BASELINES, {}).items() if name in before}
+    return now
 
 
 def _with_known_graders(asked: Any) -> Any:

@@ -8,9 +8,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from rlif.analysis.baselines import BASELINES
+from rlif.analysis.paired import Paired
 from rlif.errors import printable, printable_lines, shortened, with_error
 from rlif.evals.compare import Comparison
 from rlif.evals.pace import duration
+from rlif.evals.passes import LOW_TEMPERATURE
 from rlif.utils.terminal import Console
 
 _NAME = 22  # characters of a model's name
@@ -32,6 +35,7 @@ def task_view(task: str, protocol: Mapping[str, Any], results: Sequence[Mapping[
         scores(protocol["samples"], results),
     ]
     views += [kinds(results), makings(results)]
+    views += [one for one in (baselines(protocol["samples"], results),) if one]
     if knows := confidences(protocol["samples"], results):
         views.append(knows)
     views += [Text(speed(result)) for result in results]
@@ -96,6 +100,50 @@ def makings(results: Sequence[Mapping[str, Any]]) -> RenderableType:
     )
 
 
+_BASELINES = {
+    "sampled": "sampled",
+    "temperature_1": "temperature 1",
+    "greedy": "greedy",
+    "low_temperature": f"temperature {LOW_TEMPERATURE:g}",
+    "majority": "majority",
+    "borda": "majority by confidence",
+    "best_of_k/self_certainty": "surest by self-certainty",
+    "best_of_k/token_entropy": "surest by −entropy",
+    "best_of_k/trajectory_entropy": "surest by logprob",
+    "power": "power sampling",
+}
+"""What a baseline is called on a screen, in the order in which they stand there."""
+
+
+def baselines(samples: int, results: Sequence[Mapping[str, Any]]) -> RenderableType | None:
+    """What the models' answers are worth without training, with the cost; None if nothing but the sampling is known."""
+    table = _table("right", "right and formatted", "tokens a problem", first="baseline")
+    signals: dict[str, list[str]] = {}
+    for result in results:
+        scores = _flat(result.get("baselines", {}))
+        if set(scores) <= {"sampled"}:
+            continue
+        table.add_row(_name(result))
+        for name in (name for name in _BASELINES if name in scores):
+            score = scores[name]
+            cells = _percent(score["right"]), _percent(score["right_and_formatted"]), f"{score['tokens']:,.0f}"
+            table.add_row(f"  {_BASELINES[name]}", *cells)
+        missing = [name for name in _BASELINES if name in BASELINES and name not in scores]
+        if samples > 1 and missing:
+            signals.setdefault(", ".join(_BASELINES[name] for name in missing), []).append(_name(result))
+    if not table.row_count:
+        return None
+    notes = [f"no {which}: {', '.join(who)} does not tell these signals" for which, who in signals.items()]
+    votes = f"majority and surest: of {samples} answers, all of which they cost" if samples > 1 else ""
+    return _captioned(table, "in %, without training", *([votes] if votes else []), *notes)
+
+
+def _flat(baselines: Mapping[str, Any]) -> dict[str, Any]:
+    """The scores of results[].baselines by their names in `rlif.analysis.baselines.BASELINES`, or of passes."""
+    best = {f"best_of_k/{signal}": score for signal, score in baselines.get("best_of_k", {}).items()}
+    return {name: score for name, score in baselines.items() if name != "best_of_k"} | best
+
+
 def confidences(samples: int, results: Sequence[Mapping[str, Any]]) -> RenderableType | None:
     """Does confidence know? AUROC of each signal; None where no signal is known or no answer is right (or wrong)."""
     labels = {"logprob": "logprob", "entropy": "−entropy", "self_certainty": "self-certainty"}
@@ -127,9 +175,9 @@ def speed(result: Mapping[str, Any]) -> str:
     )
 
 
-def _table(*columns: str) -> Table:
+def _table(*columns: str, first: str = "model") -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("model", overflow="ellipsis")  # the only one that may be cut: rich narrows what may wrap first
+    table.add_column(first, overflow="ellipsis")  # the only one that may be cut: rich narrows what may wrap first
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table
@@ -194,27 +242,48 @@ def _view(comparison: Comparison) -> RenderableType:
     left_out = f" ({comparison.left_out} that only one was asked are left out)" if comparison.left_out else ""
     views: list[RenderableType] = [Text(f"\n{printable(comparison.task)}: {comparison.problems:,} problems{left_out}")]
     views += [Text(printable(f"beware, the protocols differ in {difference}")) for difference in comparison.different]
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("", no_wrap=True)
-    for column in ("A", "B", "B − A", "95 % interval", "p"):
-        table.add_column(column, justify="right", no_wrap=True)
-    most = comparison.problems
+    table = _comparison_table("")
     for name, row in comparison.metrics.items():
-        percent = name in _PERCENT
-        numbers = [100 * value if percent else value for value in row[:5]]
+        percent, label = name in _PERCENT, _LABELS.get(name, name)
         form = "{:.1f}" if percent or name == "length" else "{:.3f}"
-        signed = form.replace(":", ":+")
-        table.add_row(
-            _LABELS.get(name, name) + (", %" if percent else "") + (f", n = {row.n}" if row.n < most else ""),
-            *(form.format(value) for value in numbers[:2]),
-            signed.format(numbers[2]),
-            f"{signed.format(numbers[3])} to {signed.format(numbers[4])}",
-            f"{row.p:.4f}",
-        )
+        _add(table, label + ", %" * percent, row, comparison.problems, form, scale=100.0 if percent else 1.0)
     views.append(table)
+    if set(comparison.baselines) - {"sampled"}:
+        views.append(_baseline_table(comparison))
     views.append(Text("p decides; the interval shows how large, and is too narrow for few problems", style="dim"))
     for word, problems in (("gained (only B solves)", comparison.gained), ("lost (only A solves)", comparison.lost)):
         first = ", ".join(shortened(printable(problem), 80) for problem in problems[:_SHOWN])
         shown = first + (", …" if len(problems) > _SHOWN else "")
         views.append(Text(f"{word}: {len(problems)}" + (f": {shown}" if problems else "")))
     return Group(*views)
+
+
+def _baseline_table(comparison: Comparison) -> Table:
+    """What both models' answers are worth without training: right, and right and formatted."""
+    table = _comparison_table("by baseline")
+    for metric in ("right", "right_and_formatted"):
+        table.add_row(f"{_LABELS.get(metric, metric)}, %")
+        for name in (name for name in _BASELINES if name in comparison.baselines):
+            row = comparison.baselines[name][metric]
+            _add(table, f"  {_BASELINES[name]}", row, comparison.problems, "{:.1f}", scale=100.0)
+    return table
+
+
+def _comparison_table(first: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(first, no_wrap=True)
+    for column in ("A", "B", "B − A", "95 % interval", "p"):
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _add(table: Table, label: str, row: Paired, problems: int, form: str, *, scale: float = 1.0) -> None:
+    """A row of numbers in one format, times ``scale``."""
+    numbers, signed = [scale * value for value in row[:5]], form.replace(":", ":+")
+    table.add_row(
+        label + (f", n = {row.n}" if row.n < problems else ""),
+        *(form.format(value) for value in numbers[:2]),
+        signed.format(numbers[2]),
+        f"{signed.format(numbers[3])} to {signed.format(numbers[4])}",
+        f"{row.p:.4f}",
+    )

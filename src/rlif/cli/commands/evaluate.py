@@ -32,6 +32,10 @@ def evaluate(
     shots_from: Annotated[str | None, typer.Option(help="Training file to take them from, not our fixed set.")] = None,
     chat_template: Annotated[str, typer.Option(help="auto, on or off.")] = "auto",
     stop: Annotated[list[str] | None, typer.Option(help="A further string that ends an answer.")] = None,
+    baselines: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", help="none, or of greedy,low_temperature,temperature_1,power; else greedy."),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     device: Annotated[str, typer.Option(help="A torch device; auto takes CUDA when there is one.")] = "auto",
     max_mismatch: Annotated[
@@ -54,7 +58,7 @@ def evaluate(
     from rlif.evals.settings import settings_of
 
     settings = settings_of(
-        tasks=tuple(task.strip() for task in tasks.split(",") if task.strip()),
+        tasks=_names(tasks),
         data=dict(_assignment(pair) for pair in data or []),
         limit=limit,
         samples=samples if samples is not None else (1 if temperature == 0.0 else 8),
@@ -68,6 +72,7 @@ def evaluate(
         shots_from=shots_from,
         chat_template=chat_template,
         stop=tuple(stop or ()),
+        baselines=None if baselines is None else _names(baselines) if baselines.strip() != "none" else (),
         seed=seed,
     )
     if endpoint is not None:
@@ -80,6 +85,10 @@ def evaluate(
         raise RlifError("name the models to evaluate (rlif eval MODEL ...); --model NAME belongs to --endpoint URL")
     else:
         run_eval(models, settings, out, dtype=dtype, device=device, max_mismatch=max_mismatch)
+
+
+def _names(listed: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in listed.split(",") if name.strip())
 
 
 def _servers(

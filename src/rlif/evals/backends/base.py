@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from rlif.rng import Key
+from rlif.rollout.power_sampling import Schedule
 from rlif.types import Problem, Sampling, StopReason, TokenSignals
 
 SIGNAL_NAMES: tuple[str, ...] = TokenSignals._fields
@@ -63,6 +64,7 @@ class Answer:
         logprob, entropy, self_certainty: means over the tokens, in nats at temperature 1; None where not known.
         trace: the same for every token; None where not known.
         thoughts: characters at the beginning of ``text`` that a server kept apart as thoughts: never graded.
+        drawn: tokens that the model wrote to come to this answer, refused ones included; None: ``n_tokens``.
     """
 
     problem_id: str
@@ -76,6 +78,7 @@ class Answer:
     self_certainty: float | None = None
     trace: Trace | None = None
     thoughts: int = 0
+    drawn: int | None = None
 
 
 @runtime_checkable
@@ -130,3 +133,20 @@ class KnowsPrompts(Protocol):
     def prompts_digest(self, problems: Sequence[RenderedProblem]) -> str:
         """A digest of the rendered questions, text and tokens. It is kept with the answers: an evaluation is not
         resumed if it has changed."""
+
+
+@runtime_checkable
+class PowerSampler(Protocol):
+    """A back-end that can draw from p^α / Z: it has to draw on from wherever a text is cut."""
+
+    def power_answer(
+        self,
+        problems: Sequence[RenderedProblem],
+        *,
+        samples: int,
+        sampling: Sampling,
+        schedule: Schedule,
+        key: Key,
+        progress: Callable[[int], None] | None = None,
+    ) -> Generator[Sequence[Answer], None, None]:
+        """As `Backend.answer`, by `rlif.rollout.power_sampling`, whose proposal is ``sampling``."""

@@ -1,7 +1,9 @@
 """The engine as a back-end: a model in this process, answers handed over problem by problem, every signal known."""
 
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence, Set
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +18,12 @@ from rlif.model.loading import load_policy
 from rlif.monitoring.mismatch import Guard
 from rlif.rng import Key
 from rlif.rollout.engine import Engine
+from rlif.rollout.power_sampling import Schedule, power_sample
 from rlif.rollout.prompts import check_context, prompts_digest
 from rlif.types import Prompt, Rollouts, Sampling
 
 _BATCH_TOKENS = 4_000_000  # the engine's records take some 40 bytes for each token that a batch may have
+_CHAINS = 32  # of power sampling side by side: each draws tens of times as many tokens as an answer has
 
 
 class EngineBackend:
@@ -73,7 +77,7 @@ class EngineBackend:
         for start in range(0, len(rendered), size):
             prompts = rendered[start : start + size]
             began = time.monotonic()
-            try:
+            with self._damage_told():
                 for rollouts in self._engine.groups(
                     prompts, group_size=samples, sampling=sampling, key=key, progress=progress
                 ):
@@ -81,13 +85,47 @@ class EngineBackend:
                     self.seconds += time.monotonic() - began
                     yield answers_of(rollouts)
                     began = time.monotonic()
-            except FloatingPointError as error:
-                raise RlifError(f"{self.name}: {error}; the model is damaged, or needs float32") from error
+
+    def power_answer(
+        self,
+        problems: Sequence[RenderedProblem],
+        *,
+        samples: int,
+        sampling: Sampling,
+        schedule: Schedule,
+        key: Key,
+        progress: Callable[[int], None] | None = None,
+    ) -> Generator[Sequence[Answer], None, None]:
+        size = max(1, _CHAINS // samples)
+        for start in range(0, len(problems), size):
+            prompts = [self._prompt(one) for one in problems[start : start + size]]
+            began = time.monotonic()
+            with self._damage_told():
+                found = power_sample(
+                    self._engine,
+                    prompts,
+                    group_size=samples,
+                    proposal=sampling,
+                    key=key,
+                    schedule=schedule,
+                    progress=progress,
+                )
+            self._check(found.rollouts)
+            self.seconds += time.monotonic() - began
+            answers = zip(answers_of(found.rollouts), found.drawn.tolist(), strict=True)
+            yield [replace(answer, drawn=drawn) for answer, drawn in answers]
 
     def close(self) -> None:
         del self._engine, self._policy
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    @contextmanager
+    def _damage_told(self) -> Iterator[None]:
+        try:
+            yield
+        except FloatingPointError as error:
+            raise RlifError(f"{self.name}: {error}; the model is damaged, or needs float32") from error
 
     def _check(self, rollouts: Rollouts) -> None:
         """Hold the first answers, and later any that are twice as long, against a plain forward pass."""
@@ -113,6 +151,7 @@ def answers_of(rollouts: Rollouts) -> list[Answer]:
     for row, prompt in enumerate(rollouts.row_prompts):
         length = int(rollouts.mask[row].sum())
         traces = {name: values[row, :length] for name, values in signals.items()}
+        means: dict[str, Any] = {name: float(values.mean(dtype=np.float64)) for name, values in traces.items()}
         found.append(
             Answer(
                 problem_id=prompt.id,
@@ -121,7 +160,7 @@ def answers_of(rollouts: Rollouts) -> list[Answer]:
                 text=rollouts.texts[row],
                 n_tokens=length,
                 stop=rollouts.stop_reasons[row],
-                **{name: float(values.mean(dtype=np.float64)) for name, values in traces.items()},
+                **means,
                 trace=Trace(**traces),
                 thoughts=0,
             )
