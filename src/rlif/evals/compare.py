@@ -99,7 +99,12 @@ def _compare(task: str, a: Path, b: Path) -> Comparison:
     )
 
 
-def _paired(a: PerProblem, mine: Sequence[int], b: PerProblem, theirs: Sequence[int]) -> dict[str, Paired]:
+def _paired(
+    a: Mapping[str, Float[np.ndarray, " of_a"]],
+    mine: Sequence[int],
+    b: Mapping[str, Float[np.ndarray, " of_b"]],
+    theirs: Sequence[int],
+) -> dict[str, Paired]:
     """What both have, problem ``mine[i]`` of A beside ``theirs[i]`` of B, where it is known of both."""
     found = {}
     for name in (name for name in a if name in b):
