@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from evaluations import Scripted, candidate, settings, timeless
 from rlif.analysis.baselines import GradedSamples
+from rlif.analysis.paired import paired
 from rlif.cli.main import app
 from rlif.config import PolicyConfig
 from rlif.errors import RlifError
@@ -272,11 +273,11 @@ def test_a_comparison_pairs_each_baseline_by_problem(tmp_path: Path) -> None:
     assert set(one.baselines) == {"sampled", "majority", "best_of_k/token_entropy", *ALL[:2]}
     for name in ("greedy", "low_temperature"):
         first, second = kept(a / "a" / "arithmetic" / f"_{name}")[:4], kept(b / "b" / "arithmetic" / f"_{name}")
-        differences = [
-            np.mean([float(row["right"]) for row in theirs]) - np.mean([float(row["right"]) for row in mine])
-            for mine, theirs in zip(first, second, strict=True)
+        means = [
+            np.array([np.mean([float(row["right"]) for row in rows]) for rows in problems])
+            for problems in (first, second)
         ]
-        assert one.baselines[name]["right"].difference == pytest.approx(np.mean(differences))
+        assert one.baselines[name]["right"] == paired(*means)
         assert one.baselines[name]["right"].n == 4
     (written,) = as_json([one])
     assert json.loads(json.dumps(written))["baselines"]["greedy"]["right"]["n"] == 4

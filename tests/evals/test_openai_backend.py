@@ -366,10 +366,12 @@ def test_a_server_is_asked_greedily_for_a_baseline_and_ranks_by_what_it_tells(
 ) -> None:
     with ServerOnLoopback(tiny) as server:
         asked = settings(samples=2, limit=2, max_new_tokens=12, baselines=("greedy",))
-        (found,) = evaluate([candidate(server, "tiny-instruct")], asked, tmp_path / "e")["results"]
+        (found,) = evaluate([candidate(server, "tiny-instruct", concurrency=1)], asked, tmp_path / "e")["results"]
         temperatures = [heard.body["temperature"] for heard in server.heard if heard.body["max_tokens"] == 12]
         assert sorted(temperatures) == [0.0] * 2 + [0.6] * 4
         with pytest.raises(RlifError, match="power sampling"):
-            evaluate([candidate(server, "tiny-instruct")], settings(baselines=("power",)), tmp_path / "p")
+            evaluate(
+                [candidate(server, "tiny-instruct", concurrency=1)], settings(baselines=("power",)), tmp_path / "p"
+            )
     assert set(found["baselines"]) == {"sampled", "greedy", "majority", "best_of_k"}
     assert set(found["baselines"]["best_of_k"]) == {"trajectory_entropy"}
