@@ -74,6 +74,8 @@ BY_HAND = [
     ({"name": "token_entropy", "reduce": "sum"}, [-3.0, -1.0, -0.25, -4.0]),
     ({"name": "trajectory_entropy"}, [-2.0, -0.5, -4.0, -2.0]),
     ({"name": "trajectory_entropy", "reduce": "sum"}, [-6.0, -1.0, -4.0, -4.0]),
+    ({"name": "majority_vote"}, [1.0, 1.0, 0.5, 0.5]),
+    ({"name": "soft_consensus"}, [1.0, 1.0, 0.5, 0.5]),
     ({"name": "verifiable"}, [1.0, 0.0, 0.0, 0.0]),
     ({"name": "right_any_format"}, [1.0, 1.0, 0.0, 0.0]),
     ({"name": "format_only"}, [1.0, 0.0, 1.0, 1.0]),
@@ -100,7 +102,7 @@ def test_only_those_that_look_at_the_answer_are_said_to_use_labels() -> None:
 
 @pytest.mark.parametrize("name", [name for name, entry in REWARDS.items() if not entry.uses_labels])
 def test_the_others_do_not_change_when_the_truth_does(name: str) -> None:
-    flipped = tuple(Verdict(not verdict.right, verdict.formatted, "?") for verdict in VERDICTS)
+    flipped = tuple(Verdict(not verdict.right, verdict.formatted, verdict.extracted) for verdict in VERDICTS)
     config = RewardConfig(name=name)
     found = REWARDS[name].function(RewardInputs(batch(), flipped, KEY), config)
     assert torch.equal(found, REWARDS[name].function(RewardInputs(batch(), VERDICTS, KEY), config))

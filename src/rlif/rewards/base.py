@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rlif.config import RewardConfig
@@ -30,6 +30,12 @@ class RewardInputs:
     rollouts: Rollouts
     verdicts: tuple[Verdict, ...]
     key: Key
+
+
+def incomplete(rollouts: Rollouts) -> Bool[Tensor, " row"]:
+    """Which completions were cut off at the length limit, or hold nothing but blanks."""
+    endings = zip(rollouts.stop_reasons, rollouts.texts, strict=True)
+    return torch.tensor([reason == "length" or not text.strip() for reason, text in endings])
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """Rewards by name: the table `REWARDS`, those that wrap another one, and those of other packages.
 
 A reward is a function ``(RewardInputs, RewardConfig) -> (row,)`` in `REWARDS`; higher is better, detached. Internal
-rewards read the signals recorded while sampling and never see a label; `verifiable` is the supervised baseline; the
-rest are the controls without which no gain may be credited to a signal (arXiv 2506.10947).
+rewards read the signals recorded while sampling, or compare the answers with each other, and never see a label;
+`verifiable` is the supervised baseline; the rest are the controls without which no gain may be credited to a signal
+(arXiv 2506.10947).
 
 A package of yours brings its own by an entry point of the group ``rlif.rewards``, which loads to a `Reward` or to a
 function (then taken to use labels). It is looked up only when a recipe names what is not in the table.
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from rlif.config import RewardConfig, WrapperConfig
 from rlif.errors import Argument, RlifError, nearest
+from rlif.rewards.agreement import _majority_vote, _soft_consensus
 from rlif.rewards.base import Reward, RewardInputs, Wrapper, reward_of
 from rlif.rewards.builtin import _format_only, _internal, _length, _random, _right_any_format, _verifiable
 from rlif.signals import SIGNALS
@@ -28,6 +30,20 @@ _known: dict[str, Reward] = {
     reward.name: reward
     for reward in (
         *(_internal(signal) for signal in SIGNALS.values()),
+        Reward(
+            "majority_vote",
+            "1 if the answer is the commonest of its prompt's; winners that tie share the 1",
+            "TTRL, arXiv 2504.16084",
+            False,
+            _majority_vote,
+        ),
+        Reward(
+            "soft_consensus",
+            "the share of its prompt's completions that give the same answer",
+            "EMPO, arXiv 2504.05812",
+            False,
+            _soft_consensus,
+        ),
         Reward("verifiable", "1 if the answer is right and formatted", "RLVR, arXiv 2402.03300", True, _verifiable),
         Reward("right_any_format", "1 if the answer is right in any form", "project", True, _right_any_format),
         Reward("format_only", "1 if an answer stands in the asked form", "arXiv 2506.10947", False, _format_only),

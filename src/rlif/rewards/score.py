@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rlif.config import AdvantageConfig, RewardConfig
 from rlif.rewards.advantages import advantages, cap_incomplete
-from rlif.rewards.base import Reward, RewardInputs
+from rlif.rewards.base import Reward, RewardInputs, incomplete
 from rlif.rewards.registry import REWARDS, find_reward
 from rlif.rng import Key
 from rlif.tasks.base import Task
@@ -28,8 +28,7 @@ def score(
     ``rewards`` has them by name. Raises FloatingPointError for one that is not finite, naming the completion's prompt.
     """
     inputs = RewardInputs(rollouts, verdicts, key)
-    endings = zip(rollouts.stop_reasons, rollouts.texts, strict=True)
-    incomplete = torch.tensor([reason == "length" or not text.strip() for reason, text in endings])
+    cut = incomplete(rollouts)
     named: dict[str, Tensor] = {}
     total = torch.zeros(rollouts.n_rows)
     for name, entry in zip(logged_names(mix), mix, strict=True):
@@ -40,7 +39,7 @@ def score(
             raise FloatingPointError(f"reward {entry.name} of {where} is {values[row].item()}")
         named[name] = values
         if config.cap_incomplete:
-            values = cap_incomplete(values, incomplete, rollouts.group_size)
+            values = cap_incomplete(values, cut, rollouts.group_size)
         total += entry.weight * advantages(values, rollouts.group_size, std=config.std, std_floor=config.std_floor)
     return Scored(rollouts, verdicts, named, total)
 

@@ -1,0 +1,54 @@
+"""Answer-level rewards: which answers agree, with each other.
+
+No label enters. An answer votes if its completion came to its own end and the answer could be read: one that was cut
+off, is empty or unreadable is no candidate, counts for nobody and gets 0. Two answers are the same if
+`rlif.grading.equivalence.canonical` says so, as in the votes of an evaluation (`rlif.grading.voting`).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rlif.config import RewardConfig
+from rlif.grading.grader import LONGEST_ANSWER
+from rlif.grading.voting import agreeing, ballots, tally
+from rlif.rewards.base import RewardInputs, incomplete
+from rlif.types import Rollouts, Verdict
+
+
+def voting_answers(rollouts: Rollouts, verdicts: Sequence[Verdict]) -> list[tuple[str | None, ...]]:
+    """The answers to each prompt, in the order of its completions; None for one that does not vote."""
+    rows = zip(incomplete(rollouts).tolist(), verdicts, strict=True)
+    # The grader reads a longer answer if the truth is long: whether it was read would tell of the truth.
+    read = [
+        None if cut or len(verdict.extracted or "") > LONGEST_ANSWER else verdict.extracted for cut, verdict in rows
+    ]
+    size = rollouts.group_size
+    return [tuple(read[first : first + size]) for first in range(0, len(read), size)]
+
+
+def majority(votes: Int[np.ndarray, "prompt sample"]) -> Float[np.ndarray, "prompt sample"]:
+    """1 for the answers of the greatest group; 1/k each where k groups tie, the mean over all ways to break the tie.
+
+    Where all answers differ each gets the same, and so no advantage. A single vote wins.
+    """
+    sizes = agreeing(votes)
+    wins = (sizes > 0) & (sizes == sizes.max(axis=1, keepdims=True))
+    winners = (tally(votes) == sizes.max(axis=1, keepdims=True)).sum(axis=1, keepdims=True)
+    return wins / winners
+
+
+def _majority_vote(inputs: RewardInputs, config: RewardConfig) -> Float[Tensor, " row"]:
+    return _by_row(majority(ballots(voting_answers(inputs.rollouts, inputs.verdicts))))
+
+
+def _soft_consensus(inputs: RewardInputs, config: RewardConfig) -> Float[Tensor, " row"]:
+    votes = ballots(voting_answers(inputs.rollouts, inputs.verdicts))
+    return _by_row(agreeing(votes) / inputs.rollouts.group_size)
+
+
+def _by_row(values: Float[np.ndarray, "prompt sample"]) -> Float[Tensor, " row"]:
+    return torch.from_numpy(values).float().flatten()
