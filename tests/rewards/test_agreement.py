@@ -1,5 +1,6 @@
 """Answer-level rewards against counting by hand, every way to break a tie, and the direction of an exact update."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from itertools import permutations, product
@@ -10,6 +11,9 @@ import torch
 
 from rlif.config import AdvantageConfig, RewardConfig
 from rlif.grading.grader import LONGEST_ANSWER, Grader
+from rlif.grading.voting import ballots
+from rlif.recipes import parse_recipe
+from rlif.rewards.agreement import semantic_entropy
 from rlif.rewards.base import RewardInputs
 from rlif.rewards.registry import REWARDS, needs_labels
 from rlif.rewards.score import score
@@ -142,3 +146,59 @@ def test_pairs_and_uniform_answers_teach_nothing(name: str) -> None:
     p = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
     assert expected_gradient(name, p, 2).abs().max() < 1e-7
     assert expected_gradient(name, torch.full((3,), 1 / 3, dtype=torch.float64), 4).abs().max() < 1e-7
+
+
+# The prompts that teach
+
+
+def entropy_by_hand(answers: Answers) -> float:
+    counted = Counter(answer for answer in answers if answer)
+    shares = [n / counted.total() for n in counted.values()]
+    return -sum(share * math.log(share) for share in shares) if shares else math.nan
+
+
+def test_semantic_entropy_equals_counting_for_every_vote_of_four() -> None:
+    every = list(product(("1", "2", "3", "4", None), repeat=4))
+    found = semantic_entropy(ballots(every))
+    np.testing.assert_allclose(found, [entropy_by_hand(answers) for answers in every], atol=1e-12)
+    assert np.nanmax(found) == pytest.approx(math.log(4))
+    assert np.nanmin(found) == 0.0
+
+
+GROUPS = [("4", "4", "4", "4"), ("4", "4", "4", "5"), ("4", "5", "4", "5"), ("4", "5", "6", "7"), (None, "", None, "")]
+"""Entropies 0, .562, ln 2, ln 4 and none."""
+
+
+@pytest.mark.parametrize(
+    ("bounds", "teach"),
+    [
+        ((0.0, math.inf), [0, 1, 2, 3]),
+        ((0.0, 0.0), [0]),
+        ((0.1, 1.0), [1, 2]),
+        ((math.log(2), math.log(4)), [2, 3]),
+        ((0.6, 0.6), []),
+    ],
+)
+def test_only_prompts_within_the_bounds_teach_and_they_as_before(bounds: tuple[float, float], teach: list[int]) -> None:
+    rollouts, verdicts = batch(GROUPS), read(GROUPS)
+    random = [RewardConfig(name="random")]
+    free = score(rollouts, verdicts, random, AdvantageConfig(), KEY)
+    # A recipe takes no infinite bound; whoever calls the function may.
+    config = AdvantageConfig.model_construct(std=True, std_floor=1e-4, cap_incomplete=False, semantic_entropy=bounds)
+    gated = score(rollouts, verdicts, random, config, KEY)
+    taught = gated.advantages.view(5, 4)
+    assert [i for i in range(5) if bool((taught[i] != 0).any())] == teach
+    assert torch.equal(taught[teach], free.advantages.view(5, 4)[teach])
+    assert torch.equal(gated.rewards["random"], free.rewards["random"])
+
+
+def test_multi_is_half_the_normalised_votes_and_half_the_normalised_certainty() -> None:
+    recipe = parse_recipe(
+        {"steps": 1, "policy": {"model": "tiny-base"}, "task": {"name": "arithmetic"}, "reward": "multi"}
+    )
+    rollouts = batch([("4", "4", "5")])
+    rollouts.signals.self_certainty[:, 0] = torch.tensor([100.0, 300.0, 500.0])
+    found = score(rollouts, read([("4", "4", "5")]), recipe.reward, recipe.advantage, KEY).advantages.tolist()
+    # Votes (2, 2, 1)/3 normalise to (1, 1, -2)/√3, certainties to (-1, 0, 1), whatever their scale.
+    root = math.sqrt(3)
+    assert found == pytest.approx([0.5 / root - 0.5, 0.5 / root, -1 / root + 0.5], abs=1e-6)

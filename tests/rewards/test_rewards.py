@@ -142,6 +142,8 @@ def test_random_is_not_the_stream_the_tokens_were_drawn_from() -> None:
         ({"name": "self_certanty"}, ("reward.name", "'self_certanty'", "did you mean self_certainty?")),
         ({"name": "negated", "of": "entropy"}, ("reward.of", "'entropy'", "did you mean", "token_entropy")),
         ({"name": "negated", "of": "negated"}, ("reward.of", "'negated'")),
+        ({"name": "negated", "of": "multi"}, ("reward.of: multi is a mix of soft_consensus and self_certainty",)),
+        ({"name": "multy"}, ("reward.name", "did you mean multi?")),
     ],
 )
 def test_an_unknown_reward_is_named_with_its_nearest_neighbour(config: dict[str, str], words: tuple[str, ...]) -> None:

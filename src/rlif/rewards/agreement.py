@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rlif.config import RewardConfig
@@ -17,6 +17,8 @@ from rlif.grading.grader import LONGEST_ANSWER
 from rlif.grading.voting import agreeing, ballots, tally
 from rlif.rewards.base import RewardInputs, incomplete
 from rlif.types import Rollouts, Verdict
+
+_ROUNDING = 1e-9  # nats: a bound of ln 4 admits four answers that all differ
 
 
 def voting_answers(rollouts: Rollouts, verdicts: Sequence[Verdict]) -> list[tuple[str | None, ...]]:
@@ -39,6 +41,27 @@ def majority(votes: Int[np.ndarray, "prompt sample"]) -> Float[np.ndarray, "prom
     wins = (sizes > 0) & (sizes == sizes.max(axis=1, keepdims=True))
     winners = (tally(votes) == sizes.max(axis=1, keepdims=True)).sum(axis=1, keepdims=True)
     return wins / winners
+
+
+def semantic_entropy(votes: Int[np.ndarray, "prompt sample"]) -> Float[np.ndarray, " prompt"]:
+    """Entropy of each prompt's votes over their candidates, in nats; NaN where nobody votes.
+
+    The plug-in estimate -Σ p ln p with p the candidates' shares of the votes: 0 where all agree, at most ln of their
+    number. Source: the discrete semantic entropy of arXiv 2302.09664, whose clusters of meaning are answers here.
+    """
+    sizes = tally(votes)
+    total = sizes.sum(axis=1)
+    shares = sizes / np.maximum(total, 1.0)[:, None]
+    entropy = -(shares * np.log(np.where(shares > 0, shares, 1.0))).sum(axis=1)
+    return np.where(total > 0, entropy, np.nan)
+
+
+def outside(rollouts: Rollouts, verdicts: Sequence[Verdict], bounds: tuple[float, float]) -> Bool[Tensor, " row"]:
+    """The rows of prompts whose `semantic_entropy`, in nats, is below or above the bounds, or not there at all."""
+    entropy = semantic_entropy(ballots(voting_answers(rollouts, verdicts)))
+    least, most = bounds[0] - _ROUNDING, bounds[1] + _ROUNDING
+    within = (least <= entropy) & (entropy <= most)  # NaN is not
+    return torch.from_numpy(~within).repeat_interleave(rollouts.group_size)
 
 
 def _majority_vote(inputs: RewardInputs, config: RewardConfig) -> Float[Tensor, " row"]:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar, overload
 
 from torch import Tensor
 
-from rlif.config import RewardConfig, WrapperConfig
+from rlif.config import MIXES, RewardConfig, WrapperConfig
 from rlif.errors import Argument, RlifError, nearest
 from rlif.rewards.agreement import _majority_vote, _soft_consensus
 from rlif.rewards.base import Reward, RewardInputs, Wrapper, reward_of
@@ -98,7 +98,7 @@ def register_reward(
 
 def check_free(name: str) -> None:
     """Raise `RlifError` if a reward is called so already."""
-    if name in _known or name in WRAPPERS:
+    if name in _known or name in WRAPPERS or name in MIXES:
         raise RlifError(f"reward {name}: the name is taken; choose another")
 
 
@@ -118,7 +118,7 @@ def find_reward(config: RewardConfig, own: Mapping[str, Reward] = MappingProxyTy
     One that is wrapped bears its own name. Raises `RlifError` for an unknown name, with its nearest neighbour.
     """
     if not isinstance(config, WrapperConfig):
-        return _look_up("name", config.name, own, (*_known, *own, *WRAPPERS))
+        return _look_up("name", config.name, own, (*_known, *own, *WRAPPERS, *MIXES))
     inner = _look_up("of", config.of, own, (*_known, *own))
     transform = WRAPPERS[config.name].transform
 
@@ -148,6 +148,9 @@ def needs_labels(configs: Sequence[RewardConfig], own: Mapping[str, Reward] = Ma
 def _look_up(key: str, name: str, own: Mapping[str, Reward], known: Sequence[str]) -> Reward:
     if name in own:
         return own[name]
+    if name in MIXES:  # a recipe takes it apart
+        parts = " and ".join(part.name for part in MIXES[name])
+        raise RlifError(Argument(f"reward.{key}"), f": {name} is a mix of {parts}; name one of them")
     if name not in _known and name not in WRAPPERS:
         _load_entry_point(name)
     if name in _known:

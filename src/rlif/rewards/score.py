@@ -7,6 +7,7 @@ from torch import Tensor
 
 from rlif.config import AdvantageConfig, RewardConfig
 from rlif.rewards.advantages import advantages, cap_incomplete
+from rlif.rewards.agreement import outside
 from rlif.rewards.base import Reward, RewardInputs, incomplete
 from rlif.rewards.registry import REWARDS, find_reward
 from rlif.rng import Key
@@ -24,6 +25,7 @@ def score(
     rewards: Mapping[str, Reward] = REWARDS,
 ) -> Scored:
     """Each reward of the mix, normalised within its groups on its own, then weighted and summed (arXiv 2605.22620).
+    Prompts outside the bounds of ``config.semantic_entropy`` get advantage 0.
 
     ``rewards`` has them by name. Raises FloatingPointError for one that is not finite, naming the completion's prompt.
     """
@@ -41,6 +43,8 @@ def score(
         if config.cap_incomplete:
             values = cap_incomplete(values, cut, rollouts.group_size)
         total += entry.weight * advantages(values, rollouts.group_size, std=config.std, std_floor=config.std_floor)
+    if config.semantic_entropy is not None:
+        total = total.masked_fill(outside(rollouts, verdicts, config.semantic_entropy), 0.0)
     return Scored(rollouts, verdicts, named, total)
 
 
