@@ -225,6 +225,14 @@ class AdvantageConfig(Section):
         return bounds
 
 
+class ConsensusConfig(Section):
+    samples: Positive = 8
+    """Answers of the initial policy to each problem of the run."""
+    temperature: Annotated[float, Field(ge=0.0)] = 0.4
+    """At which they are drawn, else as rollouts are. Below 1, for a sharpened policy is right more often than its
+    majority at 1 (docs/rewards.md)."""
+
+
 class GrpoConfig(Section):
     lr: Fraction = 3e-6
     """Peak learning rate. AdamW moves a weight by about so much a step: 1 is beyond all use."""
@@ -311,6 +319,8 @@ class Recipe(Section):
     reward: tuple[AnyRewardConfig, ...]
     """One name, one mapping, or a list of them: a mix whose parts are each normalised on their own."""
     advantage: AdvantageConfig = AdvantageConfig()
+    consensus: ConsensusConfig = ConsensusConfig()
+    """For `frozen_consensus`; no other reward reads it."""
     grpo: GrpoConfig = GrpoConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from rlif.config import AdvantageConfig, RewardConfig
+from rlif.errors import RlifError
 from rlif.grading.grader import LONGEST_ANSWER, Grader
 from rlif.grading.voting import ballots
 from rlif.recipes import parse_recipe
-from rlif.rewards.agreement import semantic_entropy
+from rlif.rewards.agreement import semantic_entropy, settled
 from rlif.rewards.base import RewardInputs
 from rlif.rewards.registry import REWARDS, needs_labels
 from rlif.rewards.score import score
@@ -115,6 +116,36 @@ def test_the_truth_does_not_enter_not_even_by_its_length() -> None:
                 assert found == pytest.approx([share, 0.0, 0.0]), (name, truth)
 
 
+def test_the_frozen_consensus_rewards_its_answer_however_it_is_spelt_and_shares_among_ties() -> None:
+    def frozen(answers: Answers, *consensus: str, stops: Sequence[StopReason] | None = None) -> list[float]:
+        inputs = RewardInputs(batch([answers], stops=stops), read([answers]), KEY, {"p0": consensus})
+        return REWARDS["frozen_consensus"].function(inputs, RewardConfig(name="frozen_consensus")).tolist()
+
+    answers = ("18.00", "5", "5", None, "")
+    assert frozen(answers, "36/2") == [1, 0, 0, 0, 0]  # the group's own majority counts for nothing
+    assert frozen(answers, "5", "18") == [0.5, 0.5, 0.5, 0, 0]
+    assert frozen(answers, "18", "18.0") == [1, 0, 0, 0, 0]  # one answer, spelt twice
+    assert frozen(answers) == [0, 0, 0, 0, 0]
+    assert frozen(answers, "5", stops=["eos", "length", "eos", "eos", "eos"]) == [0, 0, 1, 0, 0]
+    with pytest.raises(RlifError, match="frozen_consensus: no answer is settled for the problem p0; give one in cons"):
+        values("frozen_consensus", answers)
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        (("4", "5", "5.0"), ["5"]),
+        (("4", "5", "4", "5", None), ["4", "5"]),
+        (("7.0", None, "", "7", "6"), ["7.0"]),
+        ((None, "", None), []),
+    ],
+)
+def test_what_a_policy_settles_on_is_its_commonest_answer_and_all_of_a_tie(
+    answers: Answers, expected: list[str]
+) -> None:
+    assert settled(answers) == expected
+
+
 def expected_gradient(reward: str, p: torch.Tensor, size: int, **more: object) -> torch.Tensor:
     """Of the logits of a policy that answers "0", "1" or "2": the mean over all groups of Σ A ∇ ln π, exactly."""
     groups = list(product(range(3), repeat=size))
@@ -138,6 +169,15 @@ def test_an_exact_update_makes_the_mode_likelier_and_the_rarest_answer_less_like
     after = torch.softmax(p.log() + 0.1 * gradient, dim=0)
     assert after[0] > p[0]
     assert after[2] < p[2]
+
+
+def test_an_exact_update_makes_the_frozen_answer_likelier_though_another_is_the_mode() -> None:
+    p = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    consensus = {f"p{i}": ["1"] for i in range(27)}
+    gradient = expected_gradient("frozen_consensus", p, 3, consensus=consensus)
+    # With r = 1[a = 1] the mean of Σ (r - mean) ∇ ln π is (G - 1) ∇ E r, and ∂ p₁ / ∂ z_a = p₁ (1[a = 1] - p_a).
+    expected = 2 * 0.3 * torch.tensor([-0.5, 0.7, -0.2], dtype=torch.float64)
+    torch.testing.assert_close(gradient, expected, atol=1e-7, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["majority_vote", "soft_consensus"])

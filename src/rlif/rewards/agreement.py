@@ -1,4 +1,4 @@
-"""Answer-level rewards: which answers agree, with each other.
+"""Answer-level rewards: which answers agree, with each other or with those that were frozen before training.
 
 No label enters. An answer votes if its completion came to its own end and the answer could be read: one that was cut
 off, is empty or unreadable is no candidate, counts for nobody and gets 0. Two answers are the same if
@@ -13,6 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rlif.config import RewardConfig
+from rlif.errors import Argument, RlifError
+from rlif.grading.equivalence import canonical
 from rlif.grading.grader import LONGEST_ANSWER
 from rlif.grading.voting import agreeing, ballots, tally
 from rlif.rewards.base import RewardInputs, incomplete
@@ -43,6 +45,13 @@ def majority(votes: Int[np.ndarray, "prompt sample"]) -> Float[np.ndarray, "prom
     return wins / winners
 
 
+def settled(answers: Sequence[str | None]) -> list[str]:
+    """The answer that most of a problem's samples give, as it is first spelt; all that tie; none if nobody votes."""
+    votes = ballots([answers])
+    winners = np.unique(votes[majority(votes) > 0])
+    return [str(answers[int(np.argmax(votes[0] == winner))]) for winner in winners]
+
+
 def semantic_entropy(votes: Int[np.ndarray, "prompt sample"]) -> Float[np.ndarray, " prompt"]:
     """Entropy of each prompt's votes over their candidates, in nats; NaN where nobody votes.
 
@@ -71,6 +80,25 @@ def _majority_vote(inputs: RewardInputs, config: RewardConfig) -> Float[Tensor, 
 def _soft_consensus(inputs: RewardInputs, config: RewardConfig) -> Float[Tensor, " row"]:
     votes = ballots(voting_answers(inputs.rollouts, inputs.verdicts))
     return _by_row(agreeing(votes) / inputs.rollouts.group_size)
+
+
+def _frozen_consensus(inputs: RewardInputs, config: RewardConfig) -> Float[Tensor, " row"]:
+    given = voting_answers(inputs.rollouts, inputs.verdicts)
+    problems = [prompt.problem.id for prompt in inputs.rollouts.prompts]
+    if lacking := [id for id in problems if id not in inputs.consensus]:
+        raise RlifError(
+            f"reward {config.name}: no answer is settled for the problem {lacking[0]}; give one in ",
+            Argument("consensus"),
+            " (none: an empty list)",
+        )
+    return torch.tensor(
+        [share for id, answers in zip(problems, given, strict=True) for share in _shares(answers, inputs.consensus[id])]
+    )
+
+
+def _shares(answers: Sequence[str | None], consensus: Sequence[str]) -> list[float]:
+    winners = {canonical(answer) for answer in consensus}
+    return [1.0 / len(winners) if answer and canonical(answer) in winners else 0.0 for answer in answers]
 
 
 def _by_row(values: Float[np.ndarray, "prompt sample"]) -> Float[Tensor, " row"]:

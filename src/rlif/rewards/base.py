@@ -1,8 +1,9 @@
 """What a reward is given, and what it is."""
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ from rlif.types import Rollouts, Verdict
 class RewardInputs:
     """What a reward may look at: the completions, the grader's verdicts on them, and the key of their randomness.
 
+    ``consensus`` holds, by id of the problem, the answers that a reference policy settled on without a label: one, as
+    many as tie, or none. It is there for rewards that say `Reward.reads_consensus`.
+
     >>> import rlif
     >>> def least_sure_token(inputs):  # a reward: one number a completion, higher is better
     ...     rollouts = inputs.rollouts
@@ -30,6 +34,7 @@ class RewardInputs:
     rollouts: Rollouts
     verdicts: tuple[Verdict, ...]
     key: Key
+    consensus: Mapping[str, Sequence[str]] = field(default_factory=lambda: MappingProxyType({}))
 
 
 def incomplete(rollouts: Rollouts) -> Bool[Tensor, " row"]:
@@ -41,6 +46,7 @@ def incomplete(rollouts: Rollouts) -> Bool[Tensor, " row"]:
 @dataclass(frozen=True)
 class Reward:
     """An entry of `REWARDS`. ``uses_labels``: whether ground truth enters, so that no run can claim otherwise.
+    ``reads_consensus``: whether it reads `RewardInputs.consensus`, which a run then settles before its first step.
 
     >>> import rlif
     >>> reward = rlif.REWARDS["verifiable"]
@@ -53,6 +59,7 @@ class Reward:
     citation: str
     uses_labels: bool
     function: Callable[[RewardInputs, RewardConfig], Float[Tensor, " row"]]
+    reads_consensus: bool = False
 
 
 @dataclass(frozen=True)

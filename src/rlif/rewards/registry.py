@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rlif.config import MIXES, RewardConfig, WrapperConfig
 from rlif.errors import Argument, RlifError, nearest
-from rlif.rewards.agreement import _majority_vote, _soft_consensus
+from rlif.rewards.agreement import _frozen_consensus, _majority_vote, _soft_consensus
 from rlif.rewards.base import Reward, RewardInputs, Wrapper, reward_of
 from rlif.rewards.builtin import _format_only, _internal, _length, _random, _right_any_format, _verifiable
 from rlif.signals import SIGNALS
@@ -43,6 +43,14 @@ _known: dict[str, Reward] = {
             "EMPO, arXiv 2504.05812",
             False,
             _soft_consensus,
+        ),
+        Reward(
+            "frozen_consensus",
+            "1 if the answer is the one that the initial policy settled on; answers that tied there share the 1",
+            "the fixed teacher of SRT, arXiv 2505.21444",
+            False,
+            _frozen_consensus,
+            reads_consensus=True,
         ),
         Reward("verifiable", "1 if the answer is right and formatted", "RLVR, arXiv 2402.03300", True, _verifiable),
         Reward("right_any_format", "1 if the answer is right in any form", "project", True, _right_any_format),
@@ -143,6 +151,11 @@ def needs_labels(configs: Sequence[RewardConfig], own: Mapping[str, Reward] = Ma
     """The names of the rewards that look at ground truth, `negated` taken for what it turns round."""
     found = [find_reward(config, own) for config in configs]
     return [reward.name for reward in found if reward.uses_labels]
+
+
+def read_consensus(configs: Sequence[RewardConfig], own: Mapping[str, Reward] = MappingProxyType({})) -> bool:
+    """Whether a reward of the mix reads `RewardInputs.consensus`."""
+    return any(find_reward(config, own).reads_consensus for config in configs)
 
 
 def _look_up(key: str, name: str, own: Mapping[str, Reward], known: Sequence[str]) -> Reward:

@@ -1,6 +1,7 @@
 """Rollouts with verdicts, rewards and advantages."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -23,13 +24,15 @@ def score(
     key: Key,
     *,
     rewards: Mapping[str, Reward] = REWARDS,
+    consensus: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> Scored:
     """Each reward of the mix, normalised within its groups on its own, then weighted and summed (arXiv 2605.22620).
-    Prompts outside the bounds of ``config.semantic_entropy`` get advantage 0.
 
-    ``rewards`` has them by name. Raises FloatingPointError for one that is not finite, naming the completion's prompt.
+    Prompts outside the bounds of ``config.semantic_entropy`` get advantage 0. ``rewards`` has the rewards by name,
+    ``consensus`` is that of `RewardInputs`. Raises FloatingPointError for a reward that is not finite, naming the
+    completion's prompt.
     """
-    inputs = RewardInputs(rollouts, verdicts, key)
+    inputs = RewardInputs(rollouts, verdicts, key, consensus)
     cut = incomplete(rollouts)
     named: dict[str, Tensor] = {}
     total = torch.zeros(rollouts.n_rows)
