@@ -95,6 +95,39 @@ def test_a_reward_may_be_a_name_a_mapping_or_a_list() -> None:
     assert mixed == (one, RewardConfig(name="verifiable", weight=0.5))
 
 
+def test_a_named_mix_is_written_down_as_its_parts_with_their_share_of_its_weight() -> None:
+    votes, certainty = parse(minimal(reward="multi")).reward
+    assert (votes.name, votes.weight, certainty.name, certainty.weight) == (
+        "soft_consensus",
+        0.5,
+        "self_certainty",
+        0.5,
+    )
+    recipe = parse(minimal(reward=["length", {"name": "multi", "weight": 3, "reduce": "sum"}]))
+    assert [(one.name, one.weight, one.reduce) for one in recipe.reward] == [
+        ("length", 1.0, "mean"),
+        ("soft_consensus", 1.5, "sum"),
+        ("self_certainty", 1.5, "sum"),
+    ]
+    assert parse(yaml.safe_load(dump_recipe(recipe))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("bounds", "said"),
+    [
+        ([0.5, 0.2], "advantage.semantic_entropy: the least (0.5) is above the most (0.2)"),
+        ([-1, 0.2], "advantage.semantic_entropy.0: expected 0 or more (given -1)"),
+        ([0.1], "advantage.semantic_entropy.1: a further value is required"),
+        ([2.1, 3], "advantage.semantic_entropy: no prompt reaches 2.1 nats with 8 answers; the most is ln G = 2.08"),
+    ],
+)
+def test_bounds_that_no_prompt_can_meet_are_refused(bounds: list[float], said: str) -> None:
+    with pytest.raises(RlifError) as error:
+        parse(minimal(advantage={"semantic_entropy": bounds}))
+    assert said in str(error.value)
+    assert parse(minimal(advantage={"semantic_entropy": [0, 2.07]})).advantage.semantic_entropy == (0.0, 2.07)
+
+
 def test_the_name_of_the_task_decides_its_keys() -> None:
     assert parse(minimal()).task == ArithmeticTask(name="arithmetic")
     task = {"name": "gsm8k", "path": "train.jsonl"}

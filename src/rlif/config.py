@@ -5,6 +5,7 @@ its documentation; the defaults are the setting of the public Intuitor recipe (a
 what was reported of the No Free Lunch runs (arXiv 2506.17219).
 """
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Strict, Tag, field_validator, model_validator
@@ -13,6 +14,7 @@ Positive = Annotated[int, Strict(), Field(ge=1)]  # strict: `true` is no 1
 Natural = Annotated[int, Strict(), Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
+NotNegative = Annotated[float, Field(ge=0.0)]
 
 
 class Section(BaseModel):
@@ -189,6 +191,20 @@ AnyRewardConfig = Annotated[
 ]
 
 
+MIXES: dict[str, tuple[RewardConfig, ...]] = {
+    "multi": (RewardConfig(name="soft_consensus", weight=0.5), RewardConfig(name="self_certainty", weight=0.5)),
+}
+"""Mixes that a recipe may name like a reward (multi: arXiv 2605.22620): the recipe then holds their parts."""
+
+
+def _parts(entry: RewardConfig) -> tuple[RewardConfig, ...]:
+    """What an entry of a recipe's mix stands for: itself, or the parts of a named mix, by the entry's weight."""
+    return tuple(
+        part.model_copy(update={"weight": part.weight * entry.weight, "reduce": entry.reduce})
+        for part in MIXES.get(entry.name, ())
+    ) or (entry,)
+
+
 class AdvantageConfig(Section):
     std: bool = True
     """Divide by the group's standard deviation (GRPO); false: centre only (Dr. GRPO, arXiv 2503.20783)."""
@@ -196,6 +212,25 @@ class AdvantageConfig(Section):
     """Smallest divisor: without it a group whose rewards differ by 1e-6 gets full-size advantages from noise."""
     cap_incomplete: bool = False
     """Truncated and empty completions never top their group. Off in recipes that follow the paper."""
+    semantic_entropy: tuple[NotNegative, NotNegative] | None = None
+    """[least, most]: a prompt teaches only if the entropy of its answers, in nats, is within. It is 0 where all that
+    can be read agree, ln G where all G differ; a prompt without a readable answer is outside. null: all teach. Source:
+    EMPO, arXiv 2504.05812."""
+
+    @field_validator("semantic_entropy")
+    @classmethod
+    def _ordered(cls, bounds: tuple[float, float] | None) -> tuple[float, float] | None:
+        if bounds is not None and bounds[0] > bounds[1]:
+            raise ValueError(f"the least ({bounds[0]:g}) is above the most ({bounds[1]:g})")
+        return bounds
+
+
+class ConsensusConfig(Section):
+    samples: Positive = 8
+    """Answers of the initial policy to each problem of the run."""
+    temperature: Annotated[float, Field(ge=0.0)] = 0.4
+    """At which they are drawn, else as rollouts are. Below 1, for a sharpened policy is right more often than its
+    majority at 1 (docs/rewards.md)."""
 
 
 class GrpoConfig(Section):
@@ -284,6 +319,8 @@ class Recipe(Section):
     reward: tuple[AnyRewardConfig, ...]
     """One name, one mapping, or a list of them: a mix whose parts are each normalised on their own."""
     advantage: AdvantageConfig = AdvantageConfig()
+    consensus: ConsensusConfig = ConsensusConfig()
+    """For `frozen_consensus`; no other reward reads it."""
     grpo: GrpoConfig = GrpoConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -295,10 +332,21 @@ class Recipe(Section):
         items = value if isinstance(value, list | tuple) else [value]
         return tuple({"name": item} if isinstance(item, str) else item for item in items)
 
+    @field_validator("reward")
+    @classmethod
+    def _without_mixes(cls, reward: tuple[RewardConfig, ...]) -> tuple[RewardConfig, ...]:
+        return tuple(part for entry in reward for part in _parts(entry))
+
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
         if not self.reward:
             raise ValueError("reward: name at least one")
+        bounds = self.advantage.semantic_entropy
+        if bounds is not None and bounds[0] > math.log(self.rollout.group_size):
+            raise ValueError(
+                f"advantage.semantic_entropy: no prompt reaches {bounds[0]:g} nats with {self.rollout.group_size} "
+                f"answers; the most is ln G = {math.log(self.rollout.group_size):.3g}"
+            )
         if self.rollout.group_size == 1 and self.advantage.std:
             raise ValueError(
                 "rollout.group_size: 1 leaves every group without a deviation; use 2 or more, or advantage.std=false"

@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from rlif.grading.voting import NO_VOTE, ballots, tally, winner_shares
+from rlif.grading.voting import NO_VOTE, agreeing, ballots, tally, winner_shares
 
 
 def test_spellings_of_one_answer_are_one_candidate_and_what_was_not_read_votes_for_none() -> None:
@@ -19,6 +19,11 @@ def test_a_tally_sums_the_weights_of_each_candidate_apart_in_each_problem() -> N
     weights = np.array([[0.5, 4.0, 1.0, 100.0], [1.0, 1.0, 1.0, 0.25]])
     assert tally(votes, weights).tolist() == [[1.5, 4.0, 0, 0], [0.25, 0, 0, 0]]
     assert winner_shares(votes, weights).tolist() == [[0, 1, 0, 0], [0, 0, 0, 1]]
+
+
+def test_each_vote_is_told_how_many_say_the_same() -> None:
+    every = list(product(("a", "b", None), repeat=3))
+    assert agreeing(ballots(every)).tolist() == [[given.count(a) if a else 0 for a in given] for given in every]
 
 
 def shares_by_hand(given: tuple[str | None, ...], weights: np.ndarray) -> list[float]:

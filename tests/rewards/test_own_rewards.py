@@ -71,7 +71,7 @@ def test_the_decorator_gives_the_function_back_and_a_second_parameter_gets_the_s
     assert needs_labels([RewardConfig(name="weighty"), RewardConfig(name="length")]) == ["weighty"]
 
 
-@pytest.mark.parametrize("name", ["self_certainty", "verifiable", "negated", "mine"])
+@pytest.mark.parametrize("name", ["self_certainty", "verifiable", "negated", "multi", "mine"])
 def test_a_taken_name_is_refused(name: str) -> None:
     register_reward("mine", vowels, uses_labels=False)
     with pytest.raises(RlifError, match=f"reward {name}: the name is taken"):

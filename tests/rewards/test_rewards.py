@@ -1,7 +1,9 @@
 """Rewards and advantages on a batch small enough to work out by hand."""
 
 import math
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from rlif.config import WRAPPER_CONFIGS, AdvantageConfig, AnyRewardConfig, NegatedConfig, RewardConfig
+from rlif.config import MIXES, WRAPPER_CONFIGS, AdvantageConfig, AnyRewardConfig, NegatedConfig, RewardConfig
 from rlif.errors import RlifError
 from rlif.rewards.advantages import advantages, cap_incomplete
 from rlif.rewards.base import RewardInputs
@@ -55,9 +57,12 @@ VERDICTS = (
 )
 
 
+CONSENSUS = {"p": ["4.0"], "q": ["x^", "7"]}
+
+
 def reward(name: str, *, rollouts: Rollouts | None = None, key: Key = KEY, **options: object) -> list[float]:
     config = section(name=name, **options)
-    return find_reward(config).function(RewardInputs(rollouts or batch(), VERDICTS, key), config).tolist()
+    return find_reward(config).function(RewardInputs(rollouts or batch(), VERDICTS, key, CONSENSUS), config).tolist()
 
 
 def section(**keys: object) -> RewardConfig:
@@ -74,6 +79,9 @@ BY_HAND = [
     ({"name": "token_entropy", "reduce": "sum"}, [-3.0, -1.0, -0.25, -4.0]),
     ({"name": "trajectory_entropy"}, [-2.0, -0.5, -4.0, -2.0]),
     ({"name": "trajectory_entropy", "reduce": "sum"}, [-6.0, -1.0, -4.0, -4.0]),
+    ({"name": "majority_vote"}, [1.0, 1.0, 0.5, 0.5]),
+    ({"name": "soft_consensus"}, [1.0, 1.0, 0.5, 0.5]),
+    ({"name": "frozen_consensus"}, [1.0, 1.0, 0.0, 0.5]),
     ({"name": "verifiable"}, [1.0, 0.0, 0.0, 0.0]),
     ({"name": "right_any_format"}, [1.0, 1.0, 0.0, 0.0]),
     ({"name": "format_only"}, [1.0, 0.0, 1.0, 1.0]),
@@ -94,16 +102,23 @@ def test_every_entry_is_covered_here() -> None:
     assert set(WRAPPERS) == set(WRAPPER_CONFIGS)
 
 
+def test_the_page_lists_every_reward_and_says_of_each_whether_it_uses_labels() -> None:
+    page = (Path(__file__).parents[2] / "docs/rewards.md").read_text("utf-8")
+    listed = dict(re.findall(r"^\| `(\w+)` \|[^|]*\| (yes|no|as `of`) \|", page, re.MULTILINE))
+    labels = {name: "yes" if entry.uses_labels else "no" for name, entry in REWARDS.items()}
+    assert listed == labels | dict.fromkeys(WRAPPERS, "as `of`") | dict.fromkeys(MIXES, "no")
+
+
 def test_only_those_that_look_at_the_answer_are_said_to_use_labels() -> None:
     assert {name for name, entry in REWARDS.items() if entry.uses_labels} == {"verifiable", "right_any_format"}
 
 
 @pytest.mark.parametrize("name", [name for name, entry in REWARDS.items() if not entry.uses_labels])
 def test_the_others_do_not_change_when_the_truth_does(name: str) -> None:
-    flipped = tuple(Verdict(not verdict.right, verdict.formatted, "?") for verdict in VERDICTS)
+    flipped = tuple(Verdict(not verdict.right, verdict.formatted, verdict.extracted) for verdict in VERDICTS)
     config = RewardConfig(name=name)
-    found = REWARDS[name].function(RewardInputs(batch(), flipped, KEY), config)
-    assert torch.equal(found, REWARDS[name].function(RewardInputs(batch(), VERDICTS, KEY), config))
+    found = REWARDS[name].function(RewardInputs(batch(), flipped, KEY, CONSENSUS), config)
+    assert torch.equal(found, REWARDS[name].function(RewardInputs(batch(), VERDICTS, KEY, CONSENSUS), config))
 
 
 # The random control
@@ -140,6 +155,8 @@ def test_random_is_not_the_stream_the_tokens_were_drawn_from() -> None:
         ({"name": "self_certanty"}, ("reward.name", "'self_certanty'", "did you mean self_certainty?")),
         ({"name": "negated", "of": "entropy"}, ("reward.of", "'entropy'", "did you mean", "token_entropy")),
         ({"name": "negated", "of": "negated"}, ("reward.of", "'negated'")),
+        ({"name": "negated", "of": "multi"}, ("reward.of: multi is a mix of soft_consensus and self_certainty",)),
+        ({"name": "multy"}, ("reward.name", "did you mean multi?")),
     ],
 )
 def test_an_unknown_reward_is_named_with_its_nearest_neighbour(config: dict[str, str], words: tuple[str, ...]) -> None:
@@ -266,7 +283,7 @@ def test_an_incomplete_completion_never_tops_a_complete_one(groups: list[list[tu
 
 
 def scored(*rewards: RewardConfig, rollouts: Rollouts | None = None, config: AdvantageConfig = CENTRED) -> Scored:
-    return score(rollouts or batch(), VERDICTS, list(rewards), config, KEY)
+    return score(rollouts or batch(), VERDICTS, list(rewards), config, KEY, consensus=CONSENSUS)
 
 
 def test_one_reward_is_normalised_within_its_groups() -> None:

@@ -246,6 +246,7 @@ OTHER: dict[str, Any] = {
     "task.template": "boxed",
     "task.format": "hash",
     "reward": [{"name": "token_entropy"}],
+    "advantage.semantic_entropy": [0.1, 1.0],
     "grpo.betas": [0.8, 0.9],
     "grpo.schedule": "linear",
     "grpo.aggregation": "sequence_mean",

@@ -49,6 +49,11 @@ def tally(
     return sums.astype(np.float64).reshape(votes.shape)  # of no vote at all numpy makes integers
 
 
+def agreeing(votes: Int[np.ndarray, "problem sample"]) -> Float[np.ndarray, "problem sample"]:
+    """How many of its problem's answers say the same as each one, itself included; 0 for one that does not vote."""
+    return np.where(votes != NO_VOTE, np.take_along_axis(tally(votes), np.maximum(votes, 0), axis=1), 0.0)
+
+
 def winner_shares(
     votes: Int[np.ndarray, "problem sample"], weights: Float[np.ndarray, "problem sample"] | None = None
 ) -> Float[np.ndarray, "problem sample"]:

@@ -1,12 +1,13 @@
 """What a reward is given, and what it is."""
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rlif.config import RewardConfig
@@ -19,6 +20,9 @@ from rlif.types import Rollouts, Verdict
 class RewardInputs:
     """What a reward may look at: the completions, the grader's verdicts on them, and the key of their randomness.
 
+    ``consensus`` holds, by id of the problem, the answers that a reference policy settled on without a label: one, as
+    many as tie, or none. It is there for rewards that say `Reward.reads_consensus`.
+
     >>> import rlif
     >>> def least_sure_token(inputs):  # a reward: one number a completion, higher is better
     ...     rollouts = inputs.rollouts
@@ -30,11 +34,19 @@ class RewardInputs:
     rollouts: Rollouts
     verdicts: tuple[Verdict, ...]
     key: Key
+    consensus: Mapping[str, Sequence[str]] = field(default_factory=lambda: MappingProxyType({}))
+
+
+def incomplete(rollouts: Rollouts) -> Bool[Tensor, " row"]:
+    """Which completions were cut off at the length limit, or hold nothing but blanks."""
+    endings = zip(rollouts.stop_reasons, rollouts.texts, strict=True)
+    return torch.tensor([reason == "length" or not text.strip() for reason, text in endings])
 
 
 @dataclass(frozen=True)
 class Reward:
     """An entry of `REWARDS`. ``uses_labels``: whether ground truth enters, so that no run can claim otherwise.
+    ``reads_consensus``: whether it reads `RewardInputs.consensus`, which a run then settles before its first step.
 
     >>> import rlif
     >>> reward = rlif.REWARDS["verifiable"]
@@ -47,6 +59,7 @@ class Reward:
     citation: str
     uses_labels: bool
     function: Callable[[RewardInputs, RewardConfig], Float[Tensor, " row"]]
+    reads_consensus: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """Rewards by name: the table `REWARDS`, those that wrap another one, and those of other packages.
 
 A reward is a function ``(RewardInputs, RewardConfig) -> (row,)`` in `REWARDS`; higher is better, detached. Internal
-rewards read the signals recorded while sampling and never see a label; `verifiable` is the supervised baseline; the
-rest are the controls without which no gain may be credited to a signal (arXiv 2506.10947).
+rewards read the signals recorded while sampling, or compare the answers with each other, and never see a label;
+`verifiable` is the supervised baseline; the rest are the controls without which no gain may be credited to a signal
+(arXiv 2506.10947).
 
 A package of yours brings its own by an entry point of the group ``rlif.rewards``, which loads to a `Reward` or to a
 function (then taken to use labels). It is looked up only when a recipe names what is not in the table.
@@ -16,8 +17,9 @@ from typing import Any, TypeVar, overload
 
 from torch import Tensor
 
-from rlif.config import RewardConfig, WrapperConfig
+from rlif.config import MIXES, RewardConfig, WrapperConfig
 from rlif.errors import Argument, RlifError, nearest
+from rlif.rewards.agreement import _frozen_consensus, _majority_vote, _soft_consensus
 from rlif.rewards.base import Reward, RewardInputs, Wrapper, reward_of
 from rlif.rewards.builtin import _format_only, _internal, _length, _random, _right_any_format, _verifiable
 from rlif.signals import SIGNALS
@@ -28,6 +30,28 @@ _known: dict[str, Reward] = {
     reward.name: reward
     for reward in (
         *(_internal(signal) for signal in SIGNALS.values()),
+        Reward(
+            "majority_vote",
+            "1 if the answer is the commonest of its prompt's; winners that tie share the 1",
+            "TTRL, arXiv 2504.16084",
+            False,
+            _majority_vote,
+        ),
+        Reward(
+            "soft_consensus",
+            "the share of its prompt's completions that give the same answer",
+            "EMPO, arXiv 2504.05812",
+            False,
+            _soft_consensus,
+        ),
+        Reward(
+            "frozen_consensus",
+            "1 if the answer is the one that the initial policy settled on; answers that tied there share the 1",
+            "the fixed teacher of SRT, arXiv 2505.21444",
+            False,
+            _frozen_consensus,
+            reads_consensus=True,
+        ),
         Reward("verifiable", "1 if the answer is right and formatted", "RLVR, arXiv 2402.03300", True, _verifiable),
         Reward("right_any_format", "1 if the answer is right in any form", "project", True, _right_any_format),
         Reward("format_only", "1 if an answer stands in the asked form", "arXiv 2506.10947", False, _format_only),
@@ -82,7 +106,7 @@ def register_reward(
 
 def check_free(name: str) -> None:
     """Raise `RlifError` if a reward is called so already."""
-    if name in _known or name in WRAPPERS:
+    if name in _known or name in WRAPPERS or name in MIXES:
         raise RlifError(f"reward {name}: the name is taken; choose another")
 
 
@@ -102,7 +126,7 @@ def find_reward(config: RewardConfig, own: Mapping[str, Reward] = MappingProxyTy
     One that is wrapped bears its own name. Raises `RlifError` for an unknown name, with its nearest neighbour.
     """
     if not isinstance(config, WrapperConfig):
-        return _look_up("name", config.name, own, (*_known, *own, *WRAPPERS))
+        return _look_up("name", config.name, own, (*_known, *own, *WRAPPERS, *MIXES))
     inner = _look_up("of", config.of, own, (*_known, *own))
     transform = WRAPPERS[config.name].transform
 
@@ -129,9 +153,17 @@ def needs_labels(configs: Sequence[RewardConfig], own: Mapping[str, Reward] = Ma
     return [reward.name for reward in found if reward.uses_labels]
 
 
+def read_consensus(configs: Sequence[RewardConfig], own: Mapping[str, Reward] = MappingProxyType({})) -> bool:
+    """Whether a reward of the mix reads `RewardInputs.consensus`."""
+    return any(find_reward(config, own).reads_consensus for config in configs)
+
+
 def _look_up(key: str, name: str, own: Mapping[str, Reward], known: Sequence[str]) -> Reward:
     if name in own:
         return own[name]
+    if name in MIXES:  # a recipe takes it apart
+        parts = " and ".join(part.name for part in MIXES[name])
+        raise RlifError(Argument(f"reward.{key}"), f": {name} is a mix of {parts}; name one of them")
     if name not in _known and name not in WRAPPERS:
         _load_entry_point(name)
     if name in _known:

@@ -1,13 +1,15 @@
 """Rollouts with verdicts, rewards and advantages."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from rlif.config import AdvantageConfig, RewardConfig
 from rlif.rewards.advantages import advantages, cap_incomplete
-from rlif.rewards.base import Reward, RewardInputs
+from rlif.rewards.agreement import outside
+from rlif.rewards.base import Reward, RewardInputs, incomplete
 from rlif.rewards.registry import REWARDS, find_reward
 from rlif.rng import Key
 from rlif.tasks.base import Task
@@ -22,14 +24,16 @@ def score(
     key: Key,
     *,
     rewards: Mapping[str, Reward] = REWARDS,
+    consensus: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> Scored:
     """Each reward of the mix, normalised within its groups on its own, then weighted and summed (arXiv 2605.22620).
 
-    ``rewards`` has them by name. Raises FloatingPointError for one that is not finite, naming the completion's prompt.
+    Prompts outside the bounds of ``config.semantic_entropy`` get advantage 0. ``rewards`` has the rewards by name,
+    ``consensus`` is that of `RewardInputs`. Raises FloatingPointError for a reward that is not finite, naming the
+    completion's prompt.
     """
-    inputs = RewardInputs(rollouts, verdicts, key)
-    endings = zip(rollouts.stop_reasons, rollouts.texts, strict=True)
-    incomplete = torch.tensor([reason == "length" or not text.strip() for reason, text in endings])
+    inputs = RewardInputs(rollouts, verdicts, key, consensus)
+    cut = incomplete(rollouts)
     named: dict[str, Tensor] = {}
     total = torch.zeros(rollouts.n_rows)
     for name, entry in zip(logged_names(mix), mix, strict=True):
@@ -40,8 +44,10 @@ def score(
             raise FloatingPointError(f"reward {entry.name} of {where} is {values[row].item()}")
         named[name] = values
         if config.cap_incomplete:
-            values = cap_incomplete(values, incomplete, rollouts.group_size)
+            values = cap_incomplete(values, cut, rollouts.group_size)
         total += entry.weight * advantages(values, rollouts.group_size, std=config.std, std_floor=config.std_floor)
+    if config.semantic_entropy is not None:
+        total = total.masked_fill(outside(rollouts, verdicts, config.semantic_entropy), 0.0)
     return Scored(rollouts, verdicts, named, total)
 
 

@@ -78,6 +78,7 @@ def _loop(run: Run, until: int | None, stop: Stop | None) -> Path | None:
     with nullcontext(stop) if stop else stop_on_signal() as asked_by:
         if run.step == 0 and run.eval_due():
             run.log(run.evaluate())
+        run.settle_consensus(asked_by)
         while run.step < last:
             if (signum := asked_by()) and run.step == 0:
                 raise Interrupted(signum, f"stopped before the first step; begin with: rlif train --resume {run.out}")
@@ -93,7 +94,8 @@ def _loop(run: Run, until: int | None, stop: Stop | None) -> Path | None:
 
             with run.phase("score"):
                 verdicts = grade(run.task, rollouts)
-                scored = score(rollouts, verdicts, recipe.reward, recipe.advantage, key, rewards=run.rewards)
+                mix, given = recipe.reward, run.consensus
+                scored = score(rollouts, verdicts, mix, recipe.advantage, key, rewards=run.rewards, consensus=given)
 
             with run.phase("watch"):
                 share, budget = recipe.log.entropy_share, recipe.grpo.micro_batch_tokens

@@ -13,7 +13,8 @@ from rlif.training.callbacks import ProgressCallback
 
 
 class Phases:
-    """Brackets each phase of a step (rollout, score, watch, update, eval). ``checkpoints`` is the run's folder of them.
+    """Brackets each phase of a step (rollout, score, watch, update, eval), and what comes before the first one
+    (consensus). ``checkpoints`` is the run's folder of them.
 
     What has to be known of a phase is said here once: how long it took, that it began, and how it ends if it fails.
     """

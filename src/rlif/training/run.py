@@ -12,11 +12,12 @@ from contextlib import AbstractContextManager, ExitStack, closing, contextmanage
 from pathlib import Path
 
 from rlif.config import Recipe
-from rlif.errors import RlifError
+from rlif.errors import Argument, RlifError
 from rlif.evals.during_training import evaluate_policy
 from rlif.model.template_clock import present
 from rlif.monitoring.mismatch import Guard, comparable
 from rlif.recipes import load_recipe
+from rlif.rewards.registry import read_consensus
 from rlif.rng import Key
 from rlif.runs.checkpoint import flatten_optimizer, prune, save_checkpoint
 from rlif.runs.environment import collect_info
@@ -26,12 +27,14 @@ from rlif.runs.resumption import find_start, keep_what_is_dropped
 from rlif.runs.run_log import BEGINNING, RunLog
 from rlif.runs.trackers import Sinks, open_sinks
 from rlif.training.callbacks import ProgressCallback
+from rlif.training.consensus import settle, unsettled
 from rlif.training.custom import NEEDS, Custom, check_needs
 from rlif.training.phases import Phases
 from rlif.training.resolve import as_before, eval_sampling, resolved
-from rlif.training.setup import Origin, Setup, prepare
+from rlif.training.setup import Origin, Setup, build_engine, initial_policy, prepare
 from rlif.types import Prompt, Rollouts, Sampling, Scored
 from rlif.utils.atomic_io import disk_reason, emptied_on_failure, flush_folder, locked, system_error
+from rlif.utils.interrupts import Interrupted, Stop
 from rlif.utils.memory import peak_memory_gb
 
 
@@ -130,6 +133,40 @@ class Run:
         if not self._sampler_checked:
             self._guard.check(f"step {self.step}", rollouts)
             self._sampler_checked = True
+
+    @property
+    def consensus(self) -> Mapping[str, list[str]]:
+        """What the initial policy answers to each problem, by its id; empty where no reward asks for it."""
+        answers: Mapping[str, list[str]] = self.state.get("consensus", {})
+        return answers
+
+    def settle_consensus(self, asked_by: Stop) -> None:
+        """Have the initial policy answer what it has not answered yet of all steps' problems, if a reward asks for it.
+
+        Raises `RlifError` if it gives no readable answer to any, `Interrupted` if a signal asks to stop meanwhile.
+        """
+        if not read_consensus(self.recipe.reward, self.rewards):
+            return
+        answers: dict[str, list[str]] = self.state.setdefault("consensus", {})
+        batches, samples = unsettled(self._prompts, answers), self.recipe.consensus.samples
+        if not batches:
+            return
+        engine = (
+            build_engine(self.recipe, initial_policy(self.recipe, self.policy.device)) if self.step else self.engine
+        )
+        with self.phase("consensus", tokens=sum(map(len, batches)) * samples * self.sampling.max_new_tokens):
+            for problems in batches:
+                if signum := asked_by():
+                    message = f"stopped before step {self.step + 1}; go on with: rlif train --resume {self.out}"
+                    raise Interrupted(signum, message)
+                answers |= settle(engine, self._prompts, problems, self.callback.advance)
+        if not any(answers.values()):
+            raise RlifError(
+                f"consensus: the initial policy gives no readable answer to any of {len(answers)} problems, so no "
+                "answer can be held to it; raise ",
+                Argument("max_new_tokens"),
+                ", or choose another template or model",
+            )
 
     def eval_due(self) -> bool:
         """After every so many steps, and at the end; before the first step, too, if at all."""

@@ -93,10 +93,7 @@ def prepare(recipe: Recipe, origin: Origin, custom: Custom) -> Setup:
     check_best(recipe)
     task = custom.task or build_task(recipe.task)
     policy, optimizer = load_trainable(recipe, origin.checkpoint)
-    rollout = recipe.rollout
-    engine = Engine(
-        policy, max_rows=rollout.max_rows, cuda_graphs=rollout.cuda_graphs, max_mismatch=rollout.max_mismatch
-    )
+    engine = build_engine(recipe, policy)
     prompts = PromptSource(recipe, task, policy, origin.now)
     check_problems(prompts, custom.needs_labels(recipe))
     state: dict[str, Any] = (
@@ -138,6 +135,17 @@ def load_trainable(recipe: Recipe, checkpoint: Checkpoint | None) -> tuple[Polic
     return policy, optimizer
 
 
+def build_engine(recipe: Recipe, policy: Policy) -> Engine:
+    """What samples from a policy as the recipe's section rollout says."""
+    rollout = recipe.rollout
+    return Engine(policy, max_rows=rollout.max_rows, cuda_graphs=rollout.cuda_graphs, max_mismatch=rollout.max_mismatch)
+
+
+def initial_policy(recipe: Recipe, device: torch.device) -> Policy:
+    """The policy as it was before the first step, loaded again, in the type the run computes in."""
+    return load_policy(recipe.policy, dtype=compute_dtype(recipe.policy.dtype, device))
+
+
 def enable_gradient_checkpointing(model: Any) -> None:
     """Recompute activations in the backward pass; transformers renamed the call within version 5."""
     if hasattr(model, "activation_checkpointing_enable"):
@@ -151,8 +159,8 @@ def load_reference(recipe: Recipe, policy: Policy, *, fresh: bool) -> Policy | N
     if recipe.grpo.kl_coef == 0.0:
         return None
     # A resumed policy has moved on: its reference is the model the recipe started from.
-    dtype = compute_dtype(recipe.policy.dtype, policy.device)
-    reference = replace(policy, model=copy.deepcopy(policy.model)) if fresh else load_policy(recipe.policy, dtype=dtype)
+    kept = replace(policy, model=copy.deepcopy(policy.model)) if fresh else None
+    reference = kept or initial_policy(recipe, policy.device)
     reference.model.requires_grad_(False).eval()
     return reference
 
