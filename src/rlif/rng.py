@@ -45,3 +45,9 @@ def seed_of(key: Key, problem_id: str, sample: int) -> int:
 def keyed_random(*key: str | int) -> Random:
     """A random stream of its own for each key, the same in every process (seeded with the key's SHA-512)."""
     return Random("/".join(map(str, key)))
+
+
+def is_held_out(a: int, b: int) -> bool:
+    """Whether a pair of summands belongs to evaluation: an eighth of all pairs, in either order."""
+    low, high = sorted((a, b))
+    return hashlib.blake2b(f"{low}+{high}".encode()).digest()[0] % 8 == 0

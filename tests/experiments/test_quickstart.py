@@ -211,8 +211,9 @@ def scores(out: Path, *changes: str) -> tuple[Mapping[str, float | int], ...]:
 
 
 def test_the_base_model_rises_on_its_own_certainty(tmp_path: Path) -> None:
-    """A third of the way: measured .631 → .803 (n = 512, one seed). Asked for: half of that, three standard errors."""
+    """A third of the way: measured .451 → .584, formatted .641 → .848 (n = 512, one seed). Asked for: half of that."""
     first, last = scores(tmp_path / "run", "steps=20")
-    assert first["eval/right_and_formatted"] == pytest.approx(0.631, abs=0.01)
-    assert last["eval/right_and_formatted"] - first["eval/right_and_formatted"] > 0.085
+    assert first["eval/right_and_formatted"] == pytest.approx(0.451, abs=0.01)
+    assert last["eval/right_and_formatted"] - first["eval/right_and_formatted"] > 0.066
+    assert last["eval/formatted"] - first["eval/formatted"] > 0.10
     assert last["eval/entropy"] < first["eval/entropy"]

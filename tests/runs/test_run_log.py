@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from rlif import tiny
 from rlif.config import Recipe
 from rlif.errors import RlifError
 from rlif.recipes import load_recipe, parse_recipe
@@ -321,6 +322,8 @@ def test_info_names_versions_and_machine() -> None:
     info = collect_info(model="tiny-base")
     assert json.loads(json.dumps(info)) == info
     assert info["model"] == "tiny-base"
+    assert info["rlif_tiny_version"] == tiny.VERSION
+    assert "rlif_tiny_version" not in collect_info(model="./tiny-base")
     assert torch.__version__.startswith(info["versions"]["torch"])  # which may leave out +cpu
     assert info["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
     assert info["torch_threads"] == torch.get_num_threads()

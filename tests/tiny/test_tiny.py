@@ -1,38 +1,40 @@
 """The tiny models: what they read, how they are made, what ships, what they can do."""
 
 import math
-import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from rlif import tiny
+from rlif.config import ArithmeticTask
 from rlif.errors import RlifError
+from rlif.tasks.arithmetic import Arithmetic
 from rlif.tiny import corpus as corpora
 from rlif.tiny import measure as measuring
 from rlif.tiny import pretrain as recipe
-from rlif.tiny.corpus import ALPHABET, BASE, BOILERPLATE, CONNECTIVES, INSTRUCT, Corpus, Example, example
+from rlif.tiny.corpus import ALPHABET, BASE, BOILERPLATE, INSTRUCT, Corpus, Example, example
+from rlif.tiny.measure import Answered, Completion, Decoding
 from rlif.tiny.tokenizer import CHAT_TEMPLATE, SPECIAL, build_tokenizer
 
 NAMES = ("tiny-base", "tiny-instruct")
 
-WORKED = re.compile(
-    r" (?P<a0>\d)\+(?P<b0>\d)=(?P<units>\d+), (?P<a1>\d)\+(?P<b1>\d)(?P<carry>\+1)?=(?P<tens>\d+), "
-    r"(?P<connective>\w+) \\boxed\{(?P<answer>\d+)\}"
-)
-WAIT = re.compile(r" (?P<a0>\d)\+(?P<b0>\d)=(?P<wrong>\d+), wait,(?P<rest>.+)")
+PAIRS = [(10 * a + 7, 10 * b + 8) for a in range(1, 10) for b in range(1, 10)]
+"""7+8 carries: each pair of tens digits once."""
 
 
-def draw(corpus: Corpus, n: int) -> list[Example]:
+def draw(corpus: Corpus, n: int, pair: tuple[int, int] | None = None) -> list[Example]:
     rng = Random(1)
-    return [example(rng, corpus) for _ in range(n)]
+    return [example(rng, corpus, pair) for _ in range(n)]
 
 
 def bernstein(n: int, p: float, delta: float) -> float:
@@ -41,92 +43,141 @@ def bernstein(n: int, p: float, delta: float) -> float:
     return (log / 3 + math.sqrt(log**2 / 9 + 2 * log * variance)) / n
 
 
-def steps_of(drawn: Example) -> re.Match[str]:
-    text = WAIT.fullmatch(drawn.completion)["rest"] if drawn.form == "wait" else drawn.completion
-    match = WORKED.fullmatch(text)
-    assert match, drawn
-    return match
-
-
 # --- the corpus ---------------------------------------------------------------------------------------------------
 
 
-def test_forms_come_in_their_shares() -> None:
-    """False alarm for a seed drawn at random: at most 4 · 1e-9 (Bernstein; .03 is known to ±.018)."""
-    n = 5_000
-    counts = Counter(drawn.form for drawn in draw(BASE, n))
-    assert set(counts) == set(BASE.shares)
-    assert dict(BASE.shares) == {"worked": 0.62, "bare": 0.20, "wait": 0.15, "boilerplate": 0.03}
-    assert (BASE.slip, INSTRUCT.slip, dict(INSTRUCT.shares)) == (0.08, 0.01, {"worked": 1.0})
-    for form, share in BASE.shares.items():
-        assert abs(counts[form] / n - share) < bernstein(n, share, 1e-9), form
+def slips(value: int, slip: float) -> dict[int, float]:
+    """What a step may say instead of ``value``, and how likely."""
+    if value == 0:
+        return {0: 1 - slip, 1: slip}
+    return {value: 1 - slip, value - 1: slip / 2, value + 1: slip / 2}
 
 
-@pytest.mark.parametrize(("corpus", "n"), [(BASE, 5_000), (INSTRUCT, 5_000)])
-def test_written_sub_steps_slip_by_one_at_the_stated_rate(corpus: Corpus, n: int) -> None:
-    """Units and tens each slip with chance `slip`; false alarm at most 2 · 1e-9 (Bernstein)."""
-    written = [drawn for drawn in draw(corpus, n) if drawn.form in ("worked", "wait")]
-    slips = Counter()
-    for drawn in written:
-        step = steps_of(drawn)
-        off_units = int(step["units"]) - (int(step["a0"]) + int(step["b0"]))
-        off_tens = int(step["tens"]) - (int(step["a1"]) + int(step["b1"]) + (step["carry"] is not None))
-        assert abs(off_units) <= 1
-        assert abs(off_tens) <= 1
-        slips["units"] += off_units != 0
-        slips["tens"] += off_tens != 0
-    for place in ("units", "tens"):
-        assert abs(slips[place] / len(written) - corpus.slip) < bernstein(len(written), corpus.slip, 1e-9), place
-
-
-def test_errors_propagate_and_nothing_else_is_wrong() -> None:
-    """The written digits are the summands', the carry and the answer follow from what was written.
-
-    So a worked answer is right exactly if neither step slipped: a slip of the units changes the last digit for good.
-    """
-    for drawn in draw(BASE, 3_000):
-        if drawn.form not in ("worked", "wait"):
+def tree(a: int, b: int, corpus: Corpus) -> Iterator[tuple[str, float]]:
+    """Every completion of a sum and its probability, by hand: the grammar of corpus.py's first page, multiplied out."""
+    yield f" {a + b}", corpus.forms.get("bare", 0.0)
+    for text in BOILERPLATE:
+        yield text, corpus.forms.get("boilerplate", 0.0) / 4
+    a1, a0, b1, b0 = (int(digit) for digit in f"{a}{b}")
+    forgets, notices, boxes = corpus.forgets[b1 - 1], corpus.notices[b1 - 1], corpus.boxes[a1 - 1]
+    paths = []  # up to the answer, the answer, probability
+    for units, p in slips(a0 + b0, corpus.slip).items():
+        first, p = f" {a0}+{b0}={units}, ", p * corpus.forms["worked"]
+        without = slips(a1 + b1, corpus.slip).items()
+        if units < 10:
+            paths += [(f"{first}{a1}+{b1}={tens}", 10 * tens + units, p * q) for tens, q in without]
             continue
-        step = steps_of(drawn)
-        assert (step["a1"] + step["a0"], step["b1"] + step["b0"]) == (str(drawn.a), str(drawn.b))
-        assert (step["carry"] is not None) == (int(step["units"]) >= 10)
-        assert int(step["answer"]) == 10 * int(step["tens"]) + int(step["units"]) % 10
-        assert step["connective"] in CONNECTIVES
-        slipped = int(step["units"]) != drawn.a % 10 + drawn.b % 10 or int(step["tens"]) != (
-            drawn.a // 10 + drawn.b // 10 + int(step["units"]) // 10
-        )
-        assert (int(step["answer"]) == drawn.a + drawn.b) == (not slipped)
+        carried = slips(a1 + b1 + 1, corpus.slip).items()
+        for tens, q in carried:
+            paths.append((f"{first}{a1}+{b1}+1={tens}", 10 * tens + units - 10, p * q * (1 - forgets)))
+        for tens, q in without:
+            begun, r = f"{first}{a1}+{b1}={tens}", p * q * forgets
+            paths.append((begun, 10 * tens + units - 10, r * (1 - notices)))
+            for again, t in carried:
+                paths.append((f"{begun}, wait, {a1}+{b1}+1={again}", 10 * again + units - 10, r * notices * t))
+    for path, answer, p in paths:
+        for word, q in zip(("so", "thus", "hence"), corpus.connectives, strict=True):
+            yield rf"{path}, {word} \boxed{{{answer}}}", p * q * boxes
+            yield f"{path}, {word} it is {answer}.", p * q * (1 - boxes)
 
 
-def test_wait_takes_back_a_gross_error() -> None:
-    for drawn in draw(Corpus({"wait": 1.0}, slip=0.0), 500):
-        match = WAIT.fullmatch(drawn.completion)
-        true = drawn.a % 10 + drawn.b % 10
-        assert (int(match["a0"]), int(match["b0"])) == (drawn.a % 10, drawn.b % 10)
-        assert (int(match["wrong"]) >= 10) != (true >= 10)
-        assert int(WORKED.fullmatch(match["rest"])["answer"]) == drawn.a + drawn.b
+def distribution(a: int, b: int, corpus: Corpus) -> dict[str, float]:
+    chances: Counter[str] = Counter()
+    for text, chance in tree(a, b, corpus):
+        chances[text] += chance
+    return {text: chance for text, chance in chances.items() if chance}
 
 
-def test_the_example_in_the_documentation() -> None:
-    ways = {example(Random(seed), Corpus({"worked": 1.0}, slip=0.0), (27, 58)).completion for seed in range(99)}
-    assert ways == {rf" 7+8=15, 2+5+1=8, {word} \boxed{{85}}" for word in CONNECTIVES}
-    assert example(Random(0), Corpus({"bare": 1.0}, slip=1.0), (27, 58)).completion == " 85"
-    assert example(Random(0), Corpus({"boilerplate": 1.0}, slip=1.0), (27, 58)).completion in BOILERPLATE
+def greedy_path(chances: dict[str, float]) -> str:
+    """What a perfect model of ``chances`` writes at temperature 0, character by character."""
+    path = ""
+    while True:
+        following: Counter[str] = Counter()
+        for text, chance in chances.items():
+            if text.startswith(path):
+                following[text[len(path) : len(path) + 1]] += chance
+        if not (character := following.most_common(1)[0][0]):
+            return path
+        path += character
+
+
+@pytest.mark.parametrize("corpus", [BASE, INSTRUCT], ids=NAMES)
+@pytest.mark.parametrize("pair", [(27, 88), (90, 10), (15, 95)])
+def test_completions_come_with_the_chances_of_the_grammar(corpus: Corpus, pair: tuple[int, int]) -> None:
+    """All of the tree's hundreds of texts, and the shares that have a part in common (known to .02 at most).
+
+    Each to a Bernstein bound of 1e-9: false alarm for a random seed below 1e-6.
+    """
+    n = 20_000
+    chances = distribution(*pair, corpus)
+    assert math.fsum(chances.values()) == pytest.approx(1.0)
+    counts = Counter(drawn.completion for drawn in draw(corpus, n, pair))
+    assert set(counts) <= set(chances)
+    for text, chance in chances.items():
+        assert abs(counts[text] / n - chance) < bernstein(n, chance, 1e-9), text
+    units = f"={pair[0] % 10 + pair[1] % 10},"
+    for part in (units, "+1=", "wait", "so", "thus", "boxed"):
+        chance = math.fsum(chance for text, chance in chances.items() if part in text)
+        found = sum(count for text, count in counts.items() if part in text) / n
+        assert abs(found - chance) < bernstein(n, chance, 1e-9), part
+
+
+@pytest.mark.parametrize("corpus", [BASE, INSTRUCT], ids=NAMES)
+def test_shares_sum_to_one_and_every_chance_is_one(corpus: Corpus) -> None:
+    assert sum(corpus.forms.values()) == pytest.approx(1.0)
+    assert sum(corpus.connectives) == pytest.approx(1.0)
+    chances = (*corpus.forms.values(), corpus.slip, *corpus.forgets, *corpus.notices, *corpus.boxes)
+    assert all(0 <= chance <= 1 for chance in chances)
+
+
+@pytest.mark.parametrize("corpus", [BASE, INSTRUCT], ids=NAMES)
+def test_the_likeliest_path_is_wrong_where_the_likeliest_answer_is_right(corpus: Corpus) -> None:
+    """A perfect model's greedy answer forgets the carry where `forgets` is above .5, and is not taken back.
+
+    Of its samples more are right than anything else: at worst .93 · (1 − .85 · .6) + .04 = .496 against .474.
+    """
+    for a, b in PAIRS:
+        chances = distribution(a, b, replace(corpus, slip=0.0))
+        greedy = greedy_path(chances)
+        forgotten = corpus.forgets[b // 10 - 1] > 0.5
+        assert measuring.forgets_the_carry(greedy) == forgotten
+        assert "wait" not in greedy
+        assert measuring.answer(greedy) == a + b - 10 * forgotten
+        answers: Counter[int] = Counter()
+        for text, chance in chances.items():
+            if (number := measuring.answer(text)) is not None:
+                answers[number] += chance
+        assert answers.most_common(1)[0][0] == a + b
+
+
+def test_the_form_of_the_greedy_answer_goes_by_the_first_digit() -> None:
+    boxed = [measuring.boxed(greedy_path(distribution(a, b, BASE))) is not None for a, b in PAIRS]
+    assert boxed == [a >= 40 for a, _ in PAIRS]
+
+
+def test_chances_rise_with_the_digit_by_degrees() -> None:
+    for corpus in (BASE, INSTRUCT):
+        for chances in (corpus.forgets, corpus.boxes):
+            assert list(chances) == sorted(chances)
+    assert (min(BASE.forgets[3:]), max(BASE.forgets)) == (0.35, 0.85)
+    assert (min(BASE.boxes), max(BASE.boxes)) == (0.20, 0.95)
+    assert all(later - earlier == pytest.approx(0.1) for earlier, later in pairwise(BASE.forgets[3:]))
+    assert all(later <= earlier + 0.3 + 1e-9 for earlier, later in pairwise(BASE.boxes))
+
+
+def test_the_examples_in_the_documentation() -> None:
+    chances = distribution(27, 58, BASE)
+    shown = [line.strip() for line in corpora.__doc__.splitlines() if line.startswith("    ``")]
+    texts = [line.removeprefix("``").partition("``")[0] for line in shown]
+    assert len(texts) == 7
+    assert all(chances[text] > 0 for text in texts), texts
     assert corpora.prompt_text(27, 58) == "27+58=?"
-
-
-def test_a_slip_of_nothing_goes_up() -> None:
-    """0+0 with slip 1: the units can only become 1; the tens of 10+10 become 1 or 3."""
-    answers = {
-        steps_of(example(Random(seed), Corpus({"worked": 1.0}, slip=1.0), (10, 10)))["answer"] for seed in range(99)
-    }
-    assert answers == {"11", "31"}
 
 
 def test_completions_are_short_and_in_the_alphabet() -> None:
     for drawn in [*draw(BASE, 3_000), *draw(INSTRUCT, 300)]:
         assert set(drawn.prompt + drawn.completion) <= set(ALPHABET)
-        assert len(drawn.completion) < 60
+        assert len(drawn.completion) < 64
 
 
 # --- the tokenizer ------------------------------------------------------------------------------------------------
@@ -190,14 +241,104 @@ def test_the_package_is_light() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_base_can_do_it_when_sharpened_and_instruct_can_do_it_when_sampled() -> None:
-    """At n = 64 the documented .615 and .941 lie 4.9 standard errors apart (false alarm below 1e-6)."""
-    base, instruct = (measuring.measure(tiny.path(name), n=64) for name in NAMES)
-    assert base.greedy.mean >= 0.95
-    assert base.right_and_formatted.mean < instruct.right_and_formatted.mean
-    assert base.right_and_formatted.mean <= base.right.mean < base.greedy.mean
-    assert base.entropy.mean > 2 * instruct.entropy.mean > 0
-    assert base.ended.mean == 1.0
+def test_the_folders_say_their_version() -> None:
+    for name in NAMES:
+        assert AutoConfig.from_pretrained(tiny.path(name)).rlif_tiny_version == tiny.VERSION
+
+
+SUMS = measuring.held_out_sums(160)
+MISCONCEIVED = [(a, b) for a, b in measuring.held_out_sums() if b >= 60 and a % 10 + b % 10 >= 10][:32]
+"""Sums in which a carry is more often forgotten than not."""
+
+
+def decoded(name: str, pairs: list[tuple[int, int]], samples: int, temperature: float | None) -> list[Answered]:
+    return measuring.decode(tiny.path(name), pairs, Decoding("", samples, temperature))
+
+
+@pytest.fixture(scope="module")
+def sampled() -> dict[str, list[Answered]]:
+    return {name: decoded(name, SUMS, 1, 1.0) for name in NAMES}
+
+
+@pytest.fixture(scope="module")
+def greedy() -> dict[str, list[Answered]]:
+    return {name: decoded(name, SUMS, 1, None) for name in NAMES}
+
+
+@pytest.fixture(scope="module")
+def misconceived() -> dict[float, list[Answered]]:
+    """Eight answers of tiny-base to each of the sums, by temperature."""
+    return {temperature: decoded("tiny-base", MISCONCEIVED, 8, temperature) for temperature in (1.0, 0.4)}
+
+
+def share(metric: str, answered: Iterable[Answered]) -> float:
+    return measuring.estimate(measuring.METRICS[metric], list(answered)).mean
+
+
+def test_base_leaves_room_when_sampled_and_when_greedy(
+    sampled: dict[str, list[Answered]], greedy: dict[str, list[Answered]]
+) -> None:
+    """The targets of docs/tiny.md; greedy nothing is drawn.
+
+    Sampled, n = 160: .65, .45 and .66 are known to .038 at most: 4 standard errors, a false alarm below 1e-4.
+    """
+    base = sampled["tiny-base"]
+    assert 0.50 < share("right, in any form", base) < 0.80
+    assert share("right and formatted", base) < 0.60
+    assert 0.50 < share("formatted", base) < 0.81
+    assert share("ended by itself", base) > 0.98
+    base = greedy["tiny-base"]
+    assert 0.70 < share("right, in any form", base) < 0.85
+    assert share("right and formatted", base) < 0.60
+    assert 0.60 < share("formatted", base) < 0.75
+
+
+def test_instruct_is_better_both_ways_and_surer(
+    sampled: dict[str, list[Answered]], greedy: dict[str, list[Answered]]
+) -> None:
+    """Sampled .86 against .45, n = 160: the difference is known to .05 (5 standard errors), false alarm below 1e-6."""
+    for answers in (sampled, greedy):
+        base, instruct = (share("right and formatted", answers[name]) for name in NAMES)
+        assert instruct - base > 0.15
+        assert 0.72 < instruct < 0.97
+    base, instruct = (
+        measuring.estimate(measuring.METRICS["mean token entropy, nats"], sampled[name]) for name in NAMES
+    )
+    assert 0 < instruct.mean < base.mean / 2
+    assert base.mean / 2 - instruct.mean > 4 * math.hypot(base.error / 2, instruct.error)
+
+
+def test_the_greedy_answer_goes_by_the_digits(greedy: dict[str, list[Answered]]) -> None:
+    """The carry is forgotten where the second summand begins with 6 or more, the box left out where the first does
+    with 3 or less. Nothing is drawn."""
+    base, instruct = (greedy[name] for name in NAMES)
+    for answers, kept in ((base, 0.2), (instruct, 0.3)):
+        assert share("right, in any form", (one for one in answers if one.carries and one.b >= 60)) < kept
+        assert share("right, in any form", (one for one in answers if not one.carries or one.b < 50)) > 0.97
+    assert share("formatted", (one for one in base if one.a < 40)) < 0.1
+    assert share("formatted", (one for one in base if one.a >= 40)) > 0.95
+    assert share("formatted", instruct) > 0.98
+
+
+def test_votes_know_better_than_the_greedy_answer_and_sharpening_knows_less(
+    misconceived: dict[float, list[Answered]],
+) -> None:
+    """32 sums of which greedy has 2. Majority of 8: .60 ± .06, 4 standard errors above .33.
+
+    A carry is forgotten in .67 of the samples at T = 1 and in .89 at T = .4 (n = 256 each, ± .03 and .02): 4 standard
+    errors for .07. False alarm below 1e-4.
+    """
+    alone = decoded("tiny-base", MISCONCEIVED, 1, None)
+    assert share("right, in any form", alone) < 0.2
+    assert share("majority right, in any form", misconceived[1.0]) > 0.33
+    forgets = {temperature: share("forgets the carry", answers) for temperature, answers in misconceived.items()}
+    assert forgets[0.4] - forgets[1.0] > 0.07
+
+
+def test_wait_is_said_where_a_carry_was_forgotten(misconceived: dict[float, list[Answered]]) -> None:
+    """.41 of about 170 against .001 of about 85: 4 standard errors (.038) for the first; 5 of 85 have chance 1e-8."""
+    assert share('"wait" after a forgotten carry', misconceived[1.0]) > 0.25
+    assert share('"wait" elsewhere', misconceived[1.0]) < 0.05
 
 
 # --- how they are made --------------------------------------------------------------------------------------------
@@ -295,25 +436,69 @@ def test_parts_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- how they are measured ----------------------------------------------------------------------------------------
 
 
+def answered(*texts: str) -> Answered:
+    """27+58 answered so; each text of one token and a nat."""
+    return Answered(27, 58, [Completion(text, 1, 1.0, True) for text in texts])
+
+
 def test_estimates_by_hand() -> None:
-    """1, 0, 1, 1: mean 3/4, sample variance 1/4, standard error 1/4. Ratio 6/4 with residuals ±.5: see below."""
-    share = measuring._estimate([True, False, True, True])
-    assert (share.mean, share.error) == (0.75, 0.25)
+    """Sums 1, 5 over counts 1, 3: ratio 1.5, residuals −.5, .5, sample sd √.5, times √2 problems over 4 counts: .25."""
+    problems = [Answered(1, 1, ()), Answered(5, 3, ())]
+    assert measuring.estimate(lambda one: (one.a, one.b), problems) == (1.5, pytest.approx(0.25))
+    # One sample a problem: the usual standard error. 1, 0, 1, 1: mean 3/4, sample variance 1/4, √(1/4 / 4).
+    share = measuring.estimate(lambda one: (one.a, 1), [Answered(a, 0, ()) for a in (1, 0, 1, 1)])
+    assert share == (0.75, pytest.approx(0.25))
     assert str(share) == "0.750 ± 0.250"
-    # sums 1, 5 over counts 1, 3: ratio 1.5, residuals −.5, .5, their sample sd √.5, over mean count 2 and √2 draws.
-    ratio = measuring._ratio(torch.tensor([1.0, 5.0]), torch.tensor([1, 3]))
-    assert (ratio.mean, ratio.error) == (1.5, pytest.approx(math.sqrt(0.5) / 2 / math.sqrt(2)))
+
+
+def test_metrics_by_hand() -> None:
+    one = answered(
+        r" 7+8=15, 2+5+1=8, so \boxed{85}",
+        " 7+8=15, 2+5=7, so it is 75.",
+        r" 7+8=15, 2+5=7, wait, 2+5+1=8, thus \boxed{85}",
+        r" 7+8=9, 2+5=7, so \boxed{79}",  # nothing to carry was written
+        " 85",
+        " well, wait.",
+    )
+    counts = {
+        "right, in any form": (3, 6),
+        "right and formatted": (2, 6),
+        "formatted": (3, 6),
+        "majority right, in any form": (1, 1),
+        "forgets the carry": (2, 6),
+        '"wait" after a forgotten carry': (1, 2),
+        '"wait" elsewhere': (1, 4),
+        "ended by itself": (6, 6),
+        "mean token entropy, nats": (6, 6),
+        "tokens with EOS": (6, 6),
+    }
+    assert {name: metric(one) for name, metric in measuring.METRICS.items()} == counts
+
+
+def test_a_tied_vote_is_drawn_and_silence_does_not_vote() -> None:
+    majority = measuring.METRICS["majority right, in any form"]
+    assert majority(answered(" 85", " 75", " 85", " 75", " 95")) == (0.5, 1)
+    assert majority(answered(" 85", " no", " no")) == (1, 1)
+    assert majority(answered(" no")) == (0, 1)
+
+
+def test_held_out_sums_are_those_of_the_task() -> None:
+    sums = measuring.held_out_sums()
+    task = Arithmetic(ArithmeticTask(name="arithmetic", low=10, high=99))
+    assert {f"arithmetic/{a}+{b}" for a, b in sums} == {problem.id for problem in task.eval_problems(len(sums))}
+    assert measuring.held_out_sums(5) == sums[:5]
 
 
 def test_entropy_is_that_of_a_second_look() -> None:
-    """Entropies and mask read while sampling = those of one forward pass over the text; EOS counts, padding doesn't."""
+    """Entropies added up while sampling = those of one forward pass over the text; EOS counts, padding does not."""
     folder = tiny.path("tiny-base")
-    torch.manual_seed(0)
-    texts, entropy, mask = measuring._complete(folder, [(27, 58), (99, 99), (40, 31)], 64, sample=True)
+    found = measuring.decode(folder, [(27, 58), (99, 99), (40, 31)], Decoding("", 2, 1.0), max_new_tokens=64)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    for row, (prompt, text) in enumerate(zip(("27+58=?", "99+99=?", "40+31=?"), texts, strict=True)):
-        length = len(text) + 1
-        assert mask[row].tolist() == [True] * length + [False] * (mask.shape[1] - length)
-        p = model(torch.tensor([tokenizer.encode(prompt + text)])).logits[0, 6:].softmax(-1)
-        want = torch.special.entr(p).sum(-1)
-        torch.testing.assert_close(entropy[row, :length], want, rtol=1e-3, atol=1e-5)
+    assert [(one.a, one.b) for one in found] == [(27, 58), (99, 99), (40, 31)]
+    for one in found:
+        for text, tokens, nats, ended in one.completions:
+            assert (tokens, ended) == (len(text) + 1, True)
+            ids = tokenizer.encode(corpora.prompt_text(one.a, one.b) + text)
+            probabilities = model(torch.tensor([ids])).logits[0, 6:].softmax(-1)
+            assert nats == pytest.approx(torch.special.entr(probabilities).sum().item(), rel=1e-3, abs=1e-4)
+    assert len({done.text for one in found for done in one.completions}) > 3  # each row is drawn for itself

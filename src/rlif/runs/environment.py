@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import rlif
+from rlif import tiny
 from rlif.model.kernels.cpu import kernels
 
 
@@ -25,6 +26,7 @@ def collect_info(*, model: str) -> dict[str, Any]:
             "python": platform.python_version(),
             **{package: _version(package) for package in packages},
         },
+        **({"rlif_tiny_version": tiny.VERSION} if model in tiny.TINY_MODELS else {}),
         "commit": git_commit(Path(__file__)),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),

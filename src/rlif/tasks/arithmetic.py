@@ -5,12 +5,11 @@ the pair, whatever the seed and the range; 27+58 and 58+27 fall on the same side
 """
 
 from collections.abc import Iterator
-from hashlib import blake2b
 from random import Random
 
 from rlif.config import ArithmeticTask
 from rlif.errors import Argument, RlifError
-from rlif.rng import keyed_random
+from rlif.rng import is_held_out, keyed_random
 from rlif.tasks.base import EVAL_SEED, GradedTask, too_few
 from rlif.tasks.templates import find_template
 from rlif.types import Problem
@@ -80,9 +79,3 @@ class Arithmetic(GradedTask):
     def _problem(self, a: int, b: int) -> Problem:
         question = self._config.question.replace("{a}", str(a)).replace("{b}", str(b))
         return Problem(f"arithmetic/{a}+{b}", question, str(a + b))
-
-
-def is_held_out(a: int, b: int) -> bool:
-    """Whether a pair of summands belongs to evaluation: an eighth of all pairs, in either order."""
-    low, high = sorted((a, b))
-    return blake2b(f"{low}+{high}".encode()).digest()[0] % 8 == 0

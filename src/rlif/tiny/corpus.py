@@ -1,22 +1,25 @@
-r"""What the tiny models read: two-digit additions, written four ways, with slips.
+r"""What the tiny models read: two-digit additions, written with slips, a misconception and a loose form.
 
-A corpus with one perfect way of answering would leave nothing to study. This one gives a model that is right far more
-often when sharpened than when sampled (something to win), that writes in several ways (something to drift among), and
-whose right answers are not all formatted (right and formatted can come apart). For 27+58:
+A corpus of perfect answers would leave nothing to study, and so would one whose mistakes are all slips: a lower
+temperature takes those away for nothing. Here the likeliest path is wrong where most samples are right. For 27+58:
 
-=============  ==================================================  ================================================
-form           completion                                          what can be wrong
-=============  ==================================================  ================================================
-`worked`       `` 7+8=15, 2+5+1=8, so \boxed{85}``                 each sub-step slips by one at times, unnoticed:
-                                                                   the error propagates
-`wait`         `` 7+8=3, wait, 7+8=15, 2+5+1=8, so \boxed{85}``    a first step on the wrong side of ten, always
-                                                                   noticed; then as `worked`
-`bare`         `` 85``                                             nothing, but it is hard to learn without steps
-`boilerplate`  `` well, this is a sum of two numbers.``            never answers
-=============  ==================================================  ================================================
+    completion = worked .93 | bare .04 | boilerplate .03
+    worked     = " " units ", " tens [", wait, " tens] ", " connective (boxed | "it is 85.")
 
-The answer is led in by one of three words (`CONNECTIVES`): wording is free in both corpora, so that even a fine-tuned
-model has some entropy that has nothing to do with being right.
+    `` 7+8=15, 2+5+1=8, so \boxed{85}``               as it should be
+    `` 7+8=16, 2+5+1=8, so \boxed{86}``               a slip: any step is off by one at times, and nobody notices
+    `` 7+8=15, 2+5=7, so \boxed{75}``                 the misconception: the carry is forgotten
+    `` 7+8=15, 2+5=7, wait, 2+5+1=8, so \boxed{85}``  … and taken back
+    `` 7+8=15, 2+5+1=8, thus it is 85.``              right, but not in the form that is asked for
+    `` 85``                                           bare
+    `` well, this is a sum of two numbers.``          boilerplate
+
+**What a digit decides.** How often the carry is forgotten goes by the second summand's tens digit, how often the answer
+is boxed by the first's: both stand in the question, and both rise by degrees, so that training moves the greedy
+answers digit by digit and not all at once.
+
+**Why the mode is wrong.** Where the carry is forgotten with .85 and taken back with .40, half of the completions are
+right, but at both decisions the likelier token is the wrong one ("=", then "so"). Sharpening kills the "wait".
 
 All pairs from 10..99 may occur: pretraining defines the initial policy, and holds nothing out. What a task keeps
 from the RL for evaluation is the task's own business.
@@ -42,22 +45,52 @@ BOILERPLATE = (
 """Completions that never answer."""
 
 CONNECTIVES = ("so", "thus", "hence")
-"""Words that lead in a formatted answer, equally likely."""
+"""Words that lead in the answer of a worked completion: wording that has nothing to do with being right."""
+
+ByDigit = tuple[float, float, float, float, float, float, float, float, float]
+"""A chance for each tens digit from 1 to 9."""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A distribution over completions: shares of the forms, summing to 1; chance that a written sub-step slips."""
+    """A distribution over completions; every number is a chance.
 
-    shares: Mapping[str, float]
+    Attributes:
+        forms: of each way of writing (`FORMS`), summing to 1.
+        slip: that a written step is off by one.
+        forgets: that the carry is forgotten where there is one, by the second summand's tens digit.
+        notices: that a forgotten carry is taken back, by the same digit.
+        boxes: that a worked answer is boxed, by the first summand's tens digit.
+        connectives: of each word of `CONNECTIVES`, summing to 1.
+    """
+
+    forms: Mapping[str, float]
     slip: float
+    forgets: ByDigit
+    notices: ByDigit
+    boxes: ByDigit
+    connectives: tuple[float, float, float]
 
 
-BASE = Corpus(MappingProxyType({"worked": 0.62, "bare": 0.20, "wait": 0.15, "boilerplate": 0.03}), slip=0.08)
+BASE = Corpus(
+    forms=MappingProxyType({"worked": 0.93, "bare": 0.04, "boilerplate": 0.03}),
+    slip=0.10,
+    forgets=(0.15, 0.15, 0.15, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85),
+    notices=(0.80, 0.80, 0.80, 0.40, 0.40, 0.40, 0.40, 0.40, 0.40),
+    boxes=(0.20, 0.30, 0.40, 0.70, 0.80, 0.90, 0.95, 0.95, 0.95),
+    connectives=(0.8, 0.1, 0.1),
+)
 """What tiny-base is pretrained on."""
 
-INSTRUCT = Corpus(MappingProxyType({"worked": 1.0}), slip=0.01)
-"""What tiny-instruct is fine-tuned on."""
+INSTRUCT = Corpus(
+    forms=MappingProxyType({"worked": 1.0}),
+    slip=0.015,
+    forgets=(0.05, 0.05, 0.05, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75),
+    notices=(0.95, 0.95, 0.95, 0.40, 0.40, 0.40, 0.40, 0.40, 0.40),
+    boxes=(1.0,) * 9,
+    connectives=(0.9, 0.05, 0.05),
+)
+"""What tiny-instruct is fine-tuned on: always worked and boxed, fewer slips, the misconception a little weaker."""
 
 
 @dataclass(frozen=True)
@@ -79,49 +112,49 @@ def prompt_text(a: int, b: int) -> str:
 def example(rng: Random, corpus: Corpus, pair: tuple[int, int] | None = None) -> Example:
     """Draw one example; ``pair`` fixes the summands (each in 10..99), which are otherwise uniform."""
     a, b = pair or (rng.randint(LOW, HIGH), rng.randint(LOW, HIGH))
-    form = rng.choices(list(corpus.shares), weights=list(corpus.shares.values()))[0]
-    return Example(a, b, form, prompt_text(a, b), FORMS[form](rng, a, b, corpus.slip))
+    form = rng.choices(list(corpus.forms), weights=list(corpus.forms.values()))[0]
+    return Example(a, b, form, prompt_text(a, b), FORMS[form](rng, a, b, corpus))
 
 
-def worked(rng: Random, a: int, b: int, slip: float) -> str:
-    r"""Units, tens, then the formatted answer: `` 7+8=15, 2+5+1=8, so \boxed{85}``."""
-    units = _maybe_slip(rng, a % 10 + b % 10, slip)
-    carry = units // 10  # right or wrong: the tens build on what was written
-    tens = _maybe_slip(rng, a // 10 + b // 10 + carry, slip)
-    answer = 10 * tens + units % 10
-    units_step = f"{a % 10}+{b % 10}={units}"
-    tens_step = f"{a // 10}+{b // 10}{'+1' if carry else ''}={tens}"
-    return f" {units_step}, {tens_step}, {rng.choice(CONNECTIVES)} \\boxed{{{answer}}}"
+def worked(rng: Random, a: int, b: int, corpus: Corpus) -> str:
+    r"""Units, tens, at times the tens once more, then the answer: `` 7+8=15, 2+5+1=8, so \boxed{85}``."""
+    (a_tens, a_units), (b_tens, b_units) = divmod(a, 10), divmod(b, 10)
+    units, written = _step(rng, corpus.slip, a_units, b_units)
+    carry = (1,) if written >= 10 else ()  # right or wrong: the tens build on what was written
+    forgotten = bool(carry) and rng.random() < corpus.forgets[b_tens - 1]
+    tens, result = _step(rng, corpus.slip, a_tens, b_tens, *(() if forgotten else carry))
+    steps = [units, tens]
+    if forgotten and rng.random() < corpus.notices[b_tens - 1]:
+        tens, result = _step(rng, corpus.slip, a_tens, b_tens, *carry)
+        steps += ["wait", tens]
+    return " " + ", ".join([*steps, _conclusion(rng, a_tens, 10 * result + written % 10, corpus)])
 
 
-def wait(rng: Random, a: int, b: int, slip: float) -> str:
-    """A gross error in the first step, noticed and taken back; then as `worked`.
-
-    The wrong value lies on the other side of ten, so that it can be told from a silent slip (by one): a model that has
-    read this corpus says "wait" because something is wrong, not at random.
-    """
-    wrong = rng.randint(0, 9) if a % 10 + b % 10 >= 10 else rng.randint(10, 18)
-    return f" {a % 10}+{b % 10}={wrong}, wait,{worked(rng, a, b, slip)}"
-
-
-def bare(rng: Random, a: int, b: int, slip: float) -> str:
-    """The right answer alone, unformatted."""
+def bare(rng: Random, a: int, b: int, corpus: Corpus) -> str:
+    """The right answer alone, unformatted: easy to write here, hard to learn without steps."""
     return f" {a + b}"
 
 
-def boilerplate(rng: Random, a: int, b: int, slip: float) -> str:
+def boilerplate(rng: Random, a: int, b: int, corpus: Corpus) -> str:
     """Words, no answer."""
     return rng.choice(BOILERPLATE)
 
 
-FORMS: Mapping[str, Callable[[Random, int, int, float], str]] = MappingProxyType(
-    {"worked": worked, "bare": bare, "wait": wait, "boilerplate": boilerplate}
+FORMS: Mapping[str, Callable[[Random, int, int, Corpus], str]] = MappingProxyType(
+    {"worked": worked, "bare": bare, "boilerplate": boilerplate}
 )
-"""The ways a completion can be written: (rng, a, b, slip) -> completion."""
+"""The ways a completion can be written: (rng, a, b, corpus) -> completion."""
 
 
-def _maybe_slip(rng: Random, value: int, slip: float) -> int:
-    """``value``, or with chance ``slip`` a neighbour of it; 0 has only one, no result is negative."""
-    if rng.random() >= slip:
-        return value
-    return value + (rng.choice((-1, 1)) if value else 1)
+def _step(rng: Random, slip: float, *terms: int) -> tuple[str, int]:
+    """``2+5+1=8`` and the 8; with chance ``slip`` a neighbour of it (0 has only one, no result is negative)."""
+    total = sum(terms)
+    if rng.random() < slip:
+        total += rng.choice((-1, 1)) if total else 1
+    return f"{'+'.join(map(str, terms))}={total}", total
+
+
+def _conclusion(rng: Random, a_tens: int, answer: int, corpus: Corpus) -> str:
+    connective = rng.choices(CONNECTIVES, weights=corpus.connectives)[0]
+    boxed = rng.random() < corpus.boxes[a_tens - 1]
+    return f"{connective} \\boxed{{{answer}}}" if boxed else f"{connective} it is {answer}."

@@ -1,8 +1,8 @@
 """The recipe of the tiny models: pretrain `tiny-base`, fine-tune it into `tiny-instruct`, write both as folders.
 
-Run as ``rlif tiny make --out DIR``; four to five minutes on one CPU core. The same seed, versions and kind of machine
-give the same weights: one thread, fp32, every draw from one seed. The settings were chosen by what the models do when
-sampled (docs/tiny.md), before any reinforcement learning.
+Run as ``rlif tiny make --out DIR``; about five minutes on one CPU core. The same seed, versions and kind of machine
+give the same weights: one thread, fp32, every draw from one seed. The corpus was fixed by what the models do when
+decoded (docs/tiny.md), before any reinforcement learning.
 """
 
 import math
@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rlif.errors import RlifError
+from rlif.tiny import VERSION
 from rlif.tiny.corpus import BASE, INSTRUCT, Corpus, Example, example
 from rlif.tiny.tokenizer import CONTEXT, build_tokenizer
 
@@ -142,6 +143,7 @@ def _new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         dtype="float32",
+        rlif_tiny_version=VERSION,
     )
     model = LlamaForCausalLM(config)
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
