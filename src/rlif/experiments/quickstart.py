@@ -44,19 +44,19 @@ VARIANTS = (
 )
 
 
-def quickstart(out: Path, *, steps: int = 60, processes: int = 2) -> None:
+def quickstart(out: Path, *, steps: int = 60, seed: int = 0, processes: int = 2) -> None:
     """Run all variants into ``out/<name>``, then print the table and write table.md, results.json and figures there.
 
     Raises `RlifError` if ``out`` holds anything but a quickstart of the same settings, which is gone on with;
     `Interrupted` after SIGINT or SIGTERM, each run's checkpoint written.
     """
-    recipes = {variant.name: _recipe(variant, steps) for variant in VARIANTS}
+    recipes = {variant.name: _recipe(variant, steps, seed) for variant in VARIANTS}
     _check_ours(out, recipes)
     console = Console()
     started = time.monotonic()
     with locked(out):
         labels = {variant.name: variant.label for variant in VARIANTS}
-        again = f"rlif quickstart --out {out} --steps {steps}"
+        again = f"rlif quickstart --out {out} --steps {steps}" + (f" --seed {seed}" if seed else "")
         run_all(recipes, out, processes=processes, console=console, go_on_with=again, labels=labels)
         _report(out, console)
     console.write_line(f"done in {time.monotonic() - started:.0f} s")
@@ -73,13 +73,14 @@ def _check_ours(out: Path, recipes: Mapping[str, Recipe]) -> None:
 
 def _report(out: Path, console: Console) -> None:
     from rlif.report.figures import Curve, write_figures
-    from rlif.report.summary import explain, markdown, summarise, terminal_table
+    from rlif.report.summary import baseline_lines, explain, markdown, summarise, terminal_table
     from rlif.runs.history import read_metrics
 
     logs = {variant.label: read_metrics(out / variant.name / METRICS_FILE) for variant in VARIANTS}
     curves = [Curve(label, [line for line in log if "eval/right" in line]) for label, log in logs.items()]
     results = [summarise(curve.label, curve.lines) for curve in curves]
     console.print(terminal_table(results))
+    console.print(baseline_lines(results) + "\n")
     meaning = explain(results)
     console.print(meaning + "\n")
     (out / "results.json").write_text(json.dumps(_finite(results), indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -98,8 +99,8 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _recipe(variant: Variant, steps: int) -> Recipe:
-    recipe = load_recipe(find_recipe(Path("tiny")), [*variant.overrides, f"steps={steps}"])
+def _recipe(variant: Variant, steps: int, seed: int) -> Recipe:
+    recipe = load_recipe(find_recipe(Path("tiny")), [*variant.overrides, f"steps={steps}", f"seed={seed}"])
     # The figures need only the evaluations; a demonstration need not leave a hundred megabytes behind.
     lean = {"checkpoint": {"every": 0, "keep_last": 1}, "log": {"rollouts_every": 10}}
     return parse_recipe(recipe.model_dump(mode="json") | lean)
