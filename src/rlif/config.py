@@ -272,7 +272,10 @@ class EvalConfig(Section):
     problems: Positive = 512
     """Distinct problems, the same ones every time, apart from the training prompts where the task allows it."""
     samples: Positive = 1
-    """Completions per problem."""
+    """Completions per problem; from 4 on the majority vote is logged too."""
+    greedy: bool = True
+    """Each problem once more at temperature 0 (eval/greedy_*): beside it one sees what training gave that a lower
+    temperature does not."""
     temperature: Annotated[float, Field(ge=0.0)] = 1.0
     """Sampling temperature of the evaluation. Stop strings, length limit and prompts are those of training."""
     top_p: Fraction | None = None

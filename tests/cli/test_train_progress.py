@@ -5,9 +5,10 @@ from io import StringIO
 
 import pytest
 
-from rlif.cli.train_progress import fitting, show_progress, step_parts
+from rlif.cli.train_progress import eval_parts, fitting, show_progress, step_parts
 from rlif.utils.terminal import Console
 
+KEY = "eval/greedy_right_and_formatted"
 METRICS = {
     "reward/trajectory_entropy/mean": -123.4567,
     "signal/entropy": 0.1234,
@@ -52,6 +53,11 @@ def test_a_terminal_gets_no_wrapped_line_and_no_bar_of_a_phase_that_is_over() ->
     last_picture = shown.rpartition("run ")[2]
     assert "2/2" in last_picture
     assert "768" not in last_picture
+
+
+def test_the_greedy_answers_stand_beside_the_sampled_ones_where_there_are_any() -> None:
+    assert "right and formatted 0.634" in eval_parts(METRICS)
+    assert "right and formatted 0.634 (greedy 0.702)" in eval_parts({**METRICS, KEY: 0.702})
 
 
 def test_a_log_gets_one_whole_line_a_step() -> None:

@@ -1,6 +1,7 @@
 """Numbers of an evaluation, worked out by hand."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from rlif.analysis import estimators
 from rlif.analysis.text import count_transitional, transitional
-from rlif.evals.during_training import summarise
+from rlif.evals.during_training import Evaluation, greedy_metrics, summarise
 from rlif.runs.metric_keys import METRICS
 from rlif.types import Problem, Prompt, Rollouts, Sampling, TokenSignals, Verdict
 
@@ -92,5 +93,60 @@ def test_summary_by_hand() -> None:
     assert metrics["self_agreement"] == pytest.approx((1.0 + 0.5) / 2)
     assert metrics["transitional_rate"] == pytest.approx(1 / 8)
     assert (metrics["n"], metrics["problems"]) == (4.0, 2.0)
-    # Every number of the run log, and none that it does not know.
-    assert {f"eval/{name}" for name in metrics} == {name for name in METRICS if name.startswith("eval/")}
+    # Every number of the run log, and none that it does not know; of two samples there is no vote.
+    other = ("eval/greedy_", "eval/majority_")
+    known = {name for name in METRICS if name.startswith("eval/") and not name.startswith(other)}
+    assert {f"eval/{name}" for name in metrics} == known
+
+
+def graded(*problems: Sequence[Verdict]) -> tuple[Rollouts, tuple[Verdict, ...]]:
+    """Rollouts of one token with these verdicts; the i-th has i + 1 tokens."""
+    verdicts = tuple(one for problem in problems for one in problem)
+    n = len(verdicts)
+    lengths = torch.arange(1, n + 1)
+    mask = torch.arange(n) < lengths[:, None]
+    zeros = torch.zeros(n, n)
+    return Rollouts(
+        prompts=tuple(Prompt(str(i), "", (1,), Problem(str(i), "")) for i in range(len(problems))),
+        group_size=len(problems[0]),
+        tokens=zeros.long(),
+        mask=mask,
+        sampler_logprobs=zeros,
+        signals=TokenSignals(zeros, zeros, zeros),
+        texts=("",) * n,
+        stop_reasons=("eos",) * n,
+        sampling=Sampling(),
+    ), verdicts
+
+
+def test_the_majority_is_of_four_samples_and_hands_in_one_that_gave_the_winner() -> None:
+    right = [verdict("7", right=True), verdict("7", right=True, formatted=False)]
+    wrong = [verdict("8"), verdict("9")]
+    tied = [verdict("7", right=True), verdict("7.0", right=True), verdict("8"), verdict("8", formatted=False)]
+    unread = [verdict(None)] * 4
+    metrics = summarise(*graded([*right, *wrong], tied, unread))
+    # 7 wins (half of its answers are formatted); a tie is half a win; where nobody votes nothing is handed in.
+    by_problem = {"right": [1.0, 0.5, 0.0], "right_and_formatted": [0.5, 0.5, 0.0]}
+    for name, values in by_problem.items():
+        assert metrics[f"majority_{name}"] == pytest.approx(np.mean(values))
+        assert metrics[f"majority_{name}_stderr"] == pytest.approx(np.std(values, ddof=1) / math.sqrt(3))
+    assert not any(name.startswith("majority") for name in summarise(*graded(right + wrong[:1])))
+
+
+def test_greedy_numbers_by_hand() -> None:
+    rollouts, verdicts = graded(
+        [verdict("7", right=True)], [verdict("7", right=True, formatted=False)], [verdict("8")], [verdict(None)]
+    )
+    metrics = greedy_metrics(Evaluation(rollouts, verdicts, {}))
+    # One answer a problem: p(1 - p) / (n - 1) under the root.
+    assert metrics == pytest.approx(
+        {
+            "greedy_right": 0.5,
+            "greedy_right_stderr": math.sqrt(0.25 / 3),
+            "greedy_right_and_formatted": 0.25,
+            "greedy_right_and_formatted_stderr": math.sqrt(0.25 * 0.75 / 3),
+            "greedy_formatted": 0.75,
+            "greedy_length": 2.5,
+        }
+    )
+    assert {f"eval/{name}" for name in metrics} == {name for name in METRICS if name.startswith("eval/greedy_")}

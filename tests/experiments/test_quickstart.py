@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from rlif.config import Recipe
 from rlif.errors import RlifError
 from rlif.experiments.quickstart import quickstart, variants
 from rlif.recipes import dump_recipe, find_recipe, load_recipe
-from rlif.report.figures import Curve, write_figures
-from rlif.report.summary import explain, markdown, summarise, terminal_table
+from rlif.report.figures import Curve, accuracy, right_against_formatted, write_figures
+from rlif.report.summary import baseline_lines, explain, markdown, summarise, terminal_table
 from rlif.runs.history import read_metrics
 from rlif.training.loop import train
 from rlif.utils.terminal import Console
@@ -38,12 +40,32 @@ def line(
         "eval/transitional_share": 0.2,
         "eval/length": 25.0,
         "eval/n": 512.0,
+        "eval/problems": 128.0,
     }
 
 
-def result(label: str, *scores: float, **keys: Sequence[float]) -> dict[str, Any]:
+def greedy_line(greedy: float, majority: float) -> dict[str, float | int]:
+    """What an evaluation has besides."""
+    return {
+        "eval/greedy_right_and_formatted": greedy,
+        "eval/greedy_right_and_formatted_stderr": 0.03,
+        "eval/greedy_right": 0.75,
+        "eval/greedy_formatted": 0.9,
+        "eval/greedy_length": 26.0,
+        "eval/majority_right_and_formatted": majority,
+        "eval/majority_right_and_formatted_stderr": 0.03,
+        "eval/majority_right": 0.95,
+    }
+
+
+def result(
+    label: str, *scores: float, greedy: Sequence[float] = (), majority: Sequence[float] = (), **keys: Sequence[float]
+) -> dict[str, Any]:
     """A run evaluated every 10 steps; the other keys of `line` as sequences over them."""
     rows = [line(10 * i, score, **{key: values[i] for key, values in keys.items()}) for i, score in enumerate(scores)]
+    rows = [
+        row | greedy_line(*other) for row, other in zip(rows, zip(greedy, majority, strict=True), strict=False)
+    ] or rows
     return summarise(label, rows)
 
 
@@ -60,22 +82,40 @@ def test_the_fate_follows_the_numbers(scores: tuple[float, ...], said: str) -> N
     assert explain([result("base, x", *scores)]).startswith(said)
 
 
-def test_two_sentences_say_what_became_of_each_model_and_what_the_gain_was() -> None:
+def test_the_sentences_say_what_became_of_each_model_and_what_goes_beyond_the_baselines() -> None:
     surer = (0.3, 0.2, 0.1)
+    votes = {"greedy": (0.70, 0.95, 0.60), "majority": (0.75, 0.80, 0.60)}
     results = [
-        result("base, self-certainty", 0.60, 0.80, 0.40, right=(0.66, 0.81, 0.41), entropy=surer),
-        result("base, token entropy", 0.60, 0.75, 0.50, entropy=surer),
-        result("base, verifiable (labels)", 0.60, 0.80, 0.90, entropy=surer),
-        result("instruct, self-certainty", 0.96, 0.90, 0.64, entropy=(0.1, 0.1, 0.2)),
+        result("base, self-certainty", 0.60, 0.80, 0.40, right=(0.66, 0.81, 0.41), entropy=surer, **votes),
+        result("base, token entropy", 0.60, 0.75, 0.50, entropy=surer, greedy=(0.70, 0.74, 0.5), majority=(0.75,) * 3),
+        result(
+            "base, verifiable (labels)", 0.60, 0.80, 0.90, entropy=surer, greedy=(0.7, 0.9, 1), majority=(0.75, 0.9, 1)
+        ),
+        result(
+            "instruct, self-certainty",
+            *(0.96, 0.90, 0.64),
+            entropy=(0.1, 0.1, 0.2),
+            greedy=(0.9, 0.9, 0.5),
+            majority=(0.97, 0.9, 0.6),
+        ),
     ]
-    # The best gained .20, of which .15 are answers that were not right in any form before.
+    # The best baseline of one answer is greedy for the base model (.70), a sample for the instruct model (.96). Token
+    # entropy's best, a sample at .75, is within 2 · hypot(.02, .03) = .072 of it. Self-certainty gained .20 sampled,
+    # of which .15 are answers that were not right in any form before.
     assert explain(results) == (
         "The base model rises, then falls with self-certainty (0.60 → 0.80 at step 10 → 0.40) and token entropy "
         "(0.60 → 0.75 at step 10 → 0.50), rises and stays up with labels (0.60 → 0.90); the instruct model only loses "
-        "with self-certainty (0.96 → 0.64) (share right and formatted, 512 problems, standard errors up to 0.02, one "
-        "run each). Of the 0.20 that base, self-certainty, gains at its best, 0.15 are answers newly right in any form "
-        "and 0.05 are a matter of form; entropy fell in 3 of 4 runs, those that end well and those that do not: a "
-        "model that grows surer need not grow better."
+        "with self-certainty (0.96 → 0.64) (share right and formatted of sampled answers, 128 problems × 4 samples, "
+        "standard errors up to 0.03, one run each). With one answer a problem (sampled or greedy) the base model gives "
+        "0.70 before training and at its best 0.25 more with self-certainty and 0.30 more with labels; nothing more "
+        "that stands out of the noise with token entropy. With one answer a problem (sampled or greedy) the instruct "
+        "model gives 0.96 before training and at its best nothing more that stands out of the noise with "
+        "self-certainty. By majority of 4 the base model gives 0.75 before training and at its best 0.25 more with "
+        "labels; nothing more that stands out of the noise with self-certainty and token entropy. By majority of 4 the "
+        "instruct model gives 0.97 before training and at its best nothing more that stands out of the noise with "
+        "self-certainty. Of the 0.20 that base, self-certainty, gains at its best, sampled, 0.15 are answers newly "
+        "right in any form and 0.05 are a matter of form; entropy fell in 3 of 4 runs, those that end well and those "
+        "that do not: a model that grows surer need not grow better."
     )
 
 
@@ -83,33 +123,64 @@ def test_nothing_is_claimed_that_the_numbers_do_not_show() -> None:
     fallen = result("base, x", 0.6, 0.5, 0.4, entropy=(0.3, 0.2, 0.1))
     said = explain([fallen])
     assert "With base, x nothing was gained that stands out of the noise; entropy fell in 1 of 1 runs." in said
+    assert "greedy" not in said  # a run that was not evaluated so
+    assert "ajority" not in said
     held = result("base, y", 0.6, 0.8, 0.9, entropy=(0.1, 0.2, 0.3))  # rose, and became less sure
     assert explain([held, fallen]).endswith("; entropy fell in 1 of 2 runs.")
 
 
+def test_a_decoding_that_some_evaluation_lacks_is_not_summarised() -> None:
+    rows = [line(0, 0.6), line(10, 0.7) | greedy_line(0.7, 0.8)]
+    assert {"greedy", "majority"}.isdisjoint(summarise("base, x", rows))
+    assert "greedy" not in markdown([summarise("base, x", rows)])
+
+
 @pytest.mark.parametrize("step", [1, 10])
 def test_no_number_of_the_table_is_cut_at_80_columns(step: int) -> None:
-    lines = [line(i * step, 1.0, right=1.0, formatted=1.0, entropy=10.25) | {"eval/length": 96.0} for i in range(11)]
-    results = [
-        summarise(variant.label, [lines[0], *(x | {"eval/right_and_formatted": 0.5} for x in lines)])
-        for variant in VARIANTS
-    ]
+    lines = [line(i * step, 1.0, right=1.0, formatted=1.0, entropy=10.25) | greedy_line(1.0, 1.0) for i in range(11)]
+    half = {"eval/right_and_formatted": 0.5, "eval/greedy_right_and_formatted": 0.5}
+    results = [summarise(variant.label, [lines[0], *(x | half for x in lines)]) for variant in VARIANTS]
     console = Console(width=80, record=True, file=StringIO())
     console.print(terminal_table(results))
+    console.print(baseline_lines(results))
     table = console.export_text()
     assert "…" not in table
     assert max(len(row.rstrip()) for row in table.splitlines()) <= 80
-    for cell in ("1.00→1.00", "10.25→10.25", "96→96", "len.", ".50"):
-        assert table.count(cell) >= (1 if cell == "len." else len(VARIANTS)), cell
+    for cell, rows in (("1.00→1.00", 2), ("10.250→10.250", 1), (".75→.75", 1), (".20→.20", 1), ("1.00@0", 2)):
+        assert table.count(cell) == rows * len(VARIANTS), cell
+    assert table.splitlines()[-2:] == [
+        "before training, base: sampled 1.00, greedy 1.00, majority of 4 1.00",
+        "before training, instruct: sampled 1.00, greedy 1.00, majority of 4 1.00",
+    ]
 
 
-def test_the_table_has_start_best_and_last() -> None:
-    result = summarise("one", [line(0, 0.6), line(10, 0.75, formatted=0.9), line(20, 0.4, right=0.5)])
-    assert "| one | 0.600 | 0.750 @ 10 | 0.400 | 0.70 → 0.50 | 0.80 → 0.80 |" in markdown([result])
+def test_the_table_has_start_best_and_last_sampled_and_greedy() -> None:
+    rows = [line(0, 0.6), line(10, 0.75, formatted=0.9), line(20, 0.4, right=0.5)]
+    others = [greedy_line(0.7, 0.65), greedy_line(0.5, 0.6), greedy_line(0.95, 0.6)]
+    table = markdown([summarise("one", [row | other for row, other in zip(rows, others, strict=True)])])
+    assert "| one | sampled | 0.600 | 0.750 @ 10 | 0.400 | 0.70 → 0.50 | 0.80 → 0.80 |" in table
+    assert "| one | greedy | 0.700 | 0.950 @ 20 | 0.950 | 0.75 → 0.75 | 0.90 → 0.90 |  |  | 26 → 26 |" in table
+    assert table.endswith("\n\nBefore training, one: greedy 0.70, majority of 4 0.65, sampled 0.60\n")
+
+
+def drawn(figure: Figure) -> list[tuple[str, list[float]]]:
+    """Style and heights of the lines in all axes of a figure."""
+    return [(one.get_linestyle(), list(one.get_ydata())) for axes in figure.axes for one in axes.get_lines()]
+
+
+def test_greedy_answers_are_dashed_in_the_colour_of_the_run() -> None:
+    rows = [line(0, 0.6, right=0.8, formatted=0.7) | greedy_line(0.7, 0.65), line(10, 0.7) | greedy_line(0.9, 0.6)]
+    figure = accuracy([Curve("base, x", rows)])
+    assert drawn(figure) == [("-", [0.6, 0.7]), ("--", [0.7, 0.9])]
+    solid, dashed = figure.axes[0].get_lines()
+    assert solid.get_color() == dashed.get_color()
+    panel = drawn(right_against_formatted([Curve("base, x", rows)]))
+    assert panel == [("-", [0.7, 0.8]), ("--", [0.9, 0.9]), ("-", [0.8, 0.7]), ("--", [0.75, 0.75])]
+    assert drawn(accuracy([Curve("base, x", [line(0, 0.6)])])) == [("-", [0.6])]
 
 
 def test_three_figures_are_drawn(tmp_path: Path) -> None:
-    curves = [Curve(variant.label, [line(0, 0.6), line(10, 0.7), line(20, 0.5)]) for variant in VARIANTS]
+    curves = [Curve(variant.label, [line(s, 0.6) | greedy_line(0.7, 0.8) for s in (0, 10)]) for variant in VARIANTS]
     paths = write_figures(curves, tmp_path / "figures")
     assert [path.name for path in paths] == ["accuracy.png", "format.png", "confidence.png"]
     for path in paths:
@@ -131,6 +202,22 @@ def test_a_quickstart_of_other_settings_is_refused(tmp_path: Path) -> None:
     (tmp_path / VARIANTS[0].name / "recipe.yaml").write_text(dump_recipe(load_recipe(find_recipe(Path("tiny")))))
     with pytest.raises(RlifError, match="a run of other settings"):
         quickstart(tmp_path, steps=7)
+
+
+def test_the_seed_is_that_of_every_run_and_named_by_the_command_that_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def run_all(recipes: Mapping[str, Recipe], out: Path, *, go_on_with: str, **_: Any) -> None:
+        asked.update(seeds={recipe.seed for recipe in recipes.values()}, again=go_on_with)
+        raise RlifError("enough")
+
+    monkeypatch.setattr("rlif.experiments.quickstart.run_all", run_all)
+    for seed, again in ((0, ""), (3, " --seed 3")):
+        with pytest.raises(RlifError, match="enough"):
+            quickstart(tmp_path, steps=7, seed=seed)
+        assert asked == {"seeds": {seed}, "again": f"rlif quickstart --out {tmp_path} --steps 7{again}"}
 
 
 def start(out: Path, *, evaluated: bool) -> "subprocess.Popen[str]":
@@ -187,7 +274,7 @@ def test_stopped_by_a_signal_and_started_again(tmp_path: Path) -> None:
         [*(variant.name for variant in VARIANTS), "figures"]
     )
     table = (out / "table.md").read_text()
-    assert all(f"| {variant.label} |" in table for variant in VARIANTS)
+    assert all(f"| {variant.label} | {name} |" in table for variant in VARIANTS for name in ("sampled", "greedy"))
     lines = read_metrics(out / VARIANTS[0].name / "metrics.jsonl")
     assert [row["step"] for row in lines] == [0, 1, 2]
     if b'"step": 1' in first:  # it had a checkpoint: nothing of it was made again
@@ -213,9 +300,11 @@ def scores(out: Path, *changes: str) -> tuple[Mapping[str, float | int], ...]:
 
 
 def test_the_base_model_rises_on_its_own_certainty(tmp_path: Path) -> None:
-    """A third of the way: measured .451 → .584, formatted .641 → .848 (n = 512, one seed). Asked for: half of that."""
+    """A third of the way (128 problems × 4, one seed): sampled .479 → .639, greedy .531 → .898, formatted .654 → .859.
+    Asked for: half of that."""
     first, last = scores(tmp_path / "run", "steps=20")
-    assert first["eval/right_and_formatted"] == pytest.approx(0.451, abs=0.01)
-    assert last["eval/right_and_formatted"] - first["eval/right_and_formatted"] > 0.066
+    assert first["eval/right_and_formatted"] == pytest.approx(0.479, abs=0.01)
+    assert last["eval/right_and_formatted"] - first["eval/right_and_formatted"] > 0.08
+    assert last["eval/greedy_right_and_formatted"] - first["eval/greedy_right_and_formatted"] > 0.18
     assert last["eval/formatted"] - first["eval/formatted"] > 0.10
     assert last["eval/entropy"] < first["eval/entropy"]

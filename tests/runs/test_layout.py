@@ -35,5 +35,5 @@ def test_a_run_is_read_and_drawn_without_torch(tmp_path: Path) -> None:
     command = [sys.executable, "-c", READ, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "| self_certainty | 0.000 | 0.500 @ 10 | 0.500 |" in done.stdout
+    assert "| self_certainty | sampled | 0.000 | 0.500 @ 10 | 0.500 |" in done.stdout
     assert (tmp_path / "figures" / "accuracy.png").is_file()

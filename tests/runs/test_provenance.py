@@ -167,11 +167,16 @@ def test_an_old_folder_is_told_the_day_of_its_run_json(
 
 
 def strip_state(checkpoint: Path) -> None:
-    """Make a checkpoint one of before: without provenance in its state, and with a manifest that fits."""
+    """Make a checkpoint one of before: without provenance in its state."""
+    change_state(checkpoint, lambda state: state.pop("provenance"))
+
+
+def change_state(checkpoint: Path, change: Callable[[Any], object]) -> None:
+    """Change the state of a checkpoint of step 1, and make its manifest fit."""
     from rlif.runs.checkpoint import MANIFEST, Manifest, _files_in, _sum
 
     state = json.loads((checkpoint / "state.json").read_text())
-    del state["provenance"]
+    change(state)
     (checkpoint / "state.json").write_text(json.dumps(state))
     files = {name: _sum(checkpoint / name) for name in _files_in(checkpoint) if name != MANIFEST}
     (checkpoint / MANIFEST).write_bytes(Manifest(step=1, files=files).to_bytes())
@@ -297,6 +302,25 @@ def test_every_key_of_a_recipe_that_decides_the_result_is_refused(path: tuple[st
             accept(BEGAN, found, step=1, out=tmp_path, allow=False)
         assert "\n" not in str(caught.value)
         assert len(accept(BEGAN, found, step=1, out=tmp_path, allow=True)) == 1
+
+
+def test_a_run_begun_without_greedy_evaluation_goes_on_without_it(toy_model: Path, tmp_path: Path) -> None:
+    """A recipe, a run.json and a checkpoint of an rlif that did not know the key; and it can be switched on."""
+    out = tmp_path / "run"
+    train(recipe(toy_model, eval={"every": 1, "problems": 2, "greedy": False}, steps=4), out, until=1)
+    path, info = out / "recipe.yaml", out / "run.json"
+    path.write_text(path.read_text().replace("  greedy: false\n", ""))
+    recorded = info_of(out)
+    del recorded["provenance"]["recipe"]["eval"]["greedy"]
+    info.write_text(json.dumps(recorded))
+    change_state(out / "checkpoints" / "step-000001", lambda state: state["provenance"]["recipe"]["eval"].pop("greedy"))
+    resume(out, until=2)
+    assert "changed" not in info_of(out)["resumed"][-1]
+    path.write_text(path.read_text().replace("eval:\n", "eval:\n  greedy: true\n"))
+    resume(out, until=3)
+    assert info_of(out)["resumed"][-1]["changed"] == ["recipe.yaml: eval.greedy was false, is true"]
+    evaluated = ["eval/greedy_right" in line for line in read_metrics(out / "metrics.jsonl")]
+    assert evaluated == [False, False, False, True]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,9 +26,13 @@ from rlif.runs.history import read_metrics
 from rlif.runs.metric_keys import METRICS, find_metric
 from rlif.runs.trackers import SINKS, TensorBoardSink
 from rlif.training import loop as trainer
+from rlif.training import run as run_module
 from rlif.training import setup
+from rlif.training.callbacks import NullCallback
 from rlif.training.loop import resume, train
 from rlif.training.optim import MasterOptimizer
+from rlif.training.run import Run
+from rlif.types import Sampling
 from toys import toy_policy
 
 
@@ -151,7 +156,7 @@ def test_the_reference_of_a_resumed_run_is_the_first_policy(toy_model: Path, tmp
 
 
 def test_every_logged_key_is_documented_and_final_loads(toy_model: Path, tmp_path: Path) -> None:
-    final = train(recipe(toy_model), tmp_path / "run")
+    final = train(recipe(toy_model, eval={"every": 2, "problems": 4, "samples": 4}), tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     logged = {key for line in lines for key in line}
     assert all(find_metric(key) for key in logged)
@@ -170,6 +175,43 @@ def test_step_zero_is_the_untrained_policy_and_evaluations_share_their_numbers(t
     evaluations = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "eval/right" in line]
     assert [line["step"] for line in evaluations] == [0, 2, 4]
     assert evaluations[0]["eval/entropy"] == evaluations[1]["eval/entropy"] == evaluations[2]["eval/entropy"]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_greedy_evaluation_is_one_answer_a_problem_at_temperature_0(
+    toy_model: Path, tmp_path: Path, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    real = run_module.evaluate_policy
+
+    def evaluate_policy(*args: Any, samples: int, sampling: Sampling, **options: Any) -> Any:
+        asked.append((samples, sampling.temperature))
+        return real(*args, samples=samples, sampling=sampling, **options)
+
+    monkeypatch.setattr(run_module, "evaluate_policy", evaluate_policy)
+    changes = {"eval": {"every": 2, "problems": 4, "samples": 2, "temperature": temperature}}
+    with Run.start(recipe(toy_model, **changes), tmp_path / "run", NullCallback()) as run:
+        metrics = run.evaluate()
+        assert asked == [(2, temperature), (1, 0.0)][: 2 if temperature else 1]  # greedy answers are not made twice
+        # The same by transformers' own greedy search.
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(toy_model), AutoTokenizer.from_pretrained(toy_model)
+        lengths = []
+        for prompt in run._eval_prompts:
+            ids = torch.tensor([prompt.token_ids])
+            answer = model.generate(ids, max_new_tokens=12, do_sample=False, eos_token_id=tokenizer.eos_token_id)
+            lengths.append(answer.shape[1] - ids.shape[1])
+    assert metrics["eval/greedy_length"] == sum(lengths) / len(lengths)
+
+
+def test_what_is_evaluated_beside_changes_nothing_else(toy_model: Path, tmp_path: Path) -> None:
+    for name, greedy in (("with", True), ("without", False)):
+        train(recipe(toy_model, eval={"every": 2, "problems": 4, "greedy": greedy}), tmp_path / name)
+    assert_same_weights(tmp_path / "with" / "final", tmp_path / "without" / "final")
+    lines = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("with", "without")]
+    for with_greedy, without in zip(*lines, strict=True):
+        assert any("greedy" in key for key in with_greedy) == ("eval/right" in with_greedy)
+        kept = {key: value for key, value in with_greedy.items() if "greedy" not in key}
+        assert without_clock(kept) == pytest.approx(without_clock(without), nan_ok=True, rel=0, abs=0)
 
 
 def test_the_best_checkpoint_is_kept(toy_model: Path, tmp_path: Path) -> None:
@@ -271,6 +313,15 @@ def test_an_occupied_folder_is_refused_untouched(toy_model: Path, tmp_path: Path
         ({"task": {"name": "arithmetic", "question": "{a}+{b}=" + "?" * 130}}, "context"),
         ({"checkpoint": {"best": "reward/nothing/mean"}}, "checkpoint.best"),
         ({"checkpoint": {"best": "eval/rihgt"}}, "checkpoint.best"),
+        ({"checkpoint": {"best": "eval/right"}, "eval": {"every": 0}}, r"no 'eval/right': eval/\* needs eval.every"),
+        (
+            {"checkpoint": {"best": "eval/greedy_right"}, "eval": {"every": 2, "problems": 4, "greedy": False}},
+            r"eval/greedy_\* needs eval\.greedy",
+        ),
+        (
+            {"checkpoint": {"best": "eval/majority_right"}, "eval": {"every": 2, "problems": 4, "samples": 3}},
+            r"eval/majority_\* needs eval\.samples=4 or more",
+        ),
         ({"eval": {"every": 2, "problems": 5000}}, "5000"),
         (
             {"task": {"name": "arithmetic", "high": 11}, "rollout": {"prompts": 9, "max_new_tokens": 8}},

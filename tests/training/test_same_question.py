@@ -123,7 +123,10 @@ def test_an_old_run_goes_on_as_it_began(questions: Path, tmp_path: Path) -> None
     path = tmp_path / "run" / "recipe.yaml"
     text = path.read_text().replace("  stop:\n  - 'Question:'\n", "  stop: []\n")
     head, evaluation = text.split("eval:\n")
-    text = head + "eval:\n" + evaluation.replace("  top_p: 0.9\n", "").replace("  top_k: 5\n", "")
+    for line in ("  top_p: 0.9\n", "  top_k: 5\n", "  greedy: true\n"):
+        assert line in evaluation
+        evaluation = evaluation.replace(line, "")
+    text = head + "eval:\n" + evaluation
     path.write_text(text)
     info = path.with_name("run.json")
     info.write_text(json.dumps({key: value for key, value in json.loads(info.read_text()).items() if key == "started"}))
@@ -131,6 +134,7 @@ def test_an_old_run_goes_on_as_it_began(questions: Path, tmp_path: Path) -> None
     with Run.resume(tmp_path / "run", NullCallback()) as run:
         assert (run.sampling.stop, run.sampling.top_p, run.sampling.top_k) == ((), 0.9, 5)
         assert (eval_sampling(run.recipe).top_p, eval_sampling(run.recipe).top_k) == (1.0, 0)
+        assert not run.recipe.eval.greedy  # nor did it have such an evaluation
         run.log({})
         run.save_checkpoint()
     assert "provenance" not in json.loads(info.read_text())

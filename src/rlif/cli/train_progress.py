@@ -40,9 +40,10 @@ def eval_parts(metrics: Mapping[str, float | int]) -> list[str]:
     if "eval/right" not in metrics:
         return []
     right, both, entropy, n = (metrics[f"eval/{key}"] for key in ("right", "right_and_formatted", "entropy", "n"))
+    greedy = metrics.get("eval/greedy_right_and_formatted")
     return [
         f"eval: right {with_error(right, metrics['eval/right_stderr'], '.3f')}",
-        f"right and formatted {both:.3f}",
+        f"right and formatted {both:.3f}" + (f" (greedy {greedy:.3f})" if greedy is not None else ""),
         f"entropy {entropy:.3f}",
         f"n {n:.0f}",
     ]

@@ -1,6 +1,7 @@
 """Evaluation during training: the same problems every time, every number with its n and its standard error.
 
-The numbers are those of `rlif eval` (`rlif.evals.metrics`), as many of them as the run log keeps.
+The numbers are those of `rlif eval` (`rlif.evals.metrics`), as many of them as the run log keeps; and beside them what
+the same policy reaches without training it: its greedy answers, and the majority of the sampled ones.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,6 +11,8 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from rlif.analysis.baselines import BASELINES, GradedSamples, evaluate_baseline
+from rlif.analysis.estimators import Estimate
 from rlif.evals.metrics import AnswerTable, headline
 from rlif.rewards.score import grade
 from rlif.rng import Key
@@ -17,6 +20,10 @@ from rlif.rollout.engine import Engine
 from rlif.runs.metric_keys import METRICS
 from rlif.tasks.base import Task
 from rlif.types import Prompt, Rollouts, Sampling, Verdict
+
+MAJORITY_FROM = 4
+"""Samples a problem: of fewer the commonest answer is hardly more than any of them."""
+_GREEDY = ("right", "right_and_formatted", "formatted", "length")
 
 
 @dataclass(frozen=True)
@@ -45,8 +52,30 @@ def evaluate_policy(
 
 
 def summarise(rollouts: Rollouts, verdicts: tuple[Verdict, ...]) -> dict[str, float]:
-    """The numbers of an evaluation. Standard errors are clustered by problem."""
+    """The numbers of an evaluation; from `MAJORITY_FROM` samples on, those of the majority vote too.
+
+    Standard errors are clustered by problem.
+    """
     numbers = headline(answer_table(rollouts, verdicts))
+    if rollouts.group_size >= MAJORITY_FROM:
+        vote = evaluate_baseline(BASELINES["majority"], GradedSamples.from_rollouts(rollouts, verdicts))
+        numbers |= _with_error("majority_right", vote.right)
+        numbers |= _with_error("majority_right_and_formatted", vote.right_and_formatted)
+    return _logged(numbers)
+
+
+def greedy_metrics(greedy: Evaluation) -> dict[str, float]:
+    """What the run log keeps of an evaluation at temperature 0: ``greedy_right`` and so on."""
+    numbers = headline(answer_table(greedy.rollouts, greedy.verdicts))
+    kept = [name for key in _GREEDY for name in (key, f"{key}_stderr")]
+    return _logged({f"greedy_{name}": numbers[name] for name in kept})
+
+
+def _with_error(name: str, estimate: Estimate) -> dict[str, float]:
+    return {name: estimate.value, f"{name}_stderr": estimate.stderr}
+
+
+def _logged(numbers: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in numbers.items() if f"eval/{name}" in METRICS}
 
 

@@ -31,30 +31,31 @@ class Variant:
     recipe: Recipe
 
 
-def variants(steps: int = 60) -> tuple[Variant, ...]:
-    """The cells of grids/quickstart.yaml, each of so many steps."""
+def variants(steps: int = 60, seed: int = 0) -> tuple[Variant, ...]:
+    """The cells of grids/quickstart.yaml, each of so many steps, with this seed."""
     grid = load_grid(find_grid(Path("quickstart")))
     found = []
-    for labels, recipe in combinations(grid.model_copy(update={"set": {**grid.set, "steps": steps}})):
+    changed = {"set": {**grid.set, "steps": steps}, "seeds": (seed,)}
+    for labels, recipe in combinations(grid.model_copy(update=changed)):
         model, reward = labels["model"], labels["reward"]
         found.append(Variant(slug(f"{model}-{reward}"), f"{model}, {reward}", recipe))
     return tuple(found)
 
 
-def quickstart(out: Path, *, steps: int = 60, processes: int = 2) -> None:
+def quickstart(out: Path, *, steps: int = 60, seed: int = 0, processes: int = 2) -> None:
     """Run all variants into ``out/<name>``, then print the table and write table.md, results.json and figures there.
 
     Raises `RlifError` if ``out`` holds anything but a quickstart of the same settings, which is gone on with;
     `Interrupted` after SIGINT or SIGTERM, each run's checkpoint written.
     """
-    runs = variants(steps)
+    runs = variants(steps, seed)
     recipes = {variant.name: variant.recipe for variant in runs}
     _check_ours(out, recipes)
     console = Console()
     started = time.monotonic()
     with locked(out):
         labels = {variant.name: variant.label for variant in runs}
-        again = f"rlif quickstart --out {out} --steps {steps}"
+        again = f"rlif quickstart --out {out} --steps {steps}" + (f" --seed {seed}" if seed else "")
         run_all(recipes, out, processes=processes, console=console, go_on_with=again, labels=labels)
         _report(runs, out, console)
     console.write_line(f"done in {time.monotonic() - started:.0f} s")
@@ -71,13 +72,14 @@ def _check_ours(out: Path, recipes: Mapping[str, Recipe]) -> None:
 
 def _report(runs: Sequence[Variant], out: Path, console: Console) -> None:
     from rlif.report.figures import Curve, write_figures
-    from rlif.report.summary import explain, markdown, summarise, terminal_table
+    from rlif.report.summary import baseline_lines, explain, markdown, summarise, terminal_table
     from rlif.runs.history import read_metrics
 
     logs = {variant.label: read_metrics(out / variant.name / METRICS_FILE) for variant in runs}
     curves = [Curve(label, [line for line in log if "eval/right" in line]) for label, log in logs.items()]
     results = [summarise(curve.label, curve.lines) for curve in curves]
     console.print(terminal_table(results))
+    console.print(baseline_lines(results) + "\n")
     meaning = explain(results)
     console.print(meaning + "\n")
     (out / "results.json").write_text(json.dumps(_finite(results), indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -77,6 +77,26 @@ METRICS: dict[str, Metric] = {
     "eval/formatted": Metric("share", "held-out answers in the form that was asked for"),
     "eval/right_and_formatted": Metric("share", "held-out answers both right and in the form that was asked for"),
     "eval/right_and_formatted_stderr": Metric("share", "standard error of eval/right_and_formatted over problems"),
+    "eval/greedy_right": Metric("share", "held-out right answers of greedy decoding, in whatever form (eval.greedy)"),
+    "eval/greedy_right_stderr": Metric("share", "standard error of eval/greedy_right over problems"),
+    "eval/greedy_formatted": Metric("share", "held-out greedy answers in the form that was asked for"),
+    "eval/greedy_right_and_formatted": Metric(
+        "share", "held-out greedy answers both right and in the form that was asked for"
+    ),
+    "eval/greedy_right_and_formatted_stderr": Metric(
+        "share", "standard error of eval/greedy_right_and_formatted over problems"
+    ),
+    "eval/greedy_length": Metric("tokens", "mean length of the greedy completions, EOS included"),
+    "eval/majority_right": Metric(
+        "share", "problems whose commonest sampled answer is right; ties by chance; from 4 samples (eval.samples)"
+    ),
+    "eval/majority_right_stderr": Metric("share", "standard error of eval/majority_right over problems"),
+    "eval/majority_right_and_formatted": Metric(
+        "share", "the same, and in the form that was asked for, if any answer that gave the commonest is handed in"
+    ),
+    "eval/majority_right_and_formatted_stderr": Metric(
+        "share", "standard error of eval/majority_right_and_formatted over problems"
+    ),
     "eval/undecided": Metric("share", "as verdict/undecided, of held-out answers; 1.0 in a task without labels"),
     "eval/entropy": Metric("nats", "entropy of the policy at temperature 1, mean over completion tokens"),
     "eval/self_certainty": Metric("nats", "KL(uniform, policy) at temperature 1, mean over completion tokens"),
@@ -99,6 +119,8 @@ Every key of `metrics.jsonl`, one line a step. `python -m rlif.runs.metric_keys`
 - `<name>` stands for any name, for example `reward/self_certainty/mean`.
 - A share lies in [0, 1]. Keys under `eval/` are of the evaluation problems, at the steps that evaluate.
 - A number that is not finite is written as `null`.
+- `eval/greedy_*` are the same problems at temperature 0, `eval/majority_*` the vote of the samples. At step 0 they
+  are what the model gives without training: a gain is what goes beyond them.
 - `mismatch/*` compares log-probabilities without top-p and top-k, of the completions that an update ran. At a
   temperature other than 1 the sampler's have these filters: the gap says nothing then, and nothing is warned of.
 - Resuming from a checkpoint cuts the file back to the checkpoint's step first. A hole up to that step is refused

@@ -22,8 +22,8 @@ from rlif.model.template_clock import present
 from rlif.recipes import parse_recipe
 from rlif.utils.atomic_io import sha256
 
-FREE = ("checkpoint.", "log.", "eval.every", "rollout.max_mismatch")
-"""Keys, or beginnings of them, that decide neither weights nor what is logged of them: they may change."""
+FREE = ("checkpoint.", "log.", "eval.every", "eval.greedy", "rollout.max_mismatch")
+"""Keys, or beginnings of them, that decide neither weights nor the value of any number: they may change."""
 
 ROUNDING = (
     *("policy.device", "rollout.max_rows", "rollout.cuda_graphs"),
@@ -118,8 +118,17 @@ def accept(began: Provenance | None, found: Provenance, *, step: int, out: Path,
     return [change.said for change in changes]
 
 
+def as_recorded(recipe: Recipe) -> Recipe:
+    """The recipe of a run as its rlif understood it. A run's recipe spells out every key there was: one that is silent
+    about eval.greedy is of before, and has no such evaluation."""
+    if "greedy" in recipe.eval.model_fields_set:
+        return recipe
+    return recipe.model_copy(update={"eval": recipe.eval.model_copy(update={"greedy": False})})
+
+
 def _changes(began: Provenance, found: Provenance) -> Iterator[Change]:
-    old, new = (parse_recipe(one.recipe, source="the recipe that the run began with") for one in (began, found))
+    source = "the recipe that the run began with"
+    old, new = (as_recorded(parse_recipe(one.recipe, source=source)) for one in (began, found))
     known = {key for key in found.problems if key in began.problems}
     known |= {"policy.model"} if began.model and found.model else set()
     yield from _recipe_changes(old, new, known)

@@ -1,14 +1,16 @@
 """What a recipe leaves unsaid, spelled out: the recipe that a run's folder holds."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from rlif.config import MergedModel, Recipe
+from rlif.config import EvalConfig, MergedModel, Recipe
 from rlif.errors import RlifError
+from rlif.evals.during_training import MAJORITY_FROM
 from rlif.model.registry import MODELS
 from rlif.recipes import parse_recipe
 from rlif.rewards.score import logged_names
 from rlif.runs.metric_keys import find_metric
+from rlif.runs.provenance import as_recorded
 from rlif.tasks.templates import find_template
 from rlif.types import Sampling
 from rlif.utils.paths import expanded
@@ -39,9 +41,10 @@ def _absolute_model(model: str | MergedModel) -> str | dict[str, Any]:
 
 
 def as_before(recipe: Recipe, info: Mapping[str, Any]) -> Recipe:
-    """The recipe of a run to resume. One whose run.json holds no provenance is of before: its evaluation never took
-    over the filters of its rollouts, and must not begin to in the middle of its metrics."""
-    data = recipe.model_dump(mode="json")
+    """The recipe of a run to resume, as it was meant when the run began (`as_recorded`). One whose run.json holds no
+    provenance is of before: its evaluation never took over the filters of its rollouts, and must not begin to in the
+    middle of its metrics."""
+    data = as_recorded(recipe).model_dump(mode="json")
     unfiltered = {"top_p": 1.0, "top_k": 0}
     if "provenance" not in info:
         data["eval"] |= {key: value for key, value in unfiltered.items() if data["eval"][key] is None}
@@ -67,5 +70,16 @@ def check_best(recipe: Recipe) -> None:
         return
     rewards = {f"reward/{reward}/{part}" for reward in logged_names(recipe.reward) for part in ("mean", "std")}
     logged = name in rewards if name.startswith("reward/") else find_metric(name) is not None
-    if not logged or (name.startswith("eval/") and not recipe.eval.every):
-        raise RlifError(f"checkpoint.best: this run logs no {name!r}; see docs/metrics.md (eval/* needs eval.every)")
+    for beginning, (made, needs) in _NEEDS.items():
+        if logged and name.startswith(beginning) and not made(recipe.eval):
+            raise RlifError(f"checkpoint.best: this run logs no {name!r}: {beginning}* needs {needs}")
+    if not logged:
+        raise RlifError(f"checkpoint.best: this run logs no {name!r}; see docs/metrics.md")
+
+
+_NEEDS: Mapping[str, tuple[Callable[[EvalConfig], bool], str]] = {
+    "eval/": (lambda config: config.every > 0, "eval.every"),
+    "eval/greedy_": (lambda config: config.greedy, "eval.greedy"),
+    "eval/majority_": (lambda config: config.samples >= MAJORITY_FROM, f"eval.samples={MAJORITY_FROM} or more"),
+}
+"""Beginnings of keys that only some recipes log: when, and what is missing otherwise."""

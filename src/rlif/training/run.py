@@ -9,11 +9,13 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rlif.config import Recipe
 from rlif.errors import Argument, RlifError
-from rlif.evals.during_training import evaluate_policy
+from rlif.evals.during_training import evaluate_policy, greedy_metrics
 from rlif.model.template_clock import present
 from rlif.monitoring.mismatch import Guard, comparable
 from rlif.recipes import load_recipe
@@ -174,20 +176,25 @@ class Run:
         return every > 0 and (self.step % every == 0 or self.step == self.recipe.steps)
 
     def evaluate(self) -> dict[str, float]:
-        """Metrics of the policy as it stands on the fixed evaluation problems."""
+        """Metrics of the policy as it stands on the fixed evaluation problems: sampled, and (eval.greedy) greedy."""
         config, sampling = self.recipe.eval, eval_sampling(self.recipe)
-        with self.phase("eval", tokens=len(self._eval_prompts) * config.samples * sampling.max_new_tokens):
+        greedy = replace(sampling, temperature=0.0)
+        alone = config.greedy and sampling != greedy  # else the sampled answers are the greedy ones
+        with self.phase("eval", tokens=len(self._eval_prompts) * (config.samples + alone) * sampling.max_new_tokens):
             # The same random numbers at every evaluation: what differs between two of them is the policy.
-            result = evaluate_policy(
+            evaluate = partial(
+                evaluate_policy,
                 self.engine,
                 self.task,
                 self._eval_prompts,
-                samples=config.samples,
-                sampling=sampling,
                 key=Key(self.recipe.seed, "eval"),
                 progress=self.callback.advance,
             )
-        return {f"eval/{name}": value for name, value in result.metrics.items()}
+            result = evaluate(samples=config.samples, sampling=sampling)
+            metrics = dict(result.metrics)
+            if config.greedy:
+                metrics |= greedy_metrics(evaluate(samples=1, sampling=greedy) if alone else result)
+        return {f"eval/{name}": value for name, value in metrics.items()}
 
     def log(self, metrics: dict[str, float], scored: Scored | None = None) -> None:
         """One line of metrics, to the log, the sinks and the callback; and the rollouts if they are due."""
