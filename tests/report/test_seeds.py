@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,13 @@ def test_gains_are_over_the_best_baseline_of_the_seed_and_their_error_is_over_se
 def test_a_single_seed_has_no_error_and_nothing_bold() -> None:
     (row,) = seeds_table([[run("base, x", (0.4, 0.7, 0.5))]]).splitlines()[2:]
     assert row == "| base, x | sampled | 0.40 | 0.70 | 0.50 | +0.30 | +0.10 |"
+
+
+def test_the_command_prints_the_table_row_by_row(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(json.dumps([run("base, x", (0.4, 0.7, 0.5))]))
+    command = [sys.executable, "-m", "rlif.report.seeds", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == seeds_table(read_results([tmp_path]))
 
 
 def test_what_is_missing_or_of_other_runs_is_named(tmp_path: Path) -> None:

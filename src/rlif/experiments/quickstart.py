@@ -79,7 +79,7 @@ def _report(runs: Sequence[Variant], out: Path, console: Console) -> None:
     curves = [Curve(label, [line for line in log if "eval/right" in line]) for label, log in logs.items()]
     results = [summarise(curve.label, curve.lines) for curve in curves]
     console.print(terminal_table(results))
-    console.print(baseline_lines(results) + "\n")
+    console.print("\n".join(baseline_lines(results)) + "\n")
     meaning = explain(results)
     console.print(meaning + "\n")
     (out / "results.json").write_text(json.dumps(_finite(results), indent=1, allow_nan=False) + "\n", encoding="utf-8")

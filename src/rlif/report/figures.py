@@ -125,7 +125,7 @@ def _with_greedy(axes: Axes, curves: Sequence[Curve]) -> tuple[list[Artist], lis
 
 
 def _share(axes: Axes, label: str) -> None:
-    axes.set_ylim(0.0, 1.0)
+    axes.set_ylim(0.0, 1.02)  # a line at 1 is seen whole
     axes.set_xlabel("step")
     axes.set_ylabel(label)
     bare(axes)

@@ -76,4 +76,5 @@ def _shown_gain(mean: float, error: float) -> str:
 
 
 if __name__ == "__main__":
-    say(seeds_table(read_results([Path(folder) for folder in sys.argv[1:]])).rstrip())
+    for row in seeds_table(read_results([Path(folder) for folder in sys.argv[1:]])).splitlines():
+        say(row)

@@ -66,19 +66,19 @@ def baselines(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Mappi
     return found
 
 
-def baseline_lines(results: Sequence[Mapping[str, Any]]) -> str:
+def baseline_lines(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """The baselines of each model, one line of at most 80 columns each, the best one first."""
     lines = []
     for model, starts in baselines(results).items():
         ranked = sorted(starts.items(), key=lambda item: -item[1]["score"])
         shown = (f"{_named(name, results[0])} {start['score']:.2f}" for name, start in ranked)
         lines.append(f"before training, {model}: {', '.join(shown)}")
-    return "\n".join(lines)
+    return lines
 
 
 def explain(results: Sequence[Mapping[str, Any]]) -> str:
-    """What became of each model, what that is beyond the baselines, what the first run's gain consisted of, and whether
-    entropy told: sentences made from the numbers."""
+    """Three paragraphs made from the numbers: what became of each model; what that is beyond the baselines; what the
+    first run's gain consisted of, and whether entropy told."""
     fates: dict[str, dict[str, list[str]]] = {}
     for result in results:
         model, reward = _model_and_reward(result)
@@ -96,7 +96,7 @@ def explain(results: Sequence[Mapping[str, Any]]) -> str:
     what = f"share right and formatted of sampled answers, {problems} problems{many}"
     what += f", standard errors {largest}, one run each"
     beyond = " ".join(_beyond(results, kind) for kind in (_ONE_ANSWER, _VOTE) if _known(results, kind))
-    return f"{_capital(said)} ({what}). {beyond} {_gain(results[0])}; {_confidence(results)}."
+    return f"{_capital(said)} ({what}).\n\n{beyond}\n\n{_gain(results[0])}; {_confidence(results)}."
 
 
 def _known(results: Sequence[Mapping[str, Any]], kind: Sequence[str]) -> bool:
@@ -109,19 +109,20 @@ def _beyond(results: Sequence[Mapping[str, Any]], kind: Sequence[str]) -> str:
     parts = []
     for model, starts in baselines(results).items():
         base = max((starts[name] for name in kind if name in starts), key=lambda start: start["score"])
-        gained, not_gained = [], []
+        gained: list[str] = []
+        not_gained: list[str] = []
         for result in (result for result in results if _model_and_reward(result)[0] == model):
             each = (points["best"] for name in kind if (points := decoded(result, name)))
             best, reward = max(each, key=lambda point: point["score"]), _model_and_reward(result)[1]
             if _differs(best, base) and best["score"] > base["score"]:
-                gained.append(f"{round(best['score'], 2) - round(base['score'], 2):.2f} more with {reward}")
+                gain = round(best["score"], 2) - round(base["score"], 2)
+                gained.append(f"{gain:.2f} {'' if gained else 'more '}with {reward}")
             else:
                 not_gained.append(reward)
-        nothing = [f"nothing more that stands out of the noise with {_listed(not_gained)}"] if not_gained else []
-        more = "; ".join([*([_listed(gained)] if gained else []), *nothing])
-        parts.append(f"the {model} model gives {base['score']:.2f} before training and at its best {more}")
+        more = [*gained, *([f"nothing that stands out of the noise with {_listed(not_gained)}"] if not_gained else [])]
+        parts.append(f"the {model} model gives {base['score']:.2f} before training and at its best {_listed(more)}")
     how = f"with one answer a problem ({' or '.join(names)})" if kind == _ONE_ANSWER else f"by {names[0]}"
-    return ". ".join(f"{_capital(how)} {part}" for part in parts) + "."
+    return f"{_capital(how)} {'; '.join(parts)}."
 
 
 def _model_and_reward(result: Mapping[str, Any]) -> tuple[str, str]:
@@ -218,7 +219,8 @@ def markdown(results: Sequence[Mapping[str, Any]]) -> str:
             scores = (f"{start['score']:.3f}", f"{best['score']:.3f} @ {best['step']}", f"{last['score']:.3f}")
             changes = (_change(points, key, form) for key, form in forms.items())
             rows.append((result["label"], name, *scores, *changes))
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + f"\n\n{_capital(baseline_lines(results))}\n"
+    below = _capital("; ".join(baseline_lines(results)))
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + f"\n\n{below}.\n"
 
 
 def terminal_table(results: Sequence[Mapping[str, Any]]) -> Table:
