@@ -250,6 +250,7 @@ OTHER: dict[str, Any] = {
     "task.name": None,  # another task has other keys
     "task.template": "boxed",
     "task.format": "hash",
+    "task.limit": 50,
     "reward": [{"name": "token_entropy"}],
     "advantage.semantic_entropy": [0.1, 1.0],
     "grpo.betas": [0.8, 0.9],
