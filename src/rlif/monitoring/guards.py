@@ -1,0 +1,192 @@
+"""Guards: small functions of the looks so far that say ok, warn or stop, and why in words a person understands.
+
+Where a guard says that a share has fallen it has asked `rlif.monitoring.sequential`: the chance that it ever does so in
+a run in which nothing fell is at most its entry in `FALSE_ALARMS`, however often it is asked. Sizes beside that (half
+of all answers, an eighth of the length) are no tests: they say what is bad enough to stop for, and are to be
+calibrated.
+
+`GUARDS` is the table; `examine` asks all of it; `best_look` chooses the checkpoint to keep.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from rlif.monitoring.measurement import ProbeRecord
+from rlif.monitoring.sequential import Fall, fall, fewest_prompts
+
+Level = Literal["ok", "warn", "stop"]
+LEVELS: tuple[Level, ...] = ("ok", "warn", "stop")
+
+FALSE_ALARMS: Mapping[str, float] = {
+    "agreement": 0.05,
+    "no_answer": 0.01,
+    "truncation": 0.01,
+    "repetition": 0.01,
+    "entropy": 0.01,
+}
+"""A guard's chance ever to speak of a fall in a run in which nothing fell; .09 for all of them together."""
+
+
+class Finding(NamedTuple):
+    """What a guard says, and why."""
+
+    level: Level
+    reason: str
+
+
+OK = Finding("ok", "")
+Records = Sequence[ProbeRecord]
+
+
+def agreement(records: Records) -> Finding:
+    """Stop when agreement with the frozen answers has fallen below its best, and the samples leave the start too.
+
+    The cross-entropy under the frozen start has a veto, where there is one: while it is at its lowest (within a
+    standard error) the policy still sharpens what was there, and may become right where its reference is wrong.
+    """
+    trusted = len(records[-1].counts["agreement"])
+    needed = fewest_prompts(max(len(records) - 1, 1), FALSE_ALARMS["agreement"])
+    if trusted < needed:
+        return Finding(
+            "warn", f"only {trusted} prompts have a frozen answer to trust; a fall shows on {needed} or more"
+        )
+    if (found := _fallen(records, "agreement")) is None:
+        return OK
+    before, now = (_share(record, "agreement") for record in (records[found.since], records[-1]))
+    said = (
+        f"agreement with the frozen answers fell from {before:.0%} at step {records[found.since].step} to {now:.0%} "
+        f"(p = {found.p:.1g})"
+    )
+    if _still_sharpening(records):
+        return Finding("warn", f"{said}, while the samples stay likely under the start: its answers may be the worse")
+    return Finding("stop", f"{said}: what is learnt since is not what the model knew")
+
+
+def constant_answer(records: Records) -> Finding:
+    """One answer to all prompts: warn from a quarter, stop from half, if training brought it.
+
+    Which it did if that is twice as much as at the first look, or half way from there to all.
+    """
+    now, first = (record.metrics["probe/constant"] for record in (records[-1], records[0]))
+    if now < 0.25 or now < min(2.0 * first, (1.0 + first) / 2.0):
+        return OK
+    level: Level = "stop" if now >= 0.5 else "warn"
+    return Finding(level, f"one and the same answer is given on {now:.0%} of the prompts where it was not the start's")
+
+
+def no_answer(records: Records) -> Finding:
+    """Answers that can no longer be read: stop when they are less than half of the best look's."""
+    return _share_fell(records, "no_answer", "answered", "completions with a readable answer")
+
+
+def truncation(records: Records) -> Finding:
+    """Completions cut off at the limit: stop when those that end are less than half of the best look's."""
+    return _share_fell(records, "truncation", "ended", "completions that end before the length limit")
+
+
+def repetition(records: Records) -> Finding:
+    """Completions that repeat themselves: stop when those that do not are less than half of the best look's."""
+    return _share_fell(records, "repetition", "not_looping", "completions that do not repeat themselves")
+
+
+def length(records: Records) -> Finding:
+    """Mean length beside the first look's: warn from half or twice, stop from an eighth or eight times.
+
+    An eighth, for a model that rambled may rightly become a third as long.
+    """
+    first, now = (record.metrics["probe/length"] for record in (records[0], records[-1]))
+    ratio = now / first
+    if 0.5 < ratio < 2.0:
+        return OK
+    level: Level = "warn" if 0.125 < ratio < 8.0 else "stop"
+    return Finding(level, f"completions have {now:.0f} tokens, {first:.0f} at step {records[0].step}")
+
+
+def entropy(records: Records) -> Finding:
+    """Entropy above the first look's on significantly many prompts: warn from 1.5 times, stop from 3 times."""
+    first, now = (record.metrics["probe/entropy"] for record in (records[0], records[-1]))
+    start = np.array(records[0].nats["entropy"])
+    below = [np.sign(start - np.array(record.nats["entropy"])).astype(np.int64) for record in records]
+    if now < 1.5 * first or fall(below, rate=FALSE_ALARMS["entropy"], start_only=True) is None:
+        return OK
+    level: Level = "stop" if now >= 3.0 * first else "warn"
+    return Finding(
+        level, f"entropy rose from {first:.2g} to {now:.2g} nats a token: training makes it less sure, not more"
+    )
+
+
+def no_advantage(records: Records) -> Finding:
+    """Nothing left to learn from: every group of the step, or every prompt's samples here, are worth the same.
+
+    Reads the training step's ``advantage/zero_groups`` if it was put into the record's metrics.
+    """
+    metrics = records[-1].metrics
+    if metrics.get("advantage/zero_groups", metrics["probe/identical"]) < 1.0:
+        return OK
+    return Finding("stop", "no group has an advantage: all completions of each prompt are worth the same")
+
+
+GUARDS: Mapping[str, Callable[[Records], Finding]] = {
+    "agreement": agreement,
+    "constant_answer": constant_answer,
+    "no_answer": no_answer,
+    "truncation": truncation,
+    "repetition": repetition,
+    "length": length,
+    "entropy": entropy,
+    "no_advantage": no_advantage,
+}
+
+
+def examine(records: Records) -> dict[str, Finding]:
+    """What each guard says after the last look; ok is left out. ``records``: at least one, of one probe, in order."""
+    findings = {name: guard(records) for name, guard in GUARDS.items()}
+    return {name: finding for name, finding in findings.items() if finding.level != "ok"}
+
+
+def worst(findings: Mapping[str, Finding]) -> Level:
+    """The gravest level of these; ok of none."""
+    return max((finding.level for finding in findings.values()), key=LEVELS.index, default="ok")
+
+
+def best_look(records: Records) -> ProbeRecord:
+    """The look of highest agreement: on trusted prompts, where there are none on all; of equals that of the lowest
+    cross-entropy, then the first."""
+
+    def merit(record: ProbeRecord) -> tuple[float, float]:
+        metrics = record.metrics
+        agreement = metrics.get("probe/agreement/trusted", metrics.get("probe/agreement", 0.0))
+        return agreement, -metrics.get("probe/cross_entropy", math.inf)
+
+    return max(records, key=merit)
+
+
+def _share_fell(records: Records, name: str, counted: str, what: str) -> Finding:
+    found = _fallen(records, counted, FALSE_ALARMS[name])
+    if found is None:
+        return OK
+    before, now = (_share(record, counted) for record in (records[found.since], records[-1]))
+    best = max(_share(record, counted) for record in records)
+    level: Level = "stop" if now < best / 2.0 else "warn"
+    step = records[found.since].step
+    return Finding(level, f"{what} fell from {before:.0%} at step {step} to {now:.0%} (p = {found.p:.1g})")
+
+
+def _fallen(records: Records, counted: str, rate: float = FALSE_ALARMS["agreement"]) -> Fall | None:
+    return fall([np.array(record.counts[counted], dtype=np.int64) for record in records], rate=rate)
+
+
+def _share(record: ProbeRecord, counted: str) -> float:
+    return float(np.mean(record.counts[counted])) / record.samples
+
+
+def _still_sharpening(records: Records) -> bool:
+    """Whether cross-entropy under the start is not above its lowest by more than a standard error, paired."""
+    if any("cross_entropy" not in record.nats for record in records):
+        return False
+    looks = [np.array(record.nats["cross_entropy"]) for record in records]
+    rise = looks[-1] - min(looks, key=lambda look: float(look.mean()))
+    return float(rise.mean()) <= float(rise.std()) / math.sqrt(len(rise))

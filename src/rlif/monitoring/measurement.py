@@ -1,0 +1,312 @@
+"""What one look at a policy says, without a label: its fresh samples beside the frozen answers and the frozen start.
+
+`measure` is a function of completions, so any sampler will do. The task's judge compares each completion with the
+frozen answer in the label's place (`judge`): that is agreement in whatever form. The criterion counts only what also
+stands in the asked form, for under token entropy agreement alone peaks while the form still comes.
+"""
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from rlif.analysis import estimators
+from rlif.analysis.text import compression_ratio, count_transitional, repeated_ngrams
+from rlif.grading.equivalence import canonical
+from rlif.model.policy import Policy
+from rlif.monitoring.reference import FrozenAnswer
+from rlif.runs.metric_keys import Metric
+from rlif.tasks.base import Task
+from rlif.types import Problem, Rollouts, Verdict
+
+LOOPING_NGRAMS, LOOPING_COMPRESSION = 0.5, 6.0
+"""A completion loops if over half of its word 4-grams have stood in it before, or zlib shrinks it sixfold."""
+
+ByPrompt = Float[np.ndarray, "prompt sample"]
+
+
+@dataclass(frozen=True)
+class ProbeRecord:
+    """One look: numbers for the log, and by prompt what the guards compare. JSON-able.
+
+    Attributes:
+        metrics: keys of `PROBE_METRICS`; what cannot be known is left out.
+        samples: completions of each prompt.
+        counts: of a prompt's samples, how many are as they should be: more is better. ``agreement`` (with the frozen
+            answer, in the asked form) of trusted prompts only, in their order; ``answered``, ``ended`` (not cut off)
+            and ``not_looping`` of all prompts.
+        nats: means over the tokens of a prompt's samples: ``entropy``, and ``cross_entropy`` under the frozen start.
+    """
+
+    step: int
+    samples: int
+    metrics: Mapping[str, float]
+    counts: Mapping[str, tuple[int, ...]]
+    nats: Mapping[str, tuple[float, ...]]
+
+    def as_json(self) -> dict[str, Any]:
+        """For a file; `from_json` reads it."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """What `as_json` wrote."""
+        tuples = {field: {name: tuple(row) for name, row in data[field].items()} for field in ("counts", "nats")}
+        return cls(data["step"], data["samples"], dict(data["metrics"]), **tuples)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a record is made of.
+
+    Attributes:
+        verdicts: of each completion against the frozen answer (`judge`).
+        frozen: the frozen answer of each prompt of ``rollouts``, in that order.
+        start_logprobs: ln π_start of the completion tokens at temperature 1, nats, 0 where masked; None without one.
+        answer_starts: the completion token at which each answer begins (`answer_starts`), -1 where it was not found;
+            None if nobody asks.
+    """
+
+    rollouts: Rollouts
+    verdicts: Sequence[Verdict]
+    frozen: Sequence[FrozenAnswer]
+    start_logprobs: Float[Tensor, "row tok"] | None = None
+    answer_starts: Int[Tensor, " row"] | None = None
+
+    def by_prompt(self, values: Any) -> ByPrompt:
+        """One value per row as (prompt, sample), float64."""
+        return np.asarray(values, dtype=np.float64).reshape(-1, self.rollouts.group_size)
+
+
+def judge(task: Task, rollouts: Rollouts, answers: Sequence[str | None]) -> tuple[Verdict, ...]:
+    """The task's verdict on every completion with ``answers``, one a prompt, in the label's place: no label enters."""
+    problems = [
+        Problem(prompt.problem.id, prompt.problem.question, answer)
+        for prompt, answer in zip(rollouts.prompts, answers, strict=True)
+    ]
+    return tuple(task.grade(text, problems[row // rollouts.group_size]) for row, text in enumerate(rollouts.texts))
+
+
+def measure(look: Look, step: int) -> ProbeRecord:
+    """The record of a look; ``probe/tokens`` counts the tokens drawn, and those the frozen start was shown."""
+    verdicts, rollouts = look.verdicts, look.rollouts
+    agrees = look.by_prompt([verdict.right is True for verdict in verdicts])
+    in_form = look.by_prompt([verdict.right is True and verdict.formatted for verdict in verdicts])
+    rows = {
+        "answered": look.by_prompt([verdict.extracted is not None for verdict in verdicts]),
+        "ended": look.by_prompt([reason != "length" for reason in rollouts.stop_reasons]),
+        "not_looping": look.by_prompt([not _loops(text) for text in rollouts.texts]),
+    }
+    trusted = np.array([one.trusted for one in look.frozen], dtype=bool)
+    nats = {"entropy": _per_token(look, rollouts.signals.entropy)}
+    if look.start_logprobs is not None:
+        nats["cross_entropy"] = _per_token(look, -look.start_logprobs)
+    shares = {name: float(values.mean()) for name, values in rows.items()}
+    metrics = {
+        **_agreement(look, in_form, trusted),
+        "agreement/any_form": _mean_where(
+            agrees, np.array([one.answer is not None for one in look.frozen], dtype=bool)
+        ),
+        **_answers(look),
+        "answered": shares["answered"],
+        "formatted": float(np.mean([verdict.formatted for verdict in verdicts])),
+        "truncated": 1.0 - shares["ended"],
+        "looping": 1.0 - shares["not_looping"],
+        **_texts(look),
+        **_nats(look),
+        "tokens": float(rollouts.mask.sum()) * (1 if look.start_logprobs is None else 2),
+    }
+    counts = {"agreement": in_form[trusted], **rows}
+    return ProbeRecord(
+        step,
+        rollouts.group_size,
+        {f"probe/{name}": value for name, value in metrics.items() if math.isfinite(value)},
+        {name: tuple(int(n) for n in values.sum(axis=1)) for name, values in counts.items()},
+        {name: tuple(map(float, values)) for name, values in nats.items()},
+    )
+
+
+def _agreement(look: Look, in_form: ByPrompt, trusted: Bool[np.ndarray, " prompt"]) -> dict[str, float]:
+    """Agreement in the asked form: of prompts that have a frozen answer, weighted, trusted, and what rivals do."""
+    given = np.array([one.answer is not None for one in look.frozen], dtype=bool)
+    disputed = np.array([one.disputed for one in look.frozen], dtype=bool)
+    weights = np.array([max(one.margin, 0.0) for one in look.frozen])
+    share, total = in_form.mean(axis=1), float(weights.sum())
+    found = {
+        "agreement": _mean_where(in_form, given),
+        "agreement/weighted": float(share @ weights) / total if total else math.nan,
+        "agreement/trusted": _mean_where(in_form, trusted),
+        "agreement/disputed": _mean_where(in_form, disputed),
+    }
+    if trusted.any():
+        found["agreement/trusted_stderr"] = estimators.over_problems(share[trusted]).stderr
+    rivals = [None if one.rival is None else canonical(one.rival) for one in look.frozen]
+    said = [rival is not None and key == rival for key, rival in zip(_keys(look), _repeat(look, rivals), strict=True)]
+    return found | {"rival/disputed": _mean_where(look.by_prompt(said), disputed)}
+
+
+def _answers(look: Look) -> dict[str, float]:
+    """The answers beside each other: within a prompt, and across prompts, where one answer to all is a collapse."""
+    keys, k, n = _keys(look), look.rollouts.group_size, len(look.frozen)
+    groups = [tuple(keys[i : i + k]) for i in range(0, len(keys), k)]
+    leaders = [Counter(key for key in group if key is not None).most_common(1) for group in groups]
+    leading = [found[0][0] for found in leaders if found]
+    read = [tuple(one.extracted for one in look.verdicts[i : i + k]) for i in range(0, len(keys), k)]
+    texts = look.rollouts.texts
+    return {
+        "self_agreement": estimators.self_agreement(read).value,
+        "distinct": len(set(leading)) / len(leading) if leading else math.nan,
+        "constant": constant_share(groups, [one.answer and canonical(one.answer) for one in look.frozen]),
+        "identical": sum(len(set(texts[i : i + k])) == 1 for i in range(0, len(texts), k)) / n,
+    }
+
+
+def constant_share(groups: Sequence[Sequence[str | None]], frozen: Sequence[str | None]) -> float:
+    """How far one answer is given everywhere: the largest share that an answer has where it is not the frozen one.
+
+    1 for a policy that always says one thing, also where that is right on half of the prompts; near 0 for one that
+    answers each prompt. Both are keys of `canonical`. Counts at least half of the prompts, so that an answer which is
+    frozen nearly everywhere is not judged by the few that are left.
+    """
+    samples = sum(map(len, groups))
+    answers = Counter(
+        key for group, own in zip(groups, frozen, strict=True) for key in group if key is not None and key != own
+    )
+    if not answers:
+        return 0.0
+    elsewhere = {
+        key: sum(len(group) for group, own in zip(groups, frozen, strict=True) if own != key) for key in answers
+    }
+    return max(count / max(elsewhere[key], samples / 2) for key, count in answers.items())
+
+
+def _texts(look: Look) -> dict[str, float]:
+    rollouts = look.rollouts
+    lengths, words = rollouts.lengths.double(), [count_transitional(text) for text in rollouts.texts]
+    return {
+        "length": float(lengths.mean()),
+        "repeated_ngrams": float(np.mean([repeated_ngrams(text) for text in rollouts.texts])),
+        "compression_ratio": float(np.mean([compression_ratio(text) for text in rollouts.texts])),
+        "transitional_rate": sum(words) / float(lengths.sum()),
+        "transitional_share": float(np.mean([count > 0 for count in words])),
+    }
+
+
+def _nats(look: Look) -> dict[str, float]:
+    """Entropy; under the frozen start the cross-entropy and the k3 estimate of KL(policy, start), where that is one."""
+    rollouts, mask = look.rollouts, look.rollouts.mask
+    found = {"entropy": _over(rollouts.signals.entropy, mask)}
+    if look.start_logprobs is None:
+        return found
+    lengths = look.by_prompt(rollouts.lengths)
+    found["cross_entropy"], found["cross_entropy_stderr"] = estimators.ratio(
+        -look.by_prompt(look.start_logprobs.double().sum(dim=1)), lengths
+    )
+    sampling = rollouts.sampling
+    if sampling.temperature != 1.0 or sampling.top_p != 1.0 or sampling.top_k:
+        return found  # drawn from another distribution than the one that the divergence is of
+    gap = (look.start_logprobs - rollouts.signals.logprob).double()
+    k3 = torch.expm1(gap) - gap
+    found["kl"] = _over(k3, mask)
+    if look.answer_starts is not None:
+        place, start = torch.arange(mask.shape[1]), look.answer_starts[:, None]
+        found["kl/reasoning"] = _over(k3, mask & (start >= 0) & (place < start))
+        found["kl/answer"] = _over(k3, mask & (start >= 0) & (place >= start))
+    return found
+
+
+def answer_starts(policy: Policy, rollouts: Rollouts, verdicts: Sequence[Verdict]) -> Int[Tensor, " row"]:
+    """The completion token in which the answer begins, at its last mention; -1 where its spelling is not in the text.
+
+    What was read is cleaned, so an answer that was written otherwise is not found, and its tokens count as neither.
+    """
+    starts = []
+    for row, (text, verdict) in enumerate(zip(rollouts.texts, verdicts, strict=True)):
+        at = text.rfind(verdict.extracted) if verdict.extracted else -1
+        starts.append(_token_of(policy, rollouts.tokens[row][rollouts.mask[row]].tolist(), at) if at >= 0 else -1)
+    return torch.tensor(starts, dtype=torch.long)
+
+
+def _token_of(policy: Policy, ids: list[int], at: int) -> int:
+    """The token that writes the character ``at``: the first after which the text is longer than that."""
+    low, high = 0, len(ids) - 1
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(policy.decode(ids[: middle + 1])) > at else (middle + 1, high)
+    return low
+
+
+def _loops(text: str) -> bool:
+    return repeated_ngrams(text) > LOOPING_NGRAMS or compression_ratio(text) > LOOPING_COMPRESSION
+
+
+def _keys(look: Look) -> list[str | None]:
+    return [None if not one.extracted else canonical(one.extracted) for one in look.verdicts]
+
+
+def _repeat(look: Look, values: Sequence[str | None]) -> list[str | None]:
+    """A value of each prompt at each of its rows."""
+    return [value for value in values for _ in range(look.rollouts.group_size)]
+
+
+def _per_token(look: Look, values: Float[Tensor, "row tok"]) -> Float[np.ndarray, " prompt"]:
+    """The mean over the tokens of each prompt's completions."""
+    return look.by_prompt(values.double().sum(dim=1)).sum(axis=1) / look.by_prompt(look.rollouts.lengths).sum(axis=1)
+
+
+def _over(values: Float[Tensor, "row tok"], mask: Bool[Tensor, "row tok"]) -> float:
+    return float(values.double()[mask].mean())  # nan of no token
+
+
+def _mean_where(values: ByPrompt, prompts: Bool[np.ndarray, " prompt"]) -> float:
+    return float(values[prompts].mean()) if prompts.any() else math.nan
+
+
+PROBE_METRICS: Mapping[str, Metric] = {
+    "probe/agreement": Metric(
+        "share", "probe answers that agree with the frozen answer, in the asked form; of prompts that have one"
+    ),
+    "probe/agreement/any_form": Metric("share", "the same in whatever form"),
+    "probe/agreement/weighted": Metric("share", "probe/agreement, prompts weighted by the margin of the frozen vote"),
+    "probe/agreement/trusted": Metric("share", "probe/agreement of prompts whose frozen vote was significant"),
+    "probe/agreement/trusted_stderr": Metric("share", "its standard error over prompts"),
+    "probe/agreement/disputed": Metric(
+        "share", "probe/agreement of prompts on which the start's temperatures disagree"
+    ),
+    "probe/agreement/change": Metric("share", "probe/agreement/trusted less that of the first look"),
+    "probe/agreement/change_low": Metric("share", "lower end of its 95 % interval, paired over prompts"),
+    "probe/agreement/change_high": Metric("share", "upper end of its 95 % interval, paired over prompts"),
+    "probe/rival/disputed": Metric("share", "of these prompts' answers, those that give the sharper source's answer"),
+    "probe/self_agreement": Metric("share", "mean share of a prompt's samples that give its most frequent answer"),
+    "probe/distinct": Metric("share", "different leading answers among the prompts that have one"),
+    "probe/constant": Metric("share", "largest share that one answer has on prompts where it is not the frozen one"),
+    "probe/identical": Metric(
+        "share", "prompts whose samples are all the same text: no advantage for any reward of it"
+    ),
+    "probe/answered": Metric("share", "completions from which an answer could be read"),
+    "probe/formatted": Metric("share", "completions with an answer in the asked form"),
+    "probe/truncated": Metric("share", "completions cut off at the length limit"),
+    "probe/looping": Metric(
+        "share", "completions that repeat themselves: most word 4-grams, or zlib shrinks them sixfold"
+    ),
+    "probe/length": Metric("tokens", "mean completion length, EOS included"),
+    "probe/repeated_ngrams": Metric("share", "word 4-grams that have stood in their completion before"),
+    "probe/compression_ratio": Metric("1", "bytes over compressed bytes, mean over completions"),
+    "probe/transitional_rate": Metric("words/token", "transitional words per completion token"),
+    "probe/transitional_share": Metric("share", "completions with at least one transitional word"),
+    "probe/entropy": Metric("nats", "entropy of the policy at temperature 1, mean over completion tokens"),
+    "probe/cross_entropy": Metric("nats", "-ln π of fresh samples under the frozen start, mean over completion tokens"),
+    "probe/cross_entropy_stderr": Metric("nats", "its standard error over prompts"),
+    "probe/kl": Metric("nats", "k3 estimate of KL(policy, frozen start), mean over completion tokens"),
+    "probe/kl/reasoning": Metric("nats", "the same over the tokens before the answer, where that was found"),
+    "probe/kl/answer": Metric("nats", "the same over the tokens from the answer on, where that was found"),
+    "probe/tokens": Metric("tokens", "what the look cost: tokens drawn, and those the frozen start was shown"),
+}
+"""What a look logs. A share lies in [0, 1]."""
