@@ -31,7 +31,7 @@ from rlif.monitoring.reference import (
 from rlif.rng import Key
 from rlif.rollout.engine import Engine
 from rlif.tasks.base import Task
-from rlif.types import Prompt, Rollouts, Sampling
+from rlif.types import Prompt, Rollouts
 
 PROBE_KEY = "probe"
 """The step of the `Key` with which every look draws: common random numbers."""
@@ -113,13 +113,15 @@ class Probe:
         task: Task,
         prompts: Sequence[Prompt],
         reference: Reference,
+        settings: ReferenceSettings,
         *,
-        sampling: Sampling,
         samples: int = 4,
         start: Policy | None = None,
-        seed: int = 0,
     ) -> None:
         """``engine`` samples from the policy that trains, ``start`` is a frozen copy of what it was (None: off).
+
+        ``settings`` are those that the reference was made with; a look draws ``samples`` completions a prompt as they
+        are drawn in training.
 
         Raises `RlifError` if the reference is of other prompts.
         """
@@ -128,7 +130,7 @@ class Probe:
             raise RlifError(Argument("reference"), ": it is of other prompts than the probe's; make it anew")
         self.reference, self.records = reference, list[ProbeRecord]()
         self._engine, self._task, self._prompts, self._start = engine, task, tuple(prompts), start
-        self._sampling, self._samples, self._key = sampling, samples, Key(seed, PROBE_KEY)
+        self._sampling, self._samples, self._key = settings.sampling, samples, Key(settings.seed, PROBE_KEY)
 
     def measure(self, step: int, progress: Callable[[int], None] | None = None) -> ProbeRecord:
         """Look at the policy as it stands, and remember what was seen."""
