@@ -55,11 +55,7 @@ def agreement(records: Records) -> Finding:
         )
     if (found := _fallen(records, "agreement")) is None:
         return OK
-    before, now = (_share(record, "agreement") for record in (records[found.since], records[-1]))
-    said = (
-        f"agreement with the frozen answers fell from {before:.0%} at step {records[found.since].step} to {now:.0%} "
-        f"(p = {found.p:.1g})"
-    )
+    said = _said(records, "agreement", "agreement with the frozen answers", found)
     if _still_sharpening(records):
         return Finding("warn", f"{said}, while the samples stay likely under the start: its answers may be the worse")
     return Finding("stop", f"{said}: what is learnt since is not what the model knew")
@@ -168,11 +164,18 @@ def _share_fell(records: Records, name: str, counted: str, what: str) -> Finding
     found = _fallen(records, counted, FALSE_ALARMS[name])
     if found is None:
         return OK
-    before, now = (_share(record, counted) for record in (records[found.since], records[-1]))
-    best = max(_share(record, counted) for record in records)
-    level: Level = "stop" if now < best / 2.0 else "warn"
-    step = records[found.since].step
-    return Finding(level, f"{what} fell from {before:.0%} at step {step} to {now:.0%} (p = {found.p:.1g})")
+    halved = _share(records[-1], counted) < _share(_best(records, counted), counted) / 2.0
+    return Finding("stop" if halved else "warn", _said(records, counted, what, found))
+
+
+def _said(records: Records, counted: str, what: str, found: Fall) -> str:
+    best, now = _best(records, counted), records[-1]
+    shares = f"from {_share(best, counted):.0%} at step {best.step} to {_share(now, counted):.0%}"
+    return f"{what} fell {shares} (p = {found.p:.1g} beside step {records[found.since].step})"
+
+
+def _best(records: Records, counted: str) -> ProbeRecord:
+    return max(records, key=lambda record: sum(record.counts[counted]))
 
 
 def _fallen(records: Records, counted: str, rate: float = FALSE_ALARMS["agreement"]) -> Fall | None:

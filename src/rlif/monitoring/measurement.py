@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,7 +56,7 @@ class ProbeRecord:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
+    def from_json(cls, data: Mapping[str, Any]) -> "ProbeRecord":
         """What `as_json` wrote."""
         tuples = {field: {name: tuple(row) for name, row in data[field].items()} for field in ("counts", "nats")}
         return cls(data["step"], data["samples"], dict(data["metrics"]), **tuples)

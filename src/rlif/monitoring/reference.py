@@ -27,7 +27,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple
 
 from rlif.errors import RlifError
 from rlif.grading.equivalence import canonical
@@ -114,7 +114,7 @@ class Reference:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
+    def from_json(cls, data: Mapping[str, Any]) -> "Reference":
         """What `as_json` wrote. Raises TypeError or KeyError for anything else."""
         return cls(**{**data, "answers": tuple(FrozenAnswer(**answer) for answer in data["answers"])})
 
@@ -127,7 +127,7 @@ class Reference:
         return path
 
     @classmethod
-    def read(cls, path: Path) -> Self:
+    def read(cls, path: Path) -> "Reference":
         """What `write` kept. Raises `RlifError` if the file is damaged or missing."""
         try:
             return cls.from_json(json.loads(path.read_bytes()))
