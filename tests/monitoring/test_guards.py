@@ -25,7 +25,13 @@ def record(
     if cross_entropy is not None:
         values["probe/cross_entropy"] = cross_entropy
         nats["cross_entropy"] = tuple(cross_entropy + 0.1 * np.sin(np.arange(N)))
-    return ProbeRecord(step, K, values, {**every, "agreement": (round(K * agreement),) * N, **(counts or {})}, nats)
+    return ProbeRecord(
+        step,
+        K,
+        values,
+        {**every, **dict.fromkeys(("agreement", "content"), (round(K * agreement),) * N), **(counts or {})},
+        nats,
+    )
 
 
 def test_a_healthy_run_hears_nothing() -> None:
@@ -42,6 +48,14 @@ def test_agreement_below_its_best_stops_and_says_since_when() -> None:
     assert found["agreement"].reason.startswith(
         "agreement with the frozen answers fell from 100% at step 10 to 75% (p = 2e-10 beside step 10)"
     )
+
+
+def test_lost_content_stops_though_better_form_makes_up_for_it() -> None:
+    records = [record(0, agreement=0.5, counts={"content": (4,) * N}), record(10, counts={"content": (3,) * N})]
+    found = examine(records)
+    assert set(found) == {"content"}
+    assert found["content"].level == "stop"
+    assert found["content"].reason.startswith("agreement with the frozen answers in whatever form fell from 100% at")
 
 
 def test_agreement_back_at_its_best_is_no_alarm_any_more() -> None:
@@ -125,9 +139,9 @@ def test_groups_without_advantage_stop_by_the_training_step_s_number() -> None:
 
 
 def test_too_few_trusted_prompts_are_said() -> None:
-    few = [record(t, counts={"agreement": (K,) * 8}) for t in range(3)]
+    few = [record(t, counts=dict.fromkeys(("agreement", "content"), (K,) * 8)) for t in range(3)]
     assert examine(few)["agreement"] == guards.Finding(
-        "warn", "only 8 prompts have a frozen answer to trust; a fall shows on 10 or more"
+        "warn", "only 8 prompts have a frozen answer to trust; a fall shows on 11 or more"
     )
 
 

@@ -26,7 +26,7 @@ from rlif.monitoring.measurement import (
     judge,
     measure,
 )
-from rlif.monitoring.probe import Probe, distinct_prompts, freeze, start_logprobs
+from rlif.monitoring.probe import Probe, distinct_prompts, freeze, kept_reference, start_logprobs
 from rlif.monitoring.reference import FrozenAnswer, Reference, ReferenceSettings
 from rlif.rng import Key
 from rlif.rollout.engine import Engine
@@ -129,6 +129,7 @@ def test_agreement_counts_answers_that_agree_and_stand_in_the_asked_form() -> No
     assert found.metrics["probe/formatted"] == pytest.approx(4 / 8)
     assert found.metrics["probe/truncated"] == pytest.approx(1 / 8)
     assert found.counts["agreement"] == (1, 2)
+    assert found.counts["content"] == (2, 3)
     assert found.counts["ended"] == (4, 3)
     assert (found.step, found.samples) == (5, 4)
 
@@ -245,6 +246,17 @@ def test_looks_draw_with_common_random_numbers_and_the_reference_with_others() -
     assert engine.keys[-1] not in made
 
 
+def test_a_reference_is_made_once(tmp_path: Path) -> None:
+    engine, prompts = Scripted(right), prompts_of(3)
+    made = kept_reference(tmp_path, engine, TASK, prompts, SETTINGS)
+    engine.keys.clear()
+    assert kept_reference(tmp_path, engine, TASK, prompts, SETTINGS) == made
+    assert engine.keys == []
+    other = kept_reference(tmp_path, Scripted(right, toy_policy(seed=1)), TASK, prompts, SETTINGS)
+    assert other.digest != made.digest
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_the_reference_is_drawn_at_three_temperatures() -> None:
     asked: list[tuple[float, int]] = []
 
@@ -269,7 +281,10 @@ def test_change_is_paired_over_prompts() -> None:
 
 def test_one_constant_answer_stops() -> None:
     probe = probe_of(right, after=lambda i, j, sampling, key: r"\boxed{5}")
-    assert levels(probe) == {"agreement": "stop", "constant_answer": "stop", "length": "warn", "no_advantage": "stop"}
+    assert levels(probe) == {
+        **dict.fromkeys(("agreement", "content", "constant_answer", "no_advantage"), "stop"),
+        "length": "warn",
+    }
     assert probe.records[-1].metrics["probe/distinct"] == pytest.approx(1 / 16)
 
 
@@ -288,7 +303,7 @@ def test_a_policy_that_repeats_itself_stops_though_it_still_answers() -> None:
 
 def test_a_policy_that_answers_nothing_stops() -> None:
     found = levels(probe_of(right, after=lambda i, j, sampling, key: f"well {chr(97 + i)}, who knows {chr(97 + j)}"))
-    assert found == {"agreement": "stop", "no_answer": "stop"}
+    assert found == dict.fromkeys(("agreement", "content", "no_answer"), "stop")
     silent = levels(probe_of(right, after=lambda i, j, sampling, key: ""))
     assert silent["no_answer"] == "stop"
     assert silent["length"] == "stop"

@@ -25,9 +25,9 @@ from toys import toy_policy, toy_prompts
 SURE = "7777777777777777"
 
 
-def answers(letters: str, *, ended: bool = True, formatted: bool = True) -> list[Answer]:
+def answers(letters: str, *, ended: bool = True) -> list[Answer]:
     """A letter an answer; a dot is one that could not be read."""
-    return [Answer(None if letter == "." else letter, formatted and letter != ".", ended) for letter in letters]
+    return [Answer(None if letter == "." else letter, ended) for letter in letters]
 
 
 def choose(sampled: str, low: str, greedy: str, *, others: int = 0) -> FrozenAnswer:
@@ -90,6 +90,17 @@ def test_training_samples_that_mostly_ramble_are_not_asked() -> None:
     assert not any(one.disputed for one in found)  # who does not count disputes nothing
 
 
+def test_training_samples_of_which_few_vote_are_not_asked_however_they_agree() -> None:
+    draws: dict[Source, list[list[Answer]]] = {
+        "sampled": [answers("1111111.........")] * 4,
+        "low": [*[answers("1" * 16)] * 3, answers("2" * 16)],
+        "greedy": [answers("1")] * 4,
+    }
+    assert choose_reference(["a", "b", "c", "d"], draws)[3].answer == "2"
+    draws["sampled"] = [answers("11111111........")] * 4  # half of them
+    assert choose_reference(["a", "b", "c", "d"], draws)[3].answer == "1"
+
+
 def test_training_samples_of_another_opinion_than_the_low_temperature_are_not_asked() -> None:
     others: list[list[Answer]] = [answers(letter * 16) for letter in "123"]
     draws: dict[Source, list[list[Answer]]] = {
@@ -103,16 +114,15 @@ def test_training_samples_of_another_opinion_than_the_low_temperature_are_not_as
 
 
 def test_spellings_of_one_number_vote_together_and_do_not_dispute() -> None:
-    halves = [Answer(text, True, True) for text in ("1/2", "0.5", "0.50", "2/4") * 4]
+    halves = [Answer(text, True) for text in ("1/2", "0.5", "0.50", "2/4") * 4]
     draws: dict[Source, list[list[Answer]]] = {"sampled": [halves], "low": [answers("." * 16)], "greedy": [halves[1:2]]}
     found = choose_reference(["half"], draws)[0]
     assert (found.answer, found.margin, found.disputed) == ("1/2", 1.0, False)
 
 
-def test_cut_off_answers_vote_only_in_the_asked_form() -> None:
-    assert winner(answers("1111", ended=False, formatted=False)) is None
-    assert Answer("1", False, True).vote == "1"
-    found = winner([*answers("11", ended=False), *answers("222", ended=False, formatted=False)])
+def test_cut_off_answers_do_not_vote() -> None:
+    assert winner(answers("1111", ended=False)) is None
+    found = winner([*answers("11"), *answers("222", ended=False)])
     assert found is not None
     assert (found.answer, found.margin) == ("1", 2 / 5)
 
@@ -135,6 +145,14 @@ def test_the_interval_is_that_of_clopper_and_pearson() -> None:
     assert high == 1.0
     low, high = share_interval(3, 4)
     assert ((low + 1) / 2, (high + 1) / 2) == pytest.approx((0.1941, 0.9937), abs=1e-4)
+
+
+def test_who_does_not_vote_narrows_margin_and_interval() -> None:
+    """Seven of seven, among 14: half of the margin, half of the interval."""
+    found = winner(answers("1111111......."))
+    assert found is not None
+    assert (found.margin, found.high) == (0.5, 0.5)
+    assert found.low == pytest.approx(share_interval(7, 7)[0] / 2)
 
 
 def test_trust_numbers_count_prompts_and_answers() -> None:

@@ -6,6 +6,10 @@ of all answers, an eighth of the length) are no tests: they say what is bad enou
 calibrated.
 
 `GUARDS` is the table; `examine` asks all of it; `best_look` chooses the checkpoint to keep.
+
+Tried on the tiny base model (64 prompts of 4 samples, a look every 5 of 60 steps, one seed each; share right and
+formatted): self-certainty goes .43 → .58 (step 20) → .25; it is stopped at 50 (.47), `best_look` takes 30 (.57). Token
+entropy goes .43 → .61 (30) → .18; stopped at 50 (.47), 30 taken. Labels go .43 → .93, with no word from any guard.
 """
 
 import math
@@ -21,7 +25,8 @@ Level = Literal["ok", "warn", "stop"]
 LEVELS: tuple[Level, ...] = ("ok", "warn", "stop")
 
 FALSE_ALARMS: Mapping[str, float] = {
-    "agreement": 0.05,
+    "agreement": 0.025,
+    "content": 0.025,
     "no_answer": 0.01,
     "truncation": 0.01,
     "repetition": 0.01,
@@ -42,23 +47,19 @@ Records = Sequence[ProbeRecord]
 
 
 def agreement(records: Records) -> Finding:
-    """Stop when agreement with the frozen answers has fallen below its best, and the samples leave the start too.
-
-    The cross-entropy under the frozen start has a veto, where there is one: while it is at its lowest (within a
-    standard error) the policy still sharpens what was there, and may become right where its reference is wrong.
-    """
+    """Agreement with the frozen answers in the asked form: stop when it is below its best (`_left_the_start`)."""
     trusted = len(records[-1].counts["agreement"])
     needed = fewest_prompts(max(len(records) - 1, 1), FALSE_ALARMS["agreement"])
     if trusted < needed:
         return Finding(
             "warn", f"only {trusted} prompts have a frozen answer to trust; a fall shows on {needed} or more"
         )
-    if (found := _fallen(records, "agreement")) is None:
-        return OK
-    said = _said(records, "agreement", "agreement with the frozen answers", found)
-    if _still_sharpening(records):
-        return Finding("warn", f"{said}, while the samples stay likely under the start: its answers may be the worse")
-    return Finding("stop", f"{said}: what is learnt since is not what the model knew")
+    return _left_the_start(records, "agreement", "agreement with the frozen answers")
+
+
+def content(records: Records) -> Finding:
+    """The same in whatever form: what is lost shows here first while better form still makes up for it."""
+    return _left_the_start(records, "content", "agreement with the frozen answers in whatever form")
 
 
 def constant_answer(records: Records) -> Finding:
@@ -127,6 +128,7 @@ def no_advantage(records: Records) -> Finding:
 
 GUARDS: Mapping[str, Callable[[Records], Finding]] = {
     "agreement": agreement,
+    "content": content,
     "constant_answer": constant_answer,
     "no_answer": no_answer,
     "truncation": truncation,
@@ -160,6 +162,20 @@ def best_look(records: Records) -> ProbeRecord:
     return max(records, key=merit)
 
 
+def _left_the_start(records: Records, name: str, what: str) -> Finding:
+    """Stop if a share has fallen below its best and the samples have become less likely under the frozen start, too.
+
+    The cross-entropy under the start has a veto, where there is a start: while it is at its lowest (within a standard
+    error) the policy still sharpens what was there, and may become right where its reference is wrong.
+    """
+    if (found := _fallen(records, name, FALSE_ALARMS[name])) is None:
+        return OK
+    said = _said(records, name, what, found)
+    if _still_sharpening(records):
+        return Finding("warn", f"{said}, while the samples stay likely under the start: its answers may be the worse")
+    return Finding("stop", f"{said}: what is learnt since is not what the model knew")
+
+
 def _share_fell(records: Records, name: str, counted: str, what: str) -> Finding:
     found = _fallen(records, counted, FALSE_ALARMS[name])
     if found is None:
@@ -178,7 +194,7 @@ def _best(records: Records, counted: str) -> ProbeRecord:
     return max(records, key=lambda record: sum(record.counts[counted]))
 
 
-def _fallen(records: Records, counted: str, rate: float = FALSE_ALARMS["agreement"]) -> Fall | None:
+def _fallen(records: Records, counted: str, rate: float) -> Fall | None:
     return fall([np.array(record.counts[counted], dtype=np.int64) for record in records], rate=rate)
 
 

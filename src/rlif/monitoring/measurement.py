@@ -40,8 +40,8 @@ class ProbeRecord:
         metrics: keys of `PROBE_METRICS`; what cannot be known is left out.
         samples: completions of each prompt.
         counts: of a prompt's samples, how many are as they should be: more is better. ``agreement`` (with the frozen
-            answer, in the asked form) of trusted prompts only, in their order; ``answered``, ``ended`` (not cut off)
-            and ``not_looping`` of all prompts.
+            answer, in the asked form) and ``content`` (in whatever form) of trusted prompts only, in their order;
+            ``answered``, ``ended`` (not cut off) and ``not_looping`` of all prompts.
         nats: means over the tokens of a prompt's samples: ``entropy``, and ``cross_entropy`` under the frozen start.
     """
 
@@ -123,7 +123,7 @@ def measure(look: Look, step: int) -> ProbeRecord:
         **_nats(look),
         "tokens": float(rollouts.mask.sum()) * (1 if look.start_logprobs is None else 2),
     }
-    counts = {"agreement": in_form[trusted], **rows}
+    counts = {"agreement": in_form[trusted], "content": agrees[trusted], **rows}
     return ProbeRecord(
         step,
         rollouts.group_size,

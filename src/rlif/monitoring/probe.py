@@ -1,6 +1,6 @@
 """The probe: unlabelled prompts kept from training, looked at again and again beside what the untrained policy said.
 
-Before training: ``reference = freeze(engine, task, prompts, settings)``, once, kept under its digest. At a look:
+Before training: ``reference = kept_reference(folder, engine, task, prompts, settings)``, made once. At a look:
 ``record = probe.measure(step)``, whose ``metrics`` go into the log and which `rlif.monitoring.guards` read. Every look
 draws with the same random numbers (`PROBE_KEY`), so that two looks differ by the policy alone; the reference is drawn
 with others, or the first look would agree with votes that it had itself cast.
@@ -8,6 +8,7 @@ with others, or the first look would agree with votes that it had itself cast.
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from rlif.monitoring.reference import (
     Source,
     choose_reference,
     reference_digest,
+    reference_path,
     trust_numbers,
 )
 from rlif.rng import Key
@@ -84,6 +86,27 @@ def freeze(
     return Reference(digest, answers, trust_numbers(answers, draws), length, tokens)
 
 
+def kept_reference(
+    folder: Path,
+    engine: Engine,
+    task: Task,
+    prompts: Sequence[Prompt],
+    settings: ReferenceSettings,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> Reference:
+    """As `freeze`, made once: kept in a folder under its digest, and read there the next time.
+
+    ``engine`` must sample from the untrained policy: a run that is resumed reads ``reference_path(folder, digest)``.
+    """
+    path = reference_path(folder, reference_digest(engine.policy, task.name, prompts, settings))
+    if path.exists():
+        return Reference.read(path)
+    reference = freeze(engine, task, prompts, settings, progress=progress)
+    reference.write(folder)
+    return reference
+
+
 def _sources(settings: ReferenceSettings) -> dict[Source, tuple[float, int]]:
     return {
         "sampled": (settings.sampling.temperature, settings.samples),
@@ -95,7 +118,7 @@ def _sources(settings: ReferenceSettings) -> dict[Source, tuple[float, int]]:
 def _read(task: Task, rollouts: Rollouts) -> list[list[Answer]]:
     verdicts = judge(task, rollouts, [None] * len(rollouts.prompts))
     read = [
-        Answer(verdict.extracted, verdict.formatted, reason != "length")
+        Answer(verdict.extracted, reason != "length")
         for verdict, reason in zip(verdicts, rollouts.stop_reasons, strict=True)
     ]
     return [read[i : i + rollouts.group_size] for i in range(0, len(read), rollouts.group_size)]

@@ -11,12 +11,13 @@ training; `choose_reference` takes one answer to each prompt from the three. The
 Why: where a model answers at all when sampled, its sampled majority is the best of the three (tiny corpora: right on
 .93 to .95 of the prompts, the low temperature on .83 to .91, greedy on .75 to .77). Where it rambles, that majority is
 right on one prompt in ten and *rises* into the collapse, while the low temperature's, right on .35 to .48, follows the
-truth (SmolLM2-135M-Instruct, which cut off .61 of its samples). The gate tells the two apart. Its two halves
-are meant, not fitted: below them other voices than the counted one have the majority. To be calibrated on more models.
+truth (SmolLM2-135M-Instruct, which cut off .61 of its samples). The gate tells the two apart. Its two halves are meant,
+not fitted: below them other voices than the counted one have the majority. To be calibrated on more models.
 
-*Votes*: an answer that could be read, of a completion that ended or gave it in the asked form (base models answer in
-the form and then ramble on to the limit). *Margin*: (first − second) / samples, so that who does not vote lowers it.
-*Significant*: the 95 % interval of the margin lies above 0; with 16 samples 13 to 3 does, 12 to 4 does not.
+*Votes*: an answer that could be read, of a completion that ended. Cut off, its last number may be any: under a lenient
+form even that is "in the asked form". A base model that never ends gives no reference: stop strings, or a longer limit.
+*Margin*: (first − second) / samples, so that who does not vote lowers it. *Significant*: the 95 % interval of the
+margin lies above 0; with 16 samples 13 to 3 does, 12 to 4 does not.
 """
 
 import dataclasses
@@ -51,16 +52,15 @@ _TAIL = 0.025  # on either side of the interval of a margin
 
 
 class Answer(NamedTuple):
-    """One completion as the choice sees it: the answer as it was read, its form, and whether the completion ended."""
+    """One completion as the choice sees it: the answer as it was read, and whether the completion ended."""
 
     extracted: str | None
-    formatted: bool
     ended: bool
 
     @property
     def vote(self) -> str | None:
         """What it votes for, None if it does not."""
-        return self.extracted if self.ended or self.formatted else None
+        return self.extracted if self.ended else None
 
 
 class Winner(NamedTuple):
