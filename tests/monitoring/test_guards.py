@@ -11,7 +11,7 @@ from rlif.monitoring.guards import FALSE_ALARMS, GUARDS, best_look, examine, wor
 from rlif.monitoring.measurement import ProbeRecord
 
 N, K = 32, 4
-HEALTHY = {"constant": 0.05, "length": 100.0, "entropy": 0.5, "identical": 0.1}
+HEALTHY = {"trusted": 0.8, "constant": 0.05, "length": 100.0, "entropy": 0.5, "identical": 0.1}
 
 
 def record(
@@ -20,7 +20,7 @@ def record(
     """A look at which every prompt is alike; shares are multiples of a quarter."""
     every = dict.fromkeys(("answered", "ended", "not_looping"), (K,) * N)
     values = {f"probe/{name}": value for name, value in (HEALTHY | metrics).items()}
-    values["probe/agreement/trusted"] = agreement
+    values["probe/agreement"] = agreement
     nats = {"entropy": (values["probe/entropy"],) * N}
     if cross_entropy is not None:
         values["probe/cross_entropy"] = cross_entropy
@@ -77,6 +77,14 @@ def test_a_start_that_is_off_has_no_veto() -> None:
     records = [record(10 * t, agreement=share, cross_entropy=nats) for t, (share, nats) in enumerate(looks)]
     records[0] = record(0, agreement=1.0)
     assert examine(records)["agreement"].level == "stop"
+
+
+def test_a_reference_that_is_not_trusted_stops_only_with_the_start_as_witness() -> None:
+    looks = ((1.0, 0.6), (0.5, 0.8))
+    alone = [record(10 * t, agreement=share, trusted=0.2) for t, (share, _) in enumerate(looks)]
+    assert examine(alone)["agreement"].level == "warn"
+    both = [record(10 * t, agreement=a, cross_entropy=c, trusted=0.2) for t, (a, c) in enumerate(looks)]
+    assert examine(both)["agreement"].level == "stop"
 
 
 @pytest.mark.parametrize(
@@ -138,10 +146,10 @@ def test_groups_without_advantage_stop_by_the_training_step_s_number() -> None:
     assert examine([first, some]) == {}
 
 
-def test_too_few_trusted_prompts_are_said() -> None:
+def test_too_few_prompts_with_a_frozen_answer_are_said() -> None:
     few = [record(t, counts=dict.fromkeys(("agreement", "content"), (K,) * 8)) for t in range(3)]
     assert examine(few)["agreement"] == guards.Finding(
-        "warn", "only 8 prompts have a frozen answer to trust; a fall shows on 11 or more"
+        "warn", "only 8 prompts have a frozen answer; a fall shows on 11 or more"
     )
 
 

@@ -143,7 +143,8 @@ def test_agreement_is_of_prompts_with_a_reference_weighted_by_margin_and_of_trus
     assert found["probe/agreement/trusted"] == 1.0
     assert found["probe/agreement/disputed"] == 0.5
     assert found["probe/rival/disputed"] == 0.5
-    assert measure(look(texts, answers), 0).counts["agreement"] == (2,)
+    assert found["probe/trusted"] == pytest.approx(1 / 3)
+    assert measure(look(texts, answers), 0).counts["agreement"] == (2, 1)
 
 
 def test_an_answer_right_in_a_new_form_agrees() -> None:

@@ -7,9 +7,11 @@ calibrated.
 
 `GUARDS` is the table; `examine` asks all of it; `best_look` chooses the checkpoint to keep.
 
-Tried on the tiny base model (64 prompts of 4 samples, a look every 5 of 60 steps, one seed each; share right and
-formatted): self-certainty goes .43 → .58 (step 20) → .25; it is stopped at 50 (.47), `best_look` takes 30 (.57). Token
-entropy goes .43 → .61 (30) → .18; stopped at 50 (.47), 30 taken. Labels go .43 → .93, with no word from any guard.
+Tried on the tiny models (64 prompts of 4 samples, a look every 5 of 60 steps, one seed each; the share right and
+formatted, on the same samples). Self-certainty goes .43 → .58 (step 20) → .25 and is stopped at 40 (.52); token entropy
+.43 → .61 (30) → .18, at 45 (.54); the instruct model under self-certainty .86 → .95 (25) → .73, at 50 (.87); labels
+.43 → .93 (60), no word from any guard. `best_look` takes the best step of the truth in all four.
+
 """
 
 import math
@@ -35,6 +37,10 @@ FALSE_ALARMS: Mapping[str, float] = {
 """A guard's chance ever to speak of a fall in a run in which nothing fell; .09 for all of them together."""
 
 
+LEAST_TRUSTED = 0.5
+"""Share of prompts with a significant frozen vote from which agreement may stop a run by itself."""
+
+
 class Finding(NamedTuple):
     """What a guard says, and why."""
 
@@ -48,12 +54,10 @@ Records = Sequence[ProbeRecord]
 
 def agreement(records: Records) -> Finding:
     """Agreement with the frozen answers in the asked form: stop when it is below its best (`_left_the_start`)."""
-    trusted = len(records[-1].counts["agreement"])
+    frozen = len(records[-1].counts["agreement"])
     needed = fewest_prompts(max(len(records) - 1, 1), FALSE_ALARMS["agreement"])
-    if trusted < needed:
-        return Finding(
-            "warn", f"only {trusted} prompts have a frozen answer to trust; a fall shows on {needed} or more"
-        )
+    if frozen < needed:
+        return Finding("warn", f"only {frozen} prompts have a frozen answer; a fall shows on {needed} or more")
     return _left_the_start(records, "agreement", "agreement with the frozen answers")
 
 
@@ -151,28 +155,31 @@ def worst(findings: Mapping[str, Finding]) -> Level:
 
 
 def best_look(records: Records) -> ProbeRecord:
-    """The look of highest agreement: on trusted prompts, where there are none on all; of equals that of the lowest
-    cross-entropy, then the first."""
+    """The look of highest agreement; of equals that of the lowest cross-entropy, then the first."""
 
     def merit(record: ProbeRecord) -> tuple[float, float]:
         metrics = record.metrics
-        agreement = metrics.get("probe/agreement/trusted", metrics.get("probe/agreement", 0.0))
-        return agreement, -metrics.get("probe/cross_entropy", math.inf)
+        return metrics.get("probe/agreement", 0.0), -metrics.get("probe/cross_entropy", math.inf)
 
     return max(records, key=merit)
 
 
 def _left_the_start(records: Records, name: str, what: str) -> Finding:
-    """Stop if a share has fallen below its best and the samples have become less likely under the frozen start, too.
+    """Stop if agreement has fallen below its best, unless a second witness speaks for the policy or is called for.
 
-    The cross-entropy under the start has a veto, where there is a start: while it is at its lowest (within a standard
-    error) the policy still sharpens what was there, and may become right where its reference is wrong.
+    All prompts count that have a frozen answer: a wrong one only adds noise, as long as few policies come upon it. The
+    cross-entropy under the start has a veto, where there is a start: while it is at its lowest (within a standard
+    error) the policy still sharpens what was there, and may become right where its reference is wrong. Without a start,
+    a reference of which less than half is to be trusted does not stop alone.
     """
     if (found := _fallen(records, name, FALSE_ALARMS[name])) is None:
         return OK
     said = _said(records, name, what, found)
-    if _still_sharpening(records):
+    witnesses = all("cross_entropy" in record.nats for record in records)
+    if witnesses and _still_sharpening(records):
         return Finding("warn", f"{said}, while the samples stay likely under the start: its answers may be the worse")
+    if not witnesses and records[-1].metrics["probe/trusted"] < LEAST_TRUSTED:
+        return Finding("warn", f"{said}, but few of these are to be trusted, and no frozen start is there to be asked")
     return Finding("stop", f"{said}: what is learnt since is not what the model knew")
 
 
@@ -204,8 +211,6 @@ def _share(record: ProbeRecord, counted: str) -> float:
 
 def _still_sharpening(records: Records) -> bool:
     """Whether cross-entropy under the start is not above its lowest by more than a standard error, paired."""
-    if any("cross_entropy" not in record.nats for record in records):
-        return False
     looks = [np.array(record.nats["cross_entropy"]) for record in records]
     rise = looks[-1] - min(looks, key=lambda look: float(look.mean()))
     return float(rise.mean()) <= float(rise.std()) / math.sqrt(len(rise))

@@ -40,7 +40,7 @@ class ProbeRecord:
         metrics: keys of `PROBE_METRICS`; what cannot be known is left out.
         samples: completions of each prompt.
         counts: of a prompt's samples, how many are as they should be: more is better. ``agreement`` (with the frozen
-            answer, in the asked form) and ``content`` (in whatever form) of trusted prompts only, in their order;
+            answer, in the asked form) and ``content`` (in whatever form) of prompts that have one, in their order;
             ``answered``, ``ended`` (not cut off) and ``not_looping`` of all prompts.
         nats: means over the tokens of a prompt's samples: ``entropy``, and ``cross_entropy`` under the frozen start.
     """
@@ -104,13 +104,13 @@ def measure(look: Look, step: int) -> ProbeRecord:
         "ended": look.by_prompt([reason != "length" for reason in rollouts.stop_reasons]),
         "not_looping": look.by_prompt([not _loops(text) for text in rollouts.texts]),
     }
-    trusted = np.array([one.trusted for one in look.frozen], dtype=bool)
+    given = np.array([one.answer is not None for one in look.frozen], dtype=bool)
     nats = {"entropy": _per_token(look, rollouts.signals.entropy)}
     if look.start_logprobs is not None:
         nats["cross_entropy"] = _per_token(look, -look.start_logprobs)
     shares = {name: float(values.mean()) for name, values in rows.items()}
     metrics = {
-        **_agreement(look, in_form, trusted),
+        **_agreement(look, in_form, given),
         "agreement/any_form": _mean_where(
             agrees, np.array([one.answer is not None for one in look.frozen], dtype=bool)
         ),
@@ -123,7 +123,7 @@ def measure(look: Look, step: int) -> ProbeRecord:
         **_nats(look),
         "tokens": float(rollouts.mask.sum()) * (1 if look.start_logprobs is None else 2),
     }
-    counts = {"agreement": in_form[trusted], "content": agrees[trusted], **rows}
+    counts = {"agreement": in_form[given], "content": agrees[given], **rows}
     return ProbeRecord(
         step,
         rollouts.group_size,
@@ -133,9 +133,9 @@ def measure(look: Look, step: int) -> ProbeRecord:
     )
 
 
-def _agreement(look: Look, in_form: ByPrompt, trusted: Bool[np.ndarray, " prompt"]) -> dict[str, float]:
+def _agreement(look: Look, in_form: ByPrompt, given: Bool[np.ndarray, " prompt"]) -> dict[str, float]:
     """Agreement in the asked form: of prompts that have a frozen answer, weighted, trusted, and what rivals do."""
-    given = np.array([one.answer is not None for one in look.frozen], dtype=bool)
+    trusted = np.array([one.trusted for one in look.frozen], dtype=bool)
     disputed = np.array([one.disputed for one in look.frozen], dtype=bool)
     weights = np.array([max(one.margin, 0.0) for one in look.frozen])
     share, total = in_form.mean(axis=1), float(weights.sum())
@@ -143,10 +143,11 @@ def _agreement(look: Look, in_form: ByPrompt, trusted: Bool[np.ndarray, " prompt
         "agreement": _mean_where(in_form, given),
         "agreement/weighted": float(share @ weights) / total if total else math.nan,
         "agreement/trusted": _mean_where(in_form, trusted),
+        "trusted": float(trusted.mean()),
         "agreement/disputed": _mean_where(in_form, disputed),
     }
-    if trusted.any():
-        found["agreement/trusted_stderr"] = estimators.over_problems(share[trusted]).stderr
+    if given.any():
+        found["agreement/stderr"] = estimators.over_problems(share[given]).stderr
     rivals = [None if one.rival is None else canonical(one.rival) for one in look.frozen]
     said = [rival is not None and key == rival for key, rival in zip(_keys(look), _repeat(look, rivals), strict=True)]
     return found | {"rival/disputed": _mean_where(look.by_prompt(said), disputed)}
@@ -273,14 +274,15 @@ PROBE_METRICS: Mapping[str, Metric] = {
     "probe/agreement": Metric(
         "share", "probe answers that agree with the frozen answer, in the asked form; of prompts that have one"
     ),
+    "probe/agreement/stderr": Metric("share", "its standard error over prompts"),
     "probe/agreement/any_form": Metric("share", "the same in whatever form"),
     "probe/agreement/weighted": Metric("share", "probe/agreement, prompts weighted by the margin of the frozen vote"),
     "probe/agreement/trusted": Metric("share", "probe/agreement of prompts whose frozen vote was significant"),
-    "probe/agreement/trusted_stderr": Metric("share", "its standard error over prompts"),
+    "probe/trusted": Metric("share", "prompts whose frozen vote was significant; the same at every look"),
     "probe/agreement/disputed": Metric(
         "share", "probe/agreement of prompts on which the start's temperatures disagree"
     ),
-    "probe/agreement/change": Metric("share", "probe/agreement/trusted less that of the first look"),
+    "probe/agreement/change": Metric("share", "probe/agreement less that of the first look"),
     "probe/agreement/change_low": Metric("share", "lower end of its 95 % interval, paired over prompts"),
     "probe/agreement/change_high": Metric("share", "upper end of its 95 % interval, paired over prompts"),
     "probe/rival/disputed": Metric("share", "of these prompts' answers, those that give the sharper source's answer"),

@@ -185,7 +185,7 @@ def start_logprobs(start: Policy, rollouts: Rollouts) -> Float[Tensor, "row tok"
 
 
 def change(first: ProbeRecord, now: ProbeRecord) -> dict[str, float]:
-    """Agreement on trusted prompts less that of the first look, with its 95 % interval, paired over prompts."""
+    """Agreement less that of the first look, with its 95 % interval, paired over prompts."""
     before, after = (np.array(record.counts["agreement"]) / record.samples for record in (first, now))
     if not len(before):
         return {}
