@@ -3,14 +3,18 @@
 import ast
 import doctest
 import inspect
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 import rlif
+from rlif import tiny
 from rlif.rewards import registry
 
 DOCS = Path(__file__).parents[1] / "docs" / "api.md"
@@ -105,3 +109,37 @@ def test_the_page_lists_every_public_name_with_a_line() -> None:
     assert listed.keys() == {*rlif.__all__}
     assert all(listed.values())
     assert all(f"{name}`" in DOCS.read_text("utf-8") for name in TABLES)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"temperature": -1.0}, "temperature: -1.0; give 0 (greedy) or more"),
+        ({"temperature": math.nan}, "temperature: nan; give 0 (greedy) or more"),
+        ({"top_p": 0.0}, "top_p: 0.0; give more than 0, at most 1 (off)"),
+        ({"top_p": 2.0}, "top_p: 2.0; give more than 0, at most 1 (off)"),
+        ({"top_k": -3}, "top_k: -3; give 0 (off) or more"),
+        ({"max_new_tokens": 0}, "max_new_tokens: 0; give 1 or more"),
+    ],
+)
+def test_a_sampling_that_draws_nothing_is_refused(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(rlif.RlifError) as caught:
+        rlif.Sampling(**wrong)
+    assert str(caught.value) == said
+
+
+def test_paths_and_names_are_taken_where_a_model_or_a_recipe_is(tmp_path: Path) -> None:
+    folder = tiny.path("tiny-base")
+    assert rlif.load_policy(folder, dtype="float32").source == str(folder)
+    settings = rlif.EvalSettings(tasks=("additions",), limit=1, samples=1, max_new_tokens=4, baselines=())
+    found = rlif.evaluate(folder, settings, tmp_path / "eval")
+    assert [one["model"] for one in found["results"]] == [str(folder)]
+    with pytest.raises(rlif.RlifError, match="no such recipe"):
+        rlif.train("tinny", tmp_path / "run")
+
+
+def test_advantages_of_what_is_no_reward_are_refused() -> None:
+    with pytest.raises(ValueError, match="the reward of row 1 is nan"):
+        rlif.advantages(torch.tensor([1.0, math.nan]), group_size=2)
+    with pytest.raises(ValueError, match="3 rewards do not make groups of 2"):
+        rlif.advantages(torch.ones(3), group_size=2)

@@ -4,7 +4,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from rlif.config import PolicyConfig, Recipe
+from rlif.errors import Argument, RlifError
 from rlif.evals.backends.engine import EngineBackend
 from rlif.evals.runner import Candidate
 from rlif.evals.runner import evaluate as evaluate_candidates
@@ -22,6 +25,7 @@ from rlif.tasks.problems import Row, task_of
 from rlif.tasks.templates import find_template
 from rlif.training import loop
 from rlif.types import Problem
+from rlif.utils.validation import explained
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 Switch = Literal["auto", "on", "off"]
@@ -30,7 +34,7 @@ Problems = Task | Iterable[Problem | Row]
 
 
 def load_policy(
-    model: str | PolicyConfig, *, dtype: Dtype = "auto", device: str = "auto", chat_template: Switch = "auto"
+    model: str | Path | PolicyConfig, *, dtype: Dtype = "auto", device: str = "auto", chat_template: Switch = "auto"
 ) -> Policy:
     """A model with its tokenizer: a shipped or fetched one by name, a hub id, a folder, a .gguf file.
 
@@ -47,9 +51,17 @@ def load_policy(
     >>> policy.context, policy.chat_template
     (256, False)
     """
-    if isinstance(model, str):
-        model = PolicyConfig(model=model, dtype=dtype, device=device, chat_template=chat_template)
+    if not isinstance(model, PolicyConfig):
+        model = _policy_config(model, dtype, device, chat_template)
     return loading.load_policy(model)
+
+
+def _policy_config(model: str | Path, dtype: Dtype, device: str, chat_template: Switch) -> PolicyConfig:
+    try:
+        return PolicyConfig(model=str(model), dtype=dtype, device=device, chat_template=chat_template)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RlifError(Argument(str(first["loc"][0])), f": {explained(first)}") from None
 
 
 def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -66,11 +78,12 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def train(
-    recipe: Recipe, out: str | Path, *, rewards: Rewards | None = None, task: Problems | None = None
+    recipe: Recipe | str | Path, out: str | Path, *, rewards: Rewards | None = None, task: Problems | None = None
 ) -> Path | None:
     """Train as a recipe says, into a new folder; returns the folder of the final model, which transformers loads.
 
     Args:
+        recipe: or a recipe file, or the name of a shipped recipe.
         rewards: rewards of your own for this run, by the name that the recipe uses; a plain function
             ``f(inputs: RewardInputs) -> (row,)`` is taken to use labels.
         task: problems of your own (see `task_of`), in place of those of the recipe's task, whose template still words
@@ -87,6 +100,7 @@ def train(
     ...     final = rlif.train(recipe, out, rewards={"few_words": few_words})
     ...     trained = rlif.load_policy(str(final))
     """
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     return loop.train(recipe, Path(out), task=_task(task, recipe), rewards=rewards_of(rewards or {}))
 
 
@@ -121,7 +135,12 @@ def _task(task: Problems | None, recipe: Recipe) -> Task | None:
 
 
 def evaluate(
-    models: str | Sequence[str], settings: Settings, out: str | Path, *, dtype: Dtype = "auto", device: str = "auto"
+    models: str | Path | Sequence[str | Path],
+    settings: Settings,
+    out: str | Path,
+    *,
+    dtype: Dtype = "auto",
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Ask models every problem of the tasks; returns what ``out/results.json`` holds.
 
@@ -135,13 +154,12 @@ def evaluate(
     >>> [(found["model"], found["task"], found["metrics"]["n"]) for found in results["results"]]
     [('tiny-base', 'additions', 8.0)]
     """
-    candidates = [
-        _candidate(name, settings, dtype, device) for name in ([models] if isinstance(models, str) else models)
-    ]
+    names = [models] if isinstance(models, str | Path) else models
+    candidates = [_candidate(str(name), settings, dtype, device) for name in names]
     return evaluate_candidates(candidates, settings, Path(out))
 
 
 def _candidate(model: str, settings: Settings, dtype: Dtype, device: str) -> Candidate:
-    config = PolicyConfig(model=model, dtype=dtype, device=device, chat_template=settings.chat_template)
+    config = _policy_config(model, dtype, device, settings.chat_template)
     check_source(config)  # a model that is not there is found before the first one is asked
     return Candidate(model, lambda: EngineBackend(model, config))

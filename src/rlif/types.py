@@ -13,6 +13,7 @@ Two policies have two names: ``sampler_logprobs`` (what the sampler drew from: t
 and ``policy_logprobs`` (what the trainer computes).
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -21,6 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rlif.config import RolloutConfig
+from rlif.errors import Argument, RlifError
 
 StopReason = Literal["eos", "stop_string", "length"]
 
@@ -83,6 +85,17 @@ class Sampling:
     top_k: int = 0
     max_new_tokens: int = 128
     stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises `RlifError` for a number that draws nothing."""
+        for name, right, wanted in (
+            ("temperature", 0.0 <= self.temperature < math.inf, "0 (greedy) or more"),
+            ("top_p", 0.0 < self.top_p <= 1.0, "more than 0, at most 1 (off)"),
+            ("top_k", self.top_k >= 0, "0 (off) or more"),
+            ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
+        ):
+            if not right:
+                raise RlifError(Argument(name), f": {getattr(self, name)}; give {wanted}")
 
     @classmethod
     def from_config(cls, config: RolloutConfig) -> "Sampling":

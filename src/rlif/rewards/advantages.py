@@ -11,15 +11,19 @@ def advantages(
     """A_i = (r_i - mean of its group) / max(std of its group, std_floor); centred only if ``std`` is False.
 
     The standard deviation is the unbiased one. The floor keeps a group that agrees to within rounding from turning
-    noise into full-size advantages. Raises ValueError for groups of one with ``std``. Source: arXiv 2402.03300 eq. 4;
-    without std: Dr. GRPO, arXiv 2503.20783; the floor: project.
+    noise into full-size advantages. Source: arXiv 2402.03300 eq. 4; without std: Dr. GRPO, arXiv 2503.20783; the
+    floor: project.
 
-    >>> import rlif, torch
-    >>> rlif.advantages(torch.tensor([1.0, 0.0, 0.0, 0.0, 5.0, 5.0, 5.0, 5.0]), group_size=4).tolist()
-    [1.5, -0.5, -0.5, -0.5, 0.0, 0.0, 0.0, 0.0]
+    Raises ValueError for groups of one with ``std``, for rows that make no whole groups, and for a reward that is not
+    finite.
     """
     if std and group_size == 1:
         raise ValueError("a group of one has no standard deviation; use groups of at least 2, or std=False")
+    if len(rewards) % group_size:
+        raise ValueError(f"{len(rewards)} rewards do not make groups of {group_size}")
+    if not bool(rewards.isfinite().all()):
+        row = int((~rewards.isfinite()).nonzero()[0])
+        raise ValueError(f"the reward of row {row} is {rewards[row].item()}: no advantage can be taken of it")
     groups = rewards.double().view(-1, group_size)
     centred = groups - groups.mean(dim=1, keepdim=True)
     if std:
