@@ -16,6 +16,10 @@ def advantages(
 
     Raises ValueError for groups of one with ``std``, for rows that make no whole groups, and for a reward that is not
     finite.
+
+    >>> import rlif, torch
+    >>> rlif.advantages(torch.tensor([1.0, 0.0, 0.0, 0.0, 5.0, 5.0, 5.0, 5.0]), group_size=4).tolist()
+    [1.5, -0.5, -0.5, -0.5, 0.0, 0.0, 0.0, 0.0]
     """
     if std and group_size == 1:
         raise ValueError("a group of one has no standard deviation; use groups of at least 2, or std=False")
