@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from rlif import tiny
+from rlif.cli.merge import print_merge
 from rlif.config import PolicyConfig
 from rlif.errors import RlifError
 from rlif.model import merge as merging
@@ -286,3 +287,17 @@ def test_two_steps_of_training_begin_at_the_merged_weights_and_the_run_says_whic
 def test_a_mistake_in_the_section_of_a_merge_is_named_by_its_key(model: str, message: str) -> None:
     with pytest.raises(RlifError, match=message):
         load_recipe(find_recipe(Path("tiny")), [f"policy.model={model}"])
+
+
+def test_the_command_writes_a_card_without_the_folders_above(
+    pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_merge(str(pair[0]), str(pair[1]), ".1,.3", tmp_path / "out", tokenizer_from="base", dtype="auto")
+    card = (tmp_path / "out" / "r0.3" / "README.md").read_text()
+    assert "rlif merge base instruct --ratio 0.3 --out DIR" in card
+    assert "Every weight is 0.7 · base + 0.3 · instruct" in card
+    assert str(tmp_path) not in card
+    assert "r0.1" in capsys.readouterr().out
+    for ratios, side, message in ((".1;.3", "base", "--ratio '.1;.3'"), (".1", "both", "--tokenizer-from 'both'")):
+        with pytest.raises(RlifError, match=message):
+            print_merge(str(pair[0]), str(pair[1]), ratios, tmp_path / "x", tokenizer_from=side, dtype="auto")

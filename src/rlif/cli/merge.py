@@ -12,6 +12,7 @@ from rlif import __version__
 from rlif.errors import RlifError, named
 from rlif.model.merge import Side, merge
 from rlif.utils.atomic_io import write_whole
+from rlif.utils.paths import expanded
 from rlif.utils.terminal import Console
 
 _OPTIONS = {"base": "BASE", "instruct": "INSTRUCT", "ratios": "--ratio", "dtype": "--dtype"}
@@ -29,13 +30,15 @@ def print_merge(base: str, instruct: str, ratios: str, out: Path, *, tokenizer_f
         folders = merge(base, instruct, wanted, out, tokenizer_from=side, dtype=None if dtype == "auto" else dtype)
     table = Table(box=SIMPLE_HEAD)
     for column in ("ratio", "MB", "folder"):
-        table.add_column(column, justify="left" if column == "folder" else "right")
+        table.add_column(column, justify="left" if column == "folder" else "right", overflow="fold")
     for ratio, folder in zip(wanted, folders, strict=True):
-        command = f"rlif merge {shlex.quote(base)} {shlex.quote(instruct)} --ratio {ratio:g} --out DIR"
+        sides = f"{shlex.quote(_public_name(base))} {shlex.quote(_public_name(instruct))}"
+        command = f"rlif merge {sides} --ratio {ratio:g} --out DIR"
         options = (f" --tokenizer-from {side}" if side != "base" else "") + (
             f" --dtype {dtype}" if dtype != "auto" else ""
         )
-        write_whole(folder / "README.md", readme(base, instruct, ratio, command + options).encode())
+        card = readme(_public_name(base), _public_name(instruct), ratio, command + options)
+        write_whole(folder / "README.md", card.encode())
         size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         table.add_row(f"{ratio:g}", f"{size / 1e6:,.1f}", str(folder))
     console.print(table)
@@ -51,6 +54,11 @@ def readme(base: str, instruct: str, ratio: float, command: str) -> str:
         f"Every weight is {1 - ratio:g} · {base} + {ratio:g} · {instruct}. Made with rlif {__version__}:\n\n"
         f"```bash\n{command}\n```\n"
     )
+
+
+def _public_name(model: str) -> str:
+    """A model's name without the folders above it: a card may be published."""
+    return expanded(model).name if expanded(model).is_dir() else model
 
 
 def _ratios(text: str) -> list[float]:

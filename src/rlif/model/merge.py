@@ -109,6 +109,10 @@ def merge(
     pair = _read(base, "base"), _read(instruct, "instruct")
     tensors = _common(*pair)
     side = pair[0] if tokenizer_from == "base" else pair[1]
+    if not any(
+        path.name.startswith(("tokenizer", "vocab")) or path.suffix == ".model" for path in _tokenizer_files(side)
+    ):
+        _LOG.warning("%s has no tokenizer: the merged folder has none either", side.folder)
     temporary = out.with_name(f".{out.name}.merging-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     folders = [temporary] if len(ratios) == 1 else [temporary / f"r{ratio:g}" for ratio in ratios]
@@ -366,8 +370,9 @@ def _write_rest(folder: Path, pair: tuple[_Source, _Source], side: _Source, dtyp
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if (path := side.folder / "generation_config.json").is_file():
         shutil.copyfile(path, folder / path.name)
-    found = {path for pattern in _TOKENIZER_FILES for path in side.folder.glob(pattern) if path.is_file()}
-    if not any(path.name.startswith(("tokenizer", "vocab")) or path.suffix == ".model" for path in found):
-        _LOG.warning("%s has no tokenizer: the merged folder has none either", side.folder)
-    for path in found:
+    for path in _tokenizer_files(side):
         shutil.copyfile(path, folder / path.name)
+
+
+def _tokenizer_files(side: _Source) -> set[Path]:
+    return {path for pattern in _TOKENIZER_FILES for path in side.folder.glob(pattern) if path.is_file()}
