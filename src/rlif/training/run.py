@@ -147,7 +147,8 @@ class Run:
     def settle_consensus(self, asked_by: Stop) -> None:
         """Have the initial policy answer what it has not answered yet of all steps' problems, if a reward asks for it.
 
-        Raises `NoConsensusError` if it gives no readable answer to any, `Interrupted` if a signal asks to stop meanwhile.
+        Raises `NoConsensusError` if it gives no readable answer to any, `Interrupted` if a signal asks to
+        stop meanwhile.
         """
         if not read_consensus(self.recipe.reward, self.rewards):
             return
