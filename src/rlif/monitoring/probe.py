@@ -82,7 +82,7 @@ def freeze(
         tokens += int(rollouts.mask.sum())
         length = float(rollouts.lengths.double().mean()) if source == "low" else length
     answers = choose_reference([prompt.id for prompt in prompts], draws)
-    digest = reference_digest(engine.policy, task.name, prompts, settings)
+    digest = reference_digest(engine.policy, task, prompts, settings)
     return Reference(digest, answers, trust_numbers(answers, draws), length, tokens)
 
 
@@ -99,7 +99,7 @@ def kept_reference(
 
     ``engine`` must sample from the untrained policy: a run that is resumed reads ``reference_path(folder, digest)``.
     """
-    path = reference_path(folder, reference_digest(engine.policy, task.name, prompts, settings))
+    path = reference_path(folder, reference_digest(engine.policy, task, prompts, settings))
     if path.exists():
         return Reference.read(path)
     reference = freeze(engine, task, prompts, settings, progress=progress)
