@@ -4,6 +4,8 @@ Before training: ``reference = kept_reference(folder, engine, task, prompts, set
 ``record = probe.measure(step)``, whose ``metrics`` go into the log and which `rlif.monitoring.guards` read. Every look
 draws with the same random numbers (`PROBE_KEY`), so that two looks differ by the policy alone; the reference is drawn
 with others, or the first look would agree with votes that it had itself cast.
+
+No trainer calls the probe yet.
 """
 
 import dataclasses
