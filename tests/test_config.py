@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlif.config import ArithmeticTask, FileTask, NegatedConfig, PolicyConfig, Recipe, RewardConfig
+from rlif.config import ArithmeticTask, ConsensusConfig, FileTask, NegatedConfig, PolicyConfig, Recipe, RewardConfig
 from rlif.errors import RlifError
 from rlif.recipes import dump_recipe, load_recipe
 from rlif.recipes import parse_recipe as parse
@@ -340,3 +340,9 @@ def test_a_recipe_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         recipe.steps = 2
     assert recipe.policy == PolicyConfig(model="tiny-base")
+
+
+def test_the_frozen_consensus_is_drawn_at_the_temperature_that_its_page_gives_the_reason_for() -> None:
+    page = (Path(__file__).parents[1] / "docs/rewards.md").read_text()
+    assert f"`consensus.temperature` ({ConsensusConfig().temperature:g})" in page
+    assert "at temperature 1 and on .86 at 0.4" in page

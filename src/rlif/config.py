@@ -228,9 +228,9 @@ class AdvantageConfig(Section):
 class ConsensusConfig(Section):
     samples: Positive = 8
     """Answers of the initial policy to each problem of the run."""
-    temperature: Annotated[float, Field(ge=0.0)] = 0.4
-    """At which they are drawn, else as rollouts are. Below 1, for a sharpened policy is right more often than its
-    majority at 1 (docs/rewards.md)."""
+    temperature: Annotated[float, Field(ge=0.0)] = 1.0
+    """At which they are drawn, else as rollouts are. 1, for there the vote is right more often than that of a sharpened
+    policy, whose answers agree on their mistakes too (docs/rewards.md)."""
 
 
 class GrpoConfig(Section):

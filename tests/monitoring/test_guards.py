@@ -72,6 +72,18 @@ def test_improving_beyond_the_reference_only_warns() -> None:
     assert examine(collapsed)["agreement"].level == "stop"
 
 
+def test_the_start_s_veto_ends_after_three_looks_in_a_row_or_when_half_of_the_best_is_lost() -> None:
+    """The samples become ever likelier under the start all the while."""
+
+    def level(*shares: float) -> str:
+        looks = [record(10 * t, agreement=share, cross_entropy=0.9 - 0.1 * t) for t, share in enumerate(shares)]
+        return examine(looks)["agreement"].level
+
+    assert [level(1.0, *(0.5,) * n) for n in range(1, 6)] == ["warn", "warn", "warn", "stop", "stop"]
+    assert level(0.5, 1.0, 0.5, 0.5, 1.0, 0.5) == "warn"  # back at its best meanwhile: not in a row
+    assert level(1.0, 0.25) == level(1.0, 0.0) == "stop"
+
+
 def test_a_start_that_is_off_has_no_veto() -> None:
     looks = ((1.0, 0.7), (0.5, 0.6))
     records = [record(10 * t, agreement=share, cross_entropy=nats) for t, (share, nats) in enumerate(looks)]

@@ -19,7 +19,9 @@ from rlif.monitoring.reference import (
     trust_numbers,
     winner,
 )
-from rlif.types import Sampling
+from rlif.tasks.base import Task
+from rlif.tasks.problems import task_of
+from rlif.types import Problem, Sampling
 from toys import toy_policy, toy_prompts
 
 SURE = "7777777777777777"
@@ -200,19 +202,27 @@ def test_a_damaged_reference_is_refused_with_its_path(tmp_path: Path, content: s
         Reference.read(path)
 
 
+def task(name: str = "sums", format: str = "answer_is", answer: str = "2") -> Task:
+    """Of one problem, with the digest that it leaves in a run."""
+    return task_of([Problem("one", "1+1=", answer)], name=name, format=format)
+
+
 def test_the_digest_differs_with_whatever_the_reference_depends_on() -> None:
     policy, other = toy_policy(), toy_policy(seed=1)
     settings = ReferenceSettings(Sampling(max_new_tokens=8))
     prompts = toy_prompts(policy, ["1+1=", "2+2="])
+    sums = task()
     digests = {
-        reference_digest(policy, "sums", prompts, settings),
-        reference_digest(other, "sums", prompts, settings),
-        reference_digest(policy, "words", prompts, settings),
-        reference_digest(policy, "sums", prompts[:1], settings),
-        reference_digest(policy, "sums", prompts, ReferenceSettings(Sampling(max_new_tokens=9))),
-        reference_digest(policy, "sums", prompts, ReferenceSettings(Sampling(max_new_tokens=8), low_temperature=0.5)),
-        reference_digest(policy, "sums", prompts, ReferenceSettings(Sampling(max_new_tokens=8), samples=8)),
-        reference_digest(policy, "sums", prompts, ReferenceSettings(Sampling(max_new_tokens=8), seed=1)),
+        reference_digest(policy, task(format="boxed"), prompts, settings),
+        reference_digest(policy, task(answer="3"), prompts, settings),
+        reference_digest(policy, sums, prompts, settings),
+        reference_digest(other, sums, prompts, settings),
+        reference_digest(policy, task(name="words"), prompts, settings),
+        reference_digest(policy, sums, prompts[:1], settings),
+        reference_digest(policy, sums, prompts, ReferenceSettings(Sampling(max_new_tokens=9))),
+        reference_digest(policy, sums, prompts, ReferenceSettings(Sampling(max_new_tokens=8), low_temperature=0.5)),
+        reference_digest(policy, sums, prompts, ReferenceSettings(Sampling(max_new_tokens=8), samples=8)),
+        reference_digest(policy, sums, prompts, ReferenceSettings(Sampling(max_new_tokens=8), seed=1)),
     }
-    assert len(digests) == 8
-    assert reference_digest(toy_policy(), "sums", prompts, settings) in digests
+    assert len(digests) == 10
+    assert reference_digest(toy_policy(), task(), prompts, settings) in digests

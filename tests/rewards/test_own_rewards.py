@@ -1,5 +1,6 @@
 """Rewards that do not ship with rlif: registered, handed over for a run, or brought by an installed package."""
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -71,6 +72,21 @@ def test_the_decorator_gives_the_function_back_and_a_second_parameter_gets_the_s
     assert needs_labels([RewardConfig(name="weighty"), RewardConfig(name="length")]) == ["weighty"]
 
 
+def test_a_second_parameter_with_a_default_gets_the_section_too() -> None:
+    def weighty(inputs: RewardInputs, config: RewardConfig | None = None, scale: float = 2.0) -> list[float]:
+        return [config.weight * scale if config else -1.0] * inputs.rollouts.n_rows
+
+    own = rewards_of({"weighty": weighty})
+    assert values(RewardConfig(name="weighty", weight=3.0), **own) == [6.0, 6.0]
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_a_reward_that_is_not_finite_of_a_finite_policy_is_to_be_mended(value: float) -> None:
+    own = rewards_of({"mine": lambda inputs: [0.0, value]})
+    with pytest.raises(RlifError, match=f"reward mine of a completion of prompt p is {value}.*mend the reward"):
+        score(ROLLOUTS, INPUTS.verdicts, [RewardConfig(name="mine")], AdvantageConfig(), Key(0, 1), rewards=own)
+
+
 @pytest.mark.parametrize("name", ["self_certainty", "verifiable", "negated", "multi", "mine"])
 def test_a_taken_name_is_refused(name: str) -> None:
     register_reward("mine", vowels, uses_labels=False)
@@ -102,7 +118,7 @@ def test_another_number_of_rewards_than_of_completions_is_refused(returned: obje
         reward.function(INPUTS, RewardConfig(name="mine"))
 
 
-@pytest.mark.parametrize("wrong", [lambda: 1, lambda one, two, three: 1])
+@pytest.mark.parametrize("wrong", [lambda: 1, lambda one, two, three: 1, max])  # a builtin shows no parameters
 def test_what_is_no_reward_is_refused(wrong: Callable[..., int]) -> None:
     with pytest.raises(RlifError, match="reward mine: expected a function of RewardInputs"):
         rewards_of({"mine": wrong})

@@ -148,6 +148,7 @@ def test_a_signal_stops_the_asking_and_the_run_begins_again(tiny_base_path: Path
 def test_a_policy_that_answers_nothing_is_told_of_before_the_first_step(tiny_base_path: Path, tmp_path: Path) -> None:
     with pytest.raises(RlifError, match=r"no readable answer to any of 4 problems.*raise rollout\.max_new_tokens"):
         train(recipe(tiny_base_path, "reward=frozen_consensus", "rollout.max_new_tokens=1"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()  # its recipe would end the same way again
 
 
 def test_the_frozen_answers_have_randomness_of_their_own(

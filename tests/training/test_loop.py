@@ -450,6 +450,16 @@ def test_a_pause_changes_nothing(toy_model: Path, tmp_path: Path) -> None:
     assert_same_weights(resume(tmp_path / "paused"), train(recipe(toy_model), tmp_path / "whole"))
 
 
+@pytest.mark.parametrize("until", [0, -1])
+def test_a_pause_before_the_first_step_is_refused(toy_model: Path, tmp_path: Path, until: int) -> None:
+    with pytest.raises(RlifError, match=rf"until: {until}; a run pauses after step 1 at the earliest"):
+        train(recipe(toy_model), tmp_path / "run", until=until)
+    assert not (tmp_path / "run").exists()
+    train(recipe(toy_model, steps=1), tmp_path / "whole")
+    with pytest.raises(RlifError, match=rf"until: {until}"):
+        resume(tmp_path / "whole", until=until)
+
+
 def test_a_model_blown_up_ends_in_one_line(toy_model: Path, tmp_path: Path) -> None:
     train(recipe(toy_model, grpo={"kl_coef": 0.0}), tmp_path / "run", until=2)
     real = setup.load_policy

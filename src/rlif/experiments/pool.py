@@ -52,7 +52,8 @@ def run_all(
         processes: runs side by side, one CPU thread each.
         go_on_with: the command that goes on, told to who interrupts it.
         labels: what the bars call the runs; None: their names.
-        on_error: told of each run that fails, or whose process is killed twice, the second time with none beside it.
+        on_error: told of each run that fails, or whose process is killed while none is beside it; of several that are
+            at work when one is killed, each goes on alone.
 
     Raises `Interrupted` after SIGINT or SIGTERM; without ``on_error``, also `RlifError` for what the user can fix
     (the first such of any run ends all of them); in both cases with each run's checkpoint written. The caller holds the

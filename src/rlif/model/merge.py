@@ -6,7 +6,7 @@ weights of one ancestor: arXiv 2203.05482.
 
 Differences from mergekit's linear merge, whose values these are to a rounding:
 
-1. a ratio of 0 or 1 copies the bits;
+1. a ratio of 0 or 1 copies the bits, where types are equal;
 2. configs that describe another function of the same weights (rope, norms, activation) are told of;
 3. tensors of one name and different shapes are refused, never cut.
 """
@@ -96,7 +96,8 @@ def merge(
 
     Args:
         base, instruct: named models, hub ids or folders, of one architecture.
-        ratios: each in [0, 1]; 0 copies the base's weights and 1 the instruct model's, bit for bit.
+        ratios: each in [0, 1]; 0 copies the base's weights and 1 the instruct model's, bit for bit where the types
+            are equal (a tensor is stored in the base's type, or ``dtype``).
         out: a new or empty folder.
         tokenizer_from: whose tokenizer, chat template, generation config and special tokens the merged model takes.
         dtype: float32, float16 or bfloat16; None: each tensor's type in ``base``.

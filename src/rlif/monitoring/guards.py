@@ -5,6 +5,8 @@ a run in which nothing fell is at most its entry in `FALSE_ALARMS`, however ofte
 of all answers, an eighth of the length) are no tests: they say what is bad enough to stop for, and are to be
 calibrated.
 
+No trainer calls them yet: who wants them asks for them, after each look of a `rlif.monitoring.probe.Probe`.
+
 `GUARDS` is the table; `examine` asks all of it; `best_look` chooses the checkpoint to keep.
 
 Tried on the tiny models (64 prompts of 4 samples, a look every 5 of 60 steps, one seed each; the share right and
@@ -39,6 +41,12 @@ FALSE_ALARMS: Mapping[str, float] = {
 
 LEAST_TRUSTED = 0.5
 """Share of prompts with a significant frozen vote from which agreement may stop a run by itself."""
+
+
+VETO_LOOKS = 3
+"""For so many looks in a row the frozen start may speak against a fall of agreement. A policy that sharpens onto one
+fluent answer stays likely under its start, too: what is still better after three looks is a person's to say. Not
+fitted; to be calibrated."""
 
 
 class Finding(NamedTuple):
@@ -169,18 +177,26 @@ def _left_the_start(records: Records, name: str, what: str) -> Finding:
 
     All prompts count that have a frozen answer: a wrong one only adds noise, as long as few policies come upon it. The
     cross-entropy under the start has a veto, where there is a start: while it is at its lowest (within a standard
-    error) the policy still sharpens what was there, and may become right where its reference is wrong. Without a start,
+    error) the policy still sharpens what was there, and may become right where its reference is wrong. The veto ends
+    after `VETO_LOOKS` looks in a row, and when agreement has lost more than half of its best. Without a start,
     a reference of which less than half is to be trusted does not stop alone.
     """
     if (found := _fallen(records, name, FALSE_ALARMS[name])) is None:
         return OK
     said = _said(records, name, what, found)
     witnesses = all("cross_entropy" in record.nats for record in records)
-    if witnesses and _still_sharpening(records):
+    if witnesses and _still_sharpening(records) and not _veto_is_over(records, name):
         return Finding("warn", f"{said}, while the samples stay likely under the start: its answers may be the worse")
     if not witnesses and records[-1].metrics["probe/trusted"] < LEAST_TRUSTED:
         return Finding("warn", f"{said}, but few of these are to be trusted, and no frozen start is there to be asked")
     return Finding("stop", f"{said}: what is learnt since is not what the model knew")
+
+
+def _veto_is_over(records: Records, name: str) -> bool:
+    if _share(records[-1], name) < _share(_best(records, name), name) / 2.0:
+        return True
+    before = (records[: len(records) - back] for back in range(1, VETO_LOOKS + 1))
+    return all(looks and _fallen(looks, name, FALSE_ALARMS[name]) is not None for looks in before)
 
 
 def _share_fell(records: Records, name: str, counted: str, what: str) -> Finding:

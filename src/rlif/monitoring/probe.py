@@ -4,6 +4,8 @@ Before training: ``reference = kept_reference(folder, engine, task, prompts, set
 ``record = probe.measure(step)``, whose ``metrics`` go into the log and which `rlif.monitoring.guards` read. Every look
 draws with the same random numbers (`PROBE_KEY`), so that two looks differ by the policy alone; the reference is drawn
 with others, or the first look would agree with votes that it had itself cast.
+
+No trainer calls the probe yet.
 """
 
 import dataclasses
@@ -82,7 +84,7 @@ def freeze(
         tokens += int(rollouts.mask.sum())
         length = float(rollouts.lengths.double().mean()) if source == "low" else length
     answers = choose_reference([prompt.id for prompt in prompts], draws)
-    digest = reference_digest(engine.policy, task.name, prompts, settings)
+    digest = reference_digest(engine.policy, task, prompts, settings)
     return Reference(digest, answers, trust_numbers(answers, draws), length, tokens)
 
 
@@ -99,7 +101,7 @@ def kept_reference(
 
     ``engine`` must sample from the untrained policy: a run that is resumed reads ``reference_path(folder, digest)``.
     """
-    path = reference_path(folder, reference_digest(engine.policy, task.name, prompts, settings))
+    path = reference_path(folder, reference_digest(engine.policy, task, prompts, settings))
     if path.exists():
         return Reference.read(path)
     reference = freeze(engine, task, prompts, settings, progress=progress)

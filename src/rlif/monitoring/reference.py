@@ -38,6 +38,7 @@ from rlif.grading.voting import ballots, tally
 from rlif.model.fingerprint import weights_digest
 from rlif.model.policy import Policy
 from rlif.rollout.prompts import prompts_digest
+from rlif.tasks.base import GradedTask, Task
 from rlif.types import Prompt, Sampling
 from rlif.utils.atomic_io import make_folder, write_whole, writing
 
@@ -153,12 +154,13 @@ class ReferenceSettings:
     seed: int = 0
 
 
-def reference_digest(policy: Policy, task: str, prompts: Sequence[Prompt], settings: ReferenceSettings) -> str:
-    """16 hexadecimal digits that differ if the reference might: of weights, prompts, task, grader and settings."""
+def reference_digest(policy: Policy, task: Task, prompts: Sequence[Prompt], settings: ReferenceSettings) -> str:
+    """16 hexadecimal digits that differ if the reference might: of weights, prompts, grader and settings, and of the
+    task its name, what it read (`Task.digests`) and, if it is a `GradedTask`, the format of its answers."""
     content = (
         weights_digest(policy.model),
         prompts_digest(prompts),
-        task,
+        (task.name, sorted(task.digests().items()), task.format if isinstance(task, GradedTask) else None),
         GRADER_VERSION,
         dataclasses.asdict(settings),
     )

@@ -77,8 +77,9 @@ def reward_of(
 ) -> Reward:
     """A function of yours as a `Reward`.
 
-    It takes `RewardInputs`, and the reward's section of the recipe if it has a second parameter, and returns one number
-    a completion, ``(row,)``; higher is better. Raises `RlifError` for what is no such function.
+    It takes `RewardInputs`, and the reward's section of the recipe if it has a second positional parameter, with a
+    default or without. It returns one number a completion, ``(row,)``; higher is better. Raises `RlifError` for what is
+    no such function, and for a builtin, whose parameters cannot be known.
     """
     takes = _positional(function) if callable(function) else 0
     if takes not in (1, 2):
@@ -98,8 +99,13 @@ def reward_of(
 
 
 def _positional(function: Callable[..., Any]) -> int:
-    """How many of our two arguments a function takes: its positional parameters without a default, at least one."""
-    parameters = inspect.signature(function).parameters.values()
+    """How many of our two arguments a function takes, whatever their defaults; 3 if it needs more than two, 0 if it
+    cannot be known (a builtin)."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:
+        return 0
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    required = [p for p in parameters if p.kind in kinds and p.default is inspect.Parameter.empty]
-    return max(len(required), 1 if any(p.kind in kinds for p in parameters) else 0)
+    positional = [p for p in parameters if p.kind in kinds]
+    required = [p for p in positional if p.default is inspect.Parameter.empty]
+    return len(required) if len(required) > 2 else min(len(positional), 2)

@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from rlif.config import AdvantageConfig, RewardConfig
+from rlif.errors import RlifError
 from rlif.rewards.advantages import advantages, cap_incomplete
 from rlif.rewards.agreement import outside
 from rlif.rewards.base import Reward, RewardInputs, incomplete
@@ -29,8 +31,8 @@ def score(
     """Each reward of the mix, normalised within its groups on its own, then weighted and summed (arXiv 2605.22620).
 
     Prompts outside the bounds of ``config.semantic_entropy`` get advantage 0. ``rewards`` has the rewards by name,
-    ``consensus`` is that of `RewardInputs`. Raises FloatingPointError for a reward that is not finite, naming the
-    completion's prompt.
+    ``consensus`` is that of `RewardInputs`. A reward that is not finite raises, naming the completion's prompt:
+    FloatingPointError if the policy's own numbers are not finite there, else `RlifError`.
     """
     inputs = RewardInputs(rollouts, verdicts, key, consensus)
     cut = incomplete(rollouts)
@@ -39,9 +41,7 @@ def score(
     for name, entry in zip(logged_names(mix), mix, strict=True):
         values = find_reward(entry, rewards).function(inputs, entry).float()
         if not bool(values.isfinite().all()):
-            row = int((~values.isfinite()).nonzero()[0])
-            where = f"a completion of prompt {rollouts.row_prompts[row].id}"
-            raise FloatingPointError(f"reward {entry.name} of {where} is {values[row].item()}")
+            raise _not_finite(entry.name, values, rollouts)
         named[name] = values
         if config.cap_incomplete:
             values = cap_incomplete(values, cut, rollouts.group_size)
@@ -49,6 +49,15 @@ def score(
     if config.semantic_entropy is not None:
         total = total.masked_fill(outside(rollouts, verdicts, config.semantic_entropy), 0.0)
     return Scored(rollouts, verdicts, named, total)
+
+
+def _not_finite(name: str, values: Float[Tensor, " row"], rollouts: Rollouts) -> Exception:
+    row = int((~values.isfinite()).nonzero()[0])
+    said = f"reward {name} of a completion of prompt {rollouts.row_prompts[row].id} is {values[row].item()}"
+    numbers = torch.stack([rollouts.sampler_logprobs[row], *(signal[row] for signal in rollouts.signals)])
+    if not bool(numbers[:, rollouts.mask[row]].isfinite().all()):
+        return FloatingPointError(said)
+    return RlifError(f"{said}, though the policy's numbers are finite; mend the reward: it gives finite numbers only")
 
 
 def logged_names(mix: Sequence[RewardConfig]) -> list[str]:

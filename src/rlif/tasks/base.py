@@ -61,7 +61,7 @@ class GradedTask:
     def __init__(self, format: str) -> None:
         """``format`` is a key of `rlif.grading.grader.EXTRACTORS`. Raises `RlifError` for an unknown one."""
         find_extractor(format)
-        self._format = format
+        self.format = format
         self._grader = Grader()
 
     def digests(self) -> Mapping[str, str]:
@@ -70,7 +70,7 @@ class GradedTask:
 
     def grade(self, text: str, problem: Problem) -> Verdict:
         """See `Task.grade`."""
-        return self._grader.grade(text, problem.answer, format=self._format, row_id=problem.id)
+        return self._grader.grade(text, problem.answer, format=self.format, row_id=problem.id)
 
 
 def digest(problems: Sequence[Problem]) -> str:

@@ -11,11 +11,16 @@ the checkpoint keeps beside the policy's.
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
+from rlif.errors import RlifError
 from rlif.rewards.agreement import settled, voting_answers
 from rlif.rng import Key
 from rlif.rollout.engine import Engine
 from rlif.training.setup import PromptSource
 from rlif.types import Problem, Sampling
+
+
+class NoConsensusError(RlifError):
+    """The initial policy gives no readable answer to any problem: the run cannot begin."""
 
 
 def unsettled(source: PromptSource, known: Collection[str]) -> list[tuple[Problem, ...]]:

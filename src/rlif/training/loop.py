@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from rlif.config import Recipe
-from rlif.errors import named
+from rlif.errors import Argument, RlifError, named
 from rlif.monitoring.entropy_change import EntropyChangeProbe
 from rlif.recipes import RECIPE_KEYS
 from rlif.rewards.base import Reward
@@ -41,12 +41,13 @@ def train(
     Args:
         task: trained on instead of the recipe's, whose template it is still put through.
         rewards: of your own, by the names the recipe calls them; they come before those of `REWARDS`.
-        until: pause after that step, with a checkpoint, and return None unless it was the last; `resume` continues, and
-            the pause changes nothing.
+        until: pause after that step (1 or more), with a checkpoint, and return None unless it was the last; `resume`
+            continues, and the pause changes nothing.
         stop: asked instead of listening for SIGINT and SIGTERM.
 
     Raises `RlifError` for what the user can fix, `Interrupted` after SIGINT or SIGTERM (the checkpoint is written).
     """
+    _check_until(until)
     with Run.start(recipe, out, callback or NullCallback(), Custom(task, rewards or {})) as run:
         return _loop(run, until, stop)
 
@@ -67,9 +68,15 @@ def resume(
     A run that was given ``task`` or ``rewards`` needs the same again. Recipe, problems or model that have changed since
     it began are refused unless ``allow_changed``.
     """
+    _check_until(until)
     custom = Custom(task, rewards or {})
     with Run.resume(out, callback or NullCallback(), custom, allow_changed=allow_changed) as run:
         return _loop(run, until, stop)
+
+
+def _check_until(until: int | None) -> None:
+    if until is not None and until < 1:
+        raise RlifError(Argument("until"), f": {until}; a run pauses after step 1 at the earliest, for a checkpoint")
 
 
 def _loop(run: Run, until: int | None, stop: Stop | None) -> Path | None:

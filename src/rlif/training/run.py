@@ -29,7 +29,7 @@ from rlif.runs.resumption import find_start, keep_what_is_dropped
 from rlif.runs.run_log import BEGINNING, RunLog
 from rlif.runs.trackers import Sinks, open_sinks
 from rlif.training.callbacks import ProgressCallback
-from rlif.training.consensus import settle, unsettled
+from rlif.training.consensus import NoConsensusError, settle, unsettled
 from rlif.training.custom import NEEDS, Custom, check_needs
 from rlif.training.phases import Phases
 from rlif.training.resolve import as_before, eval_sampling, resolved
@@ -71,6 +71,8 @@ class Run:
         setup = prepare(recipe, Origin(out, present()), custom)
         with locked(out), ExitStack() as stack:
             RunLog.check_free(out)  # again: nobody else can take it from here on
+            # The loop asks for the answers, when the log is open: it is closed before its files are taken away.
+            stack.enter_context(emptied_on_failure(out, last=BEGINNING, error=NoConsensusError))
             with emptied_on_failure(out, last=BEGINNING):
                 info = {**collect_info(model=str(recipe.policy.model)), "provenance": setup.state["provenance"]}
                 if needs := custom.needs(recipe):
@@ -145,7 +147,8 @@ class Run:
     def settle_consensus(self, asked_by: Stop) -> None:
         """Have the initial policy answer what it has not answered yet of all steps' problems, if a reward asks for it.
 
-        Raises `RlifError` if it gives no readable answer to any, `Interrupted` if a signal asks to stop meanwhile.
+        Raises `NoConsensusError` if it gives no readable answer to any, `Interrupted` if a signal asks to
+        stop meanwhile.
         """
         if not read_consensus(self.recipe.reward, self.rewards):
             return
@@ -163,7 +166,7 @@ class Run:
                     raise Interrupted(signum, message)
                 answers |= settle(engine, self._prompts, problems, self.callback.advance)
         if not any(answers.values()):
-            raise RlifError(
+            raise NoConsensusError(
                 f"consensus: the initial policy gives no readable answer to any of {len(answers)} problems, so no "
                 "answer can be held to it; raise ",
                 Argument("max_new_tokens"),

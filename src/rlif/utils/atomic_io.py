@@ -50,14 +50,16 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def emptied_on_failure(folder: Path, *, last: Sequence[str] = ()) -> Iterator[None]:
-    """For what begins in an empty folder that is `locked`: if it cannot begin, nothing of it stays behind.
+def emptied_on_failure(
+    folder: Path, *, last: Sequence[str] = (), error: type[BaseException] = BaseException
+) -> Iterator[None]:
+    """For what begins in an empty folder that is `locked`: if it cannot begin, for an ``error``, nothing of it stays.
 
     The files called in ``last`` go last, the last of them first: as long as one is there it says what the folder is.
     """
     try:
         yield
-    except BaseException:
+    except error:
         for path in sorted(folder.iterdir(), key=lambda path: last[::-1].index(path.name) if path.name in last else -1):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         with suppress(OSError):
