@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlif.experiments.courses import interval, one_sided, pearson, spearman
+from rlif.analysis.student import interval
+from rlif.evals.during_training import MAJORITY_FROM
+from rlif.experiments.courses import one_sided, pearson, spearman
 from rlif.experiments.findings import CLAIMS, Finding, basis, findings, write_findings
+from rlif.experiments.grid import Cell, cells, load_grid, shipped_grids
 
 SIGNALS = ("self_certainty", "token_entropy", "trajectory_entropy")
 STEPS = (0, 10, 20, 30, 40, 50, 60)  # early: 10 and 20
@@ -343,6 +346,45 @@ def test_correlations_are_numpy_s() -> None:
     # Ranks 0, 1.5, 1.5, 3 and 3, 2, 1, 0: covariance −4.5, variances 4.5 and 5.
     assert spearman([1.0, 2.0, 2.0, 5.0], [9.0, 4.0, 2.0, 1.0]) == pytest.approx(-4.5 / math.sqrt(4.5 * 5.0))
     assert math.isnan(spearman([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]))
+
+
+def as_logged(cell: Cell, seed: int) -> list[Row]:
+    """Rows of a cell with the columns that its recipe logs."""
+    recipe = cell.recipe
+    config, rng = recipe.eval, np.random.default_rng([seed, int(cell.digest[:8], 16)])
+    names = ["right", "right_and_formatted", "entropy", "transitional_rate"]
+    names += ["greedy_right", "greedy_right_and_formatted"] * config.greedy
+    names += ["majority_right_and_formatted"] * (config.samples >= MAJORITY_FROM)
+    rows = []
+    for step in range(0, recipe.steps + 1, config.every):
+        row: Row = {"grid": "g", "cell": f"{cell.name}-{seed}", **cell.axes, "seed": seed, "status": "finished"}
+        row |= {"error": None, "step": step, "model_kind": cell.model_kind, "merge_ratio": cell.merge_ratio}
+        row |= {"reward_kind": cell.reward_kind} | {
+            f"eval/{name}": 0.5 + step / 200 + 0.1 * rng.random() for name in names
+        }
+        if step and recipe.log.rollouts_every and step % recipe.log.rollouts_every == 0:
+            row |= {f"correlation/{kind}/a~b": rng.random() for kind in ("reward", "advantage")}
+        rows.append(row)
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("grid", "not_meant"),
+    [
+        ("tiny", set()),
+        ("paper", set()),
+        ("quickstart", {"smaller the gain"}),
+        ("sensitivity", {"smaller the gain", "match verifiable", "instruct models"}),
+    ],
+)
+def test_each_shipped_grid_can_measure_each_claim_it_is_meant_for(grid: str, not_meant: set[str]) -> None:
+    rows = [row for cell in cells(load_grid(shipped_grids()[grid])) for row in as_logged(cell, cell.recipe.seed)]
+    found = findings(rows)
+    unmeasured = {one.claim for one in found if one.n == 0 or "without a number" in one.seen}
+    assert len(unmeasured) == len(not_meant)
+    assert all(any(words in claim for words in not_meant) for claim in unmeasured)
+    for one in found:  # and enough merges for the exact test to decide
+        assert "smaller the gain" not in one.claim or one.n == 0 or 1 / math.factorial(one.n) <= 0.05
 
 
 def test_findings_are_written_as_a_table_and_as_json(tmp_path: Path) -> None:

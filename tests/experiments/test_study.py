@@ -159,6 +159,33 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         collect(tmp_path / "out")
 
 
+def test_what_a_killed_write_or_a_desktop_leaves_does_not_block_a_study(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    for name in (".results.parquet.tmp", ".DS_Store"):
+        (tmp_path / "out" / name).touch()
+    said = run(grid(tmp_path, models={"nowhere": "./no-such-model"}), tmp_path / "out")
+    assert said.count("no such folder or file") == 2
+
+
+def test_damaged_rollouts_are_an_error_of_their_row_and_the_table_is_whole(done: Path, tmp_path: Path) -> None:
+    shutil.copytree(done / "out", tmp_path / "out")
+    before = collect(tmp_path / "out").to_pylist()
+    damaged = sorted((tmp_path / "out" / RUNS).glob("base-*/rollouts/*2.parquet"))
+    damaged[0].write_bytes(b"no table")
+    whole = damaged[1].read_bytes()
+    damaged[1].write_bytes(whole[:50] + bytes([whole[50] ^ 1]) + whole[51:])
+    after = collect(tmp_path / "out").to_pylist()
+    assert len(after) == len(before)
+    wrong = [row for row in after if row["step"] == 2 and row["model"] == "base"]
+    assert len(wrong) == 2
+    for row in wrong:
+        assert "2.parquet of its rollouts cannot be read" in row["error"]
+        assert row["correlation/reward/self_certainty~token_entropy"] is None
+        assert row["eval/right"] is not None
+    others = [row for row in after if row not in wrong]
+    assert repr(others) == repr([row for row in before if (row["step"], row["model"]) != (2, "base")])
+
+
 def start(path: Path, out: Path) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "rlif", "study", str(path), "--out", str(out), "--processes", "2"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, permutations
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 EARLY = 1 / 3
@@ -118,19 +118,6 @@ def signals_of(rows: Iterable[Mapping[str, Any]]) -> Signals:
         if row["reward_kind"] == "internal":
             found.setdefault(row["model_kind"], set()).add(row["reward"])
     return {kind: sorted(rewards) for kind, rewards in found.items()}
-
-
-# Student's t, 97.5 %, by degrees of freedom from 1; beyond the table its last value, which is a little too wide.
-_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120)
-
-
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of one number a seed, with the bounds of its 95 % interval; NaN bounds for a single seed."""
-    n, mean = len(values), fmean(values)
-    if n < 2:
-        return mean, math.nan, math.nan
-    width = _T[min(n - 1, len(_T)) - 1] * stdev(values) / math.sqrt(n)
-    return mean, mean - width, mean + width
 
 
 _MOST_EXACT, _DRAWS = 8, 20_000

@@ -21,7 +21,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from rlif.experiments.courses import SCORE, Course, Needs, Parts, Signals, courses_of, each_signal, interval, signals_of
+from rlif.analysis.student import interval
+from rlif.experiments.courses import SCORE, Course, Needs, Parts, Signals, courses_of, each_signal, signals_of
 from rlif.experiments.effects import (
     GREEDY,
     GREEDY_RIGHT,
