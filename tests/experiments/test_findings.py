@@ -348,6 +348,14 @@ def test_correlations_are_numpy_s() -> None:
     assert math.isnan(spearman([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]))
 
 
+def test_where_no_setting_is_the_recipe_s_own_the_paper_is_judged_on_each() -> None:
+    key = "grpo.kl_coef"
+    rows = study(columns={key: "0"}) + study(turned(RISE_AND_FALL), columns={key: "0.005"})
+    assert of(rows, "raise a base model at first (0)").verdict == "reproduced"
+    assert of(rows, "raise a base model at first (0.005)").verdict == "not reproduced"
+    assert of(rows, "no setting prevents").verdict == "not reproduced"
+
+
 def as_logged(cell: Cell, seed: int) -> list[Row]:
     """Rows of a cell with the columns that its recipe logs."""
     recipe = cell.recipe

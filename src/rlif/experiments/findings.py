@@ -16,7 +16,7 @@ Every claim is a line of `CLAIMS`, judged on the study's finished runs (rows of 
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -138,12 +138,23 @@ _WORST_FIRST: tuple[Verdict, ...] = ("not reproduced", "undecided", "reproduced"
 
 
 def findings(rows: Iterable[Mapping[str, Any]]) -> list[Finding]:
-    """Every claim, judged on the rows of one grid of `rlif.experiments.study.collect`."""
+    """Every claim, judged on the rows of one grid of `rlif.experiments.study.collect`.
+
+    On the runs with the recipe's own settings; where there are none (`vary`), on those of each setting.
+    """
     rows = list(rows)
     courses, signals = courses_of(rows), signals_of(rows)
+    each_setting = sorted({course.setting for course in courses})
     plain = [course for course in courses if course.setting in ("", "none")]
     found = [claim.judge(plain, signals) for claim in CLAIMS]
-    return [*found, SETTINGS.judge(courses, signals)] if len({course.setting for course in courses}) > 1 else found
+    if courses and not plain:  # no setting is the recipe's own (`vary`)
+        settings = {setting: [course for course in courses if course.setting == setting] for setting in each_setting}
+        found = [
+            replace(claim, text=f"{claim.text} ({setting})").judge(runs, signals)
+            for setting, runs in settings.items()
+            for claim in CLAIMS
+        ]
+    return [*found, SETTINGS.judge(courses, signals)] if len(each_setting) > 1 else found
 
 
 def _finite(seeds: Mapping[int, float]) -> list[float]:

@@ -19,15 +19,8 @@ from rlif.utils.terminal import say
 
 Results = Sequence[Mapping[str, Any]]
 """results.json of a quickstart: its runs, as `rlif.report.summary.summarise` has them."""
-_COLUMNS = (
-    "run",
-    "decoding",
-    "before training",
-    "best",
-    "last",
-    "best, over baselines (chosen from noise)",
-    "last, over baselines",
-)
+_GAINS = ("best, over baselines (chosen from noise)", "last, over baselines")
+_COLUMNS = ("run", "decoding", "before training", "best", "last", *_GAINS)
 
 
 def read_results(folders: Sequence[Path]) -> list[Results]:
@@ -62,11 +55,8 @@ def _cells(seeds: Sequence[Results], run: int, decoding: str) -> list[str]:
     bases = [_best_baseline(results, run) for results in seeds]
     scores = [[points[at]["score"] for points in each] for at in ("start", "best", "last")]
     gains = [[score - base for score, base in zip(at, bases, strict=True)] for at in scores[1:]]
-    return [
-        *(_shown(*_over_seeds(at)) for at in scores),
-        _shown(*_over_seeds(gains[0]), sign="+"),
-        _shown_last(gains[1]),
-    ]
+    best, last = gains
+    return [*(_shown(*_over_seeds(at)) for at in scores), _shown(*_over_seeds(best), sign="+"), _shown_last(last)]
 
 
 def _over_seeds(values: Sequence[float]) -> tuple[float, float]:
