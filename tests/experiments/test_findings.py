@@ -350,7 +350,7 @@ def test_correlations_are_numpy_s() -> None:
 
 def test_where_no_setting_is_the_recipe_s_own_the_paper_is_judged_on_each() -> None:
     key = "grpo.kl_coef"
-    rows = study(columns={key: "0"}) + study(turned(RISE_AND_FALL), columns={key: "0.005"})
+    rows = [{**row, key: "0"} for row in study()] + [{**row, key: "0.005"} for row in study(turned(RISE_AND_FALL))]
     assert of(rows, "raise a base model at first (0)").verdict == "reproduced"
     assert of(rows, "raise a base model at first (0.005)").verdict == "not reproduced"
     assert of(rows, "no setting prevents").verdict == "not reproduced"
