@@ -4,7 +4,6 @@ Seeds are the sample: runs of one seed are averaged, and an interval is Student'
 """
 
 import math
-import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, permutations
@@ -129,11 +128,13 @@ def one_sided(a: Sequence[float], b: Sequence[float]) -> float:
     Beyond is above for a positive r and below for another. NaN if one of the two is constant. Above eight pairs, of
     20,000 orders drawn at random (and the order found).
     """
+    from rlif.rng import keyed_random  # brings numpy
+
     if math.isnan(r := spearman(a, b)):
         return math.nan
     ranks, others = _ranks(a), _ranks(b)
     sign = 1.0 if r > 0.0 else -1.0
-    draw = random.Random(0)
+    draw = keyed_random("permutations")
     drawn = (draw.sample(others, len(others)) for _ in range(_DRAWS))
     orders = permutations(others) if len(others) <= _MOST_EXACT else chain([others], drawn)
     reached = sign * _dot(ranks, others)  # ranks are halves, so that sums of their products are exact
