@@ -2,15 +2,18 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from rlif.experiments.courses import interval, pearson, spearman
+from rlif.analysis.student import interval
+from rlif.evals.during_training import MAJORITY_FROM
+from rlif.experiments.courses import one_sided, pearson, spearman
 from rlif.experiments.findings import CLAIMS, Finding, basis, findings, write_findings
+from rlif.experiments.grid import Cell, cells, load_grid, shipped_grids
 
 SIGNALS = ("self_certainty", "token_entropy", "trajectory_entropy")
 STEPS = (0, 10, 20, 30, 40, 50, 60)  # early: 10 and 20
@@ -112,7 +115,8 @@ def changing(key: str, sign: int) -> list[Row]:
 
 
 def baselines(greedy: float, after: float = 0.8) -> list[Row]:
-    return study(columns={"eval/greedy_right_and_formatted": (greedy, *[after] * 6)})
+    vote = {"eval/majority_right_and_formatted": 0.55}
+    return study(columns={"eval/greedy_right_and_formatted": (greedy, *[after] * 6), **vote})
 
 
 PAIRS: list[tuple[str, Callable[[], list[Row]], Callable[[], list[Row]]]] = [
@@ -207,7 +211,109 @@ def test_only_finished_runs_count() -> None:
     for row in rows:
         if row["reward"] == "self_certainty":
             row["status"] = "failed"
-    assert "self_certainty" not in of(rows, "raise a base model").seen
+    found = of(rows, "raise a base model")
+    assert found.seen.endswith("; without a number: self_certainty")
+    assert "self_certainty +" not in found.seen
+
+
+def test_a_claim_about_all_signals_is_undecided_until_each_of_the_grid_has_a_number() -> None:
+    whole = study()
+    assert of(whole, "below its start").verdict == of(whole, "in outcome").verdict == "reproduced"
+    for state in ("failed", "waiting"):
+        partly = [{**row, "status": state} if row["reward"] == "token_entropy" else row for row in study()]
+        found = of(partly, "below its start")
+        assert found.verdict == "undecided"
+        assert found.seen.count("(reproduced)") == 2
+        assert found.seen.endswith("without a number: token_entropy")
+        pairs = "self_certainty~token_entropy, token_entropy~trajectory_entropy"
+        assert of(partly, "in outcome").seen.endswith(f"without a number: {pairs}")
+    one = [row for row in study() if row["reward"] in ("self_certainty", "verifiable")]  # a grid of one signal
+    assert of(one, "below its start").verdict == "reproduced"
+
+
+def test_nothing_is_said_of_baselines_unless_the_vote_was_measured() -> None:
+    rows = baselines(0.6)
+    words = "before training: sampled 0.500, greedy 0.600, majority 0.550"
+    assert of(rows, "needs no training").seen.endswith(words)
+    for row in rows:
+        row.pop("eval/majority_right_and_formatted", None)
+    found = of(rows, "needs no training")
+    assert (found.verdict, found.n) == ("undecided", 0)
+    assert found.seen == "before training: sampled 0.500, greedy 0.600, majority not measured"
+
+
+def test_one_missing_number_does_not_erase_what_was_measured() -> None:
+    rows = study()
+    rows += [
+        {**row, "cell": f"more-{row['cell']}", "model": "another", "eval/entropy": math.nan} for row in rows
+    ]  # a second model
+    for row in rows:
+        row.setdefault("eval/entropy", 0.3 - 0.001 * row["step"] + 0.001 * row["seed"] * (row["step"] > 0))
+        if row["step"] == 10:
+            row["eval/right_and_formatted"] = math.nan  # the other early evaluation is left: .2
+    assert of(rows, "entropy falls").n == 3
+    assert of(rows, "entropy falls").effect == pytest.approx(-0.059)  # −.060, −.059, −.058
+    assert of(rows, "raise a base model").effect == pytest.approx(0.204)
+    formed = with_right((0.0,) * 7)
+    for row in formed:
+        if row["seed"] == 2:
+            row["eval/right_and_formatted"] = row["eval/right_and_formatted"] if row["step"] else math.nan
+    found = of(formed, "(sampled)")
+    assert (found.verdict, found.n) == ("reproduced", 2)
+
+
+def merged(gains: Sequence[float], ratios: Sequence[float], noise: Callable[[], float]) -> list[Row]:
+    """Three seeds of merges whose entropy falls with the ratio and whose gain is ``gains``, plus noise."""
+    rows = []
+    for seed in range(3):
+        for signal in SIGNALS:
+            for i, (ratio, gain) in enumerate(zip(ratios, gains, strict=True)):
+                after = tuple(gain + noise() for _ in STEPS[1:])
+                facts: Row = {"merge_ratio": ratio, "eval/entropy": 0.4 - 0.05 * i}
+                rows += run(f"r{ratio}", "merged", signal, seed, (0.0, *after), **facts)
+    return rows
+
+
+def test_gains_that_have_nothing_to_do_with_entropy_are_rarely_taken_for_it() -> None:
+    """Each model has a gain of its own, the same with every seed: three seeds are not three samples of models."""
+    random = np.random.default_rng(0)
+    found = []
+    for _ in range(200):
+        gains = random.normal(0, 0.1, size=6)
+        rows = merged(gains, (0, 0.1, 0.2, 0.3, 0.5, 1), lambda: random.normal(0, 0.02))
+        found.append(of(rows, "the smaller the gain").verdict)
+    # One-sided 5 % each; 4 standard errors of a binomial of 200 above that.
+    assert found.count("reproduced") <= 0.05 * 200 + 4 * math.sqrt(0.05 * 0.95 * 200)
+    assert found.count("undecided") >= 0.9 * 200 - 4 * math.sqrt(0.1 * 0.9 * 200)
+
+
+def test_the_chance_of_a_rank_correlation_is_counted_over_all_orders() -> None:
+    four = of(merges(1), "the smaller the gain")
+    assert (four.effect, four.n, four.interval_text) == (pytest.approx(1.0), 4, "–")
+    assert "p = 0.042 over 4 models" in four.seen  # one order of 24
+    three = [row for row in merges(1) if row["model"] != "r0.5"]
+    assert of(three, "the smaller the gain").verdict == "undecided"  # one of 6
+    # Of 1, 2, 3, 4 with one neighbouring pair exchanged: it, its two likes and the order itself reach r = .8.
+    assert one_sided([1.0, 2.0, 3.0, 4.0], [1.0, 3.0, 2.0, 4.0]) == pytest.approx(4 / 24)
+    assert one_sided([1.0, 2.0, 3.0, 4.0], [4.0, 2.0, 3.0, 1.0]) == pytest.approx(4 / 24)
+    assert one_sided(ten := [float(i) for i in range(10)], ten) < 0.001
+    assert math.isnan(one_sided([1.0, 2.0, 3.0], [1.0, 1.0, 1.0]))
+
+
+def test_signals_that_share_a_noisy_start_and_models_of_different_level_are_not_alike_in_outcome() -> None:
+    """Nothing moves: each evaluation is its own noise, the start is one for all signals, models differ in level."""
+    random = np.random.default_rng(0)
+    found = []
+    for _ in range(100):
+        rows = []
+        for seed in range(3):
+            for model in range(4):
+                start, level = random.normal(0, 0.03), random.normal(0, 0.05)
+                for signal in SIGNALS[:2]:
+                    after = tuple(level + random.normal(0, 0.01) for _ in STEPS[1:])
+                    rows += run(f"m{model}", "base", signal, seed, (start, *after))
+        found.append(of(rows, "in outcome").verdict)
+    assert found.count("reproduced") <= 3
 
 
 def test_settings_are_judged_where_there_are_some_and_the_paper_on_the_unchanged_alone() -> None:
@@ -240,6 +346,53 @@ def test_correlations_are_numpy_s() -> None:
     # Ranks 0, 1.5, 1.5, 3 and 3, 2, 1, 0: covariance −4.5, variances 4.5 and 5.
     assert spearman([1.0, 2.0, 2.0, 5.0], [9.0, 4.0, 2.0, 1.0]) == pytest.approx(-4.5 / math.sqrt(4.5 * 5.0))
     assert math.isnan(spearman([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]))
+
+
+def test_where_no_setting_is_the_recipe_s_own_the_paper_is_judged_on_each() -> None:
+    key = "grpo.kl_coef"
+    rows = [{**row, key: "0"} for row in study()] + [{**row, key: "0.005"} for row in study(turned(RISE_AND_FALL))]
+    assert of(rows, "raise a base model at first (0)").verdict == "reproduced"
+    assert of(rows, "raise a base model at first (0.005)").verdict == "not reproduced"
+    assert of(rows, "no setting prevents").verdict == "not reproduced"
+
+
+def as_logged(cell: Cell, seed: int) -> list[Row]:
+    """Rows of a cell with the columns that its recipe logs."""
+    recipe = cell.recipe
+    config, rng = recipe.eval, np.random.default_rng([seed, int(cell.digest[:8], 16)])
+    names = ["right", "right_and_formatted", "entropy", "transitional_rate"]
+    names += ["greedy_right", "greedy_right_and_formatted"] * config.greedy
+    names += ["majority_right_and_formatted"] * (config.samples >= MAJORITY_FROM)
+    rows = []
+    for step in range(0, recipe.steps + 1, config.every):
+        row: Row = {"grid": "g", "cell": f"{cell.name}-{seed}", **cell.axes, "seed": seed, "status": "finished"}
+        row |= {"error": None, "step": step, "model_kind": cell.model_kind, "merge_ratio": cell.merge_ratio}
+        row |= {"reward_kind": cell.reward_kind} | {
+            f"eval/{name}": 0.5 + step / 200 + 0.1 * rng.random() for name in names
+        }
+        if step and recipe.log.rollouts_every and step % recipe.log.rollouts_every == 0:
+            row |= {f"correlation/{kind}/a~b": rng.random() for kind in ("reward", "advantage")}
+        rows.append(row)
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("grid", "not_meant"),
+    [
+        ("tiny", set()),
+        ("paper", set()),
+        ("quickstart", {"smaller the gain"}),
+        ("sensitivity", {"smaller the gain", "match verifiable", "instruct models"}),
+    ],
+)
+def test_each_shipped_grid_can_measure_each_claim_it_is_meant_for(grid: str, not_meant: set[str]) -> None:
+    rows = [row for cell in cells(load_grid(shipped_grids()[grid])) for row in as_logged(cell, cell.recipe.seed)]
+    found = findings(rows)
+    unmeasured = {one.claim for one in found if one.n == 0 or "without a number" in one.seen}
+    assert len(unmeasured) == len(not_meant)
+    assert all(any(words in claim for words in not_meant) for claim in unmeasured)
+    for one in found:  # and enough merges for the exact test to decide
+        assert "smaller the gain" not in one.claim or one.n == 0 or 1 / math.factorial(one.n) <= 0.05
 
 
 def test_findings_are_written_as_a_table_and_as_json(tmp_path: Path) -> None:

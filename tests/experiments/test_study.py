@@ -25,8 +25,11 @@ from rlif.errors import RlifError
 from rlif.experiments.budget import seconds, side_by_side, tokens_at_most
 from rlif.experiments.signal_correlations import signal_correlations
 from rlif.experiments.study import GRIDS, RUNS, collect, plan_study, run_study, write_results
+from rlif.recipes import find_recipe, load_recipe
 from rlif.rewards.advantages import advantages
 from rlif.runs.history import read_metrics
+from rlif.training.callbacks import NullCallback
+from rlif.training.loop import train
 from rlif.utils.parquet_files import parquet_bytes, read_parquet
 from rlif.utils.terminal import Console
 
@@ -42,6 +45,8 @@ SMALL: dict[str, Any] = {
         "rollout.max_new_tokens": 4,
         "eval.every": 2,
         "eval.problems": 2,
+        "eval.samples": 1,
+        "eval.greedy": True,
         "log.rollouts_every": 1,
     },
 }
@@ -154,6 +159,33 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         collect(tmp_path / "out")
 
 
+def test_what_a_killed_write_or_a_desktop_leaves_does_not_block_a_study(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    for name in (".results.parquet.tmp", ".DS_Store"):
+        (tmp_path / "out" / name).touch()
+    said = run(grid(tmp_path, models={"nowhere": "./no-such-model"}), tmp_path / "out")
+    assert said.count("no such folder or file") == 2
+
+
+def test_damaged_rollouts_are_an_error_of_their_row_and_the_table_is_whole(done: Path, tmp_path: Path) -> None:
+    shutil.copytree(done / "out", tmp_path / "out")
+    before = collect(tmp_path / "out").to_pylist()
+    damaged = sorted((tmp_path / "out" / RUNS).glob("base-*/rollouts/*2.parquet"))
+    damaged[0].write_bytes(b"no table")
+    whole = damaged[1].read_bytes()
+    damaged[1].write_bytes(whole[:50] + bytes([whole[50] ^ 1]) + whole[51:])
+    after = collect(tmp_path / "out").to_pylist()
+    assert len(after) == len(before)
+    wrong = [row for row in after if row["step"] == 2 and row["model"] == "base"]
+    assert len(wrong) == 2
+    for row in wrong:
+        assert "2.parquet of its rollouts cannot be read" in row["error"]
+        assert row["correlation/reward/self_certainty~token_entropy"] is None
+        assert row["eval/right"] is not None
+    others = [row for row in after if row not in wrong]
+    assert repr(others) == repr([row for row in before if (row["step"], row["model"]) != (2, "base")])
+
+
 def start(path: Path, out: Path) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "rlif", "study", str(path), "--out", str(out), "--processes", "2"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
@@ -181,14 +213,38 @@ def test_killed_at_a_random_moment_and_started_again_it_ends_with_the_same_table
 def test_a_dry_run_counts_cells_and_tokens_and_writes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """2 steps × 2 prompts × 2 completions and 2 evaluations × 2 problems, each of 4 tokens: 48 tokens a cell."""
+    """2 steps × 2 prompts × 2 completions and 2 evaluations × 2 problems × (1 sample + greedy), of 4 tokens."""
     monkeypatch.setenv("COLUMNS", "200")
     print_plan(grid(tmp_path), tmp_path / "out", [], [])
     said = capsys.readouterr().out
-    assert "2 of 2 cells of small; 2 runs to do, 96 completion tokens at most" in said
+    assert "2 of 2 cells of small; 2 runs to do, 128 completion tokens at most" in said
     assert said.count("waiting") == 2
     assert "rough: no cell is finished here" in said
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [],
+        ["eval.samples=3"],
+        ["eval.greedy=false"],
+        ["eval.temperature=0"],  # the sampled answers are the greedy ones
+        ["reward=frozen_consensus", "consensus.samples=3", "rollout.max_new_tokens=64"],
+        ["eval.every=0"],
+    ],
+)
+def test_tokens_at_most_are_those_that_a_run_announces(changes: list[str], tmp_path: Path) -> None:
+    settings = [f"{key}={value}" for key, value in SMALL["set"].items()]
+    recipe = load_recipe(find_recipe(Path("tiny")), [*settings, "steps=3", *changes])
+    announced: list[int] = []
+
+    class Announced(NullCallback):
+        def begin(self, phase: str, step: int, total: int) -> None:
+            announced.append(total if phase in ("rollout", "eval", "consensus") else 0)
+
+    train(recipe, tmp_path / "run", callback=Announced())
+    assert tokens_at_most(recipe) == sum(announced)
 
 
 def test_time_and_memory_are_scaled_from_the_finished_runs(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +254,7 @@ def test_time_and_memory_are_scaled_from_the_finished_runs(done: Path, monkeypat
     found = seconds([recipes[0]], done / "out" / RUNS)
     assert found is not None
     assert found[0] == pytest.approx(sum(log["time"] for log in logs) / len(logs))
-    assert tokens_at_most(recipes[0]) == 48
+    assert tokens_at_most(recipes[0]) == 64
     peak = max(log["memory/peak_gb"] for log in logs)
     for free, expected in ((0.5 * peak, 1), (2.5 * peak, 2), (100.0 * peak, 3)):
         monkeypatch.setattr("rlif.experiments.budget._free_gb", lambda free=free: free)

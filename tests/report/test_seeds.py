@@ -26,10 +26,17 @@ def test_gains_are_over_the_best_baseline_of_the_seed_and_their_error_is_over_se
     second = [run("base, x", (0.5, 0.8, 0.7), greedy=(0.5, 0.9, 0.4), majority=(0.54, 0.8, 0.8))]
     # Baselines .60 and .54. Sampled at its best: gains .10 and .26, mean .18, error .16 / 2 = .08.
     assert seeds_table([first, second]).splitlines()[2:] == [
-        "| base, x | sampled | 0.45 ± 0.05 | 0.75 ± 0.05 | 0.60 ± 0.10 | **+0.18 ± 0.08** | +0.03 ± 0.13 |",
-        "| base, x | greedy | 0.50 ± 0.00 | 0.90 ± 0.00 | 0.45 ± 0.05 | **+0.33 ± 0.03** | -0.12 ± 0.02 |",
-        "| base, x | majority | 0.57 ± 0.03 | 0.76 ± 0.04 | 0.76 ± 0.04 | **+0.19 ± 0.07** | **+0.19 ± 0.07** |",
+        "| base, x | sampled | 0.45 ± 0.05 | 0.75 ± 0.05 | 0.60 ± 0.10 | +0.18 ± 0.08 | +0.03 ± 0.13 |",
+        "| base, x | greedy | 0.50 ± 0.00 | 0.90 ± 0.00 | 0.45 ± 0.05 | +0.33 ± 0.03 | -0.12 ± 0.02 |",
+        "| base, x | majority | 0.57 ± 0.03 | 0.76 ± 0.04 | 0.76 ± 0.04 | +0.19 ± 0.07 | +0.19 ± 0.07 |",
     ]
+
+
+def test_the_last_gain_is_bold_where_its_interval_lies_above_zero_and_the_best_never() -> None:
+    """Gains over .4 at t(2) = 4.303: .10, .12, .14 ± .05 lie above 0; .02, .12, .22 ± .25 do not."""
+    for last, bold in (((0.5, 0.52, 0.54), "**+0.12 ± 0.01**"), ((0.42, 0.52, 0.62), "+0.12 ± 0.06")):
+        (row,) = seeds_table([[run("base, x", (0.4, 0.9, score))] for score in last]).splitlines()[2:]
+        assert row.split(" | ")[-2:] == ["+0.50 ± 0.00", f"{bold} |"]
 
 
 def test_a_single_seed_has_no_error_and_nothing_bold() -> None:

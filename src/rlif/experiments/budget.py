@@ -6,6 +6,7 @@ folder by that bound; without one it is known for the tiny models alone, and onl
 
 import os
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from rlif.config import MergedModel, Recipe
@@ -20,11 +21,28 @@ TINY_GB = 0.8
 
 
 def tokens_at_most(recipe: Recipe) -> int:
-    """Completion tokens of a run if every completion reached the length limit: rollouts and evaluations."""
+    """Completion tokens of a run if every completion reached the length limit.
+
+    Rollouts, evaluations (sampled, and greedy where that is apart), and the initial policy's answers (consensus) where
+    a reward reads them: to each step's problems, none of which counts as asked before.
+    """
+    from rlif.rewards.registry import read_consensus
+
     rollout, every = recipe.rollout, recipe.eval.every
     evaluations = 1 + recipe.steps // every + (recipe.steps % every > 0) if every else 0
-    rows = recipe.steps * rollout.prompts * rollout.group_size
-    return (rows + evaluations * recipe.eval.problems * recipe.eval.samples) * rollout.max_new_tokens
+    prompts = recipe.steps * rollout.prompts
+    rows = prompts * rollout.group_size + evaluations * recipe.eval.problems * _samples_of_an_evaluation(recipe)
+    if read_consensus(recipe.reward):
+        rows += prompts * recipe.consensus.samples
+    return rows * rollout.max_new_tokens
+
+
+def _samples_of_an_evaluation(recipe: Recipe) -> int:
+    """Completions of each problem."""
+    from rlif.training.resolve import eval_sampling
+
+    sampling = eval_sampling(recipe)
+    return recipe.eval.samples + (recipe.eval.greedy and sampling != replace(sampling, temperature=0.0))
 
 
 def seconds(recipes: Collection[Recipe], runs: Path) -> tuple[float, str] | None:

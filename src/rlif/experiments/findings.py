@@ -7,28 +7,36 @@ Every claim is a line of `CLAIMS`, judged on the study's finished runs (rows of 
 2. Runs of one seed are averaged; seeds are the sample. The interval is Student's t over them, 95 %.
 3. A claim about "internal rewards" is made of each of the three, so the effect told is that of the one which speaks
    most against it. It is reproduced if all of them show it, and not reproduced if one of them shows the opposite.
-4. Undecided: the interval holds the boundary, there are fewer than two seeds, or what is asked for was not measured.
+4. The claim on initial entropy has merges for its sample: every seed starts from the same ones. An exact permutation
+   test over them decides (p ≤ .05).
+5. Undecided: the interval holds the boundary, there are fewer than two seeds, what is asked for was not measured, or a
+   signal of the grid has no number. ``seen`` names it.
 """
 
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from rlif.experiments.courses import SCORE, Course, Parts, courses_of, each_signal, interval
+from rlif.analysis.student import interval
+from rlif.experiments.courses import SCORE, Course, Needs, Parts, Signals, courses_of, each_signal, signals_of
 from rlif.experiments.effects import (
     GREEDY,
     GREEDY_RIGHT,
     RIGHT,
     against_labels,
+    baselines_before,
+    chance_of_gain_with_entropy,
     change,
+    each_pair,
     early_gain,
     fall_of_each_setting,
     form_of_a_gain,
     gain_with_entropy,
+    gaining,
     outcomes_correlate,
     over_baselines,
     sign_change,
@@ -45,10 +53,16 @@ evaluations on 500 problems tell at .8, 2 · sqrt(2 · .8 · .2 / 500) = .05."""
 ALIKE = 0.5
 """Correlation above which two signals are alike: they share a quarter of their variance at least."""
 
+SIGNIFICANT = 0.05
+"""p of a one-sided test. Four models can give 1/24, three not less than 1/6."""
+
 
 @dataclass(frozen=True)
 class Finding:
-    """One claim and what became of it. ``low`` and ``high`` bound the effect (95 %, over n seeds); NaN: unknown."""
+    """One claim and what became of it. ``low`` and ``high`` bound the effect (95 %, over n seeds); NaN: unknown.
+
+    Where a permutation test decides, there are no bounds, and n is the number of models.
+    """
 
     claim: str
     source: str
@@ -83,20 +97,35 @@ class Claim:
     boundary: float = 0.0
     above: bool = True
     remark: Callable[[Sequence[Course]], str] = lambda courses: ""
+    needs: Needs = lambda courses, signals: signals.get("base", ())
+    chance: Callable[[Sequence[Course]], tuple[float, int]] | None = None
+    """p of a permutation test and the number of its points; it decides where seeds are not the sample."""
 
-    def judge(self, courses: Sequence[Course]) -> Finding:
+    def judge(self, courses: Sequence[Course], signals: Signals) -> Finding:
+        """On finished runs, of a grid that has these ``signals``."""
         parts = {name: _finite(seeds) for name, seeds in self.effect(courses).items()}
         parts = {name: values for name, values in parts.items() if values}
         if not parts:
             return Finding(self.text, self.source, self.test, "undecided", seen=self.remark(courses) or "not measured")
-        verdicts = {name: self._verdict(values) for name, values in parts.items()}
+        p, points = self.chance(courses) if self.chance else (math.nan, 0)
+        verdicts = {
+            name: self._by_chance(values, p) if points else self._verdict(values) for name, values in parts.items()
+        }
         sign = 1.0 if self.above else -1.0
         weakest = min(parts, key=lambda name: sign * fmean(parts[name]))
-        verdict: Verdict = next(each for each in _WORST_FIRST if each in verdicts.values())
+        missing = [name for name in self.needs(courses, signals) if name not in parts]
+        worst = next(each for each in _WORST_FIRST if each in verdicts.values())
+        verdict: Verdict = "undecided" if missing else worst
         told = [f"{name} {fmean(values):+.3f} ({verdicts[name]})" for name, values in parts.items()]
-        seen = "; ".join(filter(None, ["; ".join(told), self.remark(courses)]))
+        told += [f"p = {p:.3f} over {points} models"] if points else []
+        told += [f"without a number: {', '.join(missing)}"] if missing else []
+        seen = "; ".join(filter(None, [*told, self.remark(courses)]))
         mean, low, high = interval(parts[weakest])
-        return Finding(self.text, self.source, self.test, verdict, mean, low, high, len(parts[weakest]), seen)
+        return Finding(self.text, self.source, self.test, verdict, mean, low, high, points or len(parts[weakest]), seen)
+
+    def _by_chance(self, values: Sequence[float], p: float) -> Verdict:
+        shown = (fmean(values) > self.boundary) == self.above
+        return ("reproduced" if shown else "not reproduced") if p <= SIGNIFICANT else "undecided"
 
     def _verdict(self, values: Sequence[float]) -> Verdict:
         _, low, high = interval(values)
@@ -109,15 +138,32 @@ _WORST_FIRST: tuple[Verdict, ...] = ("not reproduced", "undecided", "reproduced"
 
 
 def findings(rows: Iterable[Mapping[str, Any]]) -> list[Finding]:
-    """Every claim, judged on the rows of one grid of `rlif.experiments.study.collect`."""
-    courses = courses_of(rows)
+    """Every claim, judged on the rows of one grid of `rlif.experiments.study.collect`.
+
+    On the runs with the recipe's own settings; where there are none (`vary`), on those of each setting.
+    """
+    rows = list(rows)
+    courses, signals = courses_of(rows), signals_of(rows)
+    each_setting = sorted({course.setting for course in courses})
     plain = [course for course in courses if course.setting in ("", "none")]
-    found = [claim.judge(plain) for claim in CLAIMS]
-    return [*found, SETTINGS.judge(courses)] if len({course.setting for course in courses}) > 1 else found
+    found = [claim.judge(plain, signals) for claim in CLAIMS]
+    if courses and not plain:  # no setting is the recipe's own (`vary`)
+        settings = {setting: [course for course in courses if course.setting == setting] for setting in each_setting}
+        found = [
+            replace(claim, text=f"{claim.text} ({setting})").judge(runs, signals)
+            for setting, runs in settings.items()
+            for claim in CLAIMS
+        ]
+    return [*found, SETTINGS.judge(courses, signals)] if len(each_setting) > 1 else found
 
 
 def _finite(seeds: Mapping[int, float]) -> list[float]:
     return [value for value in seeds.values() if math.isfinite(value)]
+
+
+def _nothing(courses: Sequence[Course], signals: Signals) -> Sequence[str]:
+    """Of claims whose parts are no signals; or pairs that a single run measures all of."""
+    return ()
 
 
 CLAIMS = (
@@ -147,6 +193,7 @@ CLAIMS = (
         "gain of right and formatted, less twice that of right in any form, above 0; signals that gain",
         form_of_a_gain(SCORE, RIGHT),
         remark=without_gain(SCORE),
+        needs=gaining(SCORE),
     ),
     Claim(
         "the early gain is format rather than reasoning (greedy)",
@@ -154,6 +201,7 @@ CLAIMS = (
         "the same of greedy answers",
         form_of_a_gain(GREEDY, GREEDY_RIGHT),
         remark=without_gain(GREEDY),
+        needs=gaining(GREEDY),
     ),
     Claim(
         "instruct models gain little or lose",
@@ -162,13 +210,16 @@ CLAIMS = (
         each_signal(early_gain, "instruct"),
         boundary=MARGIN,
         above=False,
+        needs=lambda courses, signals: signals.get("instruct", ()),
     ),
     Claim(
         "the lower the initial entropy, the smaller the gain",
         "arXiv 2506.17219, section 5, figure 3",
-        "rank correlation of initial entropy and early gain over merge ratios above 0",
+        "rank correlation of initial entropy and early gain (mean of seeds and signals) over merge ratios above 0",
         gain_with_entropy,
         remark=sign_change,
+        needs=_nothing,
+        chance=chance_of_gain_with_entropy,
     ),
     Claim(
         "entropy falls under each signal",
@@ -190,6 +241,7 @@ CLAIMS = (
         f"correlation over completions above {ALIKE:g}, early, each pair",
         signals_correlate("reward"),
         boundary=ALIKE,
+        needs=_nothing,
     ),
     Claim(
         "the three signals are alike: as advantages",
@@ -197,19 +249,22 @@ CLAIMS = (
         f"correlation over completions above {ALIKE:g}, early, each pair",
         signals_correlate("advantage"),
         boundary=ALIKE,
+        needs=_nothing,
     ),
     Claim(
         "the three signals are alike: in outcome",
         "arXiv 2506.17219, figure 4",
-        f"correlation of gains over evaluated steps above {ALIKE:g}, each pair",
+        f"correlation of changes between evaluations after the first, mean of models, above {ALIKE:g}, each pair",
         outcomes_correlate,
         boundary=ALIKE,
+        needs=each_pair,
     ),
     Claim(
         "training on internal rewards brings more than what needs no training",
         "rlif",
-        "better of sampled and greedy, early, less the best training-free baseline of the start, above 0; each signal",
+        "better of sampled and greedy, early, less the best of sampled, greedy and vote before, above 0; each signal",
         each_signal(over_baselines),
+        remark=baselines_before,
     ),
 )
 
@@ -219,6 +274,7 @@ SETTINGS = Claim(
     "last score less the first below 0, mean of the signals, each setting",
     fall_of_each_setting,
     above=False,
+    needs=_nothing,
 )
 """Judged where a grid has settings besides models, rewards and seeds."""
 

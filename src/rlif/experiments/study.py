@@ -8,7 +8,8 @@ A study's folder holds any number of grids:
     results.parquet     one row a grid, cell and evaluated step (`collect`)
 
 Whatever was done is not done again, so a study that was stopped or killed is started again by the same command; cells
-that failed are tried again. The table is made from files alone, and holds nothing that differs between two machines.
+that failed are tried again. The table is made from files alone, and holds no time, speed
+or memory. (Other hardware or other versions round otherwise, so that their numbers may differ.)
 """
 
 import json
@@ -94,7 +95,10 @@ def run_study(plan: Plan, out: Path, *, processes: int | None, console: Console,
 def _check_ours(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise RlifError(f"{out}: a file, not a folder; choose another ", Argument("out"))
-    if out.is_dir() and (strangers := sorted(path.name for path in out.iterdir() if path.name not in _OURS)):
+    if not out.is_dir():
+        return
+    names = (path.name for path in out.iterdir())  # a dot: what a killed write has left, or a desktop's own files
+    if strangers := sorted(name for name in names if name not in _OURS and not name.startswith(".")):
         raise RlifError(f"{out}: not a folder of studies, it holds {strangers[0]}; choose a new ", Argument("out"))
 
 
@@ -190,7 +194,7 @@ def _rows(out: Path, grid: str, entry: Mapping[str, Any]) -> Iterator[dict[str, 
     cell = {"grid": grid, "cell": name, **entry["axes"], **kinds}
     cell |= {"status": status(out, name), "error": _failure(out, name)}
     lines = _evaluations(out / RUNS / name)
-    yield from ({**cell, **line} for line in lines)
+    yield from ({**cell, **line, "error": cell["error"] or line.get("error")} for line in lines)
     if not lines:
         yield {**cell, "step": None}
 
@@ -205,7 +209,7 @@ def _evaluations(run: Path) -> list[dict[str, Any]]:
         if line is not lines[-1] and not any(key.startswith("eval/") for key in line):
             continue
         kept = {key: value for key, value in line.items() if not _is_of_the_machine(key)}
-        found.append({**kept, **_correlations(run, int(line["step"]))})
+        found.append({**_correlations(run, int(line["step"])), **kept})
     return found
 
 
@@ -213,11 +217,17 @@ def _is_of_the_machine(key: str) -> bool:
     return any(key == part or (part.endswith("/") and key.startswith(part)) for part in _OF_THE_MACHINE)
 
 
-def _correlations(run: Path, step: int) -> dict[str, float]:
+def _correlations(run: Path, step: int) -> dict[str, Any]:
+    """None if the step's rollouts were not written; an ``error`` in their place if the table is damaged."""
+    from pyarrow import ArrowException
+
     from rlif.experiments.signal_correlations import signal_correlations
 
     path = run / ROLLOUTS / f"{step_name(step)}.parquet"
-    return signal_correlations(path) if path.is_file() else {}
+    try:
+        return signal_correlations(path) if path.is_file() else {}
+    except (ArrowException, OSError, ValueError, KeyError) as error:
+        return {"error": f"{path.name} of its rollouts cannot be read: {error}"}
 
 
 def write_results(out: Path) -> Path:

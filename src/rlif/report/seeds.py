@@ -12,13 +12,15 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from rlif.analysis.student import interval
 from rlif.errors import RlifError
 from rlif.report.summary import DECODINGS, baselines, decoded
 from rlif.utils.terminal import say
 
 Results = Sequence[Mapping[str, Any]]
 """results.json of a quickstart: its runs, as `rlif.report.summary.summarise` has them."""
-_COLUMNS = ("run", "decoding", "before training", "best", "last", "best, over baselines", "last, over baselines")
+_GAINS = ("best, over baselines (chosen from noise)", "last, over baselines")
+_COLUMNS = ("run", "decoding", "before training", "best", "last", *_GAINS)
 
 
 def read_results(folders: Sequence[Path]) -> list[Results]:
@@ -37,7 +39,8 @@ def read_results(folders: Sequence[Path]) -> list[Results]:
 def seeds_table(seeds: Sequence[Results]) -> str:
     """Markdown: each run and way to decode, shares right and formatted, as mean ± standard error over the seeds.
 
-    A gain is bold where it is more than two standard errors above 0, which takes two seeds.
+    The last gain is bold where its 95 % interval over seeds (Student's t, so two at least) lies above 0. The best is
+    never bold: the highest of several noisy evaluations stands above its start if nothing was learnt.
     """
     rows = [_COLUMNS, ("---",) * len(_COLUMNS)]
     for i, run in enumerate(seeds[0]):
@@ -52,7 +55,8 @@ def _cells(seeds: Sequence[Results], run: int, decoding: str) -> list[str]:
     bases = [_best_baseline(results, run) for results in seeds]
     scores = [[points[at]["score"] for points in each] for at in ("start", "best", "last")]
     gains = [[score - base for score, base in zip(at, bases, strict=True)] for at in scores[1:]]
-    return [_shown(*_over_seeds(at)) for at in scores] + [_shown_gain(*_over_seeds(at)) for at in gains]
+    best, last = gains
+    return [*(_shown(*_over_seeds(at)) for at in scores), _shown(*_over_seeds(best), sign="+"), _shown_last(last)]
 
 
 def _over_seeds(values: Sequence[float]) -> tuple[float, float]:
@@ -70,9 +74,9 @@ def _shown(mean: float, error: float, sign: str = "") -> str:
     return f"{mean:{sign}.2f}" + (f" ± {error:.2f}" if math.isfinite(error) else "")
 
 
-def _shown_gain(mean: float, error: float) -> str:
-    shown = _shown(mean, error, sign="+")
-    return f"**{shown}**" if mean > 2.0 * error else shown
+def _shown_last(gains: Sequence[float]) -> str:
+    shown, (_, low, _) = _shown(*_over_seeds(gains), sign="+"), interval(gains)
+    return f"**{shown}**" if low > 0.0 else shown
 
 
 if __name__ == "__main__":
