@@ -195,7 +195,7 @@ def test_one_step_gives_the_same_weights(
     config = GrpoConfig.model_validate({"lr": 0.01, "kl_coef": 0.0, **case.ours})
     reference = None
     if config.kl_coef:
-        reference = toy_policy(case.family, seed=1)
+        reference = whole_vocabulary(toy_policy(case.family, seed=1))
         reference.model.eval().save_pretrained(tmp_path / "reference")
         theirs.model.config._name_or_path = str(tmp_path / "reference")  # where TRL takes its reference from
     options = {"optim": "sgd", **case.theirs}
