@@ -68,8 +68,7 @@ class PowerSamples:
 
     Attributes:
         rollouts: ``sampling`` and ``sampler_logprobs`` are the proposal's, signals are as always.
-        drawn: tokens that were drawn for each completion: all that the engine made, also those that were refused, that
-            lay beyond the completion's own limit (see `_Chains._batches`), or that stood behind a stop string.
+        drawn: tokens that were drawn for each completion, those refused included.
         accepted: the share of each completion's moves that was taken; NaN without a move.
     """
 
@@ -273,13 +272,13 @@ class _Chains:
                 key=key,
                 progress=self._progress,
             )
-            self.drawn[rows[batch]] += rollouts.lengths.numpy()
             new.put(batch, new.at(batch).spliced(starts[batch], rollouts, limit, self._pad))
         if self._proposal.stop:
             for i, start in enumerate(starts.tolist()):
                 tokens = new.tokens[i, : new.lengths[i]].tolist()
                 if end := _stop_string_end(self._engine.policy, tokens, start, self._proposal.stop):
                     new.cut(i, end, self._pad)  # the string may have begun in the tokens that were kept
+        self.drawn[rows] += new.lengths - starts
         return new
 
     def _batches(self, remaining: Int[np.ndarray, " row"], limit: int) -> list[Int[np.ndarray, " some"]]:
