@@ -283,7 +283,7 @@ def test_neither_the_other_prompts_nor_the_batch_split_nor_the_context_change_a_
     assert [text for one in (2, 1, 0) for text in texts_of(narrow)[3 * one :][:3]] == texts
     assert [text for found in alone for text in texts_of(found)] == texts
     assert texts_of(fitted) == texts
-    assert (fitted.drawn <= together.drawn).all()  # rows that share a call are given more room where there is some
+    np.testing.assert_array_equal(fitted.drawn, together.drawn)
     np.testing.assert_array_equal(fitted.accepted, together.accepted)
 
 

@@ -68,7 +68,8 @@ class PowerSamples:
 
     Attributes:
         rollouts: ``sampling`` and ``sampler_logprobs`` are the proposal's, signals are as always.
-        drawn: tokens that were drawn for each completion, those refused included.
+        drawn: tokens that were drawn for each completion up to its own limit, those refused included. What the engine
+            draws beyond it, where rows of different limits share a call, is left out: it depends on the batch.
         accepted: the share of each completion's moves that was taken; NaN without a move.
     """
 
