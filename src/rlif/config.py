@@ -284,6 +284,34 @@ class EvalConfig(Section):
     """Among the k likeliest tokens in the evaluation; null: as rollout.top_k."""
 
 
+class ProbeConfig(Section):
+    every: Natural | None = None
+    """Look before the first step, after every so many, and at the end; 0: never. null: as often as a tenth of the
+    training's time allows if the run has at least 20 steps and is trained on internal feedback alone (a signal, or
+    agreement of answers); else never."""
+    prompts: Positive = 64
+    """Distinct prompts, the same ones at every look; no label of theirs is read. Fewer where the task has fewer."""
+    path: str | None = None
+    """Prompts of your own, a file as `task.path`; null: held-out problems of the task, apart from those of the
+    evaluation as far as there are enough."""
+    samples: Positive = 4
+    """Completions a prompt at each look, drawn as rollouts are, with the same random numbers every time."""
+    reference_samples: Positive = 16
+    """Answers of the untrained policy to each prompt at the temperature of rollouts, and as many at the low one."""
+    low_temperature: Annotated[float, Field(gt=0.0)] | None = None
+    """A low temperature for half of these answers; null: 0.4, or half of rollout.temperature if that is less."""
+    start: bool = True
+    """Keep a frozen copy of the untrained policy, to say how likely new answers are under it: one more copy of the
+    weights, which a KL term shares."""
+
+
+class GuardsConfig(Section):
+    stop: bool = True
+    """End the run when a guard says stop. false: guards speak (guard/*), and the run goes on."""
+    restore: bool = True
+    """final/ is the checkpoint of the look of highest agreement, last/ the last step's. false: final/ is the last."""
+
+
 class CheckpointConfig(Section):
     every: Natural = 10
     """Write a checkpoint every so many steps (and at the end, and when stopped); 0: only then."""
@@ -326,6 +354,9 @@ class Recipe(Section):
     """For `frozen_consensus`; no other reward reads it."""
     grpo: GrpoConfig = GrpoConfig()
     eval: EvalConfig = EvalConfig()
+    probe: ProbeConfig = ProbeConfig()
+    guards: GuardsConfig = GuardsConfig()
+    """They read the looks of the probe; without these there are none."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
 

@@ -38,6 +38,8 @@ RECIPE_KEYS: Mapping[str, str] = {
     "limit": "task.limit",
     "question": "task.question",
     "eval_problems": "eval.problems",
+    "probe_path": "probe.path",
+    "low_temperature": "probe.low_temperature",
 }
 """What a recipe calls the arguments that an `RlifError` of the library names: for `rlif.errors.named`."""
 

@@ -18,7 +18,6 @@ from rlif.model.logprobs import plain_logprobs
 from rlif.model.policy import Policy
 from rlif.monitoring.guards import examine
 from rlif.monitoring.measurement import (
-    PROBE_METRICS,
     Look,
     ProbeRecord,
     answer_starts,
@@ -30,6 +29,7 @@ from rlif.monitoring.probe import Probe, distinct_prompts, freeze, kept_referenc
 from rlif.monitoring.reference import FrozenAnswer, Reference, ReferenceSettings
 from rlif.rng import Key
 from rlif.rollout.engine import Engine
+from rlif.runs.metric_keys import METRICS
 from rlif.tasks.base import Task
 from rlif.types import Problem, Prompt, Rollouts, Sampling, StopReason, TokenSignals
 from toys import toy_policy
@@ -173,7 +173,7 @@ def test_what_cannot_be_known_is_left_out() -> None:
 
 def test_every_key_that_is_logged_is_explained() -> None:
     probe = probe_of(right)
-    assert set(probe.records[-1].metrics) <= set(PROBE_METRICS)
+    assert set(probe.records[-1].metrics) <= set(METRICS)
 
 
 @pytest.mark.parametrize(
@@ -384,7 +384,7 @@ def test_a_probe_of_the_tiny_model(tiny: tuple[Policy, Task, tuple[Prompt, ...]]
     assert abs(first.metrics["probe/kl"]) < 1e-6
     assert 0.2 < first.metrics["probe/agreement"] <= 1.0
     assert first.metrics["probe/cross_entropy"] > 0.0
-    assert set(second.metrics) <= set(PROBE_METRICS)
+    assert set(second.metrics) <= set(METRICS)
     assert examine(probe.records).keys() <= {"agreement"}  # eight prompts are too few
     torch.manual_seed(0)
     with torch.no_grad():

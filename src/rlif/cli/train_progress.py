@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from time import monotonic
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
 from rich.text import Text
 
 from rlif.errors import with_error
+from rlif.runs.layout import FINAL, INFO, LAST
+from rlif.runs.run_log import read_info
 from rlif.utils.terminal import Console, text_column
 
 
@@ -49,6 +52,39 @@ def eval_parts(metrics: Mapping[str, float | int]) -> list[str]:
     ]
 
 
+def look_parts(metrics: Mapping[str, float | int]) -> list[str]:
+    """What one line says of a look at the probe; nothing if the step had none."""
+    if "probe/agreement" not in metrics:
+        return []
+    known = (
+        ("cross-entropy", "probe/cross_entropy", "{:.3f}"),
+        ("entropy", "probe/entropy", "{:.3f}"),
+        ("formatted", "probe/formatted", "{:.2f}"),
+    )
+    agreement = with_error(metrics["probe/agreement"], metrics.get("probe/agreement/stderr"), ".3f")
+    parts = [f"probe: agreement {agreement}"]
+    return parts + [f"{label} {form.format(metrics[key])}" for label, key, form in known if key in metrics]
+
+
+def ending_lines(out: Path) -> list[str]:
+    """What the last lines say of a run that has ended: which step its model is of, and why it stopped."""
+    selected = read_info(out / INFO).get("selected")
+    if not selected:
+        return [f"final model: {out / FINAL}"]
+    lines = []
+    if stopped := selected["stopped"]:
+        verb = "stopped" if stopped["step"] == selected["last"] else "would have been stopped"
+        lines.append(f"{verb} after step {stopped['step']}: {stopped['reason']}")
+    value = "unknown" if selected["value"] is None else f"{selected['value']:.3f}"
+    why = f"agreement with the untrained model's answers is {value} there"
+    if selected["step"] == selected["last"]:
+        return [*lines, f"final model: {out / FINAL} (the last step's, {selected['last']}: {why})"]
+    lines.append(
+        f"final model: {out / FINAL} (of step {selected['step']}: {why}, the highest of {selected['looks']} looks)"
+    )
+    return [*lines, f"the last step's ({selected['last']}): {out / LAST}"]
+
+
 def fitting(parts: Sequence[str], width: int) -> str:
     """As many of the parts, from the first on, as a line of this width holds."""
     line = parts[0]
@@ -75,7 +111,7 @@ class LiveProgress:
 
     def logged(self, step: int, metrics: Mapping[str, float | int]) -> None:
         self._progress.update(self._run, completed=step)
-        for parts in filter(None, (step_parts(step, metrics), eval_parts(metrics))):
+        for parts in filter(None, (step_parts(step, metrics), look_parts(metrics), eval_parts(metrics))):
             self._console.write_line(fitting(parts, self._console.width))
 
     def close(self) -> None:
@@ -99,7 +135,7 @@ class PlainProgress:
         if step > self._first:
             seconds = (monotonic() - self._started) / (step - self._first) * (self._steps - step)
             left = f"  {seconds:,.0f} s left"
-        line = "  ".join([*step_parts(step, metrics), *eval_parts(metrics)])
+        line = "  ".join([*step_parts(step, metrics), *look_parts(metrics), *eval_parts(metrics)])
         self._console.write_line(line + left)
 
 

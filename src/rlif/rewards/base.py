@@ -47,6 +47,8 @@ def incomplete(rollouts: Rollouts) -> Bool[Tensor, " row"]:
 class Reward:
     """An entry of `REWARDS`. ``uses_labels``: whether ground truth enters, so that no run can claim otherwise.
     ``reads_consensus``: whether it reads `RewardInputs.consensus`, which a run then settles before its first step.
+    ``internal``: whether it is the model's feedback on itself, a signal or agreement of its answers; runs that are
+    trained on nothing else are guarded unless their recipe says otherwise (docs/keep-the-gain.md).
 
     >>> import rlif
     >>> reward = rlif.REWARDS["verifiable"]
@@ -60,6 +62,7 @@ class Reward:
     uses_labels: bool
     function: Callable[[RewardInputs, RewardConfig], Float[Tensor, " row"]]
     reads_consensus: bool = False
+    internal: bool = False
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,9 @@ def _internal(signal: Signal) -> Reward:
     def function(inputs: RewardInputs, config: RewardConfig) -> Tensor:
         return REDUCERS[config.reduce](signal.score(inputs.rollouts.signals), inputs.rollouts.mask)
 
-    return Reward(signal.name, f"{signal.formula}, reduced over the completion", signal.citation, False, function)
+    return Reward(
+        signal.name, f"{signal.formula}, reduced over the completion", signal.citation, False, function, internal=True
+    )
 
 
 def _verifiable(inputs: RewardInputs, config: RewardConfig) -> Tensor:

@@ -36,6 +36,7 @@ _known: dict[str, Reward] = {
             "TTRL, arXiv 2504.16084",
             False,
             _majority_vote,
+            internal=True,
         ),
         Reward(
             "soft_consensus",
@@ -43,6 +44,7 @@ _known: dict[str, Reward] = {
             "EMPO, arXiv 2504.05812",
             False,
             _soft_consensus,
+            internal=True,
         ),
         Reward(
             "frozen_consensus",
@@ -51,6 +53,7 @@ _known: dict[str, Reward] = {
             False,
             _frozen_consensus,
             reads_consensus=True,
+            internal=True,
         ),
         Reward("verifiable", "1 if the answer is right and formatted", "RLVR, arXiv 2402.03300", True, _verifiable),
         Reward("right_any_format", "1 if the answer is right in any form", "project", True, _right_any_format),
@@ -156,6 +159,13 @@ def needs_labels(configs: Sequence[RewardConfig], own: Mapping[str, Reward] = Ma
 def read_consensus(configs: Sequence[RewardConfig], own: Mapping[str, Reward] = MappingProxyType({})) -> bool:
     """Whether a reward of the mix reads `RewardInputs.consensus`."""
     return any(find_reward(config, own).reads_consensus for config in configs)
+
+
+def internal_alone(configs: Sequence[RewardConfig], own: Mapping[str, Reward] = MappingProxyType({})) -> bool:
+    """Whether all that is trained on (a weight above 0) is the model's feedback on itself, as it is (`Reward`)."""
+    trained = [config for config in configs if config.weight > 0.0]
+    plain = not any(isinstance(config, WrapperConfig) for config in trained)
+    return bool(trained) and plain and all(find_reward(config, own).internal for config in trained)
 
 
 def _look_up(key: str, name: str, own: Mapping[str, Reward], known: Sequence[str]) -> Reward:

@@ -9,7 +9,14 @@ RECIPE, INFO, METRICS_FILE, ROLLOUTS = "recipe.yaml", "run.json", "metrics.jsonl
 """The resolved recipe; the facts; the log, one JSON line a step; the folder of completions, one Parquet file a step."""
 
 FINAL = "final"
-"""The folder of the trained model: it is there once the run has done its last step."""
+"""The folder of the trained model: it is there once the run has ended."""
+
+LAST = "last"
+"""The folder of the last step's model, where ``final`` is that of an earlier step (guards.restore)."""
+
+PROBE, LOOKS = "probe", "looks.json"
+"""The folder of the probe: what the untrained policy answered (reference-*.json), and in this file what was seen at
+each look up to the last checkpoint (`rlif.monitoring.measurement.ProbeRecord`)."""
 
 
 def recipe_path(out: Path) -> Path:

@@ -22,6 +22,8 @@ METRICS: dict[str, Metric] = {
     "time/update": Metric("s", "losses, gradients and optimizer steps"),
     "time/watch": Metric("s", "looking at entropy before and after the update (log.entropy_share)"),
     "time/eval": Metric("s", "the evaluation at this step"),
+    "time/reference": Metric("s", "the untrained policy's answers to the probe's prompts, in step 1"),
+    "time/probe": Metric("s", "the look at the probe's prompts at this step"),
     "tokens/prompt": Metric("tokens", "prompt tokens of the step, each prompt counted once"),
     "tokens/completion": Metric("tokens", "completion tokens of the step, EOS included"),
     "tokens/total": Metric("tokens", "completion tokens since the run's start"),
@@ -108,6 +110,46 @@ METRICS: dict[str, Metric] = {
     "eval/transitional_share": Metric("share", "completions with at least one transitional word"),
     "eval/n": Metric("completions", "completions evaluated: problems times samples"),
     "eval/problems": Metric("problems", "distinct problems evaluated"),
+    "probe/agreement": Metric(
+        "share", "probe answers that agree with the frozen answer, in the asked form; of prompts that have one"
+    ),
+    "probe/agreement/stderr": Metric("share", "its standard error over prompts"),
+    "probe/agreement/any_form": Metric("share", "the same in whatever form"),
+    "probe/agreement/weighted": Metric("share", "probe/agreement, prompts weighted by the margin of the frozen vote"),
+    "probe/agreement/trusted": Metric("share", "probe/agreement of prompts whose frozen vote was significant"),
+    "probe/trusted": Metric("share", "prompts whose frozen vote was significant; the same at every look"),
+    "probe/agreement/disputed": Metric(
+        "share", "probe/agreement of prompts on which the start's temperatures disagree"
+    ),
+    "probe/agreement/change": Metric("share", "probe/agreement less that of the first look"),
+    "probe/agreement/change_low": Metric("share", "lower end of its 95 % interval, paired over prompts"),
+    "probe/agreement/change_high": Metric("share", "upper end of its 95 % interval, paired over prompts"),
+    "probe/rival/disputed": Metric("share", "of these prompts' answers, those that give the sharper source's answer"),
+    "probe/self_agreement": Metric("share", "mean share of a prompt's samples that give its most frequent answer"),
+    "probe/distinct": Metric("share", "different leading answers among the prompts that have one"),
+    "probe/constant": Metric("share", "largest share that one answer has on prompts where it is not the frozen one"),
+    "probe/identical": Metric(
+        "share", "prompts whose samples are all the same text: no advantage for any reward of it"
+    ),
+    "probe/answered": Metric("share", "completions from which an answer could be read"),
+    "probe/formatted": Metric("share", "completions with an answer in the asked form"),
+    "probe/truncated": Metric("share", "completions cut off at the length limit"),
+    "probe/looping": Metric(
+        "share", "completions that repeat themselves: most word 4-grams, or zlib shrinks them sixfold"
+    ),
+    "probe/length": Metric("tokens", "mean completion length, EOS included"),
+    "probe/repeated_ngrams": Metric("share", "word 4-grams that have stood in their completion before"),
+    "probe/compression_ratio": Metric("1", "bytes over compressed bytes, mean over completions"),
+    "probe/transitional_rate": Metric("words/token", "transitional words per completion token"),
+    "probe/transitional_share": Metric("share", "completions with at least one transitional word"),
+    "probe/entropy": Metric("nats", "entropy of the policy at temperature 1, mean over completion tokens"),
+    "probe/cross_entropy": Metric("nats", "-ln π of fresh samples under the frozen start, mean over completion tokens"),
+    "probe/cross_entropy_stderr": Metric("nats", "its standard error over prompts"),
+    "probe/kl": Metric("nats", "k3 estimate of KL(policy, frozen start), mean over completion tokens"),
+    "probe/kl/reasoning": Metric("nats", "the same over the tokens before the answer, where that was found"),
+    "probe/kl/answer": Metric("nats", "the same over the tokens from the answer on, where that was found"),
+    "probe/tokens": Metric("tokens", "what the look cost: tokens drawn, and those the frozen start was shown"),
+    "guard/<name>": Metric("level", "what that guard says after a look: 0 ok, 1 warn, 2 stop"),
 }
 
 

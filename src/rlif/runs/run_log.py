@@ -183,7 +183,11 @@ class RunLog:
 
     def note_checkpoint(self, step: int) -> None:
         """Note in run.json that there is a checkpoint of ``step``: a later process can tell if it is missing."""
-        self._info["last_checkpoint"] = step
+        self.note(last_checkpoint=step)
+
+    def note(self, **facts: Any) -> None:
+        """Add facts to run.json, in place of those of the same names. Raises `RlifError` if it cannot be written."""
+        self._info |= facts
         with writing(self.out / INFO, _resume_later(self.out)):
             write_whole(self.out / INFO, _json(self._info))
 

@@ -83,10 +83,11 @@ def _loop(run: Run, until: int | None, stop: Stop | None) -> Path | None:
     recipe, policy, progress = run.recipe, run.policy, run.callback.advance
     last = recipe.steps if until is None else min(until, recipe.steps)
     with nullcontext(stop) if stop else stop_on_signal() as asked_by:
-        if run.step == 0 and run.eval_due():
-            run.log(run.evaluate())
+        run.freeze_reference(asked_by)
+        if run.step == 0 and (seen := run.observe({})):
+            run.log(seen)
         run.settle_consensus(asked_by)
-        while run.step < last:
+        while run.step < last and not run.ended:
             if (signum := asked_by()) and run.step == 0:
                 raise Interrupted(signum, f"stopped before the first step; begin with: rlif train --resume {run.out}")
             run.step += 1
@@ -115,14 +116,12 @@ def _loop(run: Run, until: int | None, stop: Stop | None) -> Path | None:
                 entropy = probe.after(policy)
 
             metrics = describe(scored, update) | entropy | {"lr": lr, "optimizer_steps": float(run.optimizer_steps)}
-            if run.eval_due():
-                metrics |= run.evaluate()
-            run.log(metrics, scored)
+            run.log(metrics | run.observe(metrics), scored)
 
             signum = asked_by()  # once: a signal from here on waits for the next step
             if run.checkpoint_due() or signum or run.step == last:
                 run.save_checkpoint()
-            if signum and run.step < recipe.steps:
+            if signum and not run.ended:
                 done = f"stopped after step {run.step} of {recipe.steps}"
                 raise Interrupted(signum, f"{done}; go on with: rlif train --resume {run.out}")
-        return run.finish() if last == recipe.steps else None
+        return run.finish() if run.ended else None

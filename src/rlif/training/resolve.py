@@ -1,6 +1,7 @@
 """What a recipe leaves unsaid, spelled out: the recipe that a run's folder holds."""
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from rlif.config import EvalConfig, MergedModel, Recipe
@@ -8,17 +9,20 @@ from rlif.errors import RlifError
 from rlif.evals.during_training import MAJORITY_FROM
 from rlif.model.registry import MODELS
 from rlif.recipes import parse_recipe
+from rlif.rewards.base import Reward
 from rlif.rewards.score import logged_names
 from rlif.runs.metric_keys import find_metric
 from rlif.runs.provenance import as_recorded
 from rlif.tasks.templates import find_template
+from rlif.training.probe_problems import looks_every
 from rlif.types import Sampling
 from rlif.utils.paths import expanded
 
 
-def resolved(recipe: Recipe) -> Recipe:
+def resolved(recipe: Recipe, own: Mapping[str, Reward] = MappingProxyType({})) -> Recipe:
     """A recipe that says what will be done, wherever it is resumed: local paths are absolute, and what the template
-    brings (stop strings, the form of answer it asks for) and the evaluation takes over from rollouts is spelled out."""
+    brings (stop strings, the form of answer it asks for), how often is looked, and what the evaluation takes over from
+    rollouts is spelled out. ``own``: rewards of the run's own, by name."""
     data = recipe.model_dump(mode="json")
     data["policy"]["model"] = _absolute_model(recipe.policy.model)
     for key in ("path", "eval_path"):
@@ -28,6 +32,9 @@ def resolved(recipe: Recipe) -> Recipe:
     data["task"]["format"] = recipe.task.format or template.format
     data["rollout"]["stop"] = list(dict.fromkeys((*template.stop, *recipe.rollout.stop)))
     data["eval"] |= {"top_p": sampling.top_p, "top_k": sampling.top_k}
+    data["probe"]["every"] = looks_every(recipe, own)
+    if recipe.probe.path is not None:
+        data["probe"]["path"] = str(expanded(recipe.probe.path).resolve())
     return parse_recipe(data)
 
 
@@ -45,6 +52,7 @@ def as_before(recipe: Recipe, info: Mapping[str, Any]) -> Recipe:
     provenance is of before: its evaluation never took over the filters of its rollouts, and must not begin to in the
     middle of its metrics."""
     data = as_recorded(recipe).model_dump(mode="json")
+    data["probe"]["every"] = data["probe"]["every"] or 0  # of a run that began before there were probes
     unfiltered = {"top_p": 1.0, "top_k": 0}
     if "provenance" not in info:
         data["eval"] |= {key: value for key, value in unfiltered.items() if data["eval"][key] is None}

@@ -4,7 +4,6 @@
 """
 
 import math
-import shutil
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -14,16 +13,17 @@ from functools import partial
 from pathlib import Path
 
 from rlif.config import Recipe
-from rlif.errors import Argument, RlifError
+from rlif.errors import Argument
 from rlif.evals.during_training import evaluate_policy, greedy_metrics
 from rlif.model.template_clock import present
 from rlif.monitoring.mismatch import Guard, comparable
 from rlif.recipes import load_recipe
 from rlif.rewards.registry import read_consensus
 from rlif.rng import Key
+from rlif.rollout.engine import Engine
 from rlif.runs.checkpoint import flatten_optimizer, prune, save_checkpoint
 from rlif.runs.environment import collect_info
-from rlif.runs.layout import INFO, recipe_path
+from rlif.runs.layout import FINAL, INFO, LAST, recipe_path
 from rlif.runs.provenance import accept, read_provenance, start_of
 from rlif.runs.resumption import find_start, keep_what_is_dropped
 from rlif.runs.run_log import BEGINNING, RunLog
@@ -31,11 +31,13 @@ from rlif.runs.trackers import Sinks, open_sinks
 from rlif.training.callbacks import ProgressCallback
 from rlif.training.consensus import NoConsensusError, settle, unsettled
 from rlif.training.custom import NEEDS, Custom, check_needs
+from rlif.training.final import write_model
+from rlif.training.looks import Looks
 from rlif.training.phases import Phases
 from rlif.training.resolve import as_before, eval_sampling, resolved
-from rlif.training.setup import Origin, Setup, build_engine, initial_policy, prepare
+from rlif.training.setup import Origin, Setup, build_engine, initial_policy, policy_at, prepare
 from rlif.types import Prompt, Rollouts, Sampling, Scored
-from rlif.utils.atomic_io import disk_reason, emptied_on_failure, flush_folder, locked, system_error
+from rlif.utils.atomic_io import emptied_on_failure, locked
 from rlif.utils.interrupts import Interrupted, Stop
 from rlif.utils.memory import peak_memory_gb
 
@@ -48,13 +50,15 @@ class Run:
 
     def __init__(self, setup: Setup, out: Path, log: RunLog, sinks: Sinks, callback: ProgressCallback) -> None:
         self.recipe, self.task, self.rewards = setup.recipe, setup.prompts.task, setup.rewards
-        self.policy, self.optimizer, self.reference = setup.policy, setup.optimizer, setup.reference
+        self.policy, self.optimizer = setup.policy, setup.optimizer
+        self.reference = setup.start if self.recipe.grpo.kl_coef > 0.0 else None
         self.engine, self.step, self.state = setup.engine, setup.step, setup.state
         self.sampling = Sampling.from_config(self.recipe.rollout)
         self.rows = self.recipe.rollout.prompts * self.recipe.rollout.group_size
         self.out, self.callback = out, callback
         self._prompts, self._eval_prompts = setup.prompts, setup.eval_prompts
         self._log, self._sinks = log, sinks
+        self.looks = Looks(setup, out)
         self._guard = Guard(self.policy, self.recipe.rollout.max_mismatch)
         self._sampler_checked = False
         self._phases = Phases(callback, out / "checkpoints")
@@ -67,7 +71,8 @@ class Run:
     ) -> Iterator["Run"]:
         """A new run in a new folder. If anything is wrong, no folder is left behind."""
         RunLog.check_free(out)
-        recipe, custom = resolved(recipe), custom or Custom()
+        custom = custom or Custom()
+        recipe = resolved(recipe, custom.rewards)
         setup = prepare(recipe, Origin(out, present()), custom)
         with locked(out), ExitStack() as stack:
             RunLog.check_free(out)  # again: nobody else can take it from here on
@@ -156,14 +161,10 @@ class Run:
         batches, samples = unsettled(self._prompts, answers), self.recipe.consensus.samples
         if not batches:
             return
-        engine = (
-            build_engine(self.recipe, initial_policy(self.recipe, self.policy.device)) if self.step else self.engine
-        )
+        engine = self._untrained_engine()
         with self.phase("consensus", tokens=sum(map(len, batches)) * samples * self.sampling.max_new_tokens):
             for problems in batches:
-                if signum := asked_by():
-                    message = f"stopped before step {self.step + 1}; go on with: rlif train --resume {self.out}"
-                    raise Interrupted(signum, message)
+                self._end_if_asked(asked_by)
                 answers |= settle(engine, self._prompts, problems, self.callback.advance)
         if not any(answers.values()):
             raise NoConsensusError(
@@ -173,10 +174,46 @@ class Run:
                 ", or choose another template or model",
             )
 
-    def eval_due(self) -> bool:
+    def freeze_reference(self, asked_by: Stop) -> None:
+        """Have the untrained policy answer the probe's prompts, if it has not. Raises as `settle_consensus`."""
+        if self.looks.settled:
+            return
+
+        def progress(tokens: int) -> None:
+            self.callback.advance(tokens)
+            self._end_if_asked(asked_by)
+
+        with self.phase("reference", tokens=self.looks.reference_tokens):
+            self.looks.settle(self._untrained_engine(), progress)
+
+    def _untrained_engine(self) -> Engine:
+        untrained = initial_policy(self.recipe, self.policy.device) if self.step else None
+        return build_engine(self.recipe, untrained) if untrained else self.engine
+
+    def _end_if_asked(self, asked_by: Stop) -> None:
+        if signum := asked_by():
+            message = f"stopped before step {self.step + 1}; go on with: rlif train --resume {self.out}"
+            raise Interrupted(signum, message)
+
+    @property
+    def ended(self) -> bool:
+        """Whether no step is left to do: the last one is done, or a guard has stopped the run."""
+        return self.step == self.recipe.steps or self.looks.stopped
+
+    def observe(self, trained: Mapping[str, float]) -> dict[str, float]:
+        """Metrics of the look and the evaluation that are due. ``trained``: the metrics of the step, {} before all."""
+        metrics: dict[str, float] = {}
+        if self.looks.due(self.step):
+            with self.phase("probe", tokens=self.looks.look_tokens):
+                metrics |= self.looks.look(self.step, trained, self.callback.advance)
+        if self._eval_due():
+            metrics |= self.evaluate()
+        return metrics
+
+    def _eval_due(self) -> bool:
         """After every so many steps, and at the end; before the first step, too, if at all."""
         every = self.recipe.eval.every
-        return every > 0 and (self.step % every == 0 or self.step == self.recipe.steps)
+        return every > 0 and (self.step % every == 0 or self.ended)
 
     def evaluate(self) -> dict[str, float]:
         """Metrics of the policy as it stands on the fixed evaluation problems: sampled, and (eval.greedy) greedy."""
@@ -218,15 +255,19 @@ class Run:
         self.callback.logged(self.step, metrics)
 
     def checkpoint_due(self) -> bool:
-        """At the end, every so many steps, and whenever the metric of checkpoint.best reaches a new high."""
-        every, best = self.recipe.checkpoint.every, self.state["best"]
-        scheduled = self.step == self.recipe.steps or (every > 0 and self.step % every == 0)
-        return scheduled or (best is not None and best["step"] == self.step)
+        """At the end, every so many steps, and at a new high of the metric of checkpoint.best or of the probe's."""
+        every = self.recipe.checkpoint.every
+        scheduled = self.ended or (every > 0 and self.step % every == 0)
+        return scheduled or self.step in self._kept_steps()
+
+    def _kept_steps(self) -> set[int]:
+        best = self.state["best"]
+        return {step for step in (best and best["step"], self.looks.chosen) if step is not None}
 
     def save_checkpoint(self) -> None:
         """Write weights, optimizer and counters; drop the checkpoints that are no longer kept."""
         self.state["seconds"] = time.monotonic() - self._started
-        root, best = self.out / "checkpoints", self.state["best"]
+        root = self.out / "checkpoints"
         self._log.check_place()
         save_checkpoint(
             root,
@@ -236,30 +277,20 @@ class Run:
             state=self.state,
         )
         self._log.note_checkpoint(self.step)
-        prune(root, self.recipe.checkpoint.keep_last, {best["step"]} if best else set())
+        self.looks.keep()
+        prune(root, self.recipe.checkpoint.keep_last, self._kept_steps())
 
     def finish(self) -> Path:
-        """Write final/, a folder that plain transformers loads, in the type the policy computed in."""
-        final, unfinished, replaced = (self.out / name for name in ("final", ".tmp-final", ".old-final"))
+        """Write final/: the last step's policy or, with last/ beside it, that of the look that guards.restore chose."""
         self._log.check_place()
-        for leftover in (unfinished, replaced):
-            shutil.rmtree(leftover, ignore_errors=True)
-        try:
-            self.policy.save(unfinished)
-            if final.exists():
-                final.rename(replaced)
-            unfinished.rename(final)
-            flush_folder(self.out)
-            shutil.rmtree(replaced, ignore_errors=True)
-        except Exception as error:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            reason = system_error(error)  # safetensors raises a full disk as its own exception
-            if reason is None:
-                raise
-            raise RlifError(
-                f"{final}: {disk_reason(reason)}; the last checkpoint is whole: "
-                f"free some space and run rlif train --resume {self.out}"
-            ) from error
+        chosen = self.looks.chosen
+        policy = self.policy
+        if chosen is not None and chosen != self.step:
+            policy = policy_at(self.recipe, self.out / "checkpoints", chosen, self.policy.device)
+            write_model(self.out, LAST, self.policy)
+        final = write_model(self.out, FINAL, policy)
+        if verdict := self.looks.verdict(self.step):
+            self._log.note(selected=verdict)
         return final
 
     def _warn_of_drift(self, rollouts: Rollouts, mean: float) -> None:

@@ -18,15 +18,17 @@ from rlif.model.fingerprint import weights_digest
 from rlif.model.loading import compute_dtype, load_policy
 from rlif.model.merge import model_source
 from rlif.model.policy import Policy
+from rlif.monitoring.probe import distinct_prompts
 from rlif.rewards.base import Reward
 from rlif.rollout.engine import Engine
 from rlif.rollout.prompts import check_context, prompts_digest, render
-from rlif.runs.checkpoint import Checkpoint, restore_optimizer
+from rlif.runs.checkpoint import Checkpoint, checkpoint_name, restore_optimizer
 from rlif.runs.provenance import Provenance, model_files
 from rlif.tasks import build_task
 from rlif.tasks.base import Task
 from rlif.training.custom import Custom
 from rlif.training.optim import MasterOptimizer, adamw
+from rlif.training.probe_problems import probe_problems
 from rlif.training.resolve import check_best
 from rlif.types import Problem, Prompt
 
@@ -63,6 +65,12 @@ class PromptSource:
         """Those of every evaluation."""
         return self.rendered(self.task.eval_problems(self.recipe.eval.problems))
 
+    def probe(self) -> tuple[Prompt, ...]:
+        """Those of every look, each with tokens of its own; none where nobody looks."""
+        return (
+            distinct_prompts(self.rendered(probe_problems(self.recipe, self.task))) if self.recipe.probe.every else ()
+        )
+
     def rendered(self, problems: tuple[Problem, ...]) -> tuple[Prompt, ...]:
         return render(self.policy, self.recipe.task.template, problems, now=self.now)
 
@@ -71,7 +79,8 @@ class PromptSource:
 class Setup:
     """A run but for its folder. ``rewards`` is every reward by name, ``state`` what its checkpoints hold as JSON.
 
-    ``eval_prompts`` is empty where nothing is evaluated; ``reference`` is None where no KL term needs one.
+    ``eval_prompts`` and ``probe_prompts`` are empty where nothing is evaluated or looked at. ``start`` is the untrained
+    policy, frozen; None where neither a KL term nor the probe needs it.
     """
 
     recipe: Recipe
@@ -79,9 +88,10 @@ class Setup:
     policy: Policy
     optimizer: MasterOptimizer
     engine: Engine
-    reference: Policy | None
+    start: Policy | None
     prompts: PromptSource
     eval_prompts: tuple[Prompt, ...]
+    probe_prompts: tuple[Prompt, ...]
     provenance: Provenance
     step: int
     state: dict[str, Any]
@@ -99,11 +109,12 @@ def prepare(recipe: Recipe, origin: Origin, custom: Custom) -> Setup:
     state: dict[str, Any] = (
         origin.checkpoint.state if origin.checkpoint else {"tokens": 0, "seconds": 0.0, "best": None}
     )
-    reference = load_reference(recipe, policy, fresh=origin.checkpoint is None)
-    if reference is not None:
-        state["reference"] = _digest_of_reference(recipe, reference, state.get("reference"), origin)
-    eval_prompts = prompts.evaluation() if recipe.eval.every else ()
-    provenance = _provenance(prompts, eval_prompts, origin.began)
+    start = load_start(recipe, policy, fresh=origin.checkpoint is None)
+    if start is not None:
+        state["reference"] = _digest_of_start(recipe, start, state.get("reference"), origin)
+    eval_prompts, probe_prompts = prompts.evaluation() if recipe.eval.every else (), prompts.probe()
+    check_context(policy, probe_prompts, recipe.rollout.max_new_tokens)
+    provenance = _provenance(prompts, {"eval": eval_prompts, "probe": probe_prompts}, origin.began)
     state["provenance"] = provenance.model_dump(mode="json")
     return Setup(
         recipe=recipe,
@@ -111,9 +122,10 @@ def prepare(recipe: Recipe, origin: Origin, custom: Custom) -> Setup:
         policy=policy,
         optimizer=optimizer,
         engine=engine,
-        reference=reference,
+        start=start,
         prompts=prompts,
         eval_prompts=eval_prompts,
+        probe_prompts=probe_prompts,
         provenance=provenance,
         step=origin.checkpoint.step if origin.checkpoint else 0,
         state=state,
@@ -146,6 +158,20 @@ def initial_policy(recipe: Recipe, device: torch.device) -> Policy:
     return load_policy(recipe.policy, dtype=compute_dtype(recipe.policy.dtype, device))
 
 
+def policy_at(recipe: Recipe, checkpoints: Path, step: int, device: torch.device) -> Policy:
+    """The policy after a step, from its checkpoint; step 0 is the untrained one. In the type the run computes in."""
+    if step == 0:
+        return initial_policy(recipe, device)
+    path = checkpoints / checkpoint_name(step)
+    if not path.is_dir():
+        raise RlifError(
+            f"{path}: this checkpoint, which the run is to end with, is gone; restore it, or set guards.restore to "
+            "false in the run's recipe.yaml to end with the last step"
+        )
+    config = PolicyConfig(**{**recipe.policy.model_dump(), "model": str(path)})
+    return load_policy(config, dtype=compute_dtype(recipe.policy.dtype, device))
+
+
 def enable_gradient_checkpointing(model: Any) -> None:
     """Recompute activations in the backward pass; transformers renamed the call within version 5."""
     if hasattr(model, "activation_checkpointing_enable"):
@@ -154,15 +180,15 @@ def enable_gradient_checkpointing(model: Any) -> None:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
-def load_reference(recipe: Recipe, policy: Policy, *, fresh: bool) -> Policy | None:
-    """The policy as it was before the first step, frozen; None where no KL term needs it."""
-    if recipe.grpo.kl_coef == 0.0:
+def load_start(recipe: Recipe, policy: Policy, *, fresh: bool) -> Policy | None:
+    """The policy as it was before the first step, frozen; None where neither a KL term nor the probe needs it."""
+    if recipe.grpo.kl_coef == 0.0 and not (recipe.probe.every and recipe.probe.start):
         return None
-    # A resumed policy has moved on: its reference is the model the recipe started from.
+    # A resumed policy has moved on: it is the model that the recipe started from.
     kept = replace(policy, model=copy.deepcopy(policy.model)) if fresh else None
-    reference = kept or initial_policy(recipe, policy.device)
-    reference.model.requires_grad_(False).eval()
-    return reference
+    start = kept or initial_policy(recipe, policy.device)
+    start.model.requires_grad_(False).eval()
+    return start
 
 
 def check_problems(prompts: PromptSource, labelled: list[str]) -> None:
@@ -181,22 +207,24 @@ def check_problems(prompts: PromptSource, labelled: list[str]) -> None:
     check_context(prompts.policy, prompts.rendered(problems), recipe.rollout.max_new_tokens)
 
 
-def _digest_of_reference(recipe: Recipe, reference: Policy, recorded: str | None, origin: Origin) -> str:
-    """A resumed run loads its reference again, by name: it must be the model it began with."""
-    digest = weights_digest(reference.model)
+def _digest_of_start(recipe: Recipe, start: Policy, recorded: str | None, origin: Origin) -> str:
+    """A resumed run loads its start again, by name: it must be the model it began with."""
+    digest = weights_digest(start.model)
     if recorded not in (None, digest) and not origin.allow_changed:
         raise RlifError(
             Argument("model"),
-            f": {recipe.policy.model} has changed since this run began, and with it the reference of its KL term; put "
-            "the old weights back, start a new run, or go on with the change on purpose: "
+            f": {recipe.policy.model} has changed since this run began, and with it what its KL term or its probe is "
+            "held against; put the old weights back, start a new run, or go on with the change on purpose: "
             f"rlif train --resume {origin.out} --allow-changed",
         )
     return digest
 
 
-def _provenance(prompts: PromptSource, eval_prompts: tuple[Prompt, ...], began: Provenance | None) -> Provenance:
+def _provenance(
+    prompts: PromptSource, held_out: Mapping[str, tuple[Prompt, ...]], began: Provenance | None
+) -> Provenance:
     recipe = prompts.recipe
-    rendered = {"train": prompts.train(1), **({"eval": eval_prompts} if eval_prompts else {})}
+    rendered = {"train": prompts.train(1), **{name: some for name, some in held_out.items() if some}}
     files, stamps = model_files(model_source(recipe.policy.model), began)
     return Provenance(
         date=prompts.now,

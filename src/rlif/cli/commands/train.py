@@ -39,7 +39,7 @@ def train(
 
 
 def _train(out: Path, recipe: "Recipe | None", *, allow_changed: bool = False) -> None:
-    from rlif.cli.train_progress import show_progress
+    from rlif.cli.train_progress import ending_lines, show_progress
     from rlif.recipes import load_recipe
     from rlif.runs.checkpoint import resumes_at
     from rlif.runs.layout import recipe_path
@@ -50,7 +50,8 @@ def _train(out: Path, recipe: "Recipe | None", *, allow_changed: bool = False) -
     done = 0 if recipe else resumes_at(out)
     with show_progress(console, known.steps, done) as callback:
         if recipe:
-            final = trainer.train(recipe, out, callback=callback)
+            trainer.train(recipe, out, callback=callback)
         else:
-            final = trainer.resume(out, callback=callback, allow_changed=allow_changed)
-    console.write_line(f"final model: {final}")
+            trainer.resume(out, callback=callback, allow_changed=allow_changed)
+    for line in ending_lines(out):
+        console.write_line(line)

@@ -1,0 +1,136 @@
+"""The looks of a run at its probe: when they are due, what the guards say of them, and which step they choose.
+
+All they leave behind stands in the run's state, which every checkpoint holds: a run that is resumed goes on as if it
+had never stopped. A run without a probe has looks that are never due.
+"""
+
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rlif.monitoring.guards import GUARDS, LEVELS, Finding, best_look, examine
+from rlif.monitoring.measurement import ProbeRecord
+from rlif.monitoring.probe import Probe, kept_reference
+from rlif.monitoring.reference import Reference, ReferenceSettings, reference_path
+from rlif.rollout.engine import Engine
+from rlif.runs.layout import LOOKS, PROBE
+from rlif.training.probe_problems import low_temperature
+from rlif.training.setup import Setup
+from rlif.types import Sampling
+from rlif.utils.atomic_io import make_folder, write_whole, writing
+
+CRITERION = "probe/agreement"
+"""What the checkpoint that is restored has the most of (`rlif.monitoring.guards.best_look`)."""
+
+
+class Looks:
+    """When a run is looked at, and what comes of it."""
+
+    def __init__(self, setup: Setup, out: Path) -> None:
+        recipe = setup.recipe
+        self._every, self._last, self._guards = recipe.probe.every or 0, recipe.steps, recipe.guards
+        self._setup, self._folder = setup, out / PROBE
+        self._settings = ReferenceSettings(
+            sampling=Sampling.from_config(recipe.rollout),
+            low_temperature=low_temperature(recipe),
+            samples=recipe.probe.reference_samples,
+            seed=recipe.seed,
+        )
+        self._state: dict[str, Any] = setup.state.setdefault(
+            "probe", {"reference": None, "records": [], "said": [], "stopped": None}
+        )
+        self._probe: Probe | None = None
+        if self._every and (known := self._known()):
+            self._open(known)
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing has to be asked before the first look: the reference is there, or nobody looks."""
+        return not self._every or self._probe is not None
+
+    @property
+    def reference_tokens(self) -> int:
+        """The most tokens that `settle` draws."""
+        answers = 2 * self._settings.samples + 1
+        return len(self._setup.probe_prompts) * answers * self._settings.sampling.max_new_tokens
+
+    @property
+    def look_tokens(self) -> int:
+        """The most tokens that a look draws."""
+        samples = self._setup.recipe.probe.samples
+        return len(self._setup.probe_prompts) * samples * self._settings.sampling.max_new_tokens
+
+    def settle(self, untrained: Engine, progress: Callable[[int], None]) -> None:
+        """Have the untrained policy's answers frozen: they are kept in the run's folder, under their digest."""
+        source, prompts = self._setup.prompts, self._setup.probe_prompts
+        self._open(kept_reference(self._folder, untrained, source.task, prompts, self._settings, progress=progress))
+
+    def due(self, step: int) -> bool:
+        """Before the first step, after every so many, and at the end."""
+        return self._every > 0 and (step % self._every == 0 or step == self._last)
+
+    def look(self, step: int, trained: Mapping[str, float], progress: Callable[[int], None]) -> dict[str, float]:
+        """Look at the policy and ask the guards; returns what is logged. ``trained``: the metrics of the step."""
+        assert self._probe is not None, "not settled"
+        seen = self._probe.measure(step, progress)
+        also = {key: trained[key] for key in ("advantage/zero_groups",) if key in trained}
+        self._probe.records[-1] = replace(seen, metrics={**seen.metrics, **also})  # the guards read it there
+        self._state["records"].append(self._probe.records[-1].as_json())
+        findings = examine(self._probe.records)
+        for name, finding in findings.items():
+            self._tell(step, name, finding)
+        levels = {name: findings[name].level if name in findings else "ok" for name in GUARDS}
+        return {**seen.metrics, **{f"guard/{name}": float(LEVELS.index(level)) for name, level in levels.items()}}
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a guard has ended the run."""
+        return self._guards.stop and self._state["stopped"] is not None
+
+    @property
+    def chosen(self) -> int | None:
+        """The step whose weights final/ is to hold; None: the last one's."""
+        if not self._guards.restore or not self._state["records"]:
+            return None
+        return best_look([ProbeRecord.from_json(record) for record in self._state["records"]]).step
+
+    def verdict(self, step: int) -> dict[str, Any] | None:
+        """What came of it, for run.json, when the run has ended after ``step``; None without a look."""
+        if not (records := self._state["records"]):
+            return None
+        chosen = step if self.chosen is None else self.chosen
+        value = next((one["metrics"].get(CRITERION) for one in records if one["step"] == chosen), None)
+        found = {"step": chosen, "criterion": CRITERION, "value": value, "looks": len(records), "last": step}
+        return found | {"stopped": self._state["stopped"]}
+
+    def keep(self) -> None:
+        """Write what was seen into the folder, for whoever tries other rules on it (`rlif.experiments.stop_rules`)."""
+        if records := self._state["records"]:
+            path = self._folder / LOOKS
+            with writing(path, "free some space; the looks are in the checkpoint's state, too"):
+                make_folder(self._folder)
+                write_whole(path, json.dumps(records, allow_nan=False).encode())
+
+    def _tell(self, step: int, name: str, finding: Finding) -> None:
+        """Each word of a guard once: a warning, and the first that says stop is kept."""
+        if finding.level == "stop" and self._state["stopped"] is None:
+            self._state["stopped"] = {"step": step, "guard": name, "reason": finding.reason}
+        if (said := f"{name}: {finding.level}") not in self._state["said"]:
+            self._state["said"].append(said)
+            warnings.warn(f"step {step}: {name}: {finding.reason}", RuntimeWarning, stacklevel=3)
+
+    def _open(self, reference: Reference) -> None:
+        setup = self._setup
+        samples, start = setup.recipe.probe.samples, setup.start if setup.recipe.probe.start else None
+        task, prompts = setup.prompts.task, setup.probe_prompts
+        self._state["reference"] = reference.digest
+        self._probe = Probe(setup.engine, task, prompts, reference, self._settings, samples=samples, start=start)
+        self._probe.records += [ProbeRecord.from_json(record) for record in self._state["records"]]
+
+    def _known(self) -> Reference | None:
+        """The reference that this run has had made, if it is still there."""
+        path = reference_path(self._folder, str(self._state["reference"]))
+        return Reference.read(path) if self._state["reference"] and path.is_file() else None

@@ -1,0 +1,95 @@
+"""Which prompts a run is looked at with, and how often: what the recipe's section ``probe`` leaves open."""
+
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from rlif.config import FileTask, Recipe
+from rlif.errors import RlifError
+from rlif.rewards.base import Reward
+from rlif.rewards.registry import internal_alone
+from rlif.tasks.base import Task
+from rlif.tasks.files import read_problems
+from rlif.types import Problem
+from rlif.utils.paths import expanded
+
+_LOG = logging.getLogger(__name__)
+
+COST = 0.1
+"""Share of the training's time that looks may take, if the recipe does not say how often they are due."""
+
+FEWEST_STEPS = 20
+"""A shorter run is not looked at, unless its recipe says so: it ends before a fall could be told from chance."""
+
+
+def looks_every(recipe: Recipe, own: Mapping[str, Reward] = MappingProxyType({})) -> int:
+    """Steps between two looks where ``probe.every`` is null; 0: none. ``own``: the run's own rewards, by name.
+
+    A completion of a step is sampled and trained on, one of a look sampled and, with ``probe.start``, read once. On a
+    GPU as on a CPU sampling takes about half of a step, so a look costs half as much a completion, and a reading about
+    a third of a sampling.
+    """
+    probe, rollout = recipe.probe, recipe.rollout
+    if probe.every is not None:
+        return probe.every
+    if recipe.steps < FEWEST_STEPS or rollout.temperature == 0.0 or not internal_alone(recipe.reward, own):
+        return 0
+    look = probe.prompts * probe.samples * (4 / 3 if probe.start else 1.0)
+    return max(1, math.ceil(look / (COST * 2.0 * rollout.prompts * rollout.group_size)))
+
+
+def low_temperature(recipe: Recipe) -> float:
+    """At which half of the reference's answers are drawn."""
+    given = recipe.probe.low_temperature
+    return min(0.4, recipe.rollout.temperature / 2.0) if given is None else given
+
+
+def probe_problems(recipe: Recipe, task: Task) -> tuple[Problem, ...]:
+    """The problems of the probe, without their labels.
+
+    Of a file its first; else held-out ones of the task. Those that the evaluation uses, too, come only after all
+    others: what is chosen by them would be judged by them. Raises `RlifError` for a file that cannot be read.
+    """
+    count = recipe.probe.prompts
+    problems = _from_file(recipe, count) if recipe.probe.path is not None else _held_out(recipe, task, count)
+    if len(problems) < count:
+        _LOG.warning("the probe has %d prompts, not the %d of probe.prompts: there are no more", len(problems), count)
+    return tuple(Problem(problem.id, problem.question, None) for problem in problems)
+
+
+def _from_file(recipe: Recipe, count: int) -> tuple[Problem, ...]:
+    task, path = recipe.task, expanded(str(recipe.probe.path))
+    config = task if isinstance(task, FileTask) else FileTask(name="file", path=str(path))
+    # A file of prompts needs no answers, whatever column those of the training stand in.
+    unlabelled = config.model_copy(update={"path": str(path), "eval_path": None, "answer_column": None, "limit": None})
+    return read_problems(Path(path), unlabelled, limit=count, argument="probe_path")
+
+
+def _held_out(recipe: Recipe, task: Task, count: int) -> tuple[Problem, ...]:
+    judged = recipe.eval.problems if recipe.eval.every else 0
+    known = {problem.id for problem in task.eval_problems(judged)} if judged else set()
+    there = task.eval_problems(_as_many(task, judged + count))
+    apart = [problem for problem in there if problem.id not in known]
+    shared = [problem for problem in there if problem.id in known]
+    if shared and len(apart) < count and recipe.probe.every != 0:
+        _LOG.warning(
+            "the probe shares %d of its prompts with the evaluation, for the task holds out no others; lower "
+            "probe.prompts or eval.problems, or give a file of prompts (probe.path)",
+            min(count, len(there)) - len(apart),
+        )
+    return tuple([*apart, *shared][:count])
+
+
+def _as_many(task: Task, count: int) -> int:
+    """The most problems that the task holds out, up to ``count``."""
+    low, high = 0, count
+    while low < high:
+        middle = (low + high + 1) // 2
+        try:
+            task.eval_problems(middle)
+            low = middle
+        except RlifError:
+            high = middle - 1
+    return low

@@ -1,0 +1,297 @@
+"""Runs that are looked at: what a probe changes (nothing), what it keeps, and how a run ends that a guard stops."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import rlif
+from rlif.cli.train_progress import ending_lines
+from rlif.config import Recipe
+from rlif.errors import RlifError
+from rlif.monitoring.guards import Finding, best_look
+from rlif.monitoring.measurement import ProbeRecord
+from rlif.recipes import dump_recipe, load_recipe, parse_recipe
+from rlif.runs.checkpoint import latest_checkpoint, load_checkpoint
+from rlif.runs.history import read_metrics
+from rlif.tasks import build_task
+from rlif.training import looks
+from rlif.training.loop import resume, train
+from rlif.training.probe_problems import looks_every, probe_problems
+from rlif.utils.interrupts import Interrupted
+from toys import toy_policy
+
+
+@pytest.fixture(scope="module")
+def toy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved random model: training it teaches nothing and costs nothing."""
+    folder = tmp_path_factory.mktemp("toy")
+    toy_policy("llama").save(folder)
+    return folder
+
+
+def recipe(model: Path | str, **changes: object) -> Recipe:
+    data: dict[str, object] = {
+        "steps": 4,
+        "policy": {"model": str(model), "dtype": "float32", "device": "cpu"},
+        "task": {"name": "arithmetic"},
+        "rollout": {"prompts": 2, "group_size": 3, "max_new_tokens": 8},
+        "reward": "self_certainty",
+        "grpo": {"lr": 1e-2, "kl_coef": 0.0, "schedule": "constant", "warmup": 0.0},
+        "eval": {"every": 2, "problems": 3, "greedy": False},
+        "probe": {"every": 1, "prompts": 5, "samples": 2, "reference_samples": 3},
+        "checkpoint": {"every": 0, "keep_last": 1},
+    }
+    return parse_recipe({**data, **changes})
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def same(one: Path, other: Path) -> bool:
+    first, second = weights(one), weights(other)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def without_clock(line: Mapping[str, float]) -> dict[str, float]:
+    return {k: v for k, v in line.items() if not k.startswith(("time", "tokens_per_second", "memory"))}
+
+
+def agreeing_most_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Let the guards choose that step, whatever was seen."""
+    monkeypatch.setattr(looks, "best_look", lambda records: next((r for r in records if r.step == step), records[0]))
+
+
+def stopping_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Let a guard say stop after that step."""
+
+    def examine(records: list[ProbeRecord]) -> dict[str, Finding]:
+        return {"agreement": Finding("stop", "it fell")} if records[-1].step >= step else {}
+
+    monkeypatch.setattr(looks, "examine", examine)
+
+
+def test_looking_changes_neither_weights_nor_other_numbers(toy_model: Path, tmp_path: Path) -> None:
+    guards = {"restore": False, "stop": False}
+    watched = train(recipe(toy_model, guards=guards), tmp_path / "watched")
+    blind = train(recipe(toy_model, probe={"every": 0}), tmp_path / "blind")
+    assert watched is not None
+    assert blind is not None
+    assert same(watched, blind)
+    seen, unseen = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("watched", "blind"))
+    assert [line["step"] for line in seen] == [line["step"] for line in unseen] == [0, 1, 2, 3, 4]
+    for one, other in zip(seen, unseen, strict=True):
+        kept = {k: v for k, v in without_clock(one).items() if not k.startswith(("probe/", "guard/"))}
+        assert kept == without_clock(other)
+        assert {"probe/agreement/any_form", "probe/cross_entropy", "guard/length"} <= one.keys() or one["step"] == 0
+    assert "probe/kl" in seen[0]
+    assert seen[0]["probe/kl"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_run_killed_between_looks_equals_one_that_never_stopped(toy_model: Path, tmp_path: Path) -> None:
+    whole = train(recipe(toy_model), tmp_path / "whole")
+    assert train(recipe(toy_model), tmp_path / "halves", until=2) is None
+    again = resume(tmp_path / "halves")
+    assert whole is not None
+    assert again is not None
+    assert same(whole, again)
+    states = []
+    for name in ("whole", "halves"):
+        path = latest_checkpoint(tmp_path / name / "checkpoints")
+        assert path is not None
+        states.append(load_checkpoint(path).state["probe"])
+    assert states[0] == states[1]
+    assert [record["step"] for record in states[0]["records"]] == [0, 1, 2, 3, 4]
+    lines = [
+        [without_clock(line) for line in read_metrics(tmp_path / n / "metrics.jsonl")] for n in ("whole", "halves")
+    ]
+    assert lines[0] == lines[1]
+
+
+def test_a_reference_that_was_removed_is_made_again_from_the_untrained_model(toy_model: Path, tmp_path: Path) -> None:
+    train(recipe(toy_model), tmp_path / "run", until=2)
+    (path,) = (tmp_path / "run" / "probe").glob("reference-*.json")
+    before = path.read_bytes()
+    path.unlink()
+    resume(tmp_path / "run")
+    assert path.read_bytes() == before
+
+
+def test_a_guard_ends_the_run_and_final_is_the_look_that_agreed_most(
+    toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agreeing_most_at(monkeypatch, 1)
+    stopping_at(monkeypatch, 3)
+    out = tmp_path / "run"
+    with pytest.warns(RuntimeWarning, match="step 3: agreement: it fell"):
+        final = train(recipe(toy_model), out)
+    assert final == out / "final"
+    lines = read_metrics(out / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [0, 1, 2, 3]
+    assert "eval/right" in lines[-1], "a run that is stopped ends with an evaluation, too"
+    assert [line["guard/agreement"] for line in lines] == [0.0, 0.0, 0.0, 2.0]
+    unguarded = recipe(toy_model, guards={"stop": False, "restore": False}, probe={"every": 0})
+    for steps, folder in ((1, "final"), (3, "last")):
+        expected = train(unguarded.model_copy(update={"steps": steps}), tmp_path / folder)
+        assert expected is not None
+        assert same(expected, out / folder)
+    selected = json.loads((out / "run.json").read_text())["selected"]
+    assert (selected["step"], selected["last"], selected["looks"]) == (1, 3, 4)
+    assert selected["stopped"] == {"step": 3, "guard": "agreement", "reason": "it fell"}
+    said = ending_lines(out)
+    assert said[0] == "stopped after step 3: it fell"
+    assert "of step 1" in said[1]
+    assert str(out / "final") in said[1]
+    assert str(out / "last") in said[2]
+    # Asked again it has nothing to do, and does not go on.
+    assert resume(out) == final
+    assert same(out / "final", tmp_path / "final" / "final")
+    assert read_metrics(out / "metrics.jsonl")[-1]["step"] == 3
+
+
+def test_an_ended_run_goes_on_if_its_recipe_no_longer_lets_guards_stop(
+    toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopping_at(monkeypatch, 2)
+    out = tmp_path / "run"
+    with pytest.warns(RuntimeWarning):
+        train(recipe(toy_model), out)
+    path = out / "recipe.yaml"
+    kept = load_recipe(path)
+    path.write_text(dump_recipe(kept.model_copy(update={"guards": kept.guards.model_copy(update={"stop": False})})))
+    resume(out)
+    assert read_metrics(out / "metrics.jsonl")[-1]["step"] == 4
+    assert ending_lines(out)[0] == "would have been stopped after step 2: it fell"
+
+
+def test_where_no_training_agrees_more_final_is_the_untrained_model(
+    toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agreeing_most_at(monkeypatch, 0)
+    out = tmp_path / "run"
+    train(recipe(toy_model), out)
+    assert same(out / "final", toy_model)
+    assert not same(out / "last", toy_model)
+
+
+def test_the_choice_is_that_of_the_records_and_its_checkpoint_outlives_the_pruning(
+    toy_model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    train(recipe(toy_model, steps=6), out, until=5)
+    path = latest_checkpoint(out / "checkpoints")
+    assert path is not None
+    records = [ProbeRecord.from_json(record) for record in load_checkpoint(path).state["probe"]["records"]]
+    step = best_look(records).step
+    kept = {int(folder.name[-6:]) for folder in (out / "checkpoints").glob("step-*")}
+    assert kept == {5, step} - {0}
+
+
+def test_a_chosen_checkpoint_that_is_gone_is_named(
+    toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agreeing_most_at(monkeypatch, 1)
+    out = tmp_path / "run"
+    train(recipe(toy_model), out, until=3)
+    for folder in (out / "checkpoints" / "step-000001").iterdir():
+        folder.unlink()
+    (out / "checkpoints" / "step-000001").rmdir()
+    with pytest.raises(RlifError, match=r"step-000001: this checkpoint, .* guards\.restore"):
+        resume(out)
+
+
+def test_a_signal_while_the_reference_is_made_loses_nothing(toy_model: Path, tmp_path: Path) -> None:
+    asked = iter([None, 15])
+    with pytest.raises(Interrupted, match="before step 1"):
+        train(recipe(toy_model), tmp_path / "run", stop=lambda: next(asked, 15))
+    again, whole = resume(tmp_path / "run"), train(recipe(toy_model), tmp_path / "whole")
+    assert again is not None
+    assert whole is not None
+    assert same(again, whole)
+
+
+def test_prompts_that_have_changed_are_refused(tmp_path: Path, toy_model: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    rows = [json.dumps({"question": f"{a}+1=?"}) for a in range(11, 17)]
+    prompts.write_text("\n".join(rows))
+    probe = {"every": 1, "prompts": 5, "path": str(prompts), "samples": 1, "reference_samples": 2}
+    train(recipe(toy_model, probe=probe), tmp_path / "run", until=1)
+    prompts.write_text("\n".join(reversed(rows)))
+    with pytest.raises(RlifError, match="prompts"):
+        resume(tmp_path / "run")
+
+
+def test_a_run_of_before_there_were_probes_goes_on_without_one(toy_model: Path, tmp_path: Path) -> None:
+    long = {"steps": 20, "probe": {"every": 0}, "eval": {"every": 0}}
+    train(recipe(toy_model, **long), tmp_path / "run", until=1)
+    path = tmp_path / "run" / "recipe.yaml"
+    text = path.read_text()
+    for section in ("probe:", "guards:"):
+        start = text.index(f"\n{section}") + 1
+        end = next(i for i in range(start + 1, len(text)) if text[i - 1] == "\n" and text[i] not in " -")
+        text = text[:start] + text[end:]
+    path.write_text(text)
+    resume(tmp_path / "run", until=2)
+    assert not any(key.startswith("probe/") for key in read_metrics(tmp_path / "run" / "metrics.jsonl")[-1])
+
+
+REWARDS: list[tuple[Any, bool]] = [
+    ("self_certainty", True),
+    ("majority_vote", True),
+    ("frozen_consensus", True),
+    ("multi", True),
+    (["token_entropy", {"name": "verifiable", "weight": 0.0}], True),
+    ("verifiable", False),
+    ("random", False),
+    ({"name": "negated", "of": "self_certainty"}, False),
+    (["token_entropy", "verifiable"], False),
+    ([{"name": "token_entropy", "weight": 0.0}], False),
+]
+
+
+@pytest.mark.parametrize(("reward", "looked_at"), REWARDS, ids=str)
+def test_runs_on_internal_feedback_alone_are_looked_at_by_default(reward: Any, looked_at: bool) -> None:
+    # A step has 2 x 3 completions, a look 64 x 4 that are read, too: 256 x 4/3 of half a step's cost each; a tenth of
+    # 6 x 2 halves a step are 1.2, so that a look is paid for in 285 steps.
+    assert looks_every(recipe("toy", steps=20, reward=reward, probe={})) == (285 if looked_at else 0)
+
+
+def test_how_often_follows_from_what_a_look_costs() -> None:
+    paper = {"rollout": {"prompts": 128, "group_size": 8, "max_new_tokens": 8}, "steps": 80}
+    assert looks_every(recipe("toy", **paper, probe={})) == 2
+    assert looks_every(recipe("toy", **paper, probe={"start": False, "prompts": 51, "samples": 4})) == 1
+    assert looks_every(recipe("toy", steps=19, probe={})) == 0
+    assert looks_every(recipe("toy", steps=19, probe={"every": 7})) == 7
+    greedy = {"prompts": 2, "group_size": 3, "max_new_tokens": 8, "temperature": 0.0}
+    assert looks_every(recipe("toy", steps=20, rollout=greedy, probe={})) == 0
+
+
+def test_probe_problems_are_apart_from_training_and_evaluation_and_bear_no_label() -> None:
+    asked = recipe("toy", eval={"every": 1, "problems": 100}, probe={"every": 1, "prompts": 64})
+    task = build_task(asked.task)
+    problems = probe_problems(asked, task)
+    judged = {problem.id for problem in task.eval_problems(100)}
+    trained = {problem.id for step in range(1, 200) for problem in task.train_problems(step, 16, 0)}
+    assert len(problems) == 64
+    assert not {p.id for p in problems} & (judged | trained)
+    assert all(problem.answer is None for problem in problems)
+
+
+def test_a_task_that_holds_out_too_few_shares_them_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    small = {"name": "arithmetic", "low": 1, "high": 9}
+    asked = recipe("toy", task=small, eval={"every": 1, "problems": 6}, probe={"every": 1, "prompts": 64})
+    task = build_task(asked.task)
+    held_out = {problem.id for problem in task.eval_problems(len(probe_problems(asked, task)))}
+    assert {problem.id for problem in probe_problems(asked, task)} == held_out
+    assert "shares 6 of its prompts" in caplog.text
+    assert "there are no more" in caplog.text
+
+
+def test_the_public_door_tells_of_the_choice(toy_model: Path, tmp_path: Path) -> None:
+    assert rlif.train(recipe(toy_model), tmp_path / "run") == tmp_path / "run" / "final"
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["selected"]["criterion"] == "probe/agreement"
