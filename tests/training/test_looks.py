@@ -25,6 +25,8 @@ from rlif.training.probe_problems import looks_every, probe_problems
 from rlif.utils.interrupts import Interrupted
 from toys import toy_policy
 
+pytestmark = pytest.mark.filterwarnings("ignore:step [0-9]+:RuntimeWarning")  # guards have their say on random models
+
 
 @pytest.fixture(scope="module")
 def toy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
