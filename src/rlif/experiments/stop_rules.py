@@ -171,11 +171,10 @@ def main(study: Path) -> None:
     for kind in dict.fromkeys(run.course.reward_kind for run in runs):
         of_kind = [run for run in runs if run.course.reward_kind == kind]
         for name, score in (("sampled", SCORE), ("greedy", GREEDY)):
-            say(f"\n{kind} rewards, {len(of_kind)} runs, right and formatted, {name}:\n")
-            for line in markdown(rules_table(of_kind, score)).splitlines():
+            heading = f"{kind} rewards, {len(of_kind)} runs, right and formatted, {name}:"
+            for line in ("", heading, "", *markdown(rules_table(of_kind, score)).splitlines()):
                 say(line)
-    say("")
-    for line in markdown(runs_table(runs)).splitlines():
+    for line in ("", *markdown(runs_table(runs)).splitlines()):
         say(line)
 
 

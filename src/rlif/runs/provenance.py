@@ -22,7 +22,10 @@ from rlif.model.template_clock import present
 from rlif.recipes import parse_recipe
 from rlif.utils.atomic_io import sha256
 
-FREE = ("checkpoint.", "log.", "eval.every", "eval.greedy", "probe.every", "guards.", "rollout.max_mismatch")
+FREE = (
+    *("checkpoint.", "log.", "eval.every", "eval.greedy", "rollout.max_mismatch"),
+    *("probe.every", "guards.stop", "guards.restore"),
+)
 """Keys, or beginnings of them, that decide neither weights nor the value of any number: they may change."""
 
 ROUNDING = (
