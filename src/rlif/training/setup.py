@@ -22,6 +22,7 @@ from rlif.rewards.base import Reward
 from rlif.rollout.engine import Engine
 from rlif.rollout.prompts import check_context, prompts_digest, render
 from rlif.runs.checkpoint import Checkpoint, restore_optimizer
+from rlif.runs.layout import resume_with
 from rlif.runs.provenance import Provenance, model_files
 from rlif.tasks import build_task
 from rlif.tasks.base import Task
@@ -188,8 +189,8 @@ def _digest_of_reference(recipe: Recipe, reference: Policy, recorded: str | None
         raise RlifError(
             Argument("model"),
             f": {recipe.policy.model} has changed since this run began, and with it the reference of its KL term; put "
-            "the old weights back, start a new run, or go on with the change on purpose: "
-            f"rlif train --resume {origin.out} --allow-changed",
+            "the old weights back, start a new run, or go on with the change on purpose: ",
+            resume_with(origin.out, allow_changed=True),
         )
     return digest
 
