@@ -382,10 +382,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--tries", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    asked = parser.parse_args()
     started = time.monotonic()
-    found = campaign(options.tries, options.seed)
+    found = campaign(asked.tries, asked.seed)
     for line in found:
         print(line)
     seconds = time.monotonic() - started
-    print(f"{options.tries} tries (seed {options.seed}), {len(found)} did not end as they should; {seconds:.0f} s")
+    print(f"{asked.tries} tries (seed {asked.seed}), {len(found)} did not end as they should; {seconds:.0f} s")
