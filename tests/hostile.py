@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
+import typer
+
 from rlif.cli import main
 from rlif.utils.atomic_io import LOCK
 from rlif.utils.interrupts import STOP_SIGNALS
@@ -120,10 +122,56 @@ COMMANDS: Mapping[str, Callable[[str], list[str]]] = {
     "a chat template of sample": lambda t: ["sample", "./none", "1+1=?", "--chat-template", t],
     "the run of theory": lambda t: ["theory", "--run", t],
     "the trials of theory": lambda t: ["theory", "--trials", f"-{t}"],
+    "the base of merge": lambda t: ["merge", f"./{t}", "tiny-instruct", "--ratio", "0.5", "--out", "file/merged"],
+    "the other of merge": lambda t: ["merge", "tiny-base", f"./{t}", "--ratio", "0.5", "--out", "file/merged"],
+    "the ratio of merge": lambda t: ["merge", "tiny-base", "tiny-instruct", "--ratio", t, "--out", "file/merged"],
+    "a merged model": lambda t: [
+        *("train", "tiny", f"policy.model={{merge: {{base: './{t}', instruct: tiny-base, ratio: 0.5}}}}"),
+        *("--out", "run"),
+    ],
+    "a grid": lambda t: ["study", f"./{t}", "--out", "study"],
+    "a cell": lambda t: ["study", "tiny", "--dry-run", "--only", f"x{t}"],
+    "an axis": lambda t: ["study", "tiny", "--dry-run", "--where", t],
+    "a label": lambda t: ["study", "tiny", "--dry-run", "--where", f"reward={t}"],
+    "a study": lambda t: ["study", f"./{t}", "--findings"],
     "an argument of models": lambda t: ["models", t, "x"],
     "an argument of tiny": lambda t: ["tiny", t],
 }
 """Where a name can stand, and the command line with one there. None of them can come to an end that is good."""
+
+HOPELESS: Mapping[str, list[str]] = {
+    "train": ["tiny", "policy.model=./none", "--out", "run"],
+    "eval": ["./none", "--tasks", "arithmetic", "--out", "judged"],
+    "compare": ["./none", "./none"],
+    "quickstart": ["--out", "file/q"],
+    "study": ["tiny", "--dry-run", "--only", "no such cell"],
+    "sample": ["./none", "1+1=?"],
+    "theory": ["--run", "./none"],
+    "merge": ["./none", "tiny-instruct", "--ratio", "0.5", "--out", "merged"],
+    "models": ["--no-such-option"],
+    "tiny make": ["--out", "file/tiny"],
+}
+"""Arguments for each command with which it comes to no good end, whatever else it is told."""
+
+
+def options() -> list[tuple[str, str]]:
+    """Every option of every command, as the command line declares them: a new one is in the matrix by being there."""
+    found = []
+    commands = [("", typer.main.get_command(main.app))]
+    for name, command in commands:
+        children = getattr(command, "commands", {})
+        commands += [(f"{name} {child}".strip(), children[child]) for child in children]
+        if not children:
+            found += [(name, each) for option in command.params for each in option.opts if each.startswith("--")]
+    return found
+
+
+def with_option(command: str, option: str, name: str) -> list[str]:
+    """A hopeless command line with a name as the value of one more option. Folders lie below a file, where no command
+    can make them."""
+    value = f"file/{name}" if option in ("--out", "--plot") else name
+    return [*command.split(), *HOPELESS[command], f"{option}={value}"]
+
 
 RECIPE = """\
 steps: 2
@@ -138,6 +186,33 @@ grpo: {lr: 1e-5, betas: [0.9, 0.95]}
 """
 ROWS = "".join(json.dumps({"id": i, "question": f"{i}+1=?", "answer": f"{i + 1}"}) + "\n" for i in range(4))
 METRICS = "".join(json.dumps({"step": i, "entropy/predicted": 0.1, "entropy/measured": 0.2}) + "\n" for i in range(5))
+
+GRID = """\
+recipe: tiny
+models: {m: no-such-model}
+rewards: {certain: self_certainty, mix: [{name: length, weight: 0.5}, random]}
+seeds: [0, 1]
+vary: {grpo.lr: [1e-6, 1e-4]}
+set: {steps: 4, eval.every: 2}
+"""
+RECORD = json.dumps(
+    {
+        "grid": {},
+        "cells": [
+            {
+                "cell": "a-0",
+                "axes": {"model": "m", "reward": "r", "seed": 0},
+                "model_kind": "base",
+                "merge_ratio": None,
+                "reward_kind": "internal",
+            }
+        ],
+    }
+)
+CONFIG = json.dumps({"model_type": "llama", "num_hidden_layers": 1, "tie_word_embeddings": False})
+_HEADER = json.dumps({"a.weight": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}})
+WEIGHTS = f"{chr(len(_HEADER))}{7 * chr(0)}{_HEADER}{8 * chr(0)}"
+"""A file of safetensors, all of whose bytes are ASCII."""
 
 FILES: Mapping[str, tuple[Mapping[str, str], list[str]]] = {
     "a recipe": ({"recipe.yaml": RECIPE}, ["train", "recipe.yaml", "--out", "run"]),
@@ -168,6 +243,19 @@ FILES: Mapping[str, tuple[Mapping[str, str], list[str]]] = {
         ),
     ),
     "metrics": ({"old/metrics.jsonl": METRICS}, ["theory", "--run", "old"]),
+    "a grid": ({"grid.yaml": GRID}, ["study", "grid.yaml", "--dry-run"]),
+    "the record of a study": (
+        {"s/grids/g.json": RECORD, "s/runs/a-0/metrics.jsonl": METRICS},
+        ["study", "s", "--findings"],
+    ),
+    "a failure of a study": (
+        {"s/grids/g.json": RECORD, "s/failed/a-0.json": '{"error": "of memory"}'},
+        ["study", "s", "--findings"],
+    ),
+    "a model to merge": (
+        {"m/config.json": CONFIG, "m/model.safetensors": WEIGHTS},
+        ["merge", "m", "m", "--ratio", "0.5", "--out", "merged"],
+    ),
     "an evaluation": (
         {"old/asked.json": '{"models": ["a", "b"], "tasks": {}}', "old/a/model.json": '{"name": "a"}'},
         ["compare", "old"],
@@ -269,9 +357,13 @@ def campaign(tries: int, seed: int) -> list[str]:
         with tempfile.TemporaryDirectory() as folder:
             os.chdir(folder)
             write({"file": b""})
-            if chance.random() < 0.5:
+            kind = chance.random()
+            name = "".join(chance.choice(NAMES)[:400] for _ in range(chance.randint(1, 3)))
+            if kind < 0.25:
+                command, option = chance.choice(options())
+                place, arguments, what = f"{command} {option}", with_option(command, option, name), repr(name)[:200]
+            elif kind < 0.5:
                 place = chance.choice(list(COMMANDS))
-                name = "".join(chance.choice(NAMES)[:400] for _ in range(chance.randint(1, 3)))
                 arguments, what = COMMANDS[place](name), repr(name)[:200]
             else:
                 place = chance.choice(list(FILES))
@@ -290,10 +382,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--tries", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    asked = parser.parse_args()
     started = time.monotonic()
-    found = campaign(options.tries, options.seed)
+    found = campaign(asked.tries, asked.seed)
     for line in found:
         print(line)
     seconds = time.monotonic() - started
-    print(f"{options.tries} tries (seed {options.seed}), {len(found)} did not end as they should; {seconds:.0f} s")
+    print(f"{asked.tries} tries (seed {asked.seed}), {len(found)} did not end as they should; {seconds:.0f} s")

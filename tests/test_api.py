@@ -138,6 +138,82 @@ def test_paths_and_names_are_taken_where_a_model_or_a_recipe_is(tmp_path: Path) 
         rlif.train("tinny", tmp_path / "run")
 
 
+WRONG_TYPES = {
+    "rlif.Sampling(temperature='hot')": "temperature: expected a number (given 'hot')",
+    "rlif.Sampling(max_new_tokens=2.5)": "max_new_tokens: expected a whole number (given 2.5)",
+    "rlif.Sampling(stop='ab')": "stop: expected a list of texts (given 'ab')",
+    "rlif.Sampling(stop=('a', 3))": "stop: expected a list of texts (given 3 at place 1)",
+    "rlif.render('tiny-base', 'plain', [one])": "policy: expected an rlif.Policy, which rlif.load_policy makes (given",
+    "rlif.render(policy, one, [one])": "template: expected the name of a template (given Problem(",
+    "rlif.render(policy, 'plain', one)": "problems: expected a list of rlif.Problem (given Problem(",
+    "rlif.render(policy, 'plain', '1+2=?')": "problems: expected a list of rlif.Problem (given '1+2=?')",
+    "rlif.render(policy, 'plain', [one, '1'])": "problems: expected a list of rlif.Problem (given '1' at place 1)",
+    "rlif.Engine('tiny-base')": "policy: expected an rlif.Policy, which rlif.load_policy makes (given 'tiny-base')",
+    "engine.sample(['1+2='], **draw)": "prompts: expected a list of rlif.Prompt, which rlif.render makes (given '1+2='",
+    "engine.sample([one], **draw)": "prompts: expected a list of rlif.Prompt, which rlif.render makes (given Problem(",
+    "engine.sample(prompts, **{**draw, 'sampling': {}})": "sampling: expected an rlif.Sampling (given {})",
+    "engine.sample(prompts, **{**draw, 'key': 0})": "key: expected an rlif.Key (given 0)",
+    "engine.sample(prompts, **{**draw, 'group_size': 0})": "group_size: 0; give a whole number, 1 or more",
+    "engine.sample(prompts, **{**draw, 'group_size': 2.5})": "group_size: 2.5; give a whole number, 1 or more",
+    "next(engine.groups([one], **draw))": "prompts: expected a list of rlif.Prompt, which rlif.render makes (giv",
+    "rlif.evaluate('tiny-base', {'tasks': ('additions',)}, 'out')": "settings: expected an rlif.EvalSettings (given",
+    "rlif.train(3, 'out')": "recipe: expected a recipe's file, or the name of a shipped one (given 3)",
+    "rlif.load_policy('tiny-base', dtype='half')": "dtype: expected one of 'auto', 'float32' or 'bfloat16' (given",
+}
+
+
+def test_an_argument_of_another_type_is_told_by_its_name() -> None:
+    """In a process of its own: in this one the tests check all types themselves."""
+    said = in_a_fresh_process(
+        f"""
+import rlif
+policy, one = rlif.load_policy("tiny-base"), rlif.Problem("sum", "1+2=?", "3")
+engine, prompts = rlif.Engine(policy), rlif.render(policy, "plain", [one])
+draw = dict(group_size=1, sampling=rlif.Sampling(max_new_tokens=2), key=rlif.Key(0, 1))
+for call in {list(WRONG_TYPES)}:
+    try:
+        print("no error:", eval(call))
+    except Exception as error:
+        print(type(error).__name__, str(error))
+"""
+    ).splitlines()
+    for call, expected, line in zip(WRONG_TYPES, WRONG_TYPES.values(), said, strict=True):
+        assert line.startswith(f"RlifError {expected}"), call
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: rlif.EvalSettings(), "tasks: this key is required"),
+        (lambda: rlif.EvalSettings(tasks="additions"), "tasks: expected a list (given 'additions')"),
+        (lambda: rlif.EvalSettings(tasks=("gsm8k",), sample=3), "sample: unknown key; did you mean samples?"),
+        (lambda: rlif.EvalSettings(tasks=("gsm8k",), samples=0), "samples: expected 1 or more (given 0)"),
+        (lambda: rlif.EvalSettings(tasks=()), "tasks: name at least one"),
+        (lambda: rlif.EvalSettings(tasks=("a",), data={"a": 3}), "data.a: expected text (given 3)"),
+        (
+            lambda: rlif.EvalSettings(tasks=("gsm8k",), samples=0, top_p=2.0, sead=1),
+            "sead: unknown key; did you mean seed?; also samples: expected 1 or more (given 0); also top_p: expe",
+        ),
+        (lambda: recipe(task={"name": "arithmetic", "low": -1}), "task.low: expected 0 or more (given -1)"),
+        (lambda: recipe(task={"name": "gsm8k"}), "task.path: this key is required"),
+        (lambda: recipe(reward={"name": "negated", "weight": -1}), "reward.0.weight: expected 0 or more (given -1)"),
+        (lambda: recipe(policy={"model": {"merge": {"base": 3}}}), "policy.model.merge.base: expected text (given 3)"),
+        (lambda: recipe(rollout={"groupsize": 3}), "rollout.groupsize: unknown key"),
+        (lambda: recipe(reward=()), "reward: name at least one"),
+    ],
+)
+def test_settings_made_in_python_are_refused_in_plain_words(make: Any, said: str) -> None:
+    with pytest.raises(rlif.RlifError) as caught:
+        make()
+    assert str(caught.value).startswith(said)
+    assert "pydantic" not in str(caught.value)
+
+
+def recipe(**changes: Any) -> rlif.Recipe:
+    whole = {"steps": 1, "policy": {"model": "m"}, "task": {"name": "arithmetic"}, "reward": "length", **changes}
+    return rlif.Recipe(**whole)
+
+
 def test_advantages_of_what_is_no_reward_are_refused() -> None:
     with pytest.raises(ValueError, match="the reward of row 1 is nan"):
         rlif.advantages(torch.tensor([1.0, math.nan]), group_size=2)

@@ -80,7 +80,7 @@ def test_dump_round_trip(question: str, stop: list[str], model: str, lr: float, 
             policy={"model": model},
             task={"name": "arithmetic", "question": question},
             rollout={"stop": stop, "group_size": group_size},
-            reward=[{"name": "random", "weight": weight}],
+            reward=[{"name": "random", "weight": weight}, "length"],
             grpo={"lr": lr},
         )
     )
@@ -275,7 +275,11 @@ def test_an_override_is_checked_like_the_file(recipe_file: Path) -> None:
         ({"reward": []}, "reward: name at least one"),
         ({"rollout": 3}, "rollout: expected a section, which is a mapping of keys to values (given 3)"),
         # What does not go together.
-        ({"rollout": {"group_size": 1}}, "rollout.group_size: 1 leaves every group without a deviation; use 2 or more"),
+        # What would train on nothing.
+        ({"rollout": {"group_size": 1}}, "rollout.group_size: 1 makes every advantage 0"),
+        ({"rollout": {"group_size": 1}, "advantage": {"std": False}}, "rollout.group_size: 1 makes every advantage 0"),
+        ({"reward": {"name": "random", "weight": 0}}, "reward: every weight is 0, so nothing would be learnt"),
+        ({"reward": [{"name": "random", "weight": 0}, {"name": "multi", "weight": 0}]}, "reward: every weight is 0"),
         (
             {"rollout": {"prompts": 10}, "grpo": {"minibatches": 4}},
             "grpo.minibatches: 4 does not divide rollout.prompts (10)",
@@ -286,8 +290,11 @@ def test_an_override_is_checked_like_the_file(recipe_file: Path) -> None:
         ({"task": {"low": 1}}, "task: "),
         ({"task": {"name": "sums"}}, "'arithmetic', 'file', 'gsm8k', 'math'"),
         ({"reward": {"weight": 2.0}}, "reward.0.name: this key is required"),
-        # More than one mistake: the first, and how many are left.
-        ({"steps": 0, "seed": -1}, "steps: expected 1 or more (given 0) (and 1 more)"),
+        # More than one mistake: misspelt keys first, and not what is missing for that reason.
+        ({"steps": 0, "seed": -1}, "my.yaml: steps: expected 1 or more (given 0); also seed: expected 0 or more"),
+        ({"steps": 0, "grpo": {"lrr": 1}}, "my.yaml: grpo.lrr: unknown key; did you mean grpo.lr?; also steps: exp"),
+        ({"task": {"name": "file", "pathh": "x"}}, "my.yaml: task.pathh: unknown key; did you mean task.path?"),
+        ({"grpo": dict.fromkeys("abcdef", 1)}, "(and 2 more)"),
     ],
 )
 def test_a_mistake_is_named_by_its_key(changes: dict[str, Any], said: str) -> None:
@@ -303,9 +310,9 @@ def test_a_missing_key(key: str) -> None:
     assert complaint(parse, data, source="my.yaml") == f"my.yaml: {key}: this key is required"
 
 
-def test_a_group_of_one_is_fine_without_standard_deviation() -> None:
-    recipe = parse(minimal(rollout={"group_size": 1}, advantage={"std": False}))
-    assert recipe.rollout.group_size == 1
+def test_a_weight_of_0_beside_another_logs_a_reward() -> None:
+    recipe = parse(minimal(reward=[{"name": "random", "weight": 0.0}, "length"]))
+    assert [reward.weight for reward in recipe.reward] == [0.0, 1.0]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ import pickle
 
 import pytest
 
-from rlif.errors import Argument, RlifError, named
+from rlif.cli import main
+from rlif.errors import Advice, Argument, RlifError, named
+from rlif.utils.interrupts import Interrupted
 
 
 def test_an_argument_is_called_by_its_own_name_until_an_edge_gives_another() -> None:
@@ -28,6 +30,21 @@ def test_names_survive_the_way_out_of_a_process() -> None:
     with pytest.raises(RlifError) as caught, named({"n": "rollout.n"}):
         raise RlifError(Argument("n"), ": 3")
     assert str(pickle.loads(pickle.dumps(caught.value))) == "rollout.n: 3"
+
+
+ADVICE = Advice("rlif.resume('a')", "rlif train --resume a")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(RlifError("a: gone; ", ADVICE), 2), (Interrupted(15, "a: gone; ", ADVICE), 143)]
+)
+def test_advice_is_for_who_reads_it(error: Exception, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise pickle.loads(pickle.dumps(error))
+
+    assert str(error) == "a: gone; rlif.resume('a')"
+    monkeypatch.setattr("rlif.recipes.find_recipe", broken)
+    assert main._outcome(["train", "tiny", "--out", "run"]) == (code, "a: gone; rlif train --resume a")
 
 
 def test_what_is_not_printable_is_escaped_in_texts_and_names() -> None:

@@ -4,10 +4,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
 from rlif.config import PolicyConfig, Recipe
-from rlif.errors import Argument, RlifError
+from rlif.errors import expect
 from rlif.evals.backends.engine import EngineBackend
 from rlif.evals.runner import Candidate
 from rlif.evals.runner import evaluate as evaluate_candidates
@@ -25,7 +23,6 @@ from rlif.tasks.problems import Row, task_of
 from rlif.tasks.templates import find_template
 from rlif.training import loop
 from rlif.types import Problem
-from rlif.utils.validation import explained
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 Switch = Literal["auto", "on", "off"]
@@ -52,28 +49,21 @@ def load_policy(
     (256, False)
     """
     if not isinstance(model, PolicyConfig):
-        model = _policy_config(model, dtype, device, chat_template)
+        model = PolicyConfig(model=str(model), dtype=dtype, device=device, chat_template=chat_template)
     return loading.load_policy(model)
-
-
-def _policy_config(model: str | Path, dtype: Dtype, device: str, chat_template: Switch) -> PolicyConfig:
-    try:
-        return PolicyConfig(model=str(model), dtype=dtype, device=device, chat_template=chat_template)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise RlifError(Argument(str(first["loc"][0])), f": {explained(first)}") from None
 
 
 def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """A recipe file, or a shipped recipe by its name, with ``key=value`` overrides as on the command line.
 
-    Raises `RlifError` naming the file and the key of the first mistake.
+    Raises `RlifError` naming the file and the key of each mistake.
 
     >>> import rlif
     >>> recipe = rlif.load_recipe("tiny", ["steps=2", "reward=token_entropy"])
     >>> recipe.steps, recipe.reward[0].name
     (2, 'token_entropy')
     """
+    expect(recipe, (str, Path), "recipe", "a recipe's file, or the name of a shipped one")
     return read_recipe(find_recipe(Path(recipe)), list(overrides))
 
 
@@ -154,12 +144,13 @@ def evaluate(
     >>> [(found["model"], found["task"], found["metrics"]["n"]) for found in results["results"]]
     [('tiny-base', 'additions', 8.0)]
     """
+    expect(settings, Settings, "settings", "an rlif.EvalSettings")
     names = [models] if isinstance(models, str | Path) else models
     candidates = [_candidate(str(name), settings, dtype, device) for name in names]
     return evaluate_candidates(candidates, settings, Path(out))
 
 
 def _candidate(model: str, settings: Settings, dtype: Dtype, device: str) -> Candidate:
-    config = _policy_config(model, dtype, device, settings.chat_template)
+    config = PolicyConfig(model=model, dtype=dtype, device=device, chat_template=settings.chat_template)
     check_source(config)  # a model that is not there is found before the first one is asked
     return Candidate(model, lambda: EngineBackend(model, config))

@@ -8,7 +8,20 @@ what was reported of the No Free Lunch runs (arXiv 2506.17219).
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Strict, Tag, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Strict,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from rlif.errors import RlifError
+from rlif.utils.validation import of_arguments
 
 Positive = Annotated[int, Strict(), Field(ge=1)]  # strict: `true` is no 1
 Natural = Annotated[int, Strict(), Field(ge=0)]
@@ -21,6 +34,16 @@ class Section(BaseModel):
     """A part of a recipe: frozen, and closed to keys it does not know."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    def __init__(self, **values: Any) -> None:
+        """Made in Python. Raises `RlifError` for what is wrong, where `model_validate` raises pydantic's own error."""
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise RlifError(of_arguments(error.errors(), values, type(self).model_fields)) from None
+
+    # pydantic asks this mark whether it may go on making the sections inside of another one itself.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
 
 class Merge(Section):
@@ -375,15 +398,17 @@ class Recipe(Section):
     def _consistent(self) -> "Recipe":
         if not self.reward:
             raise ValueError("reward: name at least one")
+        if not any(reward.weight for reward in self.reward):
+            raise ValueError("reward: every weight is 0, so nothing would be learnt; give one a weight above 0")
         bounds = self.advantage.semantic_entropy
         if bounds is not None and bounds[0] > math.log(self.rollout.group_size):
             raise ValueError(
                 f"advantage.semantic_entropy: no prompt reaches {bounds[0]:g} nats with {self.rollout.group_size} "
                 f"answers; the most is ln G = {math.log(self.rollout.group_size):.3g}"
             )
-        if self.rollout.group_size == 1 and self.advantage.std:
+        if self.rollout.group_size == 1:
             raise ValueError(
-                "rollout.group_size: 1 leaves every group without a deviation; use 2 or more, or advantage.std=false"
+                "rollout.group_size: 1 makes every advantage 0, for it is relative to the group; use 2 or more"
             )
         if self.rollout.prompts % self.grpo.minibatches:
             raise ValueError(

@@ -8,7 +8,7 @@ anything, such as the codes that move a terminal's cursor: `printable` makes the
 import difflib
 import math
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -19,11 +19,32 @@ class Argument(NamedTuple):
     name: str
 
 
+class Advice(NamedTuple):
+    """What to do next, as part of a message: in Python, and on the command line."""
+
+    python: str
+    command: str
+
+
+def spelled(parts: Iterable[object], names: Mapping[str, str], *, command_line: bool) -> str:
+    """The parts of a message as one printable line: arguments by their names, advice for who reads it."""
+    said = []
+    for part in parts:
+        if isinstance(part, Argument):
+            said.append(names.get(part.name, part.name))
+        elif isinstance(part, Advice):
+            said.append(part.command if command_line else part.python)
+        else:
+            said.append(str(part))
+    return printable("".join(said))
+
+
 class RlifError(Exception):
     """A mistake the user can mend. The message is one line: what is wrong, where (file, line, key), what to do.
 
-    It is made of texts and of arguments: ``RlifError(Argument("model"), f": no such file: {path}")``. Who calls the
-    library reads ``model: no such file``; who wrote a recipe reads ``policy.model: …``, through `named`.
+    It is made of texts, arguments and advice: ``RlifError(Argument("model"), f": no such file: {path}")``. Who calls
+    the library reads ``model: no such file``; who wrote a recipe reads ``policy.model: …``, through `named`. Who calls
+    it reads `Advice` for Python, who types a command that for commands: rlif.cli.main sets ``command_line``.
 
     >>> import rlif
     >>> try:
@@ -34,12 +55,13 @@ class RlifError(Exception):
     True
     """
 
-    def __init__(self, *parts: str | Argument) -> None:
+    def __init__(self, *parts: str | Argument | Advice) -> None:
         super().__init__(*parts)
         self.names: dict[str, str] = {}
+        self.command_line = False
 
     def __str__(self) -> str:
-        return printable("".join(p if isinstance(p, str) else self.names.get(p.name, p.name) for p in self.args))
+        return spelled(self.args, self.names, command_line=self.command_line)
 
 
 @contextmanager
@@ -50,6 +72,21 @@ def named(names: Mapping[str, str]) -> Iterator[None]:
     except RlifError as error:
         error.names = {**names, **error.names}
         raise
+
+
+def expect(value: object, kinds: type | tuple[type, ...], argument: str, wanted: str) -> None:
+    """Raise `RlifError` for an argument that is of none of these types; ``wanted`` says what it should be."""
+    if not isinstance(value, kinds):
+        raise RlifError(Argument(argument), f": expected {wanted} (given {shown(value)})")
+
+
+def expect_each(values: object, kind: type, argument: str, wanted: str) -> None:
+    """Raise `RlifError` unless an argument is a list of values of a type; ``wanted`` says what the list should be."""
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise RlifError(Argument(argument), f": expected {wanted} (given {shown(values)})")
+    for place, value in enumerate(values):
+        if not isinstance(value, kind):
+            raise RlifError(Argument(argument), f": expected {wanted} (given {shown(value)} at place {place})")
 
 
 def printable(text: str) -> str:
@@ -90,8 +127,9 @@ def brief(text: str, most: int = 300) -> str:
 
 
 def with_error(value: float, error: float | None, form: str) -> str:
-    """``value ± standard error``, in one format; an error that cannot be known, as of one problem, is ``–``."""
-    known = error is not None and math.isfinite(error)
+    """``value ± standard error``, in one format; an error that cannot be known is ``–``: of one problem, or of problems
+    that are all alike, whose spread of 0 is no sign that the mean is exact."""
+    known = error is not None and math.isfinite(error) and error > 0.0
     return f"{value:{form}} ± {error:{form}}" if known else f"{value:{form}} ± –"
 
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from rlif.config import WRAPPER_CONFIGS, ArithmeticTask, FileTask, Merge, MergedModel, Recipe, RewardConfig, Section
 from rlif.errors import RlifError, nearest, printable, shortened, shown
-from rlif.utils.validation import explained
+from rlif.utils.validation import explained, listed, misspelt_first
 from rlif.utils.yaml_text import LONGEST, YamlError, read_yaml
 
 # Beside the package in a wheel; at the top of the repository in a checkout.
@@ -62,7 +62,7 @@ def find_recipe(recipe: Path) -> Path:
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     """Read a YAML recipe, apply ``key=value`` overrides (values are YAML), check it.
 
-    Raises `RlifError` naming the file and the key of the first mistake.
+    Raises `RlifError` naming the file and the key of each mistake.
     """
     data = read_mapping(path, "recipe")
     for override in overrides or []:
@@ -92,7 +92,7 @@ def read_mapping(path: Path, what: str) -> dict[str, Any]:
 
 
 def parse_recipe(data: dict[str, Any], *, source: str = "recipe") -> Recipe:
-    """Check a mapping. Raises `RlifError` naming ``source`` and the key of the first mistake.
+    """Check a mapping. Raises `RlifError` naming ``source`` and the key of each mistake, misspelt ones first.
 
     >>> import rlif
     >>> base = {"steps": 1, "policy": {"model": "tiny-base"}, "task": {"name": "arithmetic"}, "reward": "length"}
@@ -149,19 +149,22 @@ policy.model.merged.merge.base, reward.0.negated.of."""
 
 
 def _explain(error: ValidationError) -> str:
-    """The first mistake in one line: key, what is wrong, what to do."""
-    first = error.errors()[0]
-    kinds = {_KIND_AT.get(first["loc"][:n]) for n in (1, 2)}
-    location = [part for i, part in enumerate(first["loc"]) if i not in kinds]
-    key = shortened(printable(".".join(str(part) for part in location)), 200)
-    count = error.error_count()
-    more = f" (and {count - 1} more)" if count > 1 else ""
-    if first["type"] == "extra_forbidden":
-        return f"{key}: unknown key; did you mean {_meant(location, first['loc'])}?{more}"
-    if first["type"] == "missing":
-        what = "a further value" if isinstance(location[-1], int) else "this key"
-        return f"{key}: {what} is required{more}"
-    return f"{key + ': ' if key else ''}{explained(first)}{more}"
+    """The mistakes in one line: key, what is wrong, what to do. Misspelt keys come first."""
+    said, meant = [], set()
+    for mistake in misspelt_first(error.errors()):
+        location = mistake["loc"]
+        kinds = {_KIND_AT.get(location[:n]) for n in (1, 2)}
+        keys = [part for i, part in enumerate(location) if i not in kinds]
+        key = shortened(printable(".".join(str(part) for part in keys)), 200)
+        if mistake["type"] == "extra_forbidden":
+            known = _meant(keys, location)
+            meant.add(known)
+            said.append(f"{key}: unknown key; did you mean {known}?")
+        elif mistake["type"] != "missing":
+            said.append(f"{key + ': ' if key else ''}{explained(mistake)}")
+        elif key not in meant:  # what was misspelt is missing under its right name
+            said.append(f"{key}: {'a further value' if isinstance(keys[-1], int) else 'this key'} is required")
+    return listed(said)
 
 
 def _meant(unknown: list[Any], location: tuple[Any, ...]) -> str:

@@ -16,13 +16,14 @@ and ``policy_logprobs`` (what the trainer computes).
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Literal, NamedTuple
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rlif.config import RolloutConfig
-from rlif.errors import Argument, RlifError
+from rlif.errors import Argument, RlifError, expect, expect_each
 
 StopReason = Literal["eos", "stop_string", "length"]
 
@@ -87,7 +88,12 @@ class Sampling:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raises `RlifError` for a number that draws nothing."""
+        """Raises `RlifError` for a number that draws nothing, and for what is none."""
+        for name in ("temperature", "top_p"):
+            expect(getattr(self, name), Real, name, "a number")
+        for name in ("top_k", "max_new_tokens"):
+            expect(getattr(self, name), Integral, name, "a whole number")
+        expect_each(self.stop, str, "stop", "a list of texts")
         for name, right, wanted in (
             ("temperature", 0.0 <= self.temperature < math.inf, "0 (greedy) or more"),
             ("top_p", 0.0 < self.top_p <= 1.0, "more than 0, at most 1 (off)"),

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 from safetensors.torch import load_file, save_file
 
-from hostile import COMMANDS, FILES, NAMES, damaged, fault, run, tried, write
+from hostile import COMMANDS, FILES, NAMES, damaged, fault, options, run, tried, with_option, write
 from rlif.cli.train_progress import eval_parts, show_progress
 from rlif.errors import RlifError, printable, printable_lines, shown, with_error
 from rlif.evals.tables import task_view
@@ -132,6 +132,7 @@ def test_bars_and_tables_show_names_as_they_are(name: str) -> None:
 def test_an_error_that_cannot_be_known_is_no_number() -> None:
     assert with_error(0.5, 0.125, ".2f") == "0.50 ± 0.12"
     assert with_error(0.5, float("nan"), ".2f") == with_error(0.5, None, ".2f") == "0.50 ± –"
+    assert with_error(1.0, 0.0, ".2f") == "1.00 ± –"  # eight of eight are no proof that all are
     metrics = {"eval/right": 1.0, "eval/right_stderr": float("nan"), "eval/right_and_formatted": 1.0}
     assert eval_parts({**metrics, "eval/entropy": 0.1, "eval/n": 1.0})[0] == "eval: right 1.000 ± –"
 
@@ -228,6 +229,15 @@ def test_a_file_of_problems_that_is_no_file() -> None:
 def test_a_hostile_name_is_refused_in_one_line(place: str) -> None:
     for name in NAMES:
         wrong, outcome = tried(COMMANDS[place](name))
+        assert not wrong, f"{name[:80]!r}: {wrong}\n{outcome.err}"
+        assert outcome.code == 2, f"{name[:80]!r} was taken"
+
+
+@pytest.mark.parametrize(("command", "option"), options())
+def test_a_hostile_value_of_any_option_is_refused_in_one_line(command: str, option: str) -> None:
+    """Of the names a fifth, each option another."""
+    for name in NAMES[len(command + option) % 5 :: 5]:
+        wrong, outcome = tried(with_option(command, option, name))
         assert not wrong, f"{name[:80]!r}: {wrong}\n{outcome.err}"
         assert outcome.code == 2, f"{name[:80]!r} was taken"
 

@@ -90,7 +90,7 @@ def no_file_larger_than(size: int) -> Iterator[None]:
         ("lr=1", "lr: unknown key; did you mean grpo.lr?"),
         ("grpo.betas=[0.9,1.5]", "grpo.betas.1: expected a number below 1"),
         ("grpo.lr=1e39", "grpo.lr: expected 1 or less"),
-        ("rollout.group_size=1", "rollout.group_size: 1 leaves every group without a deviation"),
+        ("rollout.group_size=1", "rollout.group_size: 1 makes every advantage 0"),
         ('rollout.stop=[""]', "rollout.stop.0: expected text that is not empty"),
         ("task.question={a}+{b}", "the value is not YAML; text with signs in it stands in quotes"),
         ("policy.model=nowhere", "no such folder or file: nowhere"),

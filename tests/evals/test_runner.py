@@ -535,6 +535,19 @@ def test_tables_cut_no_number_however_many_answers(tmp_path: Path) -> None:
         assert "…" not in line.partition("  ")[2], line  # a name may be cut, a number never
 
 
+def test_problems_that_are_all_alike_have_no_known_error(tmp_path: Path) -> None:
+    backends = [candidate(Scripted(f"m{right}", right=right)) for right in (0.5, 1.0)]
+    results = evaluate(backends, settings(limit=8), tmp_path / "e")
+    console = Console(width=80, file=io.StringIO())
+    console.print(tables.task_view("arithmetic", results["asked"]["tasks"]["arithmetic"], results["results"]))
+    shown = console.file.getvalue()
+    assert "100.0 ± –" in shown
+    assert "± 0.0" not in shown
+    bound = re.search(r"^–: all 8 problems alike; the true value may be (.+) points off \(95 %\)$", shown, re.MULTILINE)
+    assert bound is not None
+    assert (1 - float(bound[1]) / 100) ** 8 == pytest.approx(0.05, rel=0.02)  # how often such a model looks perfect
+
+
 def test_the_picture_of_the_course_shows_its_numbers(tmp_path: Path) -> None:
     results = evaluate([candidate(Scripted()), candidate(Scripted("knows", known=False))], settings(), tmp_path / "e")
     figure = figures.profile("arithmetic", results["results"])

@@ -1,6 +1,7 @@
 """Chat templates: a hostile one ends in one line, an odd one loses no words."""
 
 import os
+import random
 import signal
 import threading
 import warnings
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from hostile import damaged
 from rlif.config import PolicyConfig
 from rlif.errors import RlifError
 from rlif.model import chat_templates, template_worker
@@ -34,6 +36,7 @@ GENERATION = (
 )
 USER_ONLY = "{% for message in messages if message.role == 'user' %}{{ message.content }}\n{% endfor %}"
 LAST_ONLY = "{{ messages[-1].content }}"
+DAMAGED_TEMPLATES = 100
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -79,6 +82,8 @@ HOSTILE = {
     "padding": ("{{ '%0999999999d' | format(1) }}", "needs more than 512 MB"),
     "centring": ("{{ 'a' | center(10 ** 10) }}", "needs more than 512 MB"),
     "megabytes": ("{{ 'a' * 2000000 }}", "makes 2,000,000 characters of a short conversation"),
+    "chance": ("{{ messages[0].content }}{{ ['a', 'b'] | random }}", "draws words at random (user); fix it"),
+    "filling": ("{{ messages[0].content }}{{ lipsum(n=1) }}", "draws words at random (user); fix it"),
     "division": ("{{ 1 / 0 }}", "refuses user (division by zero"),
     "recursion": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "refuses user (maximum recursion depth exceeded"),
     "an attribute that is not there": ("{{ messages.nothing.more }}", "refuses user ("),
@@ -108,6 +113,24 @@ HOSTILE = {
 def test_a_hostile_template_is_one_line(kind: str) -> None:
     template, said = HOSTILE[kind]
     assert said in complaint(template)
+
+
+@pytest.mark.filterwarnings("ignore:the chat template")
+@pytest.mark.parametrize("template", [CHATML, GENERATION, USER_ONLY])
+def test_a_damaged_template_loses_no_word_or_is_one_line(template: str) -> None:
+    chance, said = random.Random(template), []
+    for _ in range(DAMAGED_TEMPLATES):
+        policy = with_template(damaged(template.encode(), chance).decode("utf-8", "replace"))
+        try:
+            text, _ = policy.encode_messages(WITH_SYSTEM)
+        except RlifError as error:
+            said.append(str(error))
+        else:
+            assert all(message["content"] in text for message in WITH_SYSTEM)
+    assert 0 < len(said) < DAMAGED_TEMPLATES
+    for message in said:
+        assert message.isprintable()
+        assert message.startswith("chat_template: the template of toy llama ")
 
 
 def test_a_worker_that_was_killed_is_replaced() -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from rlif.config import PolicyConfig
 from rlif.errors import RlifError, brief
+from rlif.model.files import DamagedFileError, inspect_gguf
 from rlif.model.loading import load_policy
 from rlif.model.policy import Policy
 from toys import toy_policy
@@ -386,6 +387,36 @@ def test_random_damage_loads_or_is_one_line(name: str, copy: Path) -> None:
         for message in said
         if not (message.isprintable() and message.startswith(("model: ", "chat_template: ")))
     ] == []
+
+
+def gguf() -> bytes:
+    """A small .gguf file: a number, a text, a list of numbers, a list of texts, and a tensor of 4 numbers."""
+
+    def text(value: str) -> bytes:
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    entries = [
+        text("llama.block_count") + struct.pack("<II", 4, 1),
+        text("general.name") + struct.pack("<I", 8) + text("small"),
+        text("sizes") + struct.pack("<IIQ3I", 9, 4, 3, 1, 2, 3),
+        text("tokens") + struct.pack("<IIQ", 9, 8, 2) + text("a") + text("b"),
+    ]
+    tensor = text("a.weight") + struct.pack("<I2QIQ", 2, 2, 2, 0, 0)
+    return b"GGUF" + struct.pack("<IQQ", 3, 1, len(entries)) + b"".join(entries) + tensor + bytes(16)
+
+
+def test_random_damage_to_a_gguf_header_is_passed_or_told(tmp_path: Path) -> None:
+    path, said = tmp_path / "m.gguf", []
+    path.write_bytes(gguf())
+    inspect_gguf(path)
+    for seed in range(400):
+        path.write_bytes(corrupted(gguf(), seed, within=len(gguf())))
+        try:
+            inspect_gguf(path)
+        except DamagedFileError as error:
+            said.append(str(error))
+    assert 100 < len(said) < 400
+    assert all(message.startswith("m.gguf: ") for message in said)
 
 
 def test_brief() -> None:

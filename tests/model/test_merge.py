@@ -218,6 +218,20 @@ def test_configs_of_another_function_and_a_missing_tokenizer_are_told_of(
     assert "has no tokenizer" in caplog.text
 
 
+def test_a_model_beside_itself_is_told(
+    pair: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    link = tmp_path / "link"
+    link.mkdir()
+    (link / "model.safetensors").symlink_to(pair[0] / "model.safetensors")
+    shutil.copy(pair[0] / "config.json", link)
+    for number, instruct in enumerate((pair[0], link, pair[1])):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            merge(str(pair[0]), str(instruct), [0.5], tmp_path / f"out{number}")
+        assert ("base and instruct are the same weights" in caplog.text) is (instruct != pair[1])
+
+
 def test_an_adapter_and_a_file_are_refused_by_what_they_are(pair: tuple[Path, Path], tmp_path: Path) -> None:
     adapter = tmp_path / "adapter"
     adapter.mkdir()

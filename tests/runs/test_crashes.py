@@ -112,7 +112,7 @@ def ends_alike(recorded: Recorded, tree: Tree, folder: Path) -> str:
         resume(folder / "run")
         told = "same"
     except RlifError as error:
-        if "\n" in str(error) or "rlif train" not in str(error):
+        if "\n" in str(error) or "rlif.train" not in str(error):
             return f"refused without a remedy: {error}"
         try:
             train(recorded.recipe, folder / "run")

@@ -220,7 +220,7 @@ def test_an_evaluation_gone_on_with_on_another_day(
 
     model = tmp_path / "changed" / "toy" / "model.json"
     model.write_text(model.read_text().replace('"prompts": {\n  "arithmetic": "', '"prompts": {\n  "arithmetic": "0'))
-    with pytest.raises(RlifError, match=r"toy has changed since \(prompts.arithmetic was .*choose another --out"):
+    with pytest.raises(RlifError, match=r"toy has changed since \(prompts.arithmetic was .*choose another out"):
         evaluate([candidate], settings, tmp_path / "changed")
 
 
@@ -298,7 +298,7 @@ def test_every_key_of_a_recipe_that_decides_the_result_is_refused(path: tuple[st
             accept(BEGAN, found, step=1, out=tmp_path, allow=False)
     else:
         with pytest.raises(
-            RlifError, match=rf"^recipe.yaml: {key} was .* began; .*--resume .* --allow-changed$"
+            RlifError, match=rf"^recipe.yaml: {key} was .* began; .*rlif\.resume\(.+, allow_changed=True\)$"
         ) as caught:
             accept(BEGAN, found, step=1, out=tmp_path, allow=False)
         assert "\n" not in str(caught.value)
@@ -393,7 +393,7 @@ def test_what_changes_in_a_real_run_is_refused_and_harmless_changes_are_not(toy_
         history = (out / "metrics.jsonl").read_bytes()
         with pytest.raises(RlifError, match=f"^{said}") as caught:
             resume(out)
-        assert str(caught.value).endswith(f"rlif train --resume {out} --allow-changed")
+        assert str(caught.value).endswith(f"rlif.resume({str(out)!r}, allow_changed=True)")
         assert "\n" not in str(caught.value)
         assert (out / "metrics.jsonl").read_bytes() == history
         file.write_text(before)
@@ -693,9 +693,9 @@ def trial(state: Path, asked: Recipe) -> str:
             said[name] = str(error)
     assert len(said) == 1, (sorted(path.name for path in state.iterdir()), said)
     if "train" in said:
-        assert f"rlif train --resume {state}" in said["train"]
+        assert f"rlif.resume({str(state)!r})" in said["train"]
         return "resume"
-    assert "start one with rlif train RECIPE.yaml --out" in said["resume"]
+    assert "start one with rlif.train(recipe, " in said["resume"]
     log = RunLog.create(state, asked, info={})
     log.close()
     left = sorted(path.name for path in state.iterdir() if path.name != ".lock")

@@ -134,7 +134,7 @@ def test_the_module_prints_the_page() -> None:
 @pytest.mark.parametrize("name", ["recipe.yaml", "metrics.jsonl"])
 def test_a_folder_that_holds_a_run_is_refused(tmp_path: Path, recipe: Recipe, name: str) -> None:
     (tmp_path / name).write_text("precious")
-    with pytest.raises(RlifError, match=rf"holds another run.*--out, or .*rlif train --resume {tmp_path}"):
+    with pytest.raises(RlifError, match=rf"holds another run.* out, or .*rlif.resume\('{tmp_path}'\)"):
         RunLog.create(tmp_path, recipe, info=INFO)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "precious")]
 
@@ -261,7 +261,7 @@ def test_a_full_disk_leaves_no_half_line(log: RunLog, monkeypatch: pytest.Monkey
                 log.write(2, {"loss": 2.0})
         assert str(caught.value) == (
             f"{log.out}/metrics.jsonl: disk full; what was written before is intact; "
-            f"put that right, then rlif train --resume {log.out}"
+            f"put that right, then rlif.resume({str(log.out)!r})"
         )
         assert lines(log) == before
     log.write(2, {"loss": 2.0})
@@ -276,13 +276,13 @@ def test_a_full_disk_leaves_no_half_file(
     files = sorted(path for path in log.out.rglob("*") if path.is_file())
     before = [path.read_bytes() for path in files]
     monkeypatch.setattr(os, "fsync", disk_full)
-    with pytest.raises(RlifError, match=rf"step-000002.parquet: disk full.*--resume {log.out}$"):
+    with pytest.raises(RlifError, match=rf"step-000002.parquet: disk full.*rlif.resume\('{log.out}'\)$"):
         log.write_rollouts(2, scored())
     with pytest.raises(RlifError, match=r"metrics.jsonl: disk full"):
         RunLog.resume(log.out, 0)
     assert sorted(path for path in log.out.rglob("*") if path.is_file()) == files
     assert [path.read_bytes() for path in files] == before
-    with pytest.raises(RlifError, match="new: disk full; put that right, or choose another --out"):
+    with pytest.raises(RlifError, match="new: disk full; put that right, or choose another out"):
         RunLog.create(tmp_path / "new", recipe, info=INFO)
     monkeypatch.undo()
     RunLog.create(tmp_path / "new", recipe, info=INFO).close()  # room again: the same call works

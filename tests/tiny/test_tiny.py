@@ -245,7 +245,7 @@ def test_training_lowers_the_loss() -> None:
 def test_a_folder_with_something_in_it_is_refused_before_training(tmp_path: Path) -> None:
     (tmp_path / "tiny-instruct").mkdir()
     (tmp_path / "tiny-instruct" / "mine.txt").write_text("keep")
-    with pytest.raises(RlifError, match="tiny-instruct: is not empty; name another folder with --out"):
+    with pytest.raises(RlifError, match="tiny-instruct: is not empty; name another out"):
         recipe.make(tmp_path, base_steps=1, instruct_steps=1)
     assert (tmp_path / "tiny-instruct" / "mine.txt").read_text() == "keep"
     (tmp_path / "file").write_text("")

@@ -137,7 +137,7 @@ def test_the_problems_of_all_steps_are_asked_once_in_the_order_they_come(tiny_ba
 def test_a_signal_stops_the_asking_and_the_run_begins_again(tiny_base_path: Path, tmp_path: Path) -> None:
     chosen, whole = recipe(tiny_base_path, "reward=frozen_consensus"), tmp_path / "whole"
     answers = iter([0, int(signal.SIGTERM)])
-    with pytest.raises(Interrupted, match="stopped before step 1; go on with: rlif train --resume"):
+    with pytest.raises(Interrupted, match=r"stopped before step 1; go on with: rlif\.resume"):
         train(chosen, tmp_path / "run", stop=lambda: next(answers))
     one, other = train(chosen, whole), resume(tmp_path / "run")
     assert one is not None

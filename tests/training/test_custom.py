@@ -79,7 +79,7 @@ def test_a_run_with_a_task_and_a_reward_of_its_own_is_resumed_with_them_only(
         ({"rewards": MINE}, r"the task \S+\.Shouting", r"task=…\)"),
         ({"task": TASK}, "the reward 'mine'", r"rewards=\{'mine': …\}, task=…\)"),
     ):
-        with pytest.raises(RlifError, match=rf"was given {lacking} from Python, .*: resume\('{out}', {call}$"):
+        with pytest.raises(RlifError, match=rf"was given {lacking} from Python, .*: rlif\.resume\('{out}', {call}$"):
             resume(out, **given)  # type: ignore[arg-type]
     with monkeypatch.context() as patch:
         patch.setattr("sys.argv", ["rlif", "train", "--resume", str(out), "--allow-changed"])

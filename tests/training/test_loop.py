@@ -175,6 +175,7 @@ def test_step_zero_is_the_untrained_policy_and_evaluations_share_their_numbers(t
     evaluations = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "eval/right" in line]
     assert [line["step"] for line in evaluations] == [0, 2, 4]
     assert evaluations[0]["eval/entropy"] == evaluations[1]["eval/entropy"] == evaluations[2]["eval/entropy"]
+    assert all(line["time/eval"] > 0.0 for line in evaluations)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -23,7 +23,7 @@ from rlif.utils.terminal import Console, note
 
 _SAME = (
     *("tasks", "data", "template", "format", "shots", "shots_from", "max_new_tokens", "max_mismatch"),
-    *("dtype", "device", "chat_template", "baselines"),
+    *("dtype", "device", "chat_template", "baselines", "out"),
 )
 OPTIONS: Mapping[str, str] = {
     **{name: f"--{name.replace('_', '-')}" for name in _SAME},
@@ -95,6 +95,7 @@ def judge(candidates: Sequence[Candidate], settings: Settings, out: Path) -> Non
     console.write_line(f"along the answers: {', '.join(map(str, figures))}")
 
 
+@named(OPTIONS)
 def run_compare(folders: Sequence[Path], out: Path | None) -> None:
     """Compare the two models that the folders hold, print the tables, and write them to ``out`` if given."""
     a, b = model_folders(folders)

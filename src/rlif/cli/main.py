@@ -74,11 +74,13 @@ def _outcome(arguments: Sequence[str]) -> tuple[int, str]:
     except RlifError as error:
         if isinstance(error, terminal.OutputError):
             terminal.give_up(sys.stdout)
+        error.command_line = True
         return 2, str(error)
     except UsageError as error:
         path = error.ctx.command_path if error.ctx else "rlif"
         return 2, f"{' '.join(error.format_message().split()).rstrip('.')}; see {path} --help"
     except Interrupted as stop:
+        stop.command_line = True
         return 128 + stop.signum, str(stop)
     except KeyboardInterrupt as stop:
         return 128 + (stop.args[0] if isinstance(stop, AtOnce) else signal.SIGINT), "interrupted"

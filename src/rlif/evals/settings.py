@@ -13,7 +13,8 @@ from rlif.utils.validation import explained
 
 
 class Settings(Section):
-    """One evaluation: the tasks and the protocol. null: what the task usually takes.
+    """One evaluation: the tasks and the protocol. null: what the task usually takes. Raises `RlifError` for what is
+    wrong.
 
     >>> import rlif
     >>> settings = rlif.EvalSettings(tasks=("mine",), data={"mine": "problems.jsonl"}, temperature=0.0, samples=1)
@@ -79,7 +80,7 @@ class Settings(Section):
 def settings_of(**values: Any) -> Settings:
     """Settings from the command line's options. Raises `RlifError` naming the option of the first mistake."""
     try:
-        return Settings(**values)
+        return Settings.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         message = explained(first)

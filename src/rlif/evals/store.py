@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from rlif.analysis.text import TENTHS, tenths
-from rlif.errors import RlifError
+from rlif.errors import Argument, RlifError
 from rlif.evals.backends.base import SIGNAL_NAMES, Answer
 from rlif.evals.grader_mark import with_known_grader
 from rlif.evals.metrics import AnswerTable
@@ -75,10 +75,10 @@ class Store:
         written.
         """
         if out.exists() and not out.is_dir():
-            raise RlifError(f"{out}: a file, not a folder; choose another --out")
+            raise RlifError(f"{out}: a file, not a folder; choose another ", Argument("out"))
         known = out / ASKED
         if not known.exists() and out.is_dir() and any(path.name[0] != "." for path in out.iterdir()):
-            raise RlifError(f"{out}: not empty, and no evaluation; choose a new or an empty folder for --out")
+            raise RlifError(f"{out}: not empty, and no evaluation; choose a new or empty ", Argument("out"))
         with locked(out):
             if known.exists() and not any(out.glob(f"*/*/**/{_PART}")):
                 for path in out.glob(f"*/{MODEL}"):  # not a single answer: nothing that could be mixed up
@@ -88,7 +88,7 @@ class Store:
                 with _writing(out):
                     write_whole(known, _json(asked))
             elif difference := _difference(begun := _with_known_graders(read_json(known)), _as_begun(asked, begun)):
-                raise RlifError(f"{out}: holds another evaluation ({difference}); choose another --out")
+                raise RlifError(f"{out}: holds another evaluation ({difference}); choose another ", Argument("out"))
             elif _difference(begun, json.loads(_json(asked))):  # further passes are asked for
                 when = known.stat()
                 with _writing(out):
@@ -106,7 +106,7 @@ class Store:
                 make_folder(path.parent)
                 write_whole(path, _json({"name": name, **facts}))
         elif difference := _difference(_settled(read_json(path)), _settled(json.loads(_json({"name": name, **facts})))):
-            raise RlifError(f"{path.parent}: {name} has changed since ({difference}); choose another --out")
+            raise RlifError(f"{path.parent}: {name} has changed since ({difference}); choose another ", Argument("out"))
 
     def next_part(self, model: str, place: str) -> int:
         """The number of the first part of a task, or of a pass of it (`rlif.evals.passes.Pass.place`), that is not
@@ -213,7 +213,7 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise RlifError(f"{path}: cannot be read ({error.strerror}); give the folder of an rlif eval") from error
     except ValueError as error:
-        raise RlifError(f"{path}: not JSON ({one_line(error)}); choose another --out") from error
+        raise RlifError(f"{path}: not JSON ({one_line(error)}); choose another ", Argument("out")) from error
 
 
 def _read(folder: Path, names: list[str] | None) -> dict[str, list[Any]]:

@@ -61,14 +61,23 @@ def scores(samples: int, results: Sequence[Mapping[str, Any]]) -> RenderableType
     several = samples > 1
     columns = [f"avg@{samples}", f"pass@{samples}", f"maj@{samples}"] if several else ["right"]
     table = _table(*columns, "formatted", "both")
+    alike: set[int] = set()
     for result in results:
         metrics = result["metrics"]
         cells = [_metric(metrics, "right")]
         if several:
             cells += [_percent(result["pass_at"][str(samples)]), _percent(result["maj_at"][str(samples)])]
-        table.add_row(_name(result), *cells, _metric(metrics, "formatted"), _metric(metrics, "right_and_formatted"))
+        cells += [_metric(metrics, "formatted"), _metric(metrics, "right_and_formatted")]
+        alike |= {round(metrics["n"] / samples) for cell in cells if cell in ("0.0 ± –", "100.0 ± –")}
+        table.add_row(_name(result), *cells)
     meaning = "avg: right in whatever form; both: right and formatted" if several else "both: right and formatted"
-    return _captioned(table, f"in %; {meaning}")
+    return _captioned(table, f"in %; {meaning}", *(_without_error(problems) for problems in alike - {1}))
+
+
+def _without_error(problems: int) -> str:
+    """What is known where all problems are right, or all wrong: a share p of them is found so with chance pⁿ."""
+    bound = 100 * (1 - 0.05 ** (1 / problems))
+    return f"–: all {problems:,} problems alike; the true value may be {bound:.1f} points off (95 %)"
 
 
 def kinds(results: Sequence[Mapping[str, Any]]) -> RenderableType:

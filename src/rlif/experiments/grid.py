@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError, field_validator
 from rlif.config import MergedModel, ModelSource, Natural, Recipe, Section
 from rlif.errors import RlifError, named, nearest, printable, shortened
 from rlif.recipes import RECIPE_KEYS, find_recipe, parse_recipe, read_mapping, set_key
-from rlif.utils.validation import explained
+from rlif.utils.validation import explained, listed, misspelt_first
 
 INTERNAL = ("self_certainty", "token_entropy", "trajectory_entropy")
 """The paper's three internal rewards."""
@@ -152,18 +152,22 @@ def find_grid(grid: Path) -> Path:
 
 
 def load_grid(path: Path) -> Grid:
-    """Read a grid and check it. Raises `RlifError` naming the file and the key of the first mistake."""
+    """Read a grid and check it. Raises `RlifError` naming the file and the key of each mistake."""
     try:
         return Grid.model_validate(read_mapping(path, "grid"))
     except ValidationError as error:
-        # A misspelt key first: what is then missing is the same mistake.
-        first = min(error.errors(), key=lambda mistake: mistake["type"] != "extra_forbidden")
-        key = shortened(printable(".".join(str(part) for part in first["loc"])), 200)
-        if first["type"] == "extra_forbidden":
-            section = MergeAxis if first["loc"][0] == "merge" else Grid
-            meant = nearest(str(first["loc"][-1]), section.model_fields)
-            raise RlifError(f"{path}: {key}: unknown key; did you mean {meant}?") from None
-        raise RlifError(f"{path}: {key}: {_wrong(first)}") from None
+        said, meant = [], set()
+        for mistake in misspelt_first(error.errors()):
+            key = shortened(printable(".".join(str(part) for part in mistake["loc"])), 200)
+            if mistake["type"] == "extra_forbidden":
+                section = MergeAxis if mistake["loc"][0] == "merge" else Grid
+                *parents, leaf = (str(part) for part in mistake["loc"])
+                known = nearest(leaf[:100], section.model_fields)
+                meant.add(".".join([*parents, known]))
+                said.append(f"{key}: unknown key; did you mean {known}?")
+            elif mistake["type"] != "missing" or key not in meant:  # what was misspelt is missing
+                said.append(f"{key}: {_wrong(mistake)}")
+        raise RlifError(f"{path}: {listed(said)}") from None
 
 
 def _wrong(mistake: Any) -> str:

@@ -18,7 +18,9 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rlif.errors import Argument, RlifError
 from rlif.experiments.budget import side_by_side
@@ -26,8 +28,9 @@ from rlif.experiments.grid import Cell, Grid, cells, choose, find_grid, load_gri
 from rlif.experiments.pool import check_recipes, run_all
 from rlif.runs.history import read_metrics
 from rlif.runs.layout import FINAL, METRICS_FILE, RECIPE, ROLLOUTS, step_name
-from rlif.utils.atomic_io import LOCK, locked, make_folder, write_whole
+from rlif.utils.atomic_io import LOCK, locked, make_folder, one_line, write_whole
 from rlif.utils.terminal import Console
+from rlif.utils.validation import explained
 
 GRIDS, RUNS, FAILED, RESULTS = "grids", "runs", "failed", "results.parquet"
 _OURS = {LOCK, GRIDS, RUNS, FAILED, RESULTS, "findings.md", "findings.json"}
@@ -125,12 +128,38 @@ def _facts(cell: Cell) -> dict[str, Any]:
     return {"axes": {**cell.axes, "seed": cell.recipe.seed}, **facts}
 
 
+class _Axes(BaseModel):
+    """Labels by axis; of the seed the number."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    __pydantic_extra__: dict[str, str]
+    model: str
+    reward: str
+    seed: int
+
+
+class _Cell(BaseModel):
+    """What the record of a grid says of a cell."""
+
+    model_config = ConfigDict(strict=True)
+    cell: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,200}$")]
+    axes: _Axes
+    model_kind: str
+    merge_ratio: float | None
+    reward_kind: str
+
+
+class _Record(BaseModel):
+    cells: list[_Cell]
+
+
 def _read_grid(path: Path) -> list[dict[str, Any]]:
     try:
-        found: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))["cells"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RlifError(f"{path}: not the record of a grid ({error}); run the study again to write it anew") from error
-    return found
+        return [cell.model_dump() for cell in _Record.model_validate_json(path.read_bytes()).cells]
+    except (OSError, ValidationError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else None
+        said = f"{'.'.join(map(str, first['loc']))}: {explained(first)}" if first else one_line(error)
+        raise RlifError(f"{path}: not the record of a grid ({said}); run the study again to write it anew") from error
 
 
 def _failure(out: Path, name: str) -> str | None:
@@ -194,7 +223,7 @@ def _rows(out: Path, grid: str, entry: Mapping[str, Any]) -> Iterator[dict[str, 
     cell = {"grid": grid, "cell": name, **entry["axes"], **kinds}
     cell |= {"status": status(out, name), "error": _failure(out, name)}
     lines = _evaluations(out / RUNS / name)
-    yield from ({**cell, **line, "error": cell["error"] or line.get("error")} for line in lines)
+    yield from ({**line, **cell, "error": cell["error"] or line.get("error")} for line in lines)
     if not lines:
         yield {**cell, "step": None}
 
@@ -209,7 +238,7 @@ def _evaluations(run: Path) -> list[dict[str, Any]]:
         if line is not lines[-1] and not any(key.startswith("eval/") for key in line):
             continue
         kept = {key: value for key, value in line.items() if not _is_of_the_machine(key)}
-        found.append({**_correlations(run, int(line["step"])), **kept})
+        found.append({**kept, "error": None, **_correlations(run, int(line["step"]))})
     return found
 
 

@@ -75,6 +75,11 @@ class _Source:
     files: ModelFiles
 
     @property
+    def weights(self) -> set[Path]:
+        """The files that the weights lie in, wherever links to them may stand."""
+        return {(self.folder / tensor.file).resolve() for tensor in self.files.tensors.values()}
+
+    @property
     def tied(self) -> bool:
         return bool(self.files.config.get("tie_word_embeddings", True))
 
@@ -103,12 +108,14 @@ def merge(
         dtype: float32, float16 or bfloat16; None: each tensor's type in ``base``.
         shard_bytes: most bytes of one output file.
 
-    Raises `RlifError` if a model is missing, damaged or quantised, if the two differ in architecture, names or
-    shapes, or if the disk is full.
+    Warns where both are the same weights. Raises `RlifError` if a model is missing, damaged or quantised, if the two
+    differ in architecture, names or shapes, or if the disk is full.
     """
     _check_arguments(ratios, out, dtype)
     pair = _read(base, "base"), _read(instruct, "instruct")
     tensors = _common(*pair)
+    if pair[0].weights == pair[1].weights:
+        _LOG.warning("base and instruct are the same weights (%s): so is what lies between them", pair[0].folder)
     side = pair[0] if tokenizer_from == "base" else pair[1]
     if not any(
         path.name.startswith(("tokenizer", "vocab")) or path.suffix == ".model" for path in _tokenizer_files(side)

@@ -75,6 +75,8 @@ class TemplateWorker:
                 if answer.get("memory"):
                     self.close()  # what filled it may still be there
                     return self._needs_memory()
+                if answer.get("random"):
+                    return "draws words at random"
             except BaseException:
                 self.close()  # whatever the worker still says would be taken for the next answer
                 raise
@@ -187,6 +189,10 @@ def serve() -> None:
         _reply(answer)
 
 
+class _RandomError(Exception):
+    """A template whose prompts no run could repeat."""
+
+
 def _limit_memory(size: int) -> None:
     if sys.platform == "linux":  # elsewhere the system does not enforce it, and time is the only limit
         import resource
@@ -207,12 +213,17 @@ def _answer(
         return {"length": len(compiled(template).render(messages=messages, **variables))}
     except MemoryError:
         return {"memory": True}
+    except _RandomError:
+        return {"random": True}
     except Exception:  # of the template's making: it will be raised again where it is reported
         return {"length": 0}
 
 
 def _compiler() -> Callable[[str], Any]:
-    """From a template to what renders it, as transformers does (`transformers.utils.chat_template_utils`)."""
+    """From a template to what renders it, as transformers does (`transformers.utils.chat_template_utils`).
+
+    Raises `_RandomError` for one that draws at random: jinja's filter ``random`` and its function ``lipsum``.
+    """
     import jinja2.ext
     from jinja2.exceptions import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -241,4 +252,13 @@ def _compiler() -> Callable[[str], Any]:
     )
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = time.strftime
-    return lru_cache(maxsize=8)(environment.from_string)
+
+    @lru_cache(maxsize=8)
+    def compiled(template: str) -> Any:
+        kinds: Any = (jinja2.nodes.Filter, jinja2.nodes.Name)
+        names = [node.name for node in environment.parse(template).find_all(kinds)]
+        if not {"random", "lipsum"}.isdisjoint(names):
+            raise _RandomError
+        return environment.from_string(template)
+
+    return compiled

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from rlif.errors import Argument, RlifError, expect, expect_each, shown
 from rlif.model.decoder import decoder_of, has_decoder, joined
 from rlif.model.kernels.cpu import kernels_for
 from rlif.model.policy import Policy
@@ -54,6 +55,7 @@ class Engine:
         cuda_graphs: bool = False,
         max_mismatch: float | None = None,
     ) -> None:
+        expect(policy, Policy, "policy", "an rlif.Policy, which rlif.load_policy makes")
         self.policy = policy
         self.max_rows = max_rows
         self.cuda_graphs = cuda_graphs
@@ -74,9 +76,9 @@ class Engine:
 
         ``progress`` is told the number of tokens drawn, after each decode step (on a GPU after several). Raises
         `RlifError` for a prompt that does not fit into the model's context together with ``sampling.max_new_tokens``,
-        FloatingPointError if the model's logits are no distribution.
+        and for an argument of another type; FloatingPointError if the model's logits are no distribution.
         """
-        recorder = Recorder(self.policy, prompts, group_size, sampling, key)
+        recorder = self._recorder(prompts, group_size, sampling, key)
         for drawn in self._steps(recorder):
             if progress is not None:
                 progress(drawn)
@@ -92,7 +94,7 @@ class Engine:
         progress: Callable[[int], None] | None = None,
     ) -> Iterator[Rollouts]:
         """The same completions as `sample`, handed out as soon as all those of a prompt are finished, in that order."""
-        recorder = Recorder(self.policy, prompts, group_size, sampling, key)
+        recorder = self._recorder(prompts, group_size, sampling, key)
         under_way = list(range(len(prompts)))
         for drawn in self._steps(recorder):
             if progress is not None:
@@ -101,6 +103,14 @@ class Engine:
             if done := [i for i in under_way if whole[i]]:
                 under_way = [i for i in under_way if not whole[i]]
                 yield recorder.rollouts(done)
+
+    def _recorder(self, prompts: Sequence[Prompt], group_size: int, sampling: Sampling, key: Key) -> Recorder:
+        expect_each(prompts, Prompt, "prompts", "a list of rlif.Prompt, which rlif.render makes")
+        expect(sampling, Sampling, "sampling", "an rlif.Sampling")
+        expect(key, Key, "key", "an rlif.Key")
+        if not isinstance(group_size, int) or group_size < 1:
+            raise RlifError(Argument("group_size"), f": {shown(group_size)}; give a whole number, 1 or more")
+        return Recorder(self.policy, prompts, group_size, sampling, key)
 
     def _steps(self, recorder: Recorder) -> Iterator[int]:
         """Draw what the recorder is to hold; yields the number of tokens drawn, now and then."""

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from datetime import datetime
 
-from rlif.errors import Argument, RlifError
+from rlif.errors import Argument, RlifError, expect, expect_each
 from rlif.model.policy import Policy
 from rlif.model.positions import limit_passed
 from rlif.tasks.templates import render_messages, render_text
@@ -18,13 +18,16 @@ def render(
     """Problems put through a named template, and through the chat template where the policy uses one.
 
     ``now`` is the moment that a chat template which prints the date is told; None: the present. Raises `RlifError` for
-    an unknown template.
+    an unknown template, or an argument of another type.
 
     >>> import rlif
     >>> policy = rlif.load_policy("tiny-base")
     >>> rlif.render(policy, "qa", [rlif.Problem("sum", "12+34=?")])[0].text
     'Question: 12+34=?\\nAnswer:'
     """
+    expect(policy, Policy, "policy", "an rlif.Policy, which rlif.load_policy makes")
+    expect(template, str, "template", "the name of a template")
+    expect_each(problems, Problem, "problems", "a list of rlif.Problem")
     return tuple(_render(policy, template, problem, now) for problem in problems)
 
 

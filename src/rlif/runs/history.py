@@ -100,7 +100,16 @@ def _record(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     whole = isinstance(record, dict) and type(record.get("step")) is int
-    return record if whole and all(_is_number(value) for value in record.values()) else None
+    return record if whole and all(_is_text(key) and _is_number(value) for key, value in record.items()) else None
+
+
+def _is_text(key: str) -> bool:
+    """Not so for halves of characters, which JSON can hold and no table can."""
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_number(value: object) -> bool:

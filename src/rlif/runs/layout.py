@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from rlif.errors import RlifError
+from rlif.errors import Advice, RlifError
 
 RECIPE, INFO, METRICS_FILE, ROLLOUTS = "recipe.yaml", "run.json", "metrics.jsonl", "rollouts"
 """The resolved recipe; the facts; the log, one JSON line a step; the folder of completions, one Parquet file a step."""
@@ -19,12 +19,23 @@ PROBE, LOOKS = "probe", "looks.json"
 each look up to the last checkpoint (`rlif.monitoring.measurement.ProbeRecord`)."""
 
 
+def resume_with(out: Path, *, allow_changed: bool = False) -> Advice:
+    """How to resume the run in a folder."""
+    python, command = (", allow_changed=True", " --allow-changed") if allow_changed else ("", "")
+    return Advice(f"rlif.resume({str(out)!r}{python})", f"rlif train --resume {out}{command}")
+
+
+def begin_with(out: Path) -> Advice:
+    """How to begin a run in a folder."""
+    return Advice(f"rlif.train(recipe, {str(out)!r})", f"rlif train RECIPE --out {out}")
+
+
 def recipe_path(out: Path) -> Path:
     """The recipe of a run. Raises `RlifError` if the folder holds no run."""
     if not (out / RECIPE).is_file():
         begun = (out / METRICS_FILE).is_file() and (out / METRICS_FILE).stat().st_size > 0
-        remedy = "restore it from a copy" if begun else f"start one with rlif train RECIPE.yaml --out {out}"
-        raise RlifError(f"{out}: holds no run ({RECIPE} is missing); {remedy}")
+        remedy = ("restore it from a copy",) if begun else ("start one with ", begin_with(out))
+        raise RlifError(f"{out}: holds no run ({RECIPE} is missing); ", *remedy)
     return out / RECIPE
 
 

@@ -20,6 +20,7 @@ from rlif.errors import RlifError
 from rlif.model.registry import MODELS, resolve
 from rlif.model.template_clock import present
 from rlif.recipes import parse_recipe
+from rlif.runs.layout import resume_with
 from rlif.utils.atomic_io import sha256
 
 FREE = (
@@ -111,8 +112,8 @@ def accept(began: Provenance | None, found: Provenance, *, step: int, out: Path,
     if deciding and not allow:
         more = f" (and {len(deciding) - 1} more)" if len(deciding) > 1 else ""
         raise RlifError(
-            f"{deciding[0]}{more} since the run in {out} began; put that back, or go on with the change on purpose: "
-            f"rlif train --resume {out} --allow-changed"
+            f"{deciding[0]}{more} since the run in {out} began; put that back, or go on with the change on purpose: ",
+            resume_with(out, allow_changed=True),
         )
     for change in changes:
         if change.effect == "rounding":

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlif.errors import RlifError
+from rlif.errors import Advice, RlifError
 from rlif.runs.checkpoint import Checkpoint, load_checkpoint, remove_leftovers
 from rlif.runs.history import last_step, lines_up_to, set_aside
 from rlif.runs.layout import INFO, METRICS_FILE, RECIPE, step_name, step_of
@@ -49,7 +49,8 @@ def find_start(out: Path) -> Start:
     if checkpoint is None and (noted is not None or (last > 0 and "provenance" not in info)):
         raise RlifError(
             f"{root}: no checkpoint here, but {METRICS_FILE} has {last} steps; put the checkpoints back, or begin "
-            f"again in another folder: rlif train {out / RECIPE} --out DIR"
+            "again in another folder: ",
+            Advice(f"rlif.train({str(out / RECIPE)!r}, …)", f"rlif train {out / RECIPE} --out DIR"),
         )
     if checkpoint is not None and last < checkpoint.step:
         raise RlifError(

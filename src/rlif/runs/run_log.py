@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from rlif.config import Recipe
-from rlif.errors import RlifError
+from rlif.errors import Advice, Argument, RlifError
 from rlif.recipes import dump_recipe
 from rlif.runs.history import lines_up_to, remove_rollouts_after
-from rlif.runs.layout import INFO, METRICS_FILE, RECIPE, ROLLOUTS, step_name
+from rlif.runs.layout import INFO, METRICS_FILE, RECIPE, ROLLOUTS, begin_with, resume_with, step_name
 from rlif.runs.metric_keys import find_metric
 from rlif.runs.rollout_table import _parquet
 from rlif.types import Scored
@@ -53,17 +53,17 @@ class RunLog:
         What a process left that was killed before its run had begun counts as nothing.
         """
         if out.exists() and not out.is_dir():
-            raise RlifError(f"{out}: a file, not a folder; choose another --out")
+            raise RlifError(f"{out}: a file, not a folder; choose another ", Argument("out"))
         if (out / RECIPE).exists():
-            raise RlifError(_another_run(out))
+            raise RlifError(*_another_run(out))
         ours = {LOCK, *(path.name for path in _never_begun(out))}
         if strangers := sorted(path.name for path in out.iterdir() if path.name not in ours) if out.is_dir() else []:
             if METRICS_FILE in strangers:
                 raise RlifError(
-                    f"{out}: holds another run, less its {RECIPE}; choose another --out, or restore that file and go "
-                    f"on with: rlif train --resume {out}"
+                    *(f"{out}: holds another run, less its {RECIPE}; choose another ", Argument("out")),
+                    *(", or restore that file and go on with: ", resume_with(out)),
                 )
-            raise RlifError(f"{out}: not empty; choose a new or an empty folder for --out")
+            raise RlifError(f"{out}: not empty; choose a new or an empty folder for ", Argument("out"))
 
     @classmethod
     def create(cls, out: Path, recipe: Recipe, *, info: Mapping[str, Any]) -> "RunLog":
@@ -73,13 +73,13 @@ class RunLog:
         run, or cannot be written.
         """
         cls.check_free(out)
-        with writing(out, "put that right, or choose another --out"):
+        with writing(out, "put that right, or choose another ", Argument("out")):
             out.mkdir(parents=True, exist_ok=True)
             _clear_never_begun(out)
             try:  # O_EXCL: of two runs started in one folder at the same moment, the second fails here
                 descriptor = os.open(out / METRICS_FILE, _APPEND | os.O_CREAT | os.O_EXCL, 0o644)
             except FileExistsError:
-                raise RlifError(_another_run(out)) from None
+                raise RlifError(*_another_run(out)) from None
             try:
                 flush_folder(out)  # a run.json without metrics.jsonl would be somebody else's
                 write_whole(out / INFO, _json(info))
@@ -102,7 +102,7 @@ class RunLog:
         check_resumable(out)
         path = out / METRICS_FILE
         kept, known = lines_up_to(path, step), read_info(out / INFO)
-        with writing(path, _resume_later(out)):
+        with writing(path, *_resume_later(out)):
             write_whole(path, kept)
             remove_rollouts_after(out, step)
             if info is not None:
@@ -120,7 +120,7 @@ class RunLog:
             raise ValueError(f"not a key of rlif.runs.metric_keys.METRICS to be given here: {', '.join(unknown)}")
         record = {"step": step, **{key: _number(value) for key, value in metrics.items()}}
         self.check_place()
-        with writing(self.out / METRICS_FILE, _resume_later(self.out)):
+        with writing(self.out / METRICS_FILE, *_resume_later(self.out)):
             self._append(json.dumps(record, allow_nan=False).encode() + b"\n")
 
     def check_place(self) -> None:
@@ -132,30 +132,31 @@ class RunLog:
         """
         path = self.out / METRICS_FILE
         here, ours = _identity(path), os.fstat(self._descriptor)
-        back = f"nothing of this step is kept; put it back as it was, then rlif train --resume {self.out}"
+        back = ("nothing of this step is kept; put it back as it was, then ", resume_with(self.out))
         if not (self.out / RECIPE).is_file():
-            raise RlifError(f"{self.out}: was removed, renamed or replaced while the run was at work in it; {back}")
+            raise RlifError(f"{self.out}: was removed, renamed or replaced while the run was at work in it; ", *back)
         if here is None:
             with writing(path, "it was removed while the run was at work"):
                 write_whole(path, os.pread(self._descriptor, ours.st_size, 0))
             raise RlifError(
                 f"{path}: was removed while the run was at work, and is put back; nothing of this step is kept; go on "
-                f"with: rlif train --resume {self.out}"
+                "with: ",
+                resume_with(self.out),
             )
         if here != (ours.st_dev, ours.st_ino) or ours.st_size != self._size:
-            raise RlifError(f"{path}: was replaced or changed while the run was at work; {back}")
+            raise RlifError(f"{path}: was replaced or changed while the run was at work; ", *back)
         self._check_rollouts(back)
 
-    def _check_rollouts(self, back: str) -> None:
+    def _check_rollouts(self, back: tuple[str | Advice, ...]) -> None:
         folder = self.out / ROLLOUTS
         if self._rollouts is None:
             return
         if _identity(folder) is None:  # what is removed to save space is no harm
-            with writing(folder, _resume_later(self.out)):
+            with writing(folder, *_resume_later(self.out)):
                 make_folder(folder)
             self._rollouts = _identity(folder)
         elif _identity(folder) != self._rollouts:
-            raise RlifError(f"{folder}: was replaced while the run was at work; {back}")
+            raise RlifError(f"{folder}: was replaced while the run was at work; ", *back)
 
     def _append(self, line: bytes) -> None:
         try:
@@ -176,7 +177,7 @@ class RunLog:
         """
         self.check_place()
         path = self.out / ROLLOUTS / f"{step_name(step)}.parquet"
-        with writing(path, _resume_later(self.out)):
+        with writing(path, *_resume_later(self.out)):
             make_folder(path.parent)
             write_whole(path, _parquet(step, scored))
         self._rollouts = _identity(path.parent)
@@ -188,7 +189,7 @@ class RunLog:
     def note(self, **facts: Any) -> None:
         """Add facts to run.json, in place of those of the same names. Raises `RlifError` if it cannot be written."""
         self._info |= facts
-        with writing(self.out / INFO, _resume_later(self.out)):
+        with writing(self.out / INFO, *_resume_later(self.out)):
             write_whole(self.out / INFO, _json(self._info))
 
     def close(self) -> None:
@@ -199,7 +200,7 @@ class RunLog:
 def check_resumable(out: Path) -> None:
     """Raise `RlifError` unless the run in ``out`` can be resumed, as far as its files' names tell."""
     if not (out / RECIPE).is_file():
-        raise RlifError(f"{out}: no {RECIPE} here, so no run to resume; start one with rlif train RECIPE --out {out}")
+        raise RlifError(f"{out}: no {RECIPE} here, so no run to resume; start one with ", begin_with(out))
     for name in (INFO, METRICS_FILE):
         if not (out / name).is_file():
             raise RlifError(f"{out}: the {name} of this run is missing; restore it, or start a new run elsewhere")
@@ -218,12 +219,13 @@ def read_info(path: Path) -> dict[str, Any]:
     return info
 
 
-def _resume_later(out: Path) -> str:
-    return f"what was written before is intact; put that right, then rlif train --resume {out}"
+def _resume_later(out: Path) -> tuple[str | Advice, ...]:
+    return "what was written before is intact; put that right, then ", resume_with(out)
 
 
-def _another_run(out: Path) -> str:
-    return f"{out}: holds another run; choose another --out, or go on with that one: rlif train --resume {out}"
+def _another_run(out: Path) -> tuple[str | Argument | Advice, ...]:
+    other = (f"{out}: holds another run; choose another ", Argument("out"))
+    return *other, ", or go on with that one: ", resume_with(out)
 
 
 def _number(value: float | int) -> float | int | None:

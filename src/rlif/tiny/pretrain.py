@@ -17,7 +17,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from rlif.errors import RlifError
+from rlif.errors import Argument, RlifError
 from rlif.tiny import VERSION
 from rlif.tiny.corpus import BASE, INSTRUCT, Corpus, Example, example
 from rlif.tiny.tokenizer import CONTEXT, build_tokenizer
@@ -154,9 +154,9 @@ def _empty_folder(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RlifError(f"{folder}: cannot make this folder ({error.strerror}); name another with --out") from error
+        raise RlifError(f"{folder}: cannot make it ({error.strerror}); name another ", Argument("out")) from error
     if any(folder.iterdir()):
-        raise RlifError(f"{folder}: is not empty; name another folder with --out")
+        raise RlifError(f"{folder}: is not empty; name another ", Argument("out"))
     return folder
 
 

@@ -53,7 +53,7 @@ def check_needs(recipe: Recipe, custom: Custom, info: Mapping[str, Any], out: Pa
         arguments += ["task=…"] if needed.get("task") else []
         raise RlifError(
             f"{out}: this run was given {' and '.join(lacking)} from Python, which no file holds; resume it from "
-            f"there: resume({str(out)!r}, {', '.join(arguments)})"
+            f"there: rlif.resume({str(out)!r}, {', '.join(arguments)})"
         )
     if given != needed and not allow_changed:
         raise RlifError(

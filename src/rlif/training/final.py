@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rlif.errors import RlifError
 from rlif.model.policy import Policy
+from rlif.runs.layout import resume_with
 from rlif.utils.atomic_io import disk_reason, flush_folder, system_error
 
 
@@ -29,7 +30,6 @@ def write_model(out: Path, name: str, policy: Policy) -> Path:
         if reason is None:
             raise
         raise RlifError(
-            f"{final}: {disk_reason(reason)}; the last checkpoint is whole: "
-            f"free some space and run rlif train --resume {out}"
+            f"{final}: {disk_reason(reason)}; the last checkpoint is whole: free some space, then ", resume_with(out)
         ) from error
     return final

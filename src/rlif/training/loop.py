@@ -15,6 +15,7 @@ from rlif.recipes import RECIPE_KEYS
 from rlif.rewards.base import Reward
 from rlif.rewards.score import grade, score
 from rlif.rng import Key
+from rlif.runs.layout import resume_with
 from rlif.tasks.base import Task
 from rlif.training.callbacks import NullCallback, ProgressCallback
 from rlif.training.custom import Custom
@@ -89,7 +90,7 @@ def _loop(run: Run, until: int | None, stop: Stop | None) -> Path | None:
         run.settle_consensus(asked_by)
         while run.step < last and not run.ended:
             if (signum := asked_by()) and run.step == 0:
-                raise Interrupted(signum, f"stopped before the first step; begin with: rlif train --resume {run.out}")
+                raise Interrupted(signum, "stopped before the first step; begin with: ", resume_with(run.out))
             run.step += 1
             key, lr = Key(recipe.seed, run.step), learning_rate(recipe.grpo, run.step, recipe.steps)
 
@@ -123,5 +124,5 @@ def _loop(run: Run, until: int | None, stop: Stop | None) -> Path | None:
                 run.save_checkpoint()
             if signum and not run.ended:
                 done = f"stopped after step {run.step} of {recipe.steps}"
-                raise Interrupted(signum, f"{done}; go on with: rlif train --resume {run.out}")
+                raise Interrupted(signum, f"{done}; go on with: ", resume_with(run.out))
         return run.finish() if run.ended else None

@@ -23,7 +23,7 @@ from rlif.rng import Key
 from rlif.rollout.engine import Engine
 from rlif.runs.checkpoint import flatten_optimizer, prune, save_checkpoint
 from rlif.runs.environment import collect_info
-from rlif.runs.layout import FINAL, INFO, LAST, recipe_path
+from rlif.runs.layout import FINAL, INFO, LAST, recipe_path, resume_with
 from rlif.runs.provenance import accept, read_provenance, start_of
 from rlif.runs.resumption import find_start, keep_what_is_dropped
 from rlif.runs.run_log import BEGINNING, RunLog
@@ -192,8 +192,7 @@ class Run:
 
     def _end_if_asked(self, asked_by: Stop) -> None:
         if signum := asked_by():
-            message = f"stopped before step {self.step + 1}; go on with: rlif train --resume {self.out}"
-            raise Interrupted(signum, message)
+            raise Interrupted(signum, f"stopped before step {self.step + 1}; go on with: ", resume_with(self.out))
 
     @property
     def ended(self) -> bool:
@@ -239,11 +238,12 @@ class Run:
     def log(self, metrics: dict[str, float], scored: Scored | None = None) -> None:
         """One line of metrics, to the log, the sinks and the callback; and the rollouts if they are due."""
         seconds = self._phases.take_seconds()
+        metrics |= seconds
         if scored is not None:
             tokens = int(scored.rollouts.mask.sum())
             self.state["tokens"] += tokens
             speed = tokens / max(seconds["time/rollout"], 1e-9)
-            metrics |= {**seconds, "tokens_per_second/rollout": speed, "tokens/total": float(self.state["tokens"])}
+            metrics |= {"tokens_per_second/rollout": speed, "tokens/total": float(self.state["tokens"])}
             every = self.recipe.log.rollouts_every
             if every and self.step % every == 0:
                 self._log.write_rollouts(self.step, scored)

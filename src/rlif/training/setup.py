@@ -23,6 +23,7 @@ from rlif.rewards.base import Reward
 from rlif.rollout.engine import Engine
 from rlif.rollout.prompts import check_context, prompts_digest, render
 from rlif.runs.checkpoint import Checkpoint, checkpoint_name, restore_optimizer
+from rlif.runs.layout import resume_with
 from rlif.runs.provenance import Provenance, model_files
 from rlif.tasks import build_task
 from rlif.tasks.base import Task
@@ -214,8 +215,8 @@ def _digest_of_start(recipe: Recipe, start: Policy, recorded: str | None, origin
         raise RlifError(
             Argument("model"),
             f": {recipe.policy.model} has changed since this run began, and with it what its KL term or its probe is "
-            "held against; put the old weights back, start a new run, or go on with the change on purpose: "
-            f"rlif train --resume {origin.out} --allow-changed",
+            "held against; put the old weights back, start a new run, or go on with the change on purpose: ",
+            resume_with(origin.out, allow_changed=True),
         )
     return digest
 

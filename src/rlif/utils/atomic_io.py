@@ -13,19 +13,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from rlif.errors import RlifError
+from rlif.errors import Advice, Argument, RlifError
 
 LOCK = ".lock"
 """The file in a run folder that the process at work in it holds. It stays there, and means nothing, when none does."""
 
 
 @contextmanager
-def writing(path: Path, advice: str) -> Iterator[None]:
+def writing(path: Path, *advice: str | Argument | Advice) -> Iterator[None]:
     """Turn the system's refusal to write ``path`` into an `RlifError` that says why and gives ``advice``."""
     try:
         yield
     except OSError as error:
-        raise RlifError(f"{path}: {disk_reason(error)}; {advice}") from error
+        raise RlifError(f"{path}: {disk_reason(error)}; ", *advice) from error
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from rlif.errors import Advice, spelled
 from rlif.utils.terminal import note
 
 Stop = Callable[[], int]
@@ -15,14 +16,16 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(Exception):  # noqa: N818  (a request that was met, not an error)
-    """A signal asked a run to stop; it did, with a checkpoint. ``signum`` is the signal's number."""
+    """A signal asked a run to stop; it did, with a checkpoint. ``signum`` is the signal's number; the message is made
+    of parts as that of `rlif.errors.RlifError`."""
 
-    def __init__(self, signum: int, message: str) -> None:
-        super().__init__(signum, message)  # all arguments, so that it travels between processes
-        self.signum, self.message = signum, message
+    def __init__(self, signum: int, *parts: str | Advice) -> None:
+        super().__init__(signum, *parts)  # all arguments, so that it travels between processes
+        self.signum, self.parts = signum, parts
+        self.command_line = False
 
     def __str__(self) -> str:
-        return self.message
+        return spelled(self.parts, {}, command_line=self.command_line)
 
 
 class AtOnce(KeyboardInterrupt):

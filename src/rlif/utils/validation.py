@@ -1,9 +1,11 @@
 """What the checks of a recipe or of options say, in plain words: what is expected, and what was given."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rlif.errors import shown
+from rlif.errors import nearest, printable, shortened, shown
+
+_MOST = 4  # mistakes on one line
 
 _WORDS = {
     "int_type": "a whole number",
@@ -54,6 +56,49 @@ def explained(mistake: Mapping[str, Any]) -> str:
     if isinstance(given, Mapping) and details["discriminator"] in given:
         given = given[details["discriminator"]]
     return words + _given(given)
+
+
+def misspelt_first(mistakes: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Unknown keys before all else, for what is missing beside one is often the same mistake; else their order."""
+    return sorted(mistakes, key=lambda mistake: mistake["type"] != "extra_forbidden")
+
+
+def listed(said: Sequence[str]) -> str:
+    """What is said of each mistake, on one line: of the first four, and how many there are besides."""
+    more = f" (and {len(said) - _MOST} more)" if len(said) > _MOST else ""
+    return "; also ".join(said[:_MOST]) + more
+
+
+def of_arguments(mistakes: Sequence[Mapping[str, Any]], given: Mapping[str, Any], known: Iterable[str]) -> str:
+    """What is wrong with the arguments of a section that was made in Python, on one line.
+
+    Args:
+        mistakes: pydantic's `ValidationError.errors()`.
+        given: the arguments; they tell keys from the kinds of section that pydantic puts between them.
+        known: what the section takes.
+    """
+    said, meant = [], ""
+    for mistake in misspelt_first(mistakes):
+        keys = _keys(mistake["loc"], given)
+        key = shortened(printable(".".join(map(str, keys))), 200)
+        if mistake["type"] == "extra_forbidden":
+            meant = nearest(str(keys[-1])[:100], known) if len(keys) == 1 else ""
+            said.append(f"{key}: unknown key" + (f"; did you mean {meant}?" if meant else ""))
+        elif mistake["type"] != "missing":
+            said.append(f"{key + ': ' if key else ''}{explained(mistake)}")
+        elif key != meant:
+            said.append(f"{key}: this key is required")
+    return listed(said)
+
+
+def _keys(location: Sequence[str | int], given: Any) -> list[str | int]:
+    keys: list[str | int] = []
+    for place, part in enumerate(location):
+        if isinstance(part, int) or place == len(location) - 1 or not isinstance(given, Mapping) or part in given:
+            keys.append(part)
+            given = given.get(part) if isinstance(given, Mapping) and part in given else given
+            given = given[part] if isinstance(given, list | tuple) and isinstance(part, int) else given
+    return keys
 
 
 def _given(value: object) -> str:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from rlif.errors import named
 from rlif.utils import terminal
 
 
@@ -19,4 +20,5 @@ def make(
         if step % 50 == 0 or step == steps:
             terminal.say(f"{model}: step {step} of {steps}, loss {loss:.3f} nats a token")
 
-    pretrain(out, seed=seed, progress=say)
+    with named({"out": "--out"}):
+        pretrain(out, seed=seed, progress=say)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlif.errors import RlifError
+from rlif.errors import RlifError, named
 from rlif.utils import terminal
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def _train(out: Path, recipe: "Recipe | None", *, allow_changed: bool = False) -
     console = terminal.Console()
     known = recipe or load_recipe(recipe_path(out))
     done = 0 if recipe else resumes_at(out)
-    with show_progress(console, known.steps, done) as callback:
+    with named({"out": "--out"}), show_progress(console, known.steps, done) as callback:
         if recipe:
             trainer.train(recipe, out, callback=callback)
         else:
