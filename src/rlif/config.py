@@ -227,10 +227,14 @@ class AdvantageConfig(Section):
 
 class ConsensusConfig(Section):
     samples: Positive = 8
-    """Answers of the initial policy to each problem of the run."""
+    """Answers of the teacher to each problem: of the initial policy to all of the run's before the first step
+    (`frozen_consensus`), or of the moving average to those of each step (`ema_vote`)."""
     temperature: Annotated[float, Field(ge=0.0)] = 1.0
     """At which they are drawn, else as rollouts are. 1, for there the vote is right more often than that of a sharpened
     policy, whose answers agree on their mistakes too (docs/rewards.md)."""
+    decay: tuple[Decay, Decay] = (0.99, 0.99999)
+    """[first, last]: the share of its weights that the teacher of `ema_vote` keeps after each step, along half a cosine
+    from the first step to the last (arXiv 2508.00410)."""
 
 
 class GrpoConfig(Section):
@@ -323,7 +327,7 @@ class Recipe(Section):
     """One name, one mapping, or a list of them: a mix whose parts are each normalised on their own."""
     advantage: AdvantageConfig = AdvantageConfig()
     consensus: ConsensusConfig = ConsensusConfig()
-    """For `frozen_consensus`; no other reward reads it."""
+    """For `frozen_consensus` and `ema_vote`; no other reward reads it."""
     grpo: GrpoConfig = GrpoConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -17,7 +17,9 @@ METRICS: dict[str, Metric] = {
     "step": Metric("steps", "rollout-and-update steps done; 0 is the policy before training"),
     "time": Metric("s", "wall-clock time since the run's start"),
     "time/rollout": Metric("s", "sampling the step's completions, signals included"),
-    "time/consensus": Metric("s", "the initial policy's answers to the run's problems (frozen_consensus), in step 1"),
+    "time/consensus": Metric(
+        "s", "a teacher's answers: to the run's problems, in step 1 (frozen_consensus), or to the step's (ema_vote)"
+    ),
     "time/score": Metric("s", "grading, rewards and advantages"),
     "time/update": Metric("s", "losses, gradients and optimizer steps"),
     "time/watch": Metric("s", "looking at entropy before and after the update (log.entropy_share)"),

@@ -91,6 +91,7 @@ def _loop(run: Run, until: int | None, stop: Stop | None) -> Path | None:
                 raise Interrupted(signum, f"stopped before the first step; begin with: rlif train --resume {run.out}")
             run.step += 1
             key, lr = Key(recipe.seed, run.step), learning_rate(recipe.grpo, run.step, recipe.steps)
+            run.ask_teacher()
 
             with run.phase("rollout", tokens=run.rows * run.sampling.max_new_tokens):
                 prompts, size = run.prompts(run.step), recipe.rollout.group_size
@@ -111,6 +112,7 @@ def _loop(run: Run, until: int | None, stop: Stop | None) -> Path | None:
                 update = grpo_step(
                     policy, run.optimizer, scored, recipe.grpo, lr=lr, reference=run.reference, progress=progress
                 )
+                run.move_teacher()
             with run.phase("watch"):
                 entropy = probe.after(policy)
 

@@ -34,6 +34,7 @@ from rlif.training.custom import NEEDS, Custom, check_needs
 from rlif.training.phases import Phases
 from rlif.training.resolve import as_before, eval_sampling, resolved
 from rlif.training.setup import Origin, Setup, build_engine, initial_policy, prepare
+from rlif.training.teacher import decay_at
 from rlif.types import Prompt, Rollouts, Sampling, Scored
 from rlif.utils.atomic_io import disk_reason, emptied_on_failure, flush_folder, locked, system_error
 from rlif.utils.interrupts import Interrupted, Stop
@@ -50,6 +51,9 @@ class Run:
         self.recipe, self.task, self.rewards = setup.recipe, setup.prompts.task, setup.rewards
         self.policy, self.optimizer, self.reference = setup.policy, setup.optimizer, setup.reference
         self.engine, self.step, self.state = setup.engine, setup.step, setup.state
+        self.teacher = setup.teacher
+        self._teacher_engine = None if self.teacher is None else build_engine(self.recipe, self.teacher.policy)
+        self._taught: dict[str, list[str]] = {}  # its answers to the problems of the step under way
         self.sampling = Sampling.from_config(self.recipe.rollout)
         self.rows = self.recipe.rollout.prompts * self.recipe.rollout.group_size
         self.out, self.callback = out, callback
@@ -140,9 +144,27 @@ class Run:
 
     @property
     def consensus(self) -> Mapping[str, list[str]]:
-        """What the initial policy answers to each problem, by its id; empty where no reward asks for it."""
-        answers: Mapping[str, list[str]] = self.state.get("consensus", {})
+        """What the teacher of this run (the initial policy, or one that follows) answers to each problem, by its id;
+        empty where no reward asks for it."""
+        answers: Mapping[str, list[str]] = self._taught if self.teacher else self.state.get("consensus", {})
         return answers
+
+    def ask_teacher(self) -> None:
+        """Have a teacher that follows the policy answer the problems of the step under way; nothing without one."""
+        if self._teacher_engine is None:
+            return
+        problems = tuple(dict.fromkeys(prompt.problem for prompt in self.prompts(self.step)))
+        tokens = len(problems) * self.recipe.consensus.samples * self.sampling.max_new_tokens
+        with self.phase("consensus", tokens=tokens):
+            self._taught = settle(
+                self._teacher_engine, self._prompts, problems, self.callback.advance, when=f"teacher/{self.step}"
+            )
+
+    def move_teacher(self) -> None:
+        """Let the teacher follow the policy that was just updated; nothing without one."""
+        if self.teacher is not None:
+            decay = decay_at(self.recipe.consensus.decay, self.step, self.recipe.steps)
+            self.teacher.follow(self.optimizer, decay)
 
     def settle_consensus(self, asked_by: Stop) -> None:
         """Have the initial policy answer what it has not answered yet of all steps' problems, if a reward asks for it.
@@ -150,7 +172,7 @@ class Run:
         Raises `NoConsensusError` if it gives no readable answer to any, `Interrupted` if a signal asks to
         stop meanwhile.
         """
-        if not read_consensus(self.recipe.reward, self.rewards):
+        if self.teacher is not None or not read_consensus(self.recipe.reward, self.rewards):
             return
         answers: dict[str, list[str]] = self.state.setdefault("consensus", {})
         batches, samples = unsettled(self._prompts, answers), self.recipe.consensus.samples
@@ -231,12 +253,18 @@ class Run:
         save_checkpoint(
             root,
             self.step,
-            write_model=lambda folder: self.policy.save(folder, state_dict=self.optimizer.master_state_dict()),
+            write_model=self._write_weights,
             tensors=flatten_optimizer(self.optimizer.inner, self.optimizer.names),
             state=self.state,
         )
         self._log.note_checkpoint(self.step)
         prune(root, self.recipe.checkpoint.keep_last, {best["step"]} if best else set())
+
+    def _write_weights(self, folder: Path) -> None:
+        """The policy's fp32 masters as a model, and the teacher's beside them, if there is one."""
+        self.policy.save(folder, state_dict=self.optimizer.master_state_dict())
+        if self.teacher is not None:
+            self.teacher.save(folder)
 
     def finish(self) -> Path:
         """Write final/, a folder that plain transformers loads, in the type the policy computed in."""

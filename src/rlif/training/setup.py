@@ -19,6 +19,7 @@ from rlif.model.loading import compute_dtype, load_policy
 from rlif.model.merge import model_source
 from rlif.model.policy import Policy
 from rlif.rewards.base import Reward
+from rlif.rewards.registry import follows_policy
 from rlif.rollout.engine import Engine
 from rlif.rollout.prompts import check_context, prompts_digest, render
 from rlif.runs.checkpoint import Checkpoint, restore_optimizer
@@ -28,6 +29,7 @@ from rlif.tasks.base import Task
 from rlif.training.custom import Custom
 from rlif.training.optim import MasterOptimizer, adamw
 from rlif.training.resolve import check_best
+from rlif.training.teacher import Teacher
 from rlif.types import Problem, Prompt
 
 
@@ -71,7 +73,8 @@ class PromptSource:
 class Setup:
     """A run but for its folder. ``rewards`` is every reward by name, ``state`` what its checkpoints hold as JSON.
 
-    ``eval_prompts`` is empty where nothing is evaluated; ``reference`` is None where no KL term needs one.
+    ``eval_prompts`` is empty where nothing is evaluated; ``reference`` is None where no KL term needs one, ``teacher``
+    where no reward asks one that follows the policy.
     """
 
     recipe: Recipe
@@ -80,6 +83,7 @@ class Setup:
     optimizer: MasterOptimizer
     engine: Engine
     reference: Policy | None
+    teacher: Teacher | None
     prompts: PromptSource
     eval_prompts: tuple[Prompt, ...]
     provenance: Provenance
@@ -112,6 +116,7 @@ def prepare(recipe: Recipe, origin: Origin, custom: Custom) -> Setup:
         optimizer=optimizer,
         engine=engine,
         reference=reference,
+        teacher=load_teacher(recipe, policy, optimizer, custom, origin.checkpoint),
         prompts=prompts,
         eval_prompts=eval_prompts,
         provenance=provenance,
@@ -163,6 +168,18 @@ def load_reference(recipe: Recipe, policy: Policy, *, fresh: bool) -> Policy | N
     reference = kept or initial_policy(recipe, policy.device)
     reference.model.requires_grad_(False).eval()
     return reference
+
+
+def load_teacher(
+    recipe: Recipe, policy: Policy, optimizer: MasterOptimizer, custom: Custom, checkpoint: Checkpoint | None
+) -> Teacher | None:
+    """A copy of the policy that follows it, as the checkpoint left it; None where no reward asks for one."""
+    if not follows_policy(recipe.reward, custom.table):
+        return None
+    teacher = Teacher(policy, optimizer)
+    if checkpoint is not None:
+        teacher.restore(checkpoint.path)
+    return teacher
 
 
 def check_problems(prompts: PromptSource, labelled: list[str]) -> None:
