@@ -15,6 +15,7 @@ Natural = Annotated[int, Strict(), Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 NotNegative = Annotated[float, Field(ge=0.0)]
+AboveZero = Annotated[float, Field(gt=0.0)]
 
 
 class Section(BaseModel):
@@ -260,6 +261,12 @@ class GrpoConfig(Section):
     """The ratio counts up to 1 + clip_high."""
     kl_coef: Annotated[float, Field(ge=0.0)] = 0.005
     """Weight of the k3 KL to the frozen initial policy; 0 keeps no reference in memory."""
+    kl_target: AboveZero | None = None
+    """The KL to the initial policy, in nats a token, that `kl_coef` is steered towards from where it starts: up while
+    `kl` is above, down while it is below (arXiv 1909.08593). null: `kl_coef` stays as it is."""
+    kl_horizon: Annotated[float, Field(ge=1.0)] = 10.0
+    """In about how many steps `kl_coef` changes by a fifth at most. 10 is the paper's; a run that falls within 20 steps
+    wants 1 or 2."""
     aggregation: Literal["token_mean", "sequence_mean", "fixed_length"] = "token_mean"
     """How tokens are weighted (see rlif.training.loss.AGGREGATIONS)."""
     micro_batch_tokens: Positive | None = None
@@ -358,6 +365,8 @@ class Recipe(Section):
             raise ValueError(
                 "rollout.group_size: 1 leaves every group without a deviation; use 2 or more, or advantage.std=false"
             )
+        if self.grpo.kl_target is not None and self.grpo.kl_coef == 0.0:
+            raise ValueError("grpo.kl_target: kl_coef is multiplied, and 0 stays 0; give it a start, such as 0.005")
         if self.rollout.prompts % self.grpo.minibatches:
             raise ValueError(
                 f"grpo.minibatches: {self.grpo.minibatches} does not divide rollout.prompts ({self.rollout.prompts})"

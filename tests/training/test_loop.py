@@ -35,6 +35,9 @@ from rlif.training.run import Run
 from rlif.types import Sampling
 from toys import toy_policy
 
+OF_SOME = {"time/consensus", "kl_coef"}
+"""Keys that only some recipes log: test_consensus.py, test_coefficients.py."""
+
 
 @pytest.fixture(scope="module")
 def toy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -160,7 +163,7 @@ def test_every_logged_key_is_documented_and_final_loads(toy_model: Path, tmp_pat
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     logged = {key for line in lines for key in line}
     assert all(find_metric(key) for key in logged)
-    patterns = {key for key in METRICS if "<" not in key} - {"time/consensus"}  # of one reward: test_consensus.py
+    patterns = {key for key in METRICS if "<" not in key} - OF_SOME
     assert patterns <= logged  # and what is documented is logged
     assert lines[-1]["optimizer_steps"] == 4
     assert lines[-1]["tokens/total"] == sum(line.get("tokens/completion", 0) for line in lines)

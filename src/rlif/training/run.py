@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from rlif.config import Recipe
+from rlif.config import GrpoConfig, Recipe
 from rlif.errors import Argument, RlifError
 from rlif.evals.during_training import evaluate_policy, greedy_metrics
 from rlif.model.template_clock import present
@@ -29,6 +29,7 @@ from rlif.runs.resumption import find_start, keep_what_is_dropped
 from rlif.runs.run_log import BEGINNING, RunLog
 from rlif.runs.trackers import Sinks, open_sinks
 from rlif.training.callbacks import ProgressCallback
+from rlif.training.coefficients import in_force, moved_levels, settings_of
 from rlif.training.consensus import NoConsensusError, settle, unsettled
 from rlif.training.custom import NEEDS, Custom, check_needs
 from rlif.training.phases import Phases
@@ -141,6 +142,17 @@ class Run:
         if not self._sampler_checked:
             self._guard.check(f"step {self.step}", rollouts)
             self._sampler_checked = True
+
+    def settings(self, rollouts: Rollouts) -> GrpoConfig:
+        """The section grpo as it is in force for the update on these rollouts: coefficients that follow are set."""
+        return settings_of(self.recipe.grpo, self.state.get("coefficients", {}), rollouts)
+
+    def steer(self, settings: GrpoConfig, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Move the coefficients that follow by what the step measured; returns those that were in force in it."""
+        config = self.recipe.grpo
+        if levels := moved_levels(config, self.state.get("coefficients", {}), metrics):
+            self.state["coefficients"] = levels
+        return in_force(config, settings)
 
     @property
     def consensus(self) -> Mapping[str, list[str]]:
