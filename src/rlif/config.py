@@ -267,6 +267,17 @@ class GrpoConfig(Section):
     kl_horizon: Annotated[float, Field(ge=1.0)] = 10.0
     """In about how many steps `kl_coef` changes by a fifth at most. 10 is the paper's; a run that falls within 20 steps
     wants 1 or 2."""
+    entropy_coef: NotNegative = 0.0
+    """Weight of a bonus for entropy, over the whole vocabulary and with its exact gradient; 0: none."""
+    entropy_floor: AboveZero | None = None
+    """The entropy, in nats a token at temperature 1, below which a bonus is paid: its weight rises by `entropy_step`
+    after each step below, from `entropy_coef` on, and falls by as much after each step above, in which none is paid
+    (Skywork-OR1, arXiv 2505.22312). null: `entropy_coef` stays as it is."""
+    entropy_step: AboveZero = 1e-4
+    """By how much the bonus's weight moves in a step. The default, as that of the bound, is of the public Skywork-OR1
+    recipe, which takes thousands of steps: a run of 60 that is to feel it wants a hundred times as much."""
+    entropy_most: AboveZero = 0.005
+    """The weight beyond which the bonus does not rise."""
     aggregation: Literal["token_mean", "sequence_mean", "fixed_length"] = "token_mean"
     """How tokens are weighted (see rlif.training.loss.AGGREGATIONS)."""
     micro_batch_tokens: Positive | None = None
@@ -365,6 +376,8 @@ class Recipe(Section):
             raise ValueError(
                 "rollout.group_size: 1 leaves every group without a deviation; use 2 or more, or advantage.std=false"
             )
+        if self.grpo.entropy_coef > self.grpo.entropy_most and self.grpo.entropy_floor is not None:
+            raise ValueError("grpo.entropy_coef: it starts above entropy_most; lower it, or raise entropy_most")
         if self.grpo.kl_target is not None and self.grpo.kl_coef == 0.0:
             raise ValueError("grpo.kl_target: kl_coef is multiplied, and 0 stays 0; give it a start, such as 0.005")
         if self.rollout.prompts % self.grpo.minibatches:

@@ -54,6 +54,31 @@ def test_the_kl_coefficient_by_hand(kl: float, factor: float) -> None:
     )
 
 
+# The floor under entropy
+
+
+def test_the_bonus_for_entropy_by_hand() -> None:
+    config = GrpoConfig(entropy_floor=0.2, entropy_step=0.01, entropy_most=0.02)
+    levels: dict[str, float] = {}
+    used = []
+    # Means over the tokens that count: .1, .1, .1, .1, .3, .2 (the floor itself is not below it), .1.
+    for entropies in [(0.05, 0.15)] * 4 + [(0.3,), (0.1, 0.3), (0.1,)]:
+        rollouts = rollouts_of(*entropies)
+        used.append(settings_of(config, levels, rollouts).entropy_coef)
+        mean = sum(entropies) / len(entropies)
+        levels = moved_levels(config, levels, {"signal/entropy": mean})
+    # The level goes 0, .01, .02, .02 (its bound), .02, .01, 0; nothing is paid where the entropy is not below.
+    assert used == pytest.approx([0.0, 0.01, 0.02, 0.02, 0.0, 0.0, 0.0])
+    assert levels == {"entropy_coef": pytest.approx(0.01)}
+
+
+def test_a_bonus_that_starts_above_its_bound_is_refused() -> None:
+    data: dict[str, Any] = {"steps": 1, "policy": {"model": "tiny-base"}, "task": {"name": "arithmetic"}}
+    with pytest.raises(RlifError, match=r"grpo\.entropy_coef: it starts above entropy_most"):
+        parse_recipe({**data, "reward": "length", "grpo": {"entropy_coef": 0.1, "entropy_floor": 1}})
+    parse_recipe({**data, "reward": "length", "grpo": {"entropy_coef": 0.1}})
+
+
 def test_where_nothing_follows_the_recipe_is_in_force_and_nothing_is_kept() -> None:
     config = GrpoConfig(kl_coef=0.3)
     assert settings_of(config, {}, rollouts_of(0.1)) == config
@@ -95,6 +120,7 @@ def logged(out: Path) -> list[dict[str, float]]:
 
 CASES = {
     "kl_coef": ["grpo.kl_coef=0.02", "grpo.kl_target=1e-4", "grpo.kl_horizon=2"],
+    "entropy_coef": ["grpo.entropy_floor=9", "grpo.entropy_step=0.01", "grpo.entropy_most=0.025"],
 }
 
 
@@ -138,6 +164,15 @@ def test_the_kl_coefficient_of_a_run_rises_while_the_kl_is_above_its_target(
     assert expected[1] == pytest.approx(0.018)
     assert lines[2]["kl"] > 1e-4
     assert expected[3] > expected[2]
+
+
+def test_the_bonus_of_a_run_rises_by_a_step_while_entropy_is_below_the_floor(
+    tiny_base_path: Path, tmp_path: Path
+) -> None:
+    train(recipe(tiny_base_path, *CASES["entropy_coef"]), tmp_path / "run")
+    lines = logged(tmp_path / "run")
+    assert all(line["signal/entropy"] < 9 for line in lines)
+    assert [line["entropy_coef"] for line in lines] == pytest.approx([0.0, 0.01, 0.02, 0.025])
 
 
 def test_a_coefficient_that_does_not_follow_is_not_logged(tiny_base_path: Path, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from rlif.training.run import Run
 from rlif.types import Sampling
 from toys import toy_policy
 
-OF_SOME = {"time/consensus", "kl_coef"}
+OF_SOME = {"time/consensus", "kl_coef", "entropy_coef"}
 """Keys that only some recipes log: test_consensus.py, test_coefficients.py."""
 
 

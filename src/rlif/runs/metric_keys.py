@@ -65,6 +65,9 @@ METRICS: dict[str, Metric] = {
     "lr": Metric("1", "learning rate of the last optimizer step"),
     "kl": Metric("nats", "k3 estimate of KL(policy, reference), mean over completion tokens"),
     "kl_coef": Metric("1", "weight of the KL term in this step's update, where it follows grpo.kl_target"),
+    "entropy_coef": Metric(
+        "1", "weight of the bonus for entropy in this step's update, where it follows grpo.entropy_floor"
+    ),
     "clip/fraction_low": Metric("share", "completion tokens whose ratio was clipped from below"),
     "clip/fraction_high": Metric("share", "completion tokens whose ratio was clipped from above"),
     "mismatch/mean": Metric(

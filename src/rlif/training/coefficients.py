@@ -39,8 +39,25 @@ def kl_coef(level: float, kl: float, config: GrpoConfig) -> float:
     return level * (1.0 + error / config.kl_horizon)
 
 
+def entropy_coef(level: float, entropy: float, config: GrpoConfig) -> float:
+    """c + entropy_step below the floor, c − entropy_step from it on; within [0, entropy_most].
+
+    Source: Skywork-OR1, arXiv 2505.22312, adaptive entropy control (c_{k+1} = c_k ± Δ); the bounds are of its code.
+    """
+    assert config.entropy_floor is not None
+    step = config.entropy_step if entropy < config.entropy_floor else -config.entropy_step
+    return min(max(level + step, 0.0), config.entropy_most)
+
+
+def below_floor(level: float, entropy: float, config: GrpoConfig) -> float:
+    """The level below the floor, else 0: the same paper's α_k = c_k · 1[e_k below the target]."""
+    assert config.entropy_floor is not None
+    return level if entropy < config.entropy_floor else 0.0
+
+
 CONTROLLERS: Mapping[str, Controller] = {
     "kl_coef": Controller("kl_target", "kl", kl_coef, lambda level, entropy, config: level),
+    "entropy_coef": Controller("entropy_floor", "signal/entropy", entropy_coef, below_floor),
 }
 """By the key of the section grpo that they set, whose value in the recipe is where the level starts."""
 

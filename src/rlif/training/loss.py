@@ -10,7 +10,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LossInputs:
-    """Everything the loss depends on. Log-probabilities in nats; masked positions hold 0 everywhere."""
+    """Everything the loss depends on. Log-probabilities and entropies in nats; masked positions hold 0 everywhere.
+
+    ``entropy`` is that of the distribution each token was one of, with gradient; None: no bonus for it.
+    """
 
     policy_logprobs: Float[Tensor, "row tok"]
     old_logprobs: Float[Tensor, "row tok"]
@@ -18,16 +21,17 @@ class LossInputs:
     advantages: Float[Tensor, " row"]
     mask: Bool[Tensor, "row tok"]
     weights: Float[Tensor, "row tok"]
+    entropy: Float[Tensor, "row tok"] | None = None
 
 
 def grpo_loss(
-    inputs: LossInputs, *, clip_low: float, clip_high: float, kl_coef: float
+    inputs: LossInputs, *, clip_low: float, clip_high: float, kl_coef: float, entropy_coef: float = 0.0
 ) -> tuple[Float[Tensor, ""], dict[str, float]]:
-    """Σ weight · (−min(ratio·A, clip(ratio)·A) + kl_coef · k3), and sums over tokens for the metrics.
+    """Σ weight · (−min(ratio·A, clip(ratio)·A) + kl_coef · k3 − entropy_coef · H), and sums over tokens for metrics.
 
-    ratio = exp(policy − old), clipped to [1 − clip_low, 1 + clip_high]; k3 = e^d − d − 1 with d = reference − policy.
-    Returned sums: ``tokens``, ``kl``, ``clipped_low``, ``clipped_high``. Source: arXiv 2402.03300 eq. 3 and 4; separate
-    clip bounds: DAPO, arXiv 2503.14476.
+    ratio = exp(policy − old), clipped to [1 − clip_low, 1 + clip_high]; k3 = e^d − d − 1 with d = reference − policy;
+    H the entropy. Returned sums: ``tokens``, ``kl``, ``clipped_low``, ``clipped_high``. Source: arXiv 2402.03300 eq. 3
+    and 4; separate clip bounds: DAPO, arXiv 2503.14476; the bonus: Skywork-OR1, arXiv 2505.22312.
     """
     ratio = (inputs.policy_logprobs - inputs.old_logprobs).exp()
     advantages = inputs.advantages[:, None]
@@ -38,6 +42,8 @@ def grpo_loss(
         difference = inputs.reference_logprobs - inputs.policy_logprobs
         kl = difference.exp() - difference - 1.0
         per_token = per_token + kl_coef * kl
+    if inputs.entropy is not None:
+        per_token = per_token - entropy_coef * inputs.entropy
     loss = (per_token * inputs.weights).sum()
     sums = {
         "tokens": float(inputs.mask.sum()),
