@@ -278,6 +278,20 @@ class GrpoConfig(Section):
     recipe, which takes thousands of steps: a run of 60 that is to feel it wants a hundred times as much."""
     entropy_most: AboveZero = 0.005
     """The weight beyond which the bonus does not rise."""
+    kl_cov: Fraction | None = None
+    """KL-Cov (arXiv 2505.22617): the share of the batch's tokens under a KL term of their own, those whose likelihood
+    and advantage are highest together, which lower entropy most. .002 there for 7B; .02 reported for internal rewards
+    (arXiv 2605.22620). null: none."""
+    kl_cov_coef: NotNegative = 0.05
+    """Weight of that KL term. .05 is reported with a share of .02 (arXiv 2605.22620); 1 in arXiv 2505.22617."""
+    kl_cov_from: Literal["start", "old"] = "start"
+    """From where it is measured. start: the frozen initial policy. old: the one that sampled, as in arXiv 2505.22617,
+    which has several optimizer steps a rollout: in the first of them this KL has no gradient."""
+    clip_cov: Fraction | None = None
+    """Clip-Cov (arXiv 2505.22617, which has .0002): the share of the batch's tokens that give no gradient but to KL and
+    entropy, drawn among those whose covariance of likelihood and advantage is within `clip_cov_range`. null: none."""
+    clip_cov_range: tuple[float, float] = (1.0, 5.0)
+    """[least, most] covariance of tokens that `clip_cov` may choose, in nats; both bounds are outside."""
     aggregation: Literal["token_mean", "sequence_mean", "fixed_length"] = "token_mean"
     """How tokens are weighted (see rlif.training.loss.AGGREGATIONS)."""
     micro_batch_tokens: Positive | None = None
@@ -286,6 +300,18 @@ class GrpoConfig(Section):
     no time, 1,024 or, if that is more, four times the longest prompt."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether a term of the loss is measured from the frozen initial policy."""
+        return self.kl_coef > 0.0 or (self.kl_cov is not None and self.kl_cov_from == "start")
+
+    @field_validator("clip_cov_range")
+    @classmethod
+    def _ordered(cls, bounds: tuple[float, float]) -> tuple[float, float]:
+        if bounds[0] >= bounds[1]:
+            raise ValueError(f"the least ({bounds[0]:g}) is not below the most ({bounds[1]:g})")
+        return bounds
 
 
 class EvalConfig(Section):
@@ -376,12 +402,23 @@ class Recipe(Section):
             raise ValueError(
                 "rollout.group_size: 1 leaves every group without a deviation; use 2 or more, or advantage.std=false"
             )
-        if self.grpo.entropy_coef > self.grpo.entropy_most and self.grpo.entropy_floor is not None:
-            raise ValueError("grpo.entropy_coef: it starts above entropy_most; lower it, or raise entropy_most")
-        if self.grpo.kl_target is not None and self.grpo.kl_coef == 0.0:
-            raise ValueError("grpo.kl_target: kl_coef is multiplied, and 0 stays 0; give it a start, such as 0.005")
         if self.rollout.prompts % self.grpo.minibatches:
             raise ValueError(
                 f"grpo.minibatches: {self.grpo.minibatches} does not divide rollout.prompts ({self.rollout.prompts})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _effective(self) -> "Recipe":
+        """What is switched on in the section grpo can do something."""
+        grpo = self.grpo
+        if grpo.kl_target is not None and grpo.kl_coef == 0.0:
+            raise ValueError("grpo.kl_target: kl_coef is multiplied, and 0 stays 0; give it a start, such as 0.005")
+        if grpo.entropy_floor is not None and grpo.entropy_coef > grpo.entropy_most:
+            raise ValueError("grpo.entropy_coef: it starts above entropy_most; lower it, or raise entropy_most")
+        if grpo.kl_cov is not None and grpo.kl_cov_from == "old" and grpo.epochs * grpo.minibatches == 1:
+            raise ValueError(
+                "grpo.kl_cov_from: with one optimizer step a rollout the policy is still the old one, and a KL to it "
+                "has no gradient; measure from the start, or raise epochs or minibatches"
             )
         return self

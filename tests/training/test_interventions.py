@@ -9,11 +9,15 @@ import torch
 from torch import Tensor
 
 from rlif.config import GrpoConfig
+from rlif.errors import RlifError
 from rlif.model.logprobs import policy_logprobs_and_entropy, policy_signals
 from rlif.model.policy import Policy
+from rlif.recipes import parse_recipe
+from rlif.rng import Key
 from rlif.training.grpo import grpo_step
 from rlif.training.loss import AGGREGATIONS, LossInputs, grpo_loss
 from rlif.training.optim import MasterOptimizer
+from rlif.training.token_terms import clip_cov, covariant_tokens, token_covariance, with_token_terms
 from rlif.types import Rollouts, Sampling, Scored, TokenSignals, Update, Verdict
 from toys import FAMILIES, toy_policy, toy_prompts
 
@@ -151,3 +155,206 @@ def test_the_bonus_alone_raises_entropy_also_where_no_advantage_is() -> None:
         updated(policy, scored(rollouts, [0.0] * 6), entropy_coef=1.0, lr=0.02)
     after = policy_signals(policy, rollouts, range(6)).entropy.sum() / count
     assert after > before + 0.02
+
+
+# Covariance of likelihood and advantage
+
+
+def covariances_by_hand(batch: Scored) -> dict[tuple[int, int], float]:
+    """Of each token (row, position): (ln π − mean)(A − mean), by loops."""
+    rollouts = batch.rollouts
+    tokens = [(r, t) for r in range(rollouts.n_rows) for t in range(int(rollouts.lengths[r]))]
+    logprob = {(r, t): float(rollouts.signals.logprob[r, t]) for r, t in tokens}
+    advantage = {(r, t): float(batch.advantages[r]) for r, t in tokens}
+    means = [sum(numbers.values()) / len(tokens) for numbers in (logprob, advantage)]
+    return {token: (logprob[token] - means[0]) * (advantage[token] - means[1]) for token in tokens}
+
+
+def places(chosen: Tensor) -> set[tuple[int, int]]:
+    return {(int(r), int(t)) for r, t in chosen.nonzero()}
+
+
+def test_covariance_equals_loops_and_sums_to_that_of_the_batch() -> None:
+    batch = scored(written(toy_policy()))
+    found, expected = token_covariance(batch), covariances_by_hand(batch)
+    for (r, t), value in expected.items():
+        assert found[r, t].item() == pytest.approx(value, abs=1e-9)
+    assert not found[~batch.rollouts.mask].any()
+    assert max(expected.values()) > 1.0
+    assert min(expected.values()) < -1.0
+
+
+@pytest.mark.parametrize("share", [1e-9, 0.05, 0.3, 1.0])
+def test_kl_cov_takes_exactly_the_tokens_of_the_highest_covariance(share: float) -> None:
+    batch = scored(written(toy_policy()))
+    by_hand = covariances_by_hand(batch)
+    count = max(1, math.floor(share * len(by_hand)))
+    best = sorted(by_hand, key=lambda token: -by_hand[token])[:count]
+    assert places(covariant_tokens(batch, share)) == set(best)
+    # Where nothing tells tokens apart the first are taken.
+    alike = covariant_tokens(scored(batch.rollouts, [0.0] * 6), share)
+    assert places(alike) == set(list(by_hand)[:count])
+
+
+def far_from(policy: Policy) -> Policy:
+    """Another policy over the same tokens."""
+    other = toy_policy()
+    with torch.no_grad():
+        for parameter in other.model.parameters():
+            parameter.mul_(0.9)
+    return dataclasses.replace(policy, model=other.model)
+
+
+def test_only_penalised_tokens_pay_and_by_the_kl_from_their_anchor() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    policy, old, reference = (torch.randn(2, 3, generator=generator).double() * mask for _ in range(3))
+    penalised = torch.tensor([[False, True, True], [True, False, False]])
+    weights = AGGREGATIONS["sequence_mean"](mask, 3)
+    inputs = LossInputs(policy, old, reference, torch.tensor([1.0, -2.0]).double(), mask, weights)
+    clip = {"clip_low": 0.2, "clip_high": 0.2, "kl_coef": 0.1}
+    without, sums = grpo_loss(inputs, **clip)
+    for anchor, gap in (("start", reference - policy), ("old", policy - old)):
+        paid = [(r, t, math.exp(gap[r, t]) - float(gap[r, t]) - 1.0) for r, t in ((0, 1), (0, 2), (1, 0))]
+        found, more = grpo_loss(
+            dataclasses.replace(inputs, penalised=penalised, anchor=anchor), **clip, kl_cov_coef=0.7
+        )
+        expected = without.item() + 0.7 * sum(float(weights[r, t]) * kl for r, t, kl in paid)
+        assert found.item() == pytest.approx(expected, abs=1e-9)
+        assert more == pytest.approx({**sums, "kl_cov": sum(kl for _, _, kl in paid), "penalised": 3}, abs=1e-9)
+
+
+@pytest.mark.parametrize("budget", [None, 20])
+def test_an_update_with_kl_cov_equals_a_plain_loop_and_brings_these_tokens_nearer(budget: int | None) -> None:
+    policy, naive, start = toy_policy(), toy_policy(), weights_of(toy_policy())
+    reference, rollouts = far_from(policy), written(policy)
+    batch = with_token_terms(scored(rollouts), GrpoConfig(kl_cov=0.2), Key(0, 1))
+    assert batch.penalised is not None
+    chosen = places(batch.penalised)
+    options = {"kl_cov": 0.2, "kl_cov_coef": 0.5, "lr": 0.003}
+    update = updated(policy, batch, reference=reference, micro_batch_tokens=budget, **options)  # type: ignore[arg-type]
+
+    logprobs, theirs = all_logprobs(naive, rollouts), [logp.detach() for logp in all_logprobs(reference, rollouts)]
+    loss, kls = surrogate(logprobs, rollouts), []
+    for row, t in chosen:
+        token = rollouts.tokens[row, t]
+        gap = theirs[row][t, token] - logprobs[row][t, token]
+        kls.append(gap.exp() - gap - 1.0)
+    descend(naive, loss + 0.5 * torch.stack(kls).sum() / rollouts.mask.sum(), lr=0.003)
+    assert_same_step(policy, naive, start)
+    assert update.metrics["kl_cov"] == pytest.approx(float(torch.stack(kls).mean()), rel=1e-4)
+
+    free = toy_policy()
+    updated(free, scored(rollouts), lr=0.003)
+
+    def mean_kl(of: Policy) -> float:
+        logprobs = all_logprobs(of, rollouts)
+        gaps = [float(theirs[r][t, rollouts.tokens[r, t]] - logprobs[r][t, rollouts.tokens[r, t]]) for r, t in chosen]
+        return sum(math.exp(gap) - gap - 1 for gap in gaps) / len(gaps)
+
+    assert mean_kl(policy) < mean_kl(free)
+
+
+def test_from_the_old_policy_the_penalty_begins_with_the_second_optimizer_step() -> None:
+    rollouts = written(toy_policy())
+    batch = with_token_terms(scored(rollouts), GrpoConfig(kl_cov=0.2), Key(0, 1))
+    one, plain, two, free = (toy_policy() for _ in range(4))
+    options = {"kl_cov": 0.2, "kl_cov_coef": 5.0, "kl_cov_from": "old", "lr": 0.003}
+    updated(one, batch, **options)  # type: ignore[arg-type]
+    updated(plain, scored(rollouts), lr=0.003)
+    assert torch.equal(weights_of(one), weights_of(plain))
+    update = updated(two, batch, epochs=2, **options)  # type: ignore[arg-type]
+    updated(free, scored(rollouts), epochs=2, lr=0.003)
+    assert update.metrics["kl_cov"] > 1e-4
+    assert not torch.equal(weights_of(two), weights_of(free))
+
+
+CLIPPED = GrpoConfig(clip_cov=0.2, clip_cov_range=(0.5, 3.0))
+
+
+def test_clip_cov_draws_its_share_among_the_tokens_within_its_range() -> None:
+    batch = scored(written(toy_policy()))
+    by_hand = covariances_by_hand(batch)
+    eligible = {token for token, value in by_hand.items() if 0.5 < value < 3.0}
+    count = math.floor(0.2 * len(by_hand))
+    assert count < len(eligible) < len(by_hand)
+    times = dict.fromkeys(eligible, 0)
+    for step in range(200):
+        shares = clip_cov(batch, CLIPPED, Key(0, step))
+        stopped = places((shares == 0) & batch.rollouts.mask)
+        assert len(stopped) == count
+        assert stopped <= eligible
+        assert set(shares[batch.rollouts.mask].tolist()) == {0.0, 1.0}
+        for token in stopped:
+            times[token] += 1
+    # Each is drawn with the same chance: beyond 6 standard deviations once in 5e8, for each of a few dozen tokens.
+    chance = count / len(eligible)
+    deviation = math.sqrt(200 * chance * (1 - chance))
+    assert all(abs(n - 200 * chance) < 6 * deviation for n in times.values())
+    few = CLIPPED.model_copy(update={"clip_cov": 1.0})
+    assert places((clip_cov(batch, few, Key(0, 1)) == 0) & batch.rollouts.mask) == eligible
+
+
+def test_what_clip_cov_draws_depends_on_the_key_alone_and_not_on_the_order_of_prompts() -> None:
+    rollouts = written(toy_policy())
+    batch = scored(rollouts)
+    first = clip_cov(batch, CLIPPED, Key(0, 1))
+    assert torch.equal(first, clip_cov(batch, CLIPPED, Key(0, 1)))
+    assert not torch.equal(first, clip_cov(batch, CLIPPED, Key(0, 2)))
+    assert not torch.equal(first, clip_cov(batch, CLIPPED, Key(1, 1)))
+    order = [3, 4, 5, 0, 1, 2]
+    turned = dataclasses.replace(
+        rollouts,
+        prompts=rollouts.prompts[::-1],
+        tokens=rollouts.tokens[order],
+        mask=rollouts.mask[order],
+        signals=TokenSignals(*(signal[order] for signal in rollouts.signals)),
+        texts=tuple(rollouts.texts[i] for i in order),
+    )
+    second = clip_cov(scored(turned, [ADVANTAGES[i] for i in order]), CLIPPED, Key(0, 1))
+    assert torch.equal(second, first[order])
+
+
+def test_an_update_with_shares_equals_a_plain_loop() -> None:
+    policy, naive, start = toy_policy(), toy_policy(), weights_of(toy_policy())
+    rollouts = written(policy)
+    batch = with_token_terms(scored(rollouts), CLIPPED, Key(0, 1))
+    assert batch.shares is not None
+    shares = batch.shares
+    updated(policy, batch)
+    loss = surrogate(all_logprobs(naive, rollouts), rollouts, lambda r, t: float(shares[r, t]))
+    descend(naive, loss)
+    assert_same_step(policy, naive, start)
+    assert not torch.equal(weights_of(naive), start)
+
+
+def test_a_recipe_that_says_nothing_of_tokens_leaves_the_batch_as_it_is() -> None:
+    batch = scored(written(toy_policy()))
+    same = with_token_terms(batch, GrpoConfig(), Key(0, 1))
+    assert same.shares is None
+    assert same.penalised is None
+
+
+@pytest.mark.parametrize(
+    ("grpo", "said"),
+    [
+        ({"kl_cov": 0.1, "kl_cov_from": "old"}, "grpo.kl_cov_from: with one optimizer step a rollout"),
+        (
+            {"clip_cov": 0.1, "clip_cov_range": [2, 1]},
+            r"grpo.clip_cov_range: the least \(2\) is not below the most \(1\)",
+        ),
+    ],
+)
+def test_what_can_do_nothing_is_refused(grpo: dict[str, object], said: str) -> None:
+    data = {"steps": 1, "policy": {"model": "tiny-base"}, "task": {"name": "arithmetic"}, "reward": "length"}
+    with pytest.raises(RlifError, match=said):
+        parse_recipe({**data, "grpo": grpo})
+    parse_recipe({**data, "grpo": {"kl_cov": 0.1, "kl_cov_from": "old", "epochs": 2}})
+
+
+def test_kl_cov_from_the_start_needs_a_reference_though_the_kl_term_is_off() -> None:
+    assert GrpoConfig(kl_coef=0.0, kl_cov=0.1).needs_reference
+    assert not GrpoConfig(kl_coef=0.0, kl_cov=0.1, kl_cov_from="old").needs_reference
+    assert not GrpoConfig(kl_coef=0.0).needs_reference
+    with pytest.raises(ValueError, match="need a reference"):
+        updated(toy_policy(), scored(written(toy_policy())), kl_cov=0.1)

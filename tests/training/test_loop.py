@@ -35,8 +35,15 @@ from rlif.training.run import Run
 from rlif.types import Sampling
 from toys import toy_policy
 
-OF_SOME = {"time/consensus", "kl_coef", "entropy_coef"}
+OF_SOME = {"time/consensus", "kl_coef", "entropy_coef", "kl_cov", "advantage/token_share"}
 """Keys that only some recipes log: test_consensus.py, test_coefficients.py."""
+
+
+INTERVENTIONS = {
+    **{"lr": 1e-3, "kl_coef": 0.05, "kl_target": 1e-3, "entropy_floor": 9.0, "entropy_step": 0.1, "entropy_most": 1.0},
+    **{"kl_cov": 0.05, "clip_cov": 0.1, "clip_cov_range": [-9.0, 9.0]},
+}
+"""Everything that docs/interventions.md has, at once."""
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +106,9 @@ class StopAfter:
         {"policy_dtype": "bfloat16"},
         {"grpo": {"lr": 1e-3, "kl_coef": 0.05, "epochs": 2, "minibatches": 2}},
         {"reward": [{"name": "token_entropy", "weight": 0.5}, "random", {"name": "verifiable", "weight": 0.0}]},
+        {"grpo": INTERVENTIONS},
     ],
-    ids=["fp32", "bf16", "several optimizer steps", "mix"],
+    ids=["fp32", "bf16", "several optimizer steps", "mix", "interventions"],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     toy_model: Path, tmp_path: Path, changes: dict[str, object]

@@ -34,6 +34,9 @@ METRICS: dict[str, Metric] = {
     "advantage/zero_groups": Metric(
         "share", "groups whose advantages are all zero; without a KL term the update leaves them out"
     ),
+    "advantage/token_share": Metric(
+        "share", "of its completion's advantage that a token gets, mean over tokens (grpo.clip_cov, grpo.answer_share)"
+    ),
     "signal/self_certainty": Metric("nats", "KL(uniform, policy) at temperature 1, mean over completion tokens"),
     "signal/entropy": Metric("nats", "entropy of the policy at temperature 1, mean over completion tokens"),
     "signal/logprob": Metric("nats", "log-probability of the drawn tokens at temperature 1, mean over them"),
@@ -65,6 +68,7 @@ METRICS: dict[str, Metric] = {
     "lr": Metric("1", "learning rate of the last optimizer step"),
     "kl": Metric("nats", "k3 estimate of KL(policy, reference), mean over completion tokens"),
     "kl_coef": Metric("1", "weight of the KL term in this step's update, where it follows grpo.kl_target"),
+    "kl_cov": Metric("nats", "k3 estimate of the KL of grpo.kl_cov, mean over the tokens under it"),
     "entropy_coef": Metric(
         "1", "weight of the bonus for entropy in this step's update, where it follows grpo.entropy_floor"
     ),

@@ -42,17 +42,18 @@ def grpo_step(
 
     Args:
         lr: learning rate of these steps.
-        reference: the frozen policy of the KL term, needed if ``kl_coef`` > 0.
+        reference: the frozen policy of the KL terms, needed if ``config.needs_reference``.
         progress: told the number of completion tokens after each backward pass, and of those that need none.
 
     Raises `NonFiniteError` if the loss or the gradient of an optimizer step is not finite, before that step changes any
-    weight; ValueError if ``kl_coef`` > 0 has no reference to measure from.
+    weight; ValueError if a KL term has no reference to measure from.
     """
-    if config.kl_coef > 0.0 and reference is None:
-        raise ValueError("kl_coef > 0 needs a reference policy; pass one, or set kl_coef to 0")
+    if config.needs_reference and reference is None:
+        raise ValueError("kl_coef > 0 and kl_cov from the start need a reference policy; pass one, or switch them off")
     rollouts = scored.rollouts
     advance = progress or (lambda tokens: None)
-    wanted = set(_rows_with_gradient(scored, every=reference is not None or config.entropy_coef > 0.0))
+    beside = reference is not None or config.entropy_coef > 0.0 or scored.penalised is not None
+    wanted = set(_rows_with_gradient(scored, every=beside))
     on_policy = config.epochs * config.minibatches == 1
     old = None if on_policy else _all_logprobs(policy, rollouts, sorted(wanted), config.micro_batch_tokens)
     tally, norms = _Tally(rollouts, config.epochs), []
@@ -69,6 +70,7 @@ def grpo_step(
                     clip_high=config.clip_high,
                     kl_coef=config.kl_coef,
                     entropy_coef=config.entropy_coef,
+                    kl_cov_coef=config.kl_cov_coef,
                 )
                 if not bool(loss.isfinite()):
                     optimizer.discard()
@@ -113,7 +115,7 @@ class _Tally:
         gap = (inputs.old_logprobs - self._sampled[part].to(loss.device)).abs() * inputs.mask
         self._largest_gap = max(gap.max().item(), self._largest_gap)  # in this order: nan gives way
         for name, value in {**sums, "loss": loss.item(), "gap": gap.sum().item()}.items():
-            self._sums[name] += value
+            self._sums[name] = self._sums.get(name, 0.0) + value
 
     def update(self, norms: Sequence[float]) -> Update:
         return Update(
@@ -125,6 +127,7 @@ class _Tally:
                 "clip/fraction_high": self._sums["clipped_high"] / self._tokens,
                 "mismatch/mean": self._sums["gap"] / (self._sums["tokens"] or math.nan),
                 "mismatch/max": self._largest_gap,
+                **({"kl_cov": self._sums["kl_cov"] / self._sums["penalised"]} if "kl_cov" in self._sums else {}),
             },
         )
 
@@ -152,6 +155,9 @@ def _loss_inputs(
         mask=rollouts.mask[part].to(device),
         weights=weights[part].to(device),
         entropy=entropy,
+        shares=None if scored.shares is None else scored.shares[part].to(device),
+        penalised=None if scored.penalised is None else scored.penalised[part].to(device),
+        anchor=config.kl_cov_from,
     )
 
 

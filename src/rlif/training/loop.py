@@ -22,6 +22,7 @@ from rlif.training.grpo import grpo_step
 from rlif.training.optim import learning_rate
 from rlif.training.run import Run
 from rlif.training.step_metrics import describe
+from rlif.training.token_terms import with_token_terms
 from rlif.utils.interrupts import Interrupted, Stop, stop_on_signal
 
 
@@ -104,6 +105,7 @@ def _loop(run: Run, until: int | None, stop: Stop | None) -> Path | None:
                 verdicts = grade(run.task, rollouts)
                 mix, given = recipe.reward, run.consensus
                 scored = score(rollouts, verdicts, mix, recipe.advantage, key, rewards=run.rewards, consensus=given)
+                scored = with_token_terms(scored, recipe.grpo, key)
 
             with run.phase("watch"):
                 share, budget = recipe.log.entropy_share, recipe.grpo.micro_batch_tokens

@@ -161,7 +161,7 @@ def enable_gradient_checkpointing(model: Any) -> None:
 
 def load_reference(recipe: Recipe, policy: Policy, *, fresh: bool) -> Policy | None:
     """The policy as it was before the first step, frozen; None where no KL term needs it."""
-    if recipe.grpo.kl_coef == 0.0:
+    if not recipe.grpo.needs_reference:
         return None
     # A resumed policy has moved on: its reference is the model the recipe started from.
     kept = replace(policy, model=copy.deepcopy(policy.model)) if fresh else None
