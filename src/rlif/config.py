@@ -292,6 +292,10 @@ class GrpoConfig(Section):
     entropy, drawn among those whose covariance of likelihood and advantage is within `clip_cov_range`. null: none."""
     clip_cov_range: tuple[float, float] = (1.0, 5.0)
     """[least, most] covariance of tokens that `clip_cov` may choose, in nats; both bounds are outside."""
+    answer_share: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    """The share of its gradient that a completion's answer keeps, so that votes teach how to get there and not what to
+    say: 0 masks the whole answer, 0.25 leaves a quarter; with half and more votes are reported to collapse (arXiv
+    2608.03119). KL and entropy act on all tokens. null: all of it."""
     aggregation: Literal["token_mean", "sequence_mean", "fixed_length"] = "token_mean"
     """How tokens are weighted (see rlif.training.loss.AGGREGATIONS)."""
     micro_batch_tokens: Positive | None = None

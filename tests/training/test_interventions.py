@@ -3,17 +3,20 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from rlif.config import GrpoConfig
+from rlif.config import GrpoConfig, PolicyConfig
 from rlif.errors import RlifError
+from rlif.model.loading import load_policy
 from rlif.model.logprobs import policy_logprobs_and_entropy, policy_signals
 from rlif.model.policy import Policy
 from rlif.recipes import parse_recipe
 from rlif.rng import Key
+from rlif.training.answer_span import answer_tokens, span_of, tokens_of
 from rlif.training.grpo import grpo_step
 from rlif.training.loss import AGGREGATIONS, LossInputs, grpo_loss
 from rlif.training.optim import MasterOptimizer
@@ -22,6 +25,8 @@ from rlif.types import Rollouts, Sampling, Scored, TokenSignals, Update, Verdict
 from toys import FAMILIES, toy_policy, toy_prompts
 
 ADVANTAGES = [1.0, -0.5, -0.5, -1.0, 2.0, -1.0]
+TOKENIZER = toy_policy()
+"""Gates are given a policy for the sake of its tokenizer."""
 
 
 def sgd(masters: list[Tensor]) -> torch.optim.Optimizer:
@@ -228,7 +233,7 @@ def test_only_penalised_tokens_pay_and_by_the_kl_from_their_anchor() -> None:
 def test_an_update_with_kl_cov_equals_a_plain_loop_and_brings_these_tokens_nearer(budget: int | None) -> None:
     policy, naive, start = toy_policy(), toy_policy(), weights_of(toy_policy())
     reference, rollouts = far_from(policy), written(policy)
-    batch = with_token_terms(scored(rollouts), GrpoConfig(kl_cov=0.2), Key(0, 1))
+    batch = with_token_terms(TOKENIZER, scored(rollouts), GrpoConfig(kl_cov=0.2), Key(0, 1))
     assert batch.penalised is not None
     chosen = places(batch.penalised)
     options = {"kl_cov": 0.2, "kl_cov_coef": 0.5, "lr": 0.003}
@@ -257,7 +262,7 @@ def test_an_update_with_kl_cov_equals_a_plain_loop_and_brings_these_tokens_neare
 
 def test_from_the_old_policy_the_penalty_begins_with_the_second_optimizer_step() -> None:
     rollouts = written(toy_policy())
-    batch = with_token_terms(scored(rollouts), GrpoConfig(kl_cov=0.2), Key(0, 1))
+    batch = with_token_terms(TOKENIZER, scored(rollouts), GrpoConfig(kl_cov=0.2), Key(0, 1))
     one, plain, two, free = (toy_policy() for _ in range(4))
     options = {"kl_cov": 0.2, "kl_cov_coef": 5.0, "kl_cov_from": "old", "lr": 0.003}
     updated(one, batch, **options)  # type: ignore[arg-type]
@@ -280,7 +285,7 @@ def test_clip_cov_draws_its_share_among_the_tokens_within_its_range() -> None:
     assert count < len(eligible) < len(by_hand)
     times = dict.fromkeys(eligible, 0)
     for step in range(200):
-        shares = clip_cov(batch, CLIPPED, Key(0, step))
+        shares = clip_cov(TOKENIZER, batch, CLIPPED, Key(0, step))
         stopped = places((shares == 0) & batch.rollouts.mask)
         assert len(stopped) == count
         assert stopped <= eligible
@@ -292,16 +297,16 @@ def test_clip_cov_draws_its_share_among_the_tokens_within_its_range() -> None:
     deviation = math.sqrt(200 * chance * (1 - chance))
     assert all(abs(n - 200 * chance) < 6 * deviation for n in times.values())
     few = CLIPPED.model_copy(update={"clip_cov": 1.0})
-    assert places((clip_cov(batch, few, Key(0, 1)) == 0) & batch.rollouts.mask) == eligible
+    assert places((clip_cov(TOKENIZER, batch, few, Key(0, 1)) == 0) & batch.rollouts.mask) == eligible
 
 
 def test_what_clip_cov_draws_depends_on_the_key_alone_and_not_on_the_order_of_prompts() -> None:
     rollouts = written(toy_policy())
     batch = scored(rollouts)
-    first = clip_cov(batch, CLIPPED, Key(0, 1))
-    assert torch.equal(first, clip_cov(batch, CLIPPED, Key(0, 1)))
-    assert not torch.equal(first, clip_cov(batch, CLIPPED, Key(0, 2)))
-    assert not torch.equal(first, clip_cov(batch, CLIPPED, Key(1, 1)))
+    first = clip_cov(TOKENIZER, batch, CLIPPED, Key(0, 1))
+    assert torch.equal(first, clip_cov(TOKENIZER, batch, CLIPPED, Key(0, 1)))
+    assert not torch.equal(first, clip_cov(TOKENIZER, batch, CLIPPED, Key(0, 2)))
+    assert not torch.equal(first, clip_cov(TOKENIZER, batch, CLIPPED, Key(1, 1)))
     order = [3, 4, 5, 0, 1, 2]
     turned = dataclasses.replace(
         rollouts,
@@ -311,14 +316,14 @@ def test_what_clip_cov_draws_depends_on_the_key_alone_and_not_on_the_order_of_pr
         signals=TokenSignals(*(signal[order] for signal in rollouts.signals)),
         texts=tuple(rollouts.texts[i] for i in order),
     )
-    second = clip_cov(scored(turned, [ADVANTAGES[i] for i in order]), CLIPPED, Key(0, 1))
+    second = clip_cov(TOKENIZER, scored(turned, [ADVANTAGES[i] for i in order]), CLIPPED, Key(0, 1))
     assert torch.equal(second, first[order])
 
 
 def test_an_update_with_shares_equals_a_plain_loop() -> None:
     policy, naive, start = toy_policy(), toy_policy(), weights_of(toy_policy())
     rollouts = written(policy)
-    batch = with_token_terms(scored(rollouts), CLIPPED, Key(0, 1))
+    batch = with_token_terms(TOKENIZER, scored(rollouts), CLIPPED, Key(0, 1))
     assert batch.shares is not None
     shares = batch.shares
     updated(policy, batch)
@@ -330,7 +335,7 @@ def test_an_update_with_shares_equals_a_plain_loop() -> None:
 
 def test_a_recipe_that_says_nothing_of_tokens_leaves_the_batch_as_it_is() -> None:
     batch = scored(written(toy_policy()))
-    same = with_token_terms(batch, GrpoConfig(), Key(0, 1))
+    same = with_token_terms(TOKENIZER, batch, GrpoConfig(), Key(0, 1))
     assert same.shares is None
     assert same.penalised is None
 
@@ -358,3 +363,85 @@ def test_kl_cov_from_the_start_needs_a_reference_though_the_kl_term_is_off() -> 
     assert not GrpoConfig(kl_coef=0.0).needs_reference
     with pytest.raises(ValueError, match="need a reference"):
         updated(toy_policy(), scored(written(toy_policy())), kl_cov=0.1)
+
+
+# The answer's share
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "said"),
+    [
+        ("46+5 is 51. So 51.", "51", "51"),
+        ("5 of 15 or 5.2, and 1.5", "5", "5"),
+        ("so it is 1,234.", "1234", "1,234"),
+        ("so it is 1234 or 1,234 5", "1234", "1234"),
+        ("\\boxed{\\frac{1}{2}} I think", "\\frac{1}{2}", "\\frac{1}{2}"),
+        ("it is -3", "-3", "-3"),
+        ("x = 7", "x=7", "x = 7"),
+        ("15 apples", "5", None),
+        ("nothing", None, None),
+        ("nothing", "", None),
+    ],
+)
+def test_an_answer_is_its_last_place_by_itself(text: str, answer: str | None, said: str | None) -> None:
+    span = span_of(text, answer)
+    assert (None if span is None else text[slice(*span)]) == said
+
+
+def test_the_last_of_several_places_is_taken() -> None:
+    assert span_of("51, 51 and 51!", "51") == (11, 13)
+    assert span_of("5 of 15 or 5.2, and 1.5", "5") == (0, 1)
+
+
+def with_verdicts(rollouts: Rollouts, *extracted: str | None) -> Scored:
+    return dataclasses.replace(scored(rollouts), verdicts=tuple(Verdict(None, False, one) for one in extracted))
+
+
+def test_the_tokens_of_an_answer_by_hand() -> None:
+    """One token a character: of "12+34 is 46" the ninth and tenth, counted from 0."""
+    rollouts = written(TOKENIZER)
+    batch = with_verdicts(rollouts, "46", None, "b", "5", "46", "46")
+    expected = {(0, 0), (0, 1), (2, 0), (4, 0), (4, 1), (5, 9), (5, 10)}
+    assert places(answer_tokens(TOKENIZER, batch)) == expected
+    for share in (0.0, 0.25):
+        shares = with_token_terms(TOKENIZER, batch, GrpoConfig(answer_share=share), Key(0, 1)).shares
+        assert shares is not None
+        for row, length in enumerate(rollouts.lengths.tolist()):
+            wanted = [share if (row, t) in expected else 1.0 for t in range(length)]
+            assert shares[row].tolist() == wanted + [0.0] * (shares.shape[1] - length)
+
+
+def test_tokens_of_several_characters_are_masked_whole(tiny_base_path: Path) -> None:
+    """The shipped tokenizer, on every completion "so A+B=C." with C of two or three digits."""
+    policy = load_policy(PolicyConfig(model=str(tiny_base_path)))
+    for number in (7, 46, 151):
+        text = f"so 12+34={number}."
+        ids = list(policy.encode_text(text)[1])
+        span = span_of(text, str(number))
+        assert span is not None
+        first, end = tokens_of(policy, ids, span)
+        before, held = policy.decode(ids[:first]), policy.decode(ids[first:end])
+        assert before + held == text[: len(before + held)]
+        assert str(number) in held
+        assert not policy.decode(ids[: end - 1]).endswith(f"={number}")
+
+
+def test_an_answer_without_a_share_has_no_gradient_of_its_own() -> None:
+    """An update on masked answers equals a plain loop that leaves their tokens out, with the denominator as it was."""
+    policy, naive, start = toy_policy(), toy_policy(), weights_of(toy_policy())
+    rollouts = written(policy)
+    batch = with_verdicts(rollouts, "46", None, "b", "5", "46", "46")
+    chosen = places(answer_tokens(policy, batch))
+    updated(policy, with_token_terms(policy, batch, GrpoConfig(answer_share=0.25), Key(0, 1)))
+    loss = surrogate(all_logprobs(naive, rollouts), rollouts, lambda r, t: 0.25 if (r, t) in chosen else 1.0)
+    descend(naive, loss)
+    assert_same_step(policy, naive, start)
+
+
+def test_shares_of_two_gates_multiply() -> None:
+    batch = with_verdicts(written(TOKENIZER), "46", None, "b", "5", "46", "46")
+    both = CLIPPED.model_copy(update={"answer_share": 0.25})
+    found = with_token_terms(TOKENIZER, batch, both, Key(0, 1)).shares
+    one, other = clip_cov(TOKENIZER, batch, both, Key(0, 1)), answer_tokens(TOKENIZER, batch)
+    assert found is not None
+    torch.testing.assert_close(found, one * torch.where(other, 0.25, 1.0))

@@ -41,7 +41,7 @@ OF_SOME = {"time/consensus", "kl_coef", "entropy_coef", "kl_cov", "advantage/tok
 
 INTERVENTIONS = {
     **{"lr": 1e-3, "kl_coef": 0.05, "kl_target": 1e-3, "entropy_floor": 9.0, "entropy_step": 0.1, "entropy_most": 1.0},
-    **{"kl_cov": 0.05, "clip_cov": 0.1, "clip_cov_range": [-9.0, 9.0]},
+    **{"kl_cov": 0.05, "clip_cov": 0.1, "clip_cov_range": [-9.0, 9.0], "answer_share": 0.25},
 }
 """Everything that docs/interventions.md has, at once."""
 

@@ -105,7 +105,7 @@ def _loop(run: Run, until: int | None, stop: Stop | None) -> Path | None:
                 verdicts = grade(run.task, rollouts)
                 mix, given = recipe.reward, run.consensus
                 scored = score(rollouts, verdicts, mix, recipe.advantage, key, rewards=run.rewards, consensus=given)
-                scored = with_token_terms(scored, recipe.grpo, key)
+                scored = with_token_terms(policy, scored, recipe.grpo, key)
 
             with run.phase("watch"):
                 share, budget = recipe.log.entropy_share, recipe.grpo.micro_batch_tokens

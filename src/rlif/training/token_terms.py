@@ -18,7 +18,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rlif.config import GrpoConfig
+from rlif.model.policy import Policy
 from rlif.rng import Key, uniforms
+from rlif.training.answer_span import answer_tokens
 from rlif.types import Rollouts, Scored
 
 
@@ -47,7 +49,7 @@ def covariant_tokens(scored: Scored, share: float) -> Bool[Tensor, "row tok"]:
     return torch.zeros_like(mask).masked_scatter(mask, chosen)
 
 
-def clip_cov(scored: Scored, config: GrpoConfig, key: Key) -> Float[Tensor, "row tok"]:
+def clip_cov(policy: Policy, scored: Scored, config: GrpoConfig, key: Key) -> Float[Tensor, "row tok"]:
     """0 for this share of the batch's tokens (rounded down, at least one), drawn from those whose covariance lies
     within ``clip_cov_range``, or for all of these if they are fewer; 1 for the others.
 
@@ -64,13 +66,27 @@ def clip_cov(scored: Scored, config: GrpoConfig, key: Key) -> Float[Tensor, "row
     return torch.zeros(mask.shape).masked_scatter(mask, shares)
 
 
-GATES: Mapping[str, Callable[[Scored, GrpoConfig, Key], Tensor]] = {"clip_cov": clip_cov}
-"""By the key of the section grpo that switches it on: (scored, section grpo, key of the step) → share of each token."""
+def answer_share(policy: Policy, scored: Scored, config: GrpoConfig, key: Key) -> Float[Tensor, "row tok"]:
+    """``config.answer_share`` for the tokens of a completion's answer (`answer_tokens`), 1 for the others.
+
+    Source: OM-GRPO, arXiv 2608.03119, as reported: with votes as reward, a quarter of the answer's gradient is as good
+    as none of it, half is worse, three quarters collapse.
+    """
+    assert config.answer_share is not None
+    return scored.rollouts.mask.float().masked_fill(answer_tokens(policy, scored), config.answer_share)
 
 
-def with_token_terms(scored: Scored, config: GrpoConfig, key: Key) -> Scored:
+GATES: Mapping[str, Callable[[Policy, Scored, GrpoConfig, Key], Tensor]] = {
+    "clip_cov": clip_cov,
+    "answer_share": answer_share,
+}
+"""By the key of the section grpo that switches it on: (policy, scored, section grpo, key of the step) → share of each
+token. The policy is there for its tokenizer."""
+
+
+def with_token_terms(policy: Policy, scored: Scored, config: GrpoConfig, key: Key) -> Scored:
     """The batch with what the recipe says of single tokens; unchanged where it says nothing."""
-    gates = [gate(scored, config, key) for name, gate in GATES.items() if getattr(config, name) is not None]
+    gates = [gate(policy, scored, config, key) for name, gate in GATES.items() if getattr(config, name) is not None]
     shares = torch.stack(gates).prod(dim=0) if gates else None
     penalised = None if config.kl_cov is None else covariant_tokens(scored, config.kl_cov)
     return replace(scored, shares=shares, penalised=penalised)
