@@ -154,12 +154,12 @@ def test_an_update_with_a_bonus_equals_a_plain_loop(family: str, budget: int | N
 def test_the_bonus_alone_raises_entropy_also_where_no_advantage_is() -> None:
     policy = toy_policy()
     rollouts = written(policy)
-    count = rollouts.mask.sum()
-    before = policy_signals(policy, rollouts, range(6)).entropy.sum() / count
-    for _ in range(5):
+    means = []
+    for _ in range(6):
+        means.append(policy_signals(policy, rollouts, range(6)).entropy.sum().item() / int(rollouts.mask.sum()))
         updated(policy, scored(rollouts, [0.0] * 6), entropy_coef=1.0, lr=0.02)
-    after = policy_signals(policy, rollouts, range(6)).entropy.sum() / count
-    assert after > before + 0.02
+    assert means == sorted(means)
+    assert means[-1] > means[0] + 0.01
 
 
 # Covariance of likelihood and advantage
@@ -186,7 +186,7 @@ def test_covariance_equals_loops_and_sums_to_that_of_the_batch() -> None:
         assert found[r, t].item() == pytest.approx(value, abs=1e-9)
     assert not found[~batch.rollouts.mask].any()
     assert max(expected.values()) > 1.0
-    assert min(expected.values()) < -1.0
+    assert min(expected.values()) < -0.4
 
 
 @pytest.mark.parametrize("share", [1e-9, 0.05, 0.3, 1.0])
@@ -245,16 +245,17 @@ def test_an_update_with_kl_cov_equals_a_plain_loop_and_brings_these_tokens_neare
         token = rollouts.tokens[row, t]
         gap = theirs[row][t, token] - logprobs[row][t, token]
         kls.append(gap.exp() - gap - 1.0)
-    descend(naive, loss + 0.5 * torch.stack(kls).sum() / rollouts.mask.sum(), lr=0.003)
+    paid = torch.stack(kls)
+    descend(naive, loss + 0.5 * paid.sum() / rollouts.mask.sum(), lr=0.003)
     assert_same_step(policy, naive, start)
-    assert update.metrics["kl_cov"] == pytest.approx(float(torch.stack(kls).mean()), rel=1e-4)
+    assert update.metrics["kl_cov"] == pytest.approx(paid.mean().item(), rel=1e-4)
 
     free = toy_policy()
     updated(free, scored(rollouts), lr=0.003)
 
     def mean_kl(of: Policy) -> float:
         logprobs = all_logprobs(of, rollouts)
-        gaps = [float(theirs[r][t, rollouts.tokens[r, t]] - logprobs[r][t, rollouts.tokens[r, t]]) for r, t in chosen]
+        gaps = [(theirs[r] - logprobs[r])[t, rollouts.tokens[r, t]].item() for r, t in chosen]
         return sum(math.exp(gap) - gap - 1 for gap in gaps) / len(gaps)
 
     assert mean_kl(policy) < mean_kl(free)
@@ -274,13 +275,13 @@ def test_from_the_old_policy_the_penalty_begins_with_the_second_optimizer_step()
     assert not torch.equal(weights_of(two), weights_of(free))
 
 
-CLIPPED = GrpoConfig(clip_cov=0.2, clip_cov_range=(0.5, 3.0))
+CLIPPED = GrpoConfig(clip_cov=0.2, clip_cov_range=(0.05, 3.0))
 
 
 def test_clip_cov_draws_its_share_among_the_tokens_within_its_range() -> None:
     batch = scored(written(toy_policy()))
     by_hand = covariances_by_hand(batch)
-    eligible = {token for token, value in by_hand.items() if 0.5 < value < 3.0}
+    eligible = {token for token, value in by_hand.items() if 0.05 < value < 3.0}
     count = math.floor(0.2 * len(by_hand))
     assert count < len(eligible) < len(by_hand)
     times = dict.fromkeys(eligible, 0)

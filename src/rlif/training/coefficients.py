@@ -64,7 +64,7 @@ CONTROLLERS: Mapping[str, Controller] = {
 
 def settings_of(config: GrpoConfig, levels: Mapping[str, float], rollouts: Rollouts) -> GrpoConfig:
     """The section grpo as it is in force for the update on these rollouts; the recipe's own where nothing follows."""
-    entropy = float(rollouts.signals.entropy.sum() / rollouts.mask.sum())
+    entropy = rollouts.signals.entropy.sum().item() / int(rollouts.mask.sum())
     return config.model_copy(
         update={
             name: controller.used(levels.get(name, getattr(config, name)), entropy, config)

@@ -111,16 +111,13 @@ def _loop(run: Run, until: int | None, stop: Stop | None) -> Path | None:
                 share, budget = recipe.log.entropy_share, recipe.grpo.micro_batch_tokens
                 probe = EntropyChangeProbe.before(policy, scored, share=share, budget=budget)
             with run.phase("update", tokens=int(rollouts.mask.sum()) * recipe.grpo.epochs):
-                grpo = run.settings(rollouts)
-                update = grpo_step(
-                    policy, run.optimizer, scored, grpo, lr=lr, reference=run.reference, progress=progress
-                )
-                run.move_teacher()
+                grpo, frozen = run.settings(rollouts), run.reference
+                update = grpo_step(policy, run.optimizer, scored, grpo, lr=lr, reference=frozen, progress=progress)
             with run.phase("watch"):
                 entropy = probe.after(policy)
 
             metrics = describe(scored, update) | entropy | {"lr": lr, "optimizer_steps": float(run.optimizer_steps)}
-            metrics |= run.steer(grpo, metrics)
+            metrics |= run.follow(grpo, metrics)
             if run.eval_due():
                 metrics |= run.evaluate()
             run.log(metrics, scored)

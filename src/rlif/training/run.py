@@ -147,9 +147,13 @@ class Run:
         """The section grpo as it is in force for the update on these rollouts: coefficients that follow are set."""
         return settings_of(self.recipe.grpo, self.state.get("coefficients", {}), rollouts)
 
-    def steer(self, settings: GrpoConfig, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Move the coefficients that follow by what the step measured; returns those that were in force in it."""
+    def follow(self, settings: GrpoConfig, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Move what follows the policy, after its update: coefficients, by what the step measured, and a teacher.
+        Returns the coefficients that were in force, as ``settings`` have them."""
         config = self.recipe.grpo
+        if self.teacher is not None:
+            decay = decay_at(self.recipe.consensus.decay, self.step, self.recipe.steps)
+            self.teacher.follow(self.optimizer, decay)
         if levels := moved_levels(config, self.state.get("coefficients", {}), metrics):
             self.state["coefficients"] = levels
         return in_force(config, settings)
@@ -171,12 +175,6 @@ class Run:
             self._taught = settle(
                 self._teacher_engine, self._prompts, problems, self.callback.advance, when=f"teacher/{self.step}"
             )
-
-    def move_teacher(self) -> None:
-        """Let the teacher follow the policy that was just updated; nothing without one."""
-        if self.teacher is not None:
-            decay = decay_at(self.recipe.consensus.decay, self.step, self.recipe.steps)
-            self.teacher.follow(self.optimizer, decay)
 
     def settle_consensus(self, asked_by: Stop) -> None:
         """Have the initial policy answer what it has not answered yet of all steps' problems, if a reward asks for it.
