@@ -28,6 +28,7 @@ Natural = Annotated[int, Strict(), Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 NotNegative = Annotated[float, Field(ge=0.0)]
+AboveZero = Annotated[float, Field(gt=0.0)]
 
 
 class Section(BaseModel):
@@ -250,10 +251,14 @@ class AdvantageConfig(Section):
 
 class ConsensusConfig(Section):
     samples: Positive = 8
-    """Answers of the initial policy to each problem of the run."""
+    """Answers of the teacher to each problem: of the initial policy to all of the run's before the first step
+    (`frozen_consensus`), or of the moving average to those of each step (`ema_vote`)."""
     temperature: Annotated[float, Field(ge=0.0)] = 1.0
     """At which they are drawn, else as rollouts are. 1, for there the vote is right more often than that of a sharpened
     policy, whose answers agree on their mistakes too (docs/rewards.md)."""
+    decay: tuple[Decay, Decay] = (0.99, 0.99999)
+    """[first, last]: the share of its weights that the teacher of `ema_vote` keeps after each step, along half a cosine
+    from the first step to the last (arXiv 2508.00410)."""
 
 
 class GrpoConfig(Section):
@@ -279,6 +284,41 @@ class GrpoConfig(Section):
     """The ratio counts up to 1 + clip_high."""
     kl_coef: Annotated[float, Field(ge=0.0)] = 0.005
     """Weight of the k3 KL to the frozen initial policy; 0 keeps no reference in memory."""
+    kl_target: AboveZero | None = None
+    """The KL to the initial policy, in nats a token, that `kl_coef` is steered towards from where it starts: up while
+    `kl` is above, down while it is below (arXiv 1909.08593). null: `kl_coef` stays as it is."""
+    kl_horizon: Annotated[float, Field(ge=1.0)] = 10.0
+    """In about how many steps `kl_coef` changes by a fifth at most. 10 is the paper's; a run that falls within 20 steps
+    wants 1 or 2."""
+    entropy_coef: NotNegative = 0.0
+    """Weight of a bonus for entropy, over the whole vocabulary and with its exact gradient; 0: none."""
+    entropy_floor: AboveZero | None = None
+    """The entropy, in nats a token at temperature 1, below which a bonus is paid: its weight rises by `entropy_step`
+    after each step below, from `entropy_coef` on, and falls by as much after each step above, in which none is paid
+    (Skywork-OR1, arXiv 2505.22312). null: `entropy_coef` stays as it is."""
+    entropy_step: AboveZero = 1e-4
+    """By how much the bonus's weight moves in a step. The default, as that of the bound, is of the public Skywork-OR1
+    recipe, which takes thousands of steps: a run of 60 that is to feel it wants a hundred times as much."""
+    entropy_most: AboveZero = 0.005
+    """The weight beyond which the bonus does not rise."""
+    kl_cov: Fraction | None = None
+    """KL-Cov (arXiv 2505.22617): the share of the batch's tokens under a KL term of their own, those whose likelihood
+    and advantage are highest together, which lower entropy most. .002 there for 7B; .02 reported for internal rewards
+    (arXiv 2605.22620). null: none."""
+    kl_cov_coef: NotNegative = 0.05
+    """Weight of that KL term. .05 is reported with a share of .02 (arXiv 2605.22620); 1 in arXiv 2505.22617."""
+    kl_cov_from: Literal["start", "old"] = "start"
+    """From where it is measured. start: the frozen initial policy. old: the one that sampled, as in arXiv 2505.22617,
+    which has several optimizer steps a rollout: in the first of them this KL has no gradient."""
+    clip_cov: Fraction | None = None
+    """Clip-Cov (arXiv 2505.22617, which has .0002): the share of the batch's tokens that give no gradient but to KL and
+    entropy, drawn among those whose covariance of likelihood and advantage is within `clip_cov_range`. null: none."""
+    clip_cov_range: tuple[float, float] = (1.0, 5.0)
+    """[least, most] covariance of tokens that `clip_cov` may choose, in nats; both bounds are outside."""
+    answer_share: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    """The share of its gradient that a completion's answer keeps, so that votes teach how to get there and not what to
+    say: 0 masks the whole answer, 0.25 leaves a quarter; with half and more votes are reported to collapse (arXiv
+    2608.03119). KL and entropy act on all tokens. null: all of it."""
     aggregation: Literal["token_mean", "sequence_mean", "fixed_length"] = "token_mean"
     """How tokens are weighted (see rlif.training.loss.AGGREGATIONS)."""
     micro_batch_tokens: Positive | None = None
@@ -287,6 +327,18 @@ class GrpoConfig(Section):
     no time, 1,024 or, if that is more, four times the longest prompt."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether a term of the loss is measured from the frozen initial policy."""
+        return self.kl_coef > 0.0 or (self.kl_cov is not None and self.kl_cov_from == "start")
+
+    @field_validator("clip_cov_range")
+    @classmethod
+    def _ordered(cls, bounds: tuple[float, float]) -> tuple[float, float]:
+        if bounds[0] >= bounds[1]:
+            raise ValueError(f"the least ({bounds[0]:g}) is not below the most ({bounds[1]:g})")
+        return bounds
 
 
 class EvalConfig(Section):
@@ -374,7 +426,7 @@ class Recipe(Section):
     """One name, one mapping, or a list of them: a mix whose parts are each normalised on their own."""
     advantage: AdvantageConfig = AdvantageConfig()
     consensus: ConsensusConfig = ConsensusConfig()
-    """For `frozen_consensus`; no other reward reads it."""
+    """For `frozen_consensus` and `ema_vote`; no other reward reads it."""
     grpo: GrpoConfig = GrpoConfig()
     eval: EvalConfig = EvalConfig()
     probe: ProbeConfig = ProbeConfig()
@@ -413,5 +465,20 @@ class Recipe(Section):
         if self.rollout.prompts % self.grpo.minibatches:
             raise ValueError(
                 f"grpo.minibatches: {self.grpo.minibatches} does not divide rollout.prompts ({self.rollout.prompts})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _effective(self) -> "Recipe":
+        """What is switched on in the section grpo can do something."""
+        grpo = self.grpo
+        if grpo.kl_target is not None and grpo.kl_coef == 0.0:
+            raise ValueError("grpo.kl_target: kl_coef is multiplied, and 0 stays 0; give it a start, such as 0.005")
+        if grpo.entropy_floor is not None and grpo.entropy_coef > grpo.entropy_most:
+            raise ValueError("grpo.entropy_coef: it starts above entropy_most; lower it, or raise entropy_most")
+        if grpo.kl_cov is not None and grpo.kl_cov_from == "old" and grpo.epochs * grpo.minibatches == 1:
+            raise ValueError(
+                "grpo.kl_cov_from: with one optimizer step a rollout the policy is still the old one, and a KL to it "
+                "has no gradient; measure from the start, or raise epochs or minibatches"
             )
         return self

@@ -178,12 +178,18 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Scored:
-    """Rollouts with verdicts, each named reward, and the advantage the update will use."""
+    """Rollouts with verdicts, each named reward, and the advantage the update will use.
+
+    ``shares``: how much of its row's advantage a token gets; None: all of it. ``penalised``: the tokens under the KL
+    term of grpo.kl_cov; None: none. Both are 0 where masked.
+    """
 
     rollouts: Rollouts
     verdicts: tuple[Verdict, ...]
     rewards: Mapping[str, Float[Tensor, " row"]]
     advantages: Float[Tensor, " row"]
+    shares: Float[Tensor, "row tok"] | None = None
+    penalised: Bool[Tensor, "row tok"] | None = None
 
 
 @dataclass(frozen=True)

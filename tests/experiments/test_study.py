@@ -231,6 +231,7 @@ def test_a_dry_run_counts_cells_and_tokens_and_writes_nothing(
         ["eval.greedy=false"],
         ["eval.temperature=0"],  # the sampled answers are the greedy ones
         ["reward=frozen_consensus", "consensus.samples=3", "rollout.max_new_tokens=64"],
+        ["reward=ema_vote", "consensus.samples=3"],
         ["eval.every=0"],
     ],
 )

@@ -51,8 +51,11 @@ class Exact:
         self._z = z if head.softcap is None else head.softcap * torch.tanh(z / head.softcap)
         self._tokens = tokens.cpu()
 
+    def all_logprobs(self, temperature: float) -> Tensor:
+        return (self._z / temperature).log_softmax(dim=-1)
+
     def logprobs(self, temperature: float) -> Tensor:
-        return (self._z / temperature).log_softmax(dim=-1).gather(-1, self._tokens[:, None]).squeeze(-1)
+        return self.all_logprobs(temperature).gather(-1, self._tokens[:, None]).squeeze(-1)
 
     def signals(self) -> TokenSignals:
         logp = self._z.log_softmax(dim=-1)
@@ -116,6 +119,42 @@ def test_logprobs_and_gradients_equal_float64(kernels: ModuleType, options: dict
         if mine is not None and leaf is not None:
             assert_same(mine.grad, leaf.grad, atol=2e-5)
     assert not head.weight.grad[VOCAB:].any()
+
+
+@OPTIONS
+@pytest.mark.parametrize("tile", [(3, 3 * 5), (1024, 1 << 21)], ids=["small tiles", "one tile"])
+def test_entropy_and_its_gradient_equal_float64(
+    options: dict[str, Any], tile: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a sum of both, each with a gradient of its own from above, by autograd over all logits."""
+    monkeypatch.setattr(plain, "_TILE_TOKENS", {DEVICE: tile[0]})
+    monkeypatch.setattr(plain, "_TILE", {DEVICE: tile[1]})
+    temperature = 0.7
+    hidden, head, tokens, upstream = case(**options)
+    exact = Exact(hidden, head, tokens)
+    logprobs, entropy = plain.head_logprobs_and_entropy(hidden, head, tokens, temperature)
+    logp = exact.all_logprobs(temperature)
+    expected = -(logp.exp() * logp).sum(dim=-1)
+    assert_same(logprobs, exact.logprobs(temperature), atol=1e-5)
+    assert_same(entropy, expected, atol=1e-5)
+    other = upstream.flip(0) + 0.5
+    (logprobs * upstream + entropy * other).sum().backward()
+    (exact.logprobs(temperature) * upstream.cpu().double() + expected * other.cpu().double()).sum().backward()
+    for mine, leaf in zip((hidden, head.weight, head.bias), exact.leaves, strict=True):
+        if mine is not None and leaf is not None:
+            assert_same(mine.grad, leaf.grad, atol=5e-5)
+    assert not head.weight.grad[VOCAB:].any()
+
+
+def test_log_probabilities_are_the_same_numbers_beside_an_entropy_that_nobody_asks_for() -> None:
+    results = []
+    for function in (plain.head_logprobs, lambda *given: plain.head_logprobs_and_entropy(*given)[0]):
+        hidden, head, tokens, upstream = case(bias=True)
+        logprobs = function(hidden, head, tokens)
+        (logprobs * upstream).sum().backward()
+        results.append((logprobs, hidden.grad, head.weight.grad, head.bias.grad))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
 
 
 def test_one_tile_over_everything_gives_the_same(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

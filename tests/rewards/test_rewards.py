@@ -82,6 +82,7 @@ BY_HAND = [
     ({"name": "majority_vote"}, [1.0, 1.0, 0.5, 0.5]),
     ({"name": "soft_consensus"}, [1.0, 1.0, 0.5, 0.5]),
     ({"name": "frozen_consensus"}, [1.0, 1.0, 0.0, 0.5]),
+    ({"name": "ema_vote"}, [1.0, 1.0, 0.0, 0.5]),
     ({"name": "verifiable"}, [1.0, 0.0, 0.0, 0.0]),
     ({"name": "right_any_format"}, [1.0, 1.0, 0.0, 0.0]),
     ({"name": "format_only"}, [1.0, 0.0, 1.0, 1.0]),

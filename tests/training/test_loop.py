@@ -35,6 +35,16 @@ from rlif.training.run import Run
 from rlif.types import Sampling
 from toys import toy_policy
 
+OF_SOME = {"time/consensus", "kl_coef", "entropy_coef", "kl_cov", "advantage/token_share"}
+"""Keys that only some recipes log: test_consensus.py, test_coefficients.py."""
+
+
+INTERVENTIONS = {
+    **{"lr": 1e-3, "kl_coef": 0.05, "kl_target": 1e-3, "entropy_floor": 9.0, "entropy_step": 0.1, "entropy_most": 1.0},
+    **{"kl_cov": 0.05, "clip_cov": 0.1, "clip_cov_range": [-9.0, 9.0], "answer_share": 0.25},
+}
+"""Everything that docs/interventions.md has, at once."""
+
 
 @pytest.fixture(scope="module")
 def toy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -96,8 +106,9 @@ class StopAfter:
         {"policy_dtype": "bfloat16"},
         {"grpo": {"lr": 1e-3, "kl_coef": 0.05, "epochs": 2, "minibatches": 2}},
         {"reward": [{"name": "token_entropy", "weight": 0.5}, "random", {"name": "verifiable", "weight": 0.0}]},
+        {"grpo": INTERVENTIONS},
     ],
-    ids=["fp32", "bf16", "several optimizer steps", "mix"],
+    ids=["fp32", "bf16", "several optimizer steps", "mix", "interventions"],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     toy_model: Path, tmp_path: Path, changes: dict[str, object]
@@ -160,7 +171,7 @@ def test_every_logged_key_is_documented_and_final_loads(toy_model: Path, tmp_pat
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     logged = {key for line in lines for key in line}
     assert all(find_metric(key) for key in logged)
-    patterns = {key for key in METRICS if "<" not in key} - {"time/consensus"}  # of one reward: test_consensus.py
+    patterns = {key for key in METRICS if "<" not in key} - OF_SOME
     assert patterns <= logged  # and what is documented is logged
     assert lines[-1]["optimizer_steps"] == 4
     assert lines[-1]["tokens/total"] == sum(line.get("tokens/completion", 0) for line in lines)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from rlif.config import GrpoConfig
-from rlif.training.optim import SCHEDULES, MasterOptimizer, NonFiniteError, adamw, learning_rate
+from rlif.training.optim import SCHEDULES, MasterOptimizer, NonFiniteError, adamw, learning_rate, merge_back
 from toys import FAMILIES, toy_policy
 
 NO_CLIP = 1e9
@@ -306,3 +306,57 @@ def test_no_step_is_wasted_and_none_exceeds_the_peak(steps: int, warmup: float, 
     peak = rates.index(1.0)
     assert rates[: peak + 1] == sorted(rates[: peak + 1])
     assert rates[peak:] == sorted(rates[peak:], reverse=True)
+
+
+# Back towards the start
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_merging_back_moves_masters_and_model_and_leaves_the_moments(dtype: torch.dtype) -> None:
+    policy, start = toy_policy(), {name: p.detach().clone() for name, p in toy_policy().model.named_parameters()}
+    optimizer = MasterOptimizer(policy.model, adamw(GrpoConfig()), compute_dtype=dtype)
+    for parameter in policy.model.parameters():
+        parameter.grad = torch.full_like(parameter, 0.5)
+    if dtype != torch.float32:
+        for parameter, master in zip(policy.model.parameters(), optimizer.masters, strict=True):
+            master.grad, parameter.grad = parameter.grad.float(), None
+    optimizer.step(0.1, NO_CLIP)
+    here = [master.detach().double() for master in optimizer.masters]
+    moments = [{name: value.clone() for name, value in optimizer.inner.state[m].items()} for m in optimizer.masters]
+    merge_back(optimizer, start, 0.3)
+    for name, parameter in policy.model.named_parameters():
+        place = optimizer.names.index(name)
+        master = optimizer.masters[place].detach()
+        expected = 0.7 * here[place] + 0.3 * start[name].double()
+        torch.testing.assert_close(master.double(), expected, atol=4e-6, rtol=0)
+        assert (master - here[place]).abs().max() > 0.02  # AdamW's first step is lr: 0.3 · 0.1 of it is taken back
+        assert torch.equal(parameter, master.to(dtype))
+    for master, before in zip(optimizer.masters, moments, strict=True):
+        assert all(torch.equal(value, before[name]) for name, value in optimizer.inner.state[master].items())
+
+
+def test_merging_back_by_nothing_and_by_all() -> None:
+    policy, start = toy_policy(), {name: p.detach().clone() for name, p in toy_policy(seed=1).model.named_parameters()}
+    optimizer = MasterOptimizer(policy.model, sgd)
+    before = [master.detach().clone() for master in optimizer.masters]
+    merge_back(optimizer, start, 0.0)
+    assert all(torch.equal(*pair) for pair in zip(before, optimizer.masters, strict=True))
+    merge_back(optimizer, start, 1.0)
+    assert all(torch.equal(p, start[name]) for name, p in policy.model.named_parameters())
+
+
+def test_merging_back_to_what_is_no_start_moves_nothing() -> None:
+    policy = toy_policy()
+    optimizer = MasterOptimizer(policy.model, sgd)
+    start = {name: p.detach() + 1 for name, p in policy.model.named_parameters()}
+    before = [master.detach().clone() for master in optimizer.masters]
+    name = next(iter(start))
+    for wrong, rho in (
+        (start, 1.5),
+        (start, -0.1),
+        ({**start, name: start[name][:1]}, 0.5),
+        ({name: start[name]}, 0.5),
+    ):
+        with pytest.raises(ValueError, match=r"rho is|the start has other weights"):
+            merge_back(optimizer, wrong, rho)
+    assert all(torch.equal(*pair) for pair in zip(before, optimizer.masters, strict=True))

@@ -23,8 +23,8 @@ TINY_GB = 0.8
 def tokens_at_most(recipe: Recipe) -> int:
     """Completion tokens of a run if every completion reached the length limit.
 
-    Rollouts, evaluations (sampled, and greedy where that is apart), and the initial policy's answers (consensus) where
-    a reward reads them: to each step's problems, none of which counts as asked before.
+    Rollouts, evaluations (sampled, and greedy where that is apart), and a teacher's answers (consensus) where a reward
+    reads them: to each step's problems, none of which counts as asked before.
     """
     from rlif.rewards.registry import read_consensus
 

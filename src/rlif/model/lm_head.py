@@ -8,7 +8,7 @@ vocabulary. `rlif.signals.token_signals` on materialised logits is the slow refe
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -98,6 +98,18 @@ def head_logprobs(
     return logprobs
 
 
+def head_logprobs_and_entropy(
+    hidden: Float[Tensor, "row hidden"], head: Head, tokens: Int[Tensor, " row"], temperature: float = 1.0
+) -> tuple[Float[Tensor, " row"], Float[Tensor, " row"]]:
+    """`head_logprobs`, and the entropy of each row's distribution at that temperature (nats, fp32); both with gradient.
+
+    The entropy is over the whole vocabulary, and so is its gradient, d H / d z_v = −p_v (ln p_v + H): it costs a few
+    operations on tiles that are made anyway. These are the plain tiles on every device. Source: project.
+    """
+    logprobs, entropy = _HeadLogprobsAndEntropy.apply(hidden, head.weight, head.bias, head, tokens, temperature)
+    return logprobs, entropy
+
+
 @cache
 def _kernels(device: str) -> Any:
     """The module whose kernels serve this type of device, or None: plain PyTorch does. Triton comes with PyTorch for
@@ -179,35 +191,71 @@ class _HeadLogprobs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        hidden, weight, bias, tokens, log_normaliser = ctx.saved_tensors
-        head, temperature = ctx.head, ctx.temperature
-        to_hidden = torch.zeros_like(hidden, dtype=torch.float32)
-        to_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
-        if to_weight is not None:
-            to_weight[head.vocab_size :] = 0.0  # padding, which no tile reaches
-        to_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
-        block = torch.empty(0)
-        for rows, columns in _tiles(len(tokens), head.vocab_size, hidden.device):
-            z = head.logits(hidden[rows], columns)
-            slope = None if head.softcap is None else 1.0 - (z / head.softcap).square()
-            d = z.div_(temperature).sub_(log_normaliser[rows, None]).exp_().mul_(-gradient[rows, None])
-            local = tokens[rows] - columns.start
-            inside = ((local >= 0) & (local < columns.stop - columns.start)).nonzero().squeeze(-1)
-            d[inside, local[inside]] += gradient[rows][inside]
-            factor = head.scale / temperature
-            d = d if factor == 1.0 else d.mul_(factor)
-            d = d if slope is None else d.mul_(slope)
-            if to_bias is not None:
-                to_bias[columns] += d.sum(dim=0).to(to_bias.dtype)
-            d = d.to(hidden.dtype)
-            to_hidden[rows] += d @ weight[columns]
-            if to_weight is None:
-                continue
-            if rows.stop - rows.start == len(tokens):
-                torch.mm(d.t(), hidden[rows], out=to_weight[columns])
-                continue
-            part = (d.t() @ hidden[rows]).float()  # the gradient of a column block comes in parts: summed in fp32
-            block = part if rows.start == 0 else block.add_(part)
-            if rows.stop == len(tokens):
-                to_weight[columns] = block.to(to_weight.dtype)
-        return to_hidden.to(hidden.dtype), to_weight, to_bias, None, None, None
+        return _to_leaves(ctx, gradient, lambda logp, rows: logp.exp_().mul_(-gradient[rows, None]))
+
+
+class _HeadLogprobsAndEntropy(torch.autograd.Function):
+    """`head_logprobs_and_entropy`: keeps each row's normaliser and entropy, makes every tile again on the way back."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, tokens: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        sums = _fold(hidden, head, tokens, temperature)
+        entropy = (sums.log_total - sums.weighted / sums.total).clamp_min(0.0)
+        ctx.save_for_backward(hidden, weight, bias, tokens, sums.maximum + sums.log_total, entropy)
+        ctx.head, ctx.temperature = head, temperature
+        return sums.chosen - sums.log_total, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        of_logprob, of_entropy = gradients
+        entropy = ctx.saved_tensors[5]
+
+        def through_all(logp: Tensor, rows: slice) -> Tensor:
+            factor = (logp + entropy[rows, None]).mul_(of_entropy[rows, None]).add_(of_logprob[rows, None])
+            return logp.exp_().mul_(factor.neg_())
+
+        return _to_leaves(ctx, of_logprob, through_all)
+
+
+def _to_leaves(
+    ctx: Any, of_logprob: Tensor, through_all: Callable[[Tensor, slice], Tensor]
+) -> tuple[Tensor | None, ...]:
+    """Gradients of hidden states, weight and bias, tile by tile.
+
+    ``through_all``: (ln p of a tile, its rows) → the gradient of its logits at the temperature, but for what reaches
+    the chosen token's alone, which is ``of_logprob``. It may overwrite the tile.
+    """
+    hidden, weight, bias, tokens, log_normaliser = ctx.saved_tensors[:5]
+    head, temperature = ctx.head, ctx.temperature
+    to_hidden = torch.zeros_like(hidden, dtype=torch.float32)
+    to_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+    if to_weight is not None:
+        to_weight[head.vocab_size :] = 0.0  # padding, which no tile reaches
+    to_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
+    block = torch.empty(0)
+    for rows, columns in _tiles(len(tokens), head.vocab_size, hidden.device):
+        z = head.logits(hidden[rows], columns)
+        slope = None if head.softcap is None else 1.0 - (z / head.softcap).square()
+        d = through_all(z.div_(temperature).sub_(log_normaliser[rows, None]), rows)
+        local = tokens[rows] - columns.start
+        inside = ((local >= 0) & (local < columns.stop - columns.start)).nonzero().squeeze(-1)
+        d[inside, local[inside]] += of_logprob[rows][inside]
+        factor = head.scale / temperature
+        d = d if factor == 1.0 else d.mul_(factor)
+        d = d if slope is None else d.mul_(slope)
+        if to_bias is not None:
+            to_bias[columns] += d.sum(dim=0).to(to_bias.dtype)
+        d = d.to(hidden.dtype)
+        to_hidden[rows] += d @ weight[columns]
+        if to_weight is None:
+            continue
+        if rows.stop - rows.start == len(tokens):
+            torch.mm(d.t(), hidden[rows], out=to_weight[columns])
+            continue
+        part = (d.t() @ hidden[rows]).float()  # the gradient of a column block comes in parts: summed in fp32
+        block = part if rows.start == 0 else block.add_(part)
+        if rows.stop == len(tokens):
+            to_weight[columns] = block.to(to_weight.dtype)
+    return to_hidden.to(hidden.dtype), to_weight, to_bias, None, None, None

@@ -5,7 +5,7 @@ no padding, no logits in memory. Any other runs through transformers, a row per 
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rlif.model.decoder import Decoder, decoder_of, has_decoder
-from rlif.model.lm_head import head_logprobs, head_of, head_signals
+from rlif.model.lm_head import head_logprobs, head_logprobs_and_entropy, head_of, head_signals
 from rlif.model.packing import Packed, rounded
 from rlif.model.policy import Policy
 from rlif.model.positions import check_alike
@@ -36,6 +36,23 @@ def policy_logprobs(
     """
     decoder = decoder_of(policy.model, recompute=recompute)
     return _padded(policy, rollouts, rows) if decoder is None else _packed(decoder, policy, rollouts, rows)
+
+
+def policy_logprobs_and_entropy(
+    policy: Policy, rollouts: Rollouts, rows: Sequence[int], *, recompute: bool = False
+) -> tuple[Float[Tensor, "row tok"], Float[Tensor, "row tok"]]:
+    """`policy_logprobs`, and the entropy of the distribution that produced each token: over the true vocabulary, at the
+    same temperature (nats, fp32); both with gradient, 0 where masked. Source: project."""
+    decoder = decoder_of(policy.model, recompute=recompute)
+    if decoder is None:
+        scores, targets, placed = _padded_scores(policy, rollouts, rows)
+        logp = scores.log_softmax(dim=-1)
+        chosen, entropy = logp.gather(-1, targets[..., None])[..., 0], -(logp.exp() * logp).sum(dim=-1)
+        return placed(chosen), placed(entropy)
+    hidden, tokens = _predicting(decoder, policy, rollouts, rows)
+    head, temperature = head_of(policy.model, policy.vocab_size), rollouts.sampling.training_temperature
+    chosen, entropy = head_logprobs_and_entropy(hidden, head, tokens, temperature)
+    return _at_tokens(chosen, rollouts, rows), _at_tokens(entropy, rollouts, rows)
 
 
 def micro_batches(model: nn.Module, rollouts: Rollouts, rows: Sequence[int], budget: int | None) -> list[list[int]]:
@@ -149,8 +166,20 @@ def _packed_parts(rollouts: Rollouts, rows: Sequence[int], budget: int) -> list[
 
 
 def _padded(policy: Policy, rollouts: Rollouts, rows: Sequence[int]) -> Float[Tensor, "row tok"]:
-    """Rows are padded on the right: no real token attends to padding, so no attention mask is needed, and only
-    positions that predict a completion token reach the vocabulary."""
+    scores, targets, placed = _padded_scores(policy, rollouts, rows)
+    logprobs = -functional.cross_entropy(scores.flatten(0, 1), targets.flatten(), reduction="none")
+    return placed(logprobs.view(targets.shape))
+
+
+def _padded_scores(
+    policy: Policy, rollouts: Rollouts, rows: Sequence[int]
+) -> tuple[Tensor, Int[Tensor, "row kept"], Callable[[Tensor], Tensor]]:
+    """Scores at the training temperature, the token that each position predicts, and what puts a value of each position
+    where its completion token is.
+
+    Rows are padded on the right: no real token attends to padding, so no attention mask is needed, and only positions
+    that predict a completion token reach the vocabulary.
+    """
     prompts, device = rollouts.row_prompts, policy.device
     starts = torch.tensor([len(prompts[row].token_ids) for row in rows])
     first, input_ids = int(starts.min()) - 1, _concatenate(rollouts, rows, policy.pad_id).to(device)
@@ -161,12 +190,14 @@ def _padded(policy: Policy, rollouts: Rollouts, rows: Sequence[int]) -> Float[Te
     # Every kept position is scored and the few that do not count are dropped afterwards: picking rows out of the logits
     # first would cost more, for the gradient of an index is a slow scatter over the vocabulary.
     scores = logits.float() if temperature == 1.0 else logits.float() / temperature
-    targets = input_ids[:, first + 1 :]
-    logprobs = -functional.cross_entropy(scores.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
     mask = rollouts.mask[list(rows)]
     row, tok = (index.to(device) for index in mask.nonzero(as_tuple=True))
     at = starts.to(device)[row] - 1 - first + tok
-    return torch.zeros(mask.shape, device=device).index_put((row, tok), logprobs[row, at])
+
+    def placed(values: Float[Tensor, "row kept"]) -> Float[Tensor, "row tok"]:
+        return torch.zeros(mask.shape, device=device).index_put((row, tok), values[row, at])
+
+    return scores, input_ids[:, first + 1 :], placed
 
 
 def _padded_parts(rollouts: Rollouts, rows: Sequence[int], budget: int) -> list[list[int]]:

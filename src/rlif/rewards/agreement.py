@@ -1,4 +1,5 @@
-"""Answer-level rewards: which answers agree, with each other or with those that were frozen before training.
+"""Answer-level rewards: which answers agree, with each other or with those of a teacher: the initial policy, or one
+that follows the policy.
 
 No label enters. An answer votes if its completion came to its own end and the answer could be read: one that was cut
 off, is empty or unreadable is no candidate, counts for nobody and gets 0. Two answers are the same if
@@ -82,7 +83,7 @@ def _soft_consensus(inputs: RewardInputs, config: RewardConfig) -> Float[Tensor,
     return _by_row(agreeing(votes) / inputs.rollouts.group_size)
 
 
-def _frozen_consensus(inputs: RewardInputs, config: RewardConfig) -> Float[Tensor, " row"]:
+def _teacher_vote(inputs: RewardInputs, config: RewardConfig) -> Float[Tensor, " row"]:
     given = voting_answers(inputs.rollouts, inputs.verdicts)
     problems = [prompt.problem.id for prompt in inputs.rollouts.prompts]
     if lacking := [id for id in problems if id not in inputs.consensus]:

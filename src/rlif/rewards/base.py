@@ -20,8 +20,8 @@ from rlif.types import Rollouts, Verdict
 class RewardInputs:
     """What a reward may look at: the completions, the grader's verdicts on them, and the key of their randomness.
 
-    ``consensus`` holds, by id of the problem, the answers that a reference policy settled on without a label: one, as
-    many as tie, or none. It is there for rewards that say `Reward.reads_consensus`.
+    ``consensus`` holds, by id of the problem, the answers that a teacher settled on without a label: one, as many as
+    tie, or none. It is there for rewards that say `Reward.reads_consensus`.
 
     >>> import rlif
     >>> def least_sure_token(inputs):  # a reward: one number a completion, higher is better
@@ -46,7 +46,8 @@ def incomplete(rollouts: Rollouts) -> Bool[Tensor, " row"]:
 @dataclass(frozen=True)
 class Reward:
     """An entry of `REWARDS`. ``uses_labels``: whether ground truth enters, so that no run can claim otherwise.
-    ``reads_consensus``: whether it reads `RewardInputs.consensus`, which a run then settles before its first step.
+    ``reads_consensus``: whether it reads `RewardInputs.consensus`, which a run then settles before its first step; with
+    ``moving_teacher`` anew in each step, by a teacher whose weights follow the policy's.
     ``internal``: whether it is the model's feedback on itself, a signal or agreement of its answers; runs that are
     trained on nothing else are guarded unless their recipe says otherwise (docs/keep-the-gain.md).
 
@@ -63,6 +64,7 @@ class Reward:
     function: Callable[[RewardInputs, RewardConfig], Float[Tensor, " row"]]
     reads_consensus: bool = False
     internal: bool = False
+    moving_teacher: bool = False
 
 
 @dataclass(frozen=True)

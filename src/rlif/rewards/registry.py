@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rlif.config import MIXES, RewardConfig, WrapperConfig
 from rlif.errors import Argument, RlifError, nearest
-from rlif.rewards.agreement import _frozen_consensus, _majority_vote, _soft_consensus
+from rlif.rewards.agreement import _majority_vote, _soft_consensus, _teacher_vote
 from rlif.rewards.base import Reward, RewardInputs, Wrapper, reward_of
 from rlif.rewards.builtin import _format_only, _internal, _length, _random, _right_any_format, _verifiable
 from rlif.signals import SIGNALS
@@ -51,8 +51,18 @@ _known: dict[str, Reward] = {
             "1 if the answer is the one that the initial policy settled on; answers that tied there share the 1",
             "the fixed teacher of SRT, arXiv 2505.21444",
             False,
-            _frozen_consensus,
+            _teacher_vote,
             reads_consensus=True,
+            internal=True,
+        ),
+        Reward(
+            "ema_vote",
+            "1 if the answer is the one a moving average of the policy settles on; answers that tie there share the 1",
+            "Co-rewarding-II, arXiv 2508.00410",
+            False,
+            _teacher_vote,
+            reads_consensus=True,
+            moving_teacher=True,
             internal=True,
         ),
         Reward("verifiable", "1 if the answer is right and formatted", "RLVR, arXiv 2402.03300", True, _verifiable),
@@ -166,6 +176,23 @@ def internal_alone(configs: Sequence[RewardConfig], own: Mapping[str, Reward] = 
     trained = [config for config in configs if config.weight > 0.0]
     plain = not any(isinstance(config, WrapperConfig) for config in trained)
     return bool(trained) and plain and all(find_reward(config, own).internal for config in trained)
+
+
+def follows_policy(configs: Sequence[RewardConfig], own: Mapping[str, Reward] = MappingProxyType({})) -> bool:
+    """Whether the consensus that the mix reads is that of a teacher which follows the policy (`Reward.moving_teacher`).
+
+    Raises `RlifError` if another reward of the mix reads that of the initial policy: a run has one teacher.
+    """
+    readers = [reward for config in configs if (reward := find_reward(config, own)).reads_consensus]
+    moving = [reward.name for reward in readers if reward.moving_teacher]
+    frozen = [reward.name for reward in readers if not reward.moving_teacher]
+    if moving and frozen:
+        raise RlifError(
+            Argument("reward"),
+            f": {moving[0]} asks a teacher that follows the policy, {frozen[0]} the initial policy; a run has one "
+            "teacher: name one of the two",
+        )
+    return bool(moving)
 
 
 def _look_up(key: str, name: str, own: Mapping[str, Reward], known: Sequence[str]) -> Reward:

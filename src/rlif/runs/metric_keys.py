@@ -17,7 +17,9 @@ METRICS: dict[str, Metric] = {
     "step": Metric("steps", "rollout-and-update steps done; 0 is the policy before training"),
     "time": Metric("s", "wall-clock time since the run's start"),
     "time/rollout": Metric("s", "sampling the step's completions, signals included"),
-    "time/consensus": Metric("s", "the initial policy's answers to the run's problems (frozen_consensus), in step 1"),
+    "time/consensus": Metric(
+        "s", "a teacher's answers: to the run's problems, in step 1 (frozen_consensus), or to the step's (ema_vote)"
+    ),
     "time/score": Metric("s", "grading, rewards and advantages"),
     "time/update": Metric("s", "losses, gradients and optimizer steps"),
     "time/watch": Metric("s", "looking at entropy before and after the update (log.entropy_share)"),
@@ -33,6 +35,9 @@ METRICS: dict[str, Metric] = {
     "advantage/std": Metric("advantage", "standard deviation of the advantages over rows"),
     "advantage/zero_groups": Metric(
         "share", "groups whose advantages are all zero; without a KL term the update leaves them out"
+    ),
+    "advantage/token_share": Metric(
+        "share", "of its completion's advantage that a token gets, mean over tokens (grpo.clip_cov, grpo.answer_share)"
     ),
     "signal/self_certainty": Metric("nats", "KL(uniform, policy) at temperature 1, mean over completion tokens"),
     "signal/entropy": Metric("nats", "entropy of the policy at temperature 1, mean over completion tokens"),
@@ -64,6 +69,11 @@ METRICS: dict[str, Metric] = {
     ),
     "lr": Metric("1", "learning rate of the last optimizer step"),
     "kl": Metric("nats", "k3 estimate of KL(policy, reference), mean over completion tokens"),
+    "kl_coef": Metric("1", "weight of the KL term in this step's update, where it follows grpo.kl_target"),
+    "kl_cov": Metric("nats", "k3 estimate of the KL of grpo.kl_cov, mean over the tokens under it"),
+    "entropy_coef": Metric(
+        "1", "weight of the bonus for entropy in this step's update, where it follows grpo.entropy_floor"
+    ),
     "clip/fraction_low": Metric("share", "completion tokens whose ratio was clipped from below"),
     "clip/fraction_high": Metric("share", "completion tokens whose ratio was clipped from above"),
     "mismatch/mean": Metric(

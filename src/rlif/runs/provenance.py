@@ -159,8 +159,9 @@ def _recipe_changes(old: Recipe, new: Recipe, known: set[str]) -> Iterator[Chang
 
 
 def _effect(key: str, old: Recipe, new: Recipe) -> Literal["result", "rounding", "none"]:
-    if key == "steps":  # where learning rates do not depend on them, more steps only follow
-        return "none" if new.grpo.schedule == "constant" and new.grpo.warmup == 0.0 else "result"
+    if key == "steps":  # where neither learning rates nor a teacher's decay depend on them, more steps only follow
+        teacher = any("ema_vote" in (entry.name, getattr(entry, "of", None)) for entry in new.reward)
+        return "none" if new.grpo.schedule == "constant" and new.grpo.warmup == 0.0 and not teacher else "result"
     if key.startswith(FREE):
         return "none"
     return "rounding" if key in ROUNDING else "result"

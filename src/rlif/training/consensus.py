@@ -1,11 +1,13 @@
-"""What the initial policy answers to the problems of a run, settled before the first step and never again.
+"""What a teacher answers to the problems of a run, which rewards that read `RewardInputs.consensus` hold the policy to.
 
-A reward that reads `RewardInputs.consensus` holds the policy to these answers (`frozen_consensus`). They are drawn
-under a key of their own and graded without the truth. A checkpoint keeps them in its state, so that a resumed run asks
-nobody; only if it was given more steps than before, the initial model is loaded again to answer their problems.
+It is the initial policy (`frozen_consensus`): settled before the first step and never again. A checkpoint keeps these
+answers in its state, so that a resumed run asks nobody; only if it was given more steps than before, the initial model
+is loaded again to answer their problems.
 
-A teacher that moves (`ema_vote`) would take this place: it settles the problems of each step anew, from weights that
-the checkpoint keeps beside the policy's.
+Or it is a teacher that follows the policy (`ema_vote`): it settles the problems of each step anew, from weights that
+the checkpoint keeps beside the policy's (`rlif.training.teacher`).
+
+Either way answers are drawn under a key of their own and graded without the truth.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -36,15 +38,23 @@ def unsettled(source: PromptSource, known: Collection[str]) -> list[tuple[Proble
 
 
 def settle(
-    engine: Engine, source: PromptSource, problems: Sequence[Problem], progress: Callable[[int], None] | None = None
+    engine: Engine,
+    source: PromptSource,
+    problems: Sequence[Problem],
+    progress: Callable[[int], None] | None = None,
+    *,
+    when: str = "consensus",
 ) -> dict[str, list[str]]:
-    """What the engine's policy answers most often to each problem, by its id (`rlif.rewards.agreement.settled`)."""
+    """What the engine's policy answers most often to each problem, by its id (`rlif.rewards.agreement.settled`).
+
+    ``when`` names the stream of random numbers, beside the run's seed.
+    """
     recipe, config = source.recipe, source.recipe.consensus
     rollouts = engine.sample(
         source.rendered(tuple(problems)),
         group_size=config.samples,
         sampling=replace(Sampling.from_config(recipe.rollout), temperature=config.temperature),
-        key=Key(recipe.seed, "consensus"),
+        key=Key(recipe.seed, when),
         progress=progress,
     )
     asked = [replace(prompt.problem, answer=None) for prompt in rollouts.row_prompts]  # no grader sees the truth

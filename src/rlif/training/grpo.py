@@ -6,7 +6,7 @@ Differences from the paper that introduced it (arXiv 2402.03300):
    arrives as one weight per token that sums over the whole update, so micro-batches cannot change it;
 2. the KL to the reference is the k3 estimate inside the loss;
 3. with one optimizer step per rollout batch the old policy is the current one: no second forward, ratio 1, no clipping;
-4. completions whose advantage is 0 are not run, unless there is a reference: their gradient is 0.
+4. completions whose advantage is 0 have no gradient and are not run, unless another term of the loss needs them.
 """
 
 import math
@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rlif.config import GrpoConfig
-from rlif.model.logprobs import micro_batches, policy_logprobs
+from rlif.model.logprobs import micro_batches, policy_logprobs, policy_logprobs_and_entropy
 from rlif.model.policy import Policy
 from rlif.training.loss import AGGREGATIONS, LossInputs, grpo_loss
 from rlif.training.optim import MasterOptimizer, NonFiniteError
@@ -42,17 +42,18 @@ def grpo_step(
 
     Args:
         lr: learning rate of these steps.
-        reference: the frozen policy of the KL term, needed if ``kl_coef`` > 0.
+        reference: the frozen policy of the KL terms, needed if ``config.needs_reference``.
         progress: told the number of completion tokens after each backward pass, and of those that need none.
 
     Raises `NonFiniteError` if the loss or the gradient of an optimizer step is not finite, before that step changes any
-    weight; ValueError if ``kl_coef`` > 0 has no reference to measure from.
+    weight; ValueError if a KL term has no reference to measure from.
     """
-    if config.kl_coef > 0.0 and reference is None:
-        raise ValueError("kl_coef > 0 needs a reference policy; pass one, or set kl_coef to 0")
+    if config.needs_reference and reference is None:
+        raise ValueError("kl_coef > 0 and kl_cov from the start need a reference policy; pass one, or switch them off")
     rollouts = scored.rollouts
     advance = progress or (lambda tokens: None)
-    wanted = set(_rows_with_gradient(scored, kl=reference is not None))
+    beside = reference is not None or config.entropy_coef > 0.0 or scored.penalised is not None
+    wanted = set(_rows_with_gradient(scored, every=beside))
     on_policy = config.epochs * config.minibatches == 1
     old = None if on_policy else _all_logprobs(policy, rollouts, sorted(wanted), config.micro_batch_tokens)
     tally, norms = _Tally(rollouts, config.epochs), []
@@ -62,10 +63,14 @@ def grpo_step(
             if skipped := int(rollouts.mask[rows].sum() - rollouts.mask[run].sum()):
                 advance(skipped)
             for part in micro_batches(policy.model, rollouts, run, config.micro_batch_tokens):
-                recompute = config.gradient_checkpointing
-                inputs = _loss_inputs(policy, scored, part, weights, old, reference, recompute=recompute)
+                inputs = _loss_inputs(policy, scored, part, weights, old, reference, config)
                 loss, sums = grpo_loss(
-                    inputs, clip_low=config.clip_low, clip_high=config.clip_high, kl_coef=config.kl_coef
+                    inputs,
+                    clip_low=config.clip_low,
+                    clip_high=config.clip_high,
+                    kl_coef=config.kl_coef,
+                    entropy_coef=config.entropy_coef,
+                    kl_cov_coef=config.kl_cov_coef,
                 )
                 if not bool(loss.isfinite()):
                     optimizer.discard()
@@ -110,7 +115,7 @@ class _Tally:
         gap = (inputs.old_logprobs - self._sampled[part].to(loss.device)).abs() * inputs.mask
         self._largest_gap = max(gap.max().item(), self._largest_gap)  # in this order: nan gives way
         for name, value in {**sums, "loss": loss.item(), "gap": gap.sum().item()}.items():
-            self._sums[name] += value
+            self._sums[name] = self._sums.get(name, 0.0) + value
 
     def update(self, norms: Sequence[float]) -> Update:
         return Update(
@@ -122,6 +127,7 @@ class _Tally:
                 "clip/fraction_high": self._sums["clipped_high"] / self._tokens,
                 "mismatch/mean": self._sums["gap"] / (self._sums["tokens"] or math.nan),
                 "mismatch/max": self._largest_gap,
+                **({"kl_cov": self._sums["kl_cov"] / self._sums["penalised"]} if "kl_cov" in self._sums else {}),
             },
         )
 
@@ -133,11 +139,10 @@ def _loss_inputs(
     weights: Float[Tensor, "all_rows tok"],
     old: Float[Tensor, "all_rows tok"] | None,
     reference: Policy | None,
-    *,
-    recompute: bool,
+    config: GrpoConfig,
 ) -> LossInputs:
     rollouts, device = scored.rollouts, policy.device
-    logprobs = policy_logprobs(policy, rollouts, part, recompute=recompute)
+    logprobs, entropy = _read(policy, rollouts, part, config)
     reference_logprobs = None
     if reference is not None:
         with torch.no_grad():
@@ -149,7 +154,19 @@ def _loss_inputs(
         advantages=scored.advantages[part].to(device),
         mask=rollouts.mask[part].to(device),
         weights=weights[part].to(device),
+        entropy=entropy,
+        shares=None if scored.shares is None else scored.shares[part].to(device),
+        penalised=None if scored.penalised is None else scored.penalised[part].to(device),
+        anchor=config.kl_cov_from,
     )
+
+
+def _read(policy: Policy, rollouts: Rollouts, part: list[int], config: GrpoConfig) -> tuple[Tensor, Tensor | None]:
+    """Log-probabilities, and entropies if a bonus is paid for them."""
+    recompute = config.gradient_checkpointing
+    if config.entropy_coef > 0.0:
+        return policy_logprobs_and_entropy(policy, rollouts, part, recompute=recompute)
+    return policy_logprobs(policy, rollouts, part, recompute=recompute), None
 
 
 def _weights(rollouts: Rollouts, rows: list[int], config: GrpoConfig) -> Float[Tensor, "all_rows tok"]:
@@ -159,9 +176,9 @@ def _weights(rollouts: Rollouts, rows: list[int], config: GrpoConfig) -> Float[T
     return weights
 
 
-def _rows_with_gradient(scored: Scored, *, kl: bool) -> list[int]:
-    """The rows to run: all of them for a KL term, else those whose advantage is not 0 (nan is not, and is told)."""
-    return [row for row, advantage in enumerate(scored.advantages.tolist()) if kl or advantage != 0.0]
+def _rows_with_gradient(scored: Scored, *, every: bool) -> list[int]:
+    """The rows to run: those whose advantage is not 0 (nan is not, and is told), or all for another term."""
+    return [row for row, advantage in enumerate(scored.advantages.tolist()) if every or advantage != 0.0]
 
 
 @torch.no_grad()

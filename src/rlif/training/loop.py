@@ -23,6 +23,7 @@ from rlif.training.grpo import grpo_step
 from rlif.training.optim import learning_rate
 from rlif.training.run import Run
 from rlif.training.step_metrics import describe
+from rlif.training.token_terms import with_token_terms
 from rlif.utils.interrupts import Interrupted, Stop, stop_on_signal
 
 
@@ -93,6 +94,7 @@ def _loop(run: Run, until: int | None, stop: Stop | None) -> Path | None:
                 raise Interrupted(signum, "stopped before the first step; begin with: ", resume_with(run.out))
             run.step += 1
             key, lr = Key(recipe.seed, run.step), learning_rate(recipe.grpo, run.step, recipe.steps)
+            run.ask_teacher()
 
             with run.phase("rollout", tokens=run.rows * run.sampling.max_new_tokens):
                 prompts, size = run.prompts(run.step), recipe.rollout.group_size
@@ -105,18 +107,19 @@ def _loop(run: Run, until: int | None, stop: Stop | None) -> Path | None:
                 verdicts = grade(run.task, rollouts)
                 mix, given = recipe.reward, run.consensus
                 scored = score(rollouts, verdicts, mix, recipe.advantage, key, rewards=run.rewards, consensus=given)
+                scored = with_token_terms(policy, scored, recipe.grpo, key)
 
             with run.phase("watch"):
                 share, budget = recipe.log.entropy_share, recipe.grpo.micro_batch_tokens
                 probe = EntropyChangeProbe.before(policy, scored, share=share, budget=budget)
             with run.phase("update", tokens=int(rollouts.mask.sum()) * recipe.grpo.epochs):
-                update = grpo_step(
-                    policy, run.optimizer, scored, recipe.grpo, lr=lr, reference=run.reference, progress=progress
-                )
+                grpo, frozen = run.settings(rollouts), run.reference
+                update = grpo_step(policy, run.optimizer, scored, grpo, lr=lr, reference=frozen, progress=progress)
             with run.phase("watch"):
                 entropy = probe.after(policy)
 
             metrics = describe(scored, update) | entropy | {"lr": lr, "optimizer_steps": float(run.optimizer_steps)}
+            metrics |= run.follow(grpo, metrics)
             run.log(metrics | run.observe(metrics), scored)
 
             signum = asked_by()  # once: a signal from here on waits for the next step

@@ -10,7 +10,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LossInputs:
-    """Everything the loss depends on. Log-probabilities in nats; masked positions hold 0 everywhere."""
+    """Everything the loss depends on. Log-probabilities and entropies in nats; masked positions hold 0 everywhere.
+
+    ``entropy`` is that of the distribution each token was one of, with gradient; None: no bonus for it. ``shares`` and
+    ``penalised`` are those of `rlif.types.Scored`; ``anchor`` says from where the KL of the latter is measured, a key
+    of `ANCHORS`.
+    """
 
     policy_logprobs: Float[Tensor, "row tok"]
     old_logprobs: Float[Tensor, "row tok"]
@@ -18,19 +23,32 @@ class LossInputs:
     advantages: Float[Tensor, " row"]
     mask: Bool[Tensor, "row tok"]
     weights: Float[Tensor, "row tok"]
+    entropy: Float[Tensor, "row tok"] | None = None
+    shares: Float[Tensor, "row tok"] | None = None
+    penalised: Bool[Tensor, "row tok"] | None = None
+    anchor: str = "start"
 
 
 def grpo_loss(
-    inputs: LossInputs, *, clip_low: float, clip_high: float, kl_coef: float
+    inputs: LossInputs,
+    *,
+    clip_low: float,
+    clip_high: float,
+    kl_coef: float,
+    entropy_coef: float = 0.0,
+    kl_cov_coef: float = 0.0,
 ) -> tuple[Float[Tensor, ""], dict[str, float]]:
-    """Σ weight · (−min(ratio·A, clip(ratio)·A) + kl_coef · k3), and sums over tokens for the metrics.
+    """Σ weight · (−min(ratio·A, clip(ratio)·A) + kl_coef · k3 − entropy_coef · H + kl_cov_coef · D), and sums over
+    tokens for metrics.
 
-    ratio = exp(policy − old), clipped to [1 − clip_low, 1 + clip_high]; k3 = e^d − d − 1 with d = reference − policy.
-    Returned sums: ``tokens``, ``kl``, ``clipped_low``, ``clipped_high``. Source: arXiv 2402.03300 eq. 3 and 4; separate
-    clip bounds: DAPO, arXiv 2503.14476.
+    ratio = exp(policy − old), clipped to [1 − clip_low, 1 + clip_high]; A is the row's advantage times the token's
+    share; k3 = e^d − d − 1 with d = reference − policy; H the entropy; D a penalised token's KL to the anchor, else 0.
+    Returned sums: ``tokens``, ``kl``, ``clipped_low``, ``clipped_high``, and ``kl_cov`` and ``penalised`` where there
+    are such tokens. Source: arXiv 2402.03300 eq. 3 and 4; separate clip bounds: DAPO, arXiv 2503.14476; the bonus:
+    Skywork-OR1, arXiv 2505.22312; shares and penalty: Clip-Cov and KL-Cov, arXiv 2505.22617.
     """
     ratio = (inputs.policy_logprobs - inputs.old_logprobs).exp()
-    advantages = inputs.advantages[:, None]
+    advantages = inputs.advantages[:, None] if inputs.shares is None else inputs.advantages[:, None] * inputs.shares
     clipped = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
     per_token = -torch.minimum(ratio * advantages, clipped * advantages)
     kl = torch.zeros_like(per_token)
@@ -38,14 +56,38 @@ def grpo_loss(
         difference = inputs.reference_logprobs - inputs.policy_logprobs
         kl = difference.exp() - difference - 1.0
         per_token = per_token + kl_coef * kl
+    if inputs.entropy is not None:
+        per_token = per_token - entropy_coef * inputs.entropy
+    of_some: dict[str, float] = {}
+    if inputs.penalised is not None:
+        penalty = ANCHORS[inputs.anchor](inputs) * inputs.penalised
+        per_token = per_token + kl_cov_coef * penalty
+        of_some = {"kl_cov": float(penalty.detach().sum()), "penalised": float(inputs.penalised.sum())}
     loss = (per_token * inputs.weights).sum()
-    sums = {
+    sums = of_some | {
         "tokens": float(inputs.mask.sum()),
         "kl": float((kl.detach() * inputs.mask).sum()),
         "clipped_low": float(((ratio < 1.0 - clip_low) & (advantages < 0) & inputs.mask).sum()),
         "clipped_high": float(((ratio > 1.0 + clip_high) & (advantages > 0) & inputs.mask).sum()),
     }
     return loss, sums
+
+
+def from_start(inputs: LossInputs) -> Float[Tensor, "row tok"]:
+    """k3 of KL(policy, reference), from samples of the policy: e^d − d − 1 with d = reference − policy."""
+    assert inputs.reference_logprobs is not None
+    difference = inputs.reference_logprobs - inputs.policy_logprobs
+    return difference.exp() - difference - 1.0
+
+
+def from_old(inputs: LossInputs) -> Float[Tensor, "row tok"]:
+    """k3 of KL(old, policy), from samples of the old: e^d − d − 1 with d = policy − old; no gradient at ratio 1."""
+    difference = inputs.policy_logprobs - inputs.old_logprobs
+    return difference.exp() - difference - 1.0
+
+
+ANCHORS: Mapping[str, Callable[[LossInputs], Tensor]] = {"start": from_start, "old": from_old}
+"""From where the KL of penalised tokens is measured, by what a recipe calls it (grpo.kl_cov_from)."""
 
 
 def token_mean(mask: Bool[Tensor, "row tok"], limit: int) -> Float[Tensor, "row tok"]:

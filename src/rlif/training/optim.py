@@ -5,7 +5,7 @@ gradients in fp32, and writes the rounded result back into the model. A model th
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -95,6 +95,32 @@ class MasterOptimizer:
         master_of = {id(p): m.detach() for p, m in zip(self._parameters, self.masters, strict=True)}
         state = self.model.state_dict(keep_vars=True)
         return {name: master_of.get(id(tensor), tensor.detach()) for name, tensor in state.items()}
+
+
+@torch.no_grad()
+def merge_back(optimizer: MasterOptimizer, start: Mapping[str, Tensor], rho: float) -> None:
+    """Move the policy towards its start, weight by weight: θ ← (1 − ρ) θ + ρ θ₀, in fp32, then rounded into the model.
+
+    What the optimizer remembers of gradients stays: AdamW's first moments push on for about 1 / (1 − β₁) steps in the
+    direction from which the policy was brought back, and its second moments keep their scale.
+
+    Args:
+        optimizer: of the policy that is moved.
+        start: θ₀ by parameter name, any float type: ``dict(reference.model.named_parameters())``; of a reference in
+            bf16 that is the rounded start.
+        rho: ρ in [0, 1]; 0 changes nothing, 1 is the start.
+
+    Raises ValueError, before anything moves, for a ρ outside, and for a start with other names or shapes.
+    Source: project; averaging with the initial weights is that of WiSE-FT, arXiv 2109.01903.
+    """
+    if not 0.0 <= rho <= 1.0:
+        raise ValueError(f"rho is {rho}; give a number from 0 (stay) to 1 (the start)")
+    shapes = {name: master.shape for name, master in zip(optimizer.names, optimizer.masters, strict=True)}
+    if {name: weight.shape for name, weight in start.items()} != shapes:
+        raise ValueError("the start has other weights than the policy, by name or shape")
+    for name, master in zip(optimizer.names, optimizer.masters, strict=True):
+        master.lerp_(start[name].to(master), rho)
+    optimizer.publish()
 
 
 def _move_gradient(master: Tensor, parameter: Tensor) -> None:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from rlif.config import Recipe
+from rlif.config import GrpoConfig, Recipe
 from rlif.errors import Argument
 from rlif.evals.during_training import evaluate_policy, greedy_metrics
 from rlif.model.template_clock import present
@@ -29,6 +29,7 @@ from rlif.runs.resumption import find_start, keep_what_is_dropped
 from rlif.runs.run_log import BEGINNING, RunLog
 from rlif.runs.trackers import Sinks, open_sinks
 from rlif.training.callbacks import ProgressCallback
+from rlif.training.coefficients import in_force, moved_levels, settings_of
 from rlif.training.consensus import NoConsensusError, settle, unsettled
 from rlif.training.custom import NEEDS, Custom, check_needs
 from rlif.training.final import write_model
@@ -36,6 +37,7 @@ from rlif.training.looks import Looks
 from rlif.training.phases import Phases
 from rlif.training.resolve import as_before, eval_sampling, resolved
 from rlif.training.setup import Origin, Setup, build_engine, initial_policy, policy_at, prepare
+from rlif.training.teacher import decay_at
 from rlif.types import Prompt, Rollouts, Sampling, Scored
 from rlif.utils.atomic_io import emptied_on_failure, locked
 from rlif.utils.interrupts import Interrupted, Stop
@@ -51,8 +53,11 @@ class Run:
     def __init__(self, setup: Setup, out: Path, log: RunLog, sinks: Sinks, callback: ProgressCallback) -> None:
         self.recipe, self.task, self.rewards = setup.recipe, setup.prompts.task, setup.rewards
         self.policy, self.optimizer = setup.policy, setup.optimizer
-        self.reference = setup.start if self.recipe.grpo.kl_coef > 0.0 else None
+        self.reference = setup.start if self.recipe.grpo.needs_reference else None
         self.engine, self.step, self.state = setup.engine, setup.step, setup.state
+        self.teacher = setup.teacher
+        self._teacher_engine = None if self.teacher is None else build_engine(self.recipe, self.teacher.policy)
+        self._taught: dict[str, list[str]] = {}  # its answers to the problems of the step under way
         self.sampling = Sampling.from_config(self.recipe.rollout)
         self.rows = self.recipe.rollout.prompts * self.recipe.rollout.group_size
         self.out, self.callback = out, callback
@@ -143,11 +148,38 @@ class Run:
             self._guard.check(f"step {self.step}", rollouts)
             self._sampler_checked = True
 
+    def settings(self, rollouts: Rollouts) -> GrpoConfig:
+        """The section grpo as it is in force for the update on these rollouts: coefficients that follow are set."""
+        return settings_of(self.recipe.grpo, self.state.get("coefficients", {}), rollouts)
+
+    def follow(self, settings: GrpoConfig, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Move what follows the policy, after its update: coefficients, by what the step measured, and a teacher.
+        Returns the coefficients that were in force, as ``settings`` have them."""
+        config = self.recipe.grpo
+        if self.teacher is not None:
+            decay = decay_at(self.recipe.consensus.decay, self.step, self.recipe.steps)
+            self.teacher.follow(self.optimizer, decay)
+        if levels := moved_levels(config, self.state.get("coefficients", {}), metrics):
+            self.state["coefficients"] = levels
+        return in_force(config, settings)
+
     @property
     def consensus(self) -> Mapping[str, list[str]]:
-        """What the initial policy answers to each problem, by its id; empty where no reward asks for it."""
-        answers: Mapping[str, list[str]] = self.state.get("consensus", {})
+        """What the teacher of this run (the initial policy, or one that follows) answers to each problem, by its id;
+        empty where no reward asks for it."""
+        answers: Mapping[str, list[str]] = self._taught if self.teacher else self.state.get("consensus", {})
         return answers
+
+    def ask_teacher(self) -> None:
+        """Have a teacher that follows the policy answer the problems of the step under way; nothing without one."""
+        if self._teacher_engine is None:
+            return
+        problems = tuple(dict.fromkeys(prompt.problem for prompt in self.prompts(self.step)))
+        tokens = len(problems) * self.recipe.consensus.samples * self.sampling.max_new_tokens
+        with self.phase("consensus", tokens=tokens):
+            self._taught = settle(
+                self._teacher_engine, self._prompts, problems, self.callback.advance, when=f"teacher/{self.step}"
+            )
 
     def settle_consensus(self, asked_by: Stop) -> None:
         """Have the initial policy answer what it has not answered yet of all steps' problems, if a reward asks for it.
@@ -155,7 +187,7 @@ class Run:
         Raises `NoConsensusError` if it gives no readable answer to any, `Interrupted` if a signal asks to
         stop meanwhile.
         """
-        if not read_consensus(self.recipe.reward, self.rewards):
+        if self.teacher is not None or not read_consensus(self.recipe.reward, self.rewards):
             return
         answers: dict[str, list[str]] = self.state.setdefault("consensus", {})
         batches, samples = unsettled(self._prompts, answers), self.recipe.consensus.samples
@@ -272,13 +304,19 @@ class Run:
         save_checkpoint(
             root,
             self.step,
-            write_model=lambda folder: self.policy.save(folder, state_dict=self.optimizer.master_state_dict()),
+            write_model=self._write_weights,
             tensors=flatten_optimizer(self.optimizer.inner, self.optimizer.names),
             state=self.state,
         )
         self._log.note_checkpoint(self.step)
         self.looks.keep()
         prune(root, self.recipe.checkpoint.keep_last, self._kept_steps())
+
+    def _write_weights(self, folder: Path) -> None:
+        """The policy's fp32 masters as a model, and the teacher's beside them, if there is one."""
+        self.policy.save(folder, state_dict=self.optimizer.master_state_dict())
+        if self.teacher is not None:
+            self.teacher.save(folder)
 
     def finish(self) -> Path:
         """Write final/: the last step's policy or, with last/ beside it, that of the look that guards.restore chose."""

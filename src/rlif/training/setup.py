@@ -20,6 +20,7 @@ from rlif.model.merge import model_source
 from rlif.model.policy import Policy
 from rlif.monitoring.probe import distinct_prompts
 from rlif.rewards.base import Reward
+from rlif.rewards.registry import follows_policy
 from rlif.rollout.engine import Engine
 from rlif.rollout.prompts import check_context, prompts_digest, render
 from rlif.runs.checkpoint import Checkpoint, checkpoint_name, restore_optimizer
@@ -31,6 +32,7 @@ from rlif.training.custom import Custom
 from rlif.training.optim import MasterOptimizer, adamw
 from rlif.training.probe_problems import probe_problems
 from rlif.training.resolve import check_best
+from rlif.training.teacher import Teacher
 from rlif.types import Problem, Prompt
 
 
@@ -81,7 +83,8 @@ class Setup:
     """A run but for its folder. ``rewards`` is every reward by name, ``state`` what its checkpoints hold as JSON.
 
     ``eval_prompts`` and ``probe_prompts`` are empty where nothing is evaluated or looked at. ``start`` is the untrained
-    policy, frozen; None where neither a KL term nor the probe needs it.
+    policy, frozen; None where neither a KL term nor the probe needs it. ``teacher`` is None where no reward asks one
+    that follows the policy.
     """
 
     recipe: Recipe
@@ -90,6 +93,7 @@ class Setup:
     optimizer: MasterOptimizer
     engine: Engine
     start: Policy | None
+    teacher: Teacher | None
     prompts: PromptSource
     eval_prompts: tuple[Prompt, ...]
     probe_prompts: tuple[Prompt, ...]
@@ -124,6 +128,7 @@ def prepare(recipe: Recipe, origin: Origin, custom: Custom) -> Setup:
         optimizer=optimizer,
         engine=engine,
         start=start,
+        teacher=load_teacher(recipe, policy, optimizer, custom, origin.checkpoint),
         prompts=prompts,
         eval_prompts=eval_prompts,
         probe_prompts=probe_prompts,
@@ -183,13 +188,25 @@ def enable_gradient_checkpointing(model: Any) -> None:
 
 def load_start(recipe: Recipe, policy: Policy, *, fresh: bool) -> Policy | None:
     """The policy as it was before the first step, frozen; None where neither a KL term nor the probe needs it."""
-    if recipe.grpo.kl_coef == 0.0 and not (recipe.probe.every and recipe.probe.start):
+    if not (recipe.grpo.needs_reference or (recipe.probe.every and recipe.probe.start)):
         return None
     # A resumed policy has moved on: it is the model that the recipe started from.
     kept = replace(policy, model=copy.deepcopy(policy.model)) if fresh else None
     start = kept or initial_policy(recipe, policy.device)
     start.model.requires_grad_(False).eval()
     return start
+
+
+def load_teacher(
+    recipe: Recipe, policy: Policy, optimizer: MasterOptimizer, custom: Custom, checkpoint: Checkpoint | None
+) -> Teacher | None:
+    """A copy of the policy that follows it, as the checkpoint left it; None where no reward asks for one."""
+    if not follows_policy(recipe.reward, custom.table):
+        return None
+    teacher = Teacher(policy, optimizer)
+    if checkpoint is not None:
+        teacher.restore(checkpoint.path)
+    return teacher
 
 
 def check_problems(prompts: PromptSource, labelled: list[str]) -> None:

@@ -30,6 +30,8 @@ def describe(scored: Scored, update: Update) -> dict[str, float]:
         "grad_norm": update.grad_norm,
         **update.metrics,
     }
+    if scored.shares is not None:
+        metrics["advantage/token_share"] = scored.shares.sum().item() / tokens
     for reason in ("eos", "stop_string", "length"):
         metrics[f"stop/{reason}"] = rollouts.stop_reasons.count(reason) / n
     for name, values in scored.rewards.items():
