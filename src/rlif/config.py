@@ -121,6 +121,10 @@ class FileTask(Section):
 TaskConfig = Annotated[ArithmeticTask | FileTask, Field(discriminator="name")]
 
 
+MISMATCH_LIMITS = {"float32": 0.01, "bfloat16": 0.1}
+"""`rollout.max_mismatch` where a recipe leaves it open, by the policy's type: nats, mean over tokens."""
+
+
 class RolloutConfig(Section):
     prompts: Positive = 128
     """Distinct prompts per step."""
