@@ -11,7 +11,7 @@ class ProbeRecord:
     """One look: numbers for the log, and by prompt what the guards compare. JSON-able.
 
     Attributes:
-        metrics: keys of `PROBE_METRICS`; what cannot be known is left out.
+        metrics: keys ``probe/…`` as they are logged; what cannot be known is left out.
         samples: completions of each prompt.
         counts: of a prompt's samples, how many are as they should be: more is better. ``agreement`` (with the frozen
             answer, in the asked form) and ``content`` (in whatever form) of prompts that have one, in their order;
