@@ -145,6 +145,10 @@ class FileTask(Section):
 TaskConfig = Annotated[ArithmeticTask | FileTask, Field(discriminator="name")]
 
 
+MISMATCH_LIMITS = {"float32": 0.01, "bfloat16": 0.1}
+"""`rollout.max_mismatch` where a recipe leaves it open, by the policy's type: nats, mean over tokens."""
+
+
 class RolloutConfig(Section):
     prompts: Positive = 128
     """Distinct prompts per step."""
@@ -383,6 +387,9 @@ class ProbeConfig(Section):
 class GuardsConfig(Section):
     stop: bool = True
     """End the run when a guard says stop. false: guards speak (guard/*), and the run goes on."""
+    merge_back: Fraction | None = None
+    """ρ: where a guard says stop, go on from (1 − ρ) θ + ρ θ₀ instead, θ₀ the untrained weights; needs probe.start.
+    null: nothing is merged."""
     restore: bool = True
     """final/ is the checkpoint of the look of highest agreement, last/ the last step's. false: final/ is the last."""
 
@@ -470,8 +477,10 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _effective(self) -> "Recipe":
-        """What is switched on in the section grpo can do something."""
+        """What is switched on can do something."""
         grpo = self.grpo
+        if self.guards.merge_back is not None and not self.probe.start:
+            raise ValueError("guards.merge_back: the untrained weights are not kept; set probe.start")
         if grpo.kl_target is not None and grpo.kl_coef == 0.0:
             raise ValueError("grpo.kl_target: kl_coef is multiplied, and 0 stays 0; give it a start, such as 0.005")
         if grpo.entropy_floor is not None and grpo.entropy_coef > grpo.entropy_most:

@@ -18,8 +18,8 @@ from rlif.analysis.baselines import (
     best_of_k,
     borda,
     borda_points,
+    commonest,
     evaluate_baseline,
-    majority,
     uniform,
 )
 from rlif.grading.voting import ballots
@@ -94,7 +94,7 @@ def test_expected_scores_of_a_tabular_policy_are_their_closed_forms(seed: int) -
     q = case.p @ case.right
     others = [share for answer, share in enumerate(shares) if not case.right[case.answer == answer].any()]
     won = q**3 + 3 * q**2 * (1 - q) + 6 * q * math.prod(others) / 3
-    assert case.expected(majority(case.graded)) == pytest.approx(won, abs=1e-12)
+    assert case.expected(commonest(case.graded)) == pytest.approx(won, abs=1e-12)
 
 
 def borda_by_hand(answers: Sequence[str | None], confidence: Sequence[float], power: float) -> list[float]:
@@ -124,9 +124,9 @@ def test_borda_is_the_majority_at_power_0_or_if_all_are_as_sure_and_best_of_k_at
     random = np.random.default_rng(8)
     answers = [[random.choice(["a", "b", "c", "d"]) for _ in range(7)] for _ in range(200)]
     graded = samples(answers, np.zeros((200, 7)), random.normal(size=(200, 7)))
-    np.testing.assert_allclose(borda(graded, power=0.0), majority(graded), atol=1e-12)
+    np.testing.assert_allclose(borda(graded, power=0.0), commonest(graded), atol=1e-12)
     level = samples(answers, np.zeros((200, 7)), np.full((200, 7), 2.5))
-    np.testing.assert_allclose(borda(level), majority(level), atol=1e-12)
+    np.testing.assert_allclose(borda(level), commonest(level), atol=1e-12)
     surest = best_of_k(graded, "self_certainty").argmax(axis=1)  # its answer wins, any of its members speaks
     alike = graded.votes == np.take_along_axis(graded.votes, surest[:, None], axis=1)
     np.testing.assert_allclose(borda(graded, power=200.0), alike / alike.sum(axis=1, keepdims=True), atol=1e-12)
@@ -186,7 +186,7 @@ def test_sampled_and_majority_agree_with_the_estimators_errors_included() -> Non
     right = np.array([[answer == "1" for answer in given] for given in answers])
     graded = samples(answers, right, random.normal(size=(40, 5)))
     assert evaluate_baseline(BASELINES["sampled"], graded).right == pytest.approx(estimators.mean(right.astype(float)))
-    assert evaluate_baseline(BASELINES["majority"], graded).right == pytest.approx(estimators.majority(answers, right))
+    assert evaluate_baseline(BASELINES["majority"], graded).right == pytest.approx(estimators.maj_at_k(answers, right))
 
 
 def test_the_entries_of_results_json_are_json_and_leave_out_what_needs_an_unknown_signal() -> None:

@@ -42,13 +42,13 @@ def test_majority_takes_the_commonest_answer_shares_ties_and_hears_no_unread_one
     answers = [("7", "7", "8", None), ("7", "8", None, None), (None, "", None, None), ("1", "2", "2", "2")]
     right = np.array([[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0]], dtype=bool)
     # 7 wins and is right; a tie of a right and a wrong answer; nobody votes; 2 wins and is wrong.
-    assert estimators.majority(answers, right).value == pytest.approx((1 + 0.5 + 0 + 0) / 4)
+    assert estimators.maj_at_k(answers, right).value == pytest.approx((1 + 0.5 + 0 + 0) / 4)
 
 
 def test_spellings_of_one_answer_vote_together() -> None:
     given = ("18", "18.00", "18.0", "17", "17", "3", "4", "5")
     right = np.array([[answer.startswith("18") for answer in given]])
-    assert estimators.majority([given], right).value == 1.0
+    assert estimators.maj_at_k([given], right).value == 1.0
     assert estimators.self_agreement([given]).value == 3 / 8
 
 
@@ -57,7 +57,7 @@ def test_majority_equals_a_vote_with_every_order_of_breaking_ties() -> None:
         right = np.array([answer == "a" for answer in given])
         counts = {answer: given.count(answer) for answer in set(given)}
         orders = [max(order, key=counts.__getitem__) == "a" for order in (sorted(counts), sorted(counts)[::-1])]
-        assert estimators.majority([given], right[None]).value == np.mean(orders)
+        assert estimators.maj_at_k([given], right[None]).value == np.mean(orders)
 
 
 def test_clustered_errors_agree_with_a_bootstrap_of_problems() -> None:

@@ -326,6 +326,23 @@ def test_settings_are_judged_where_there_are_some_and_the_paper_on_the_unchanged
     assert not [finding for finding in findings(study()) if "no setting" in finding.claim]
 
 
+def test_an_undecided_claim_says_what_it_lacks() -> None:
+    names = ", ".join(SIGNALS)
+    assert of(study(seeds=1), "raise a base").why == f"a single seed of {names}; two at least make an interval"
+    noisy = study()
+    for row in noisy:
+        if row["step"] > 0 and row["seed"] == 2 and row["reward"] == "token_entropy":
+            row["eval/right_and_formatted"] -= 0.3
+    assert of(noisy, "raise a base").why == "the interval of token_entropy holds 0"
+    assert of(study(), "(greedy)").why == "not measured"
+    waiting = [{**row, "status": "waiting"} if row["reward"] == "token_entropy" else row for row in study()]
+    assert of(waiting, "below its start").why == "no number yet for token_entropy"
+    three = [row for row in merges(1) if row["model"] != "r0.5"]
+    assert of(three, "the smaller the gain").why == "p = 0.167, more than 0.05"
+    assert of(study(), "raise a base").why == ""
+    assert all(bool(one.why) == (one.verdict == "undecided") for rows in (noisy, three, []) for one in findings(rows))
+
+
 def test_the_interval_is_student_s_t() -> None:
     """The density integrated numerically between the bounds: 95 %, for every number of seeds of the table."""
     for n in range(2, 18):

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import signal
 from collections import deque
 from collections.abc import Mapping
@@ -97,6 +98,20 @@ def test_of_many_runs_only_those_at_work_have_a_bar() -> None:
         assert {visible[0], visible[-1]} == {"the first", "all"}
         bars.hide_bar("0")
         assert sum(task.visible for task in bars._progress.tasks) == (1 if count > pool._FEW else shown + 1)
+
+
+def test_bars_of_long_names_fit_80_columns_and_no_number_is_cut() -> None:
+    name = "some-organisation-a-model-of-1.7B-Base-trajectory_entropy-s0-0123abcd"
+    console = Console(file=StringIO(), width=80, force_terminal=True, no_color=True)
+    bars = pool._Bars({name: recipe("steps=1000")}, [name], {}, console)
+    bars.show(name, 999, -123.456, 0.45)
+    with console.capture() as shown:
+        console.print(bars._progress.get_renderable())
+    first, second = re.sub(r"\x1b\[[0-9;]*m", "", shown.get()).splitlines()
+    assert first.startswith("some-organisation-a-mo")
+    assert first.split()[-5:] == ["999/1000", "reward", "-123.456", "right", "0.45"]
+    assert (second.split()[0], "999/1000" in second) == ("all", True)
+    assert max(len(first), len(second)) <= 80
 
 
 _run_chunk = pool._run_chunk

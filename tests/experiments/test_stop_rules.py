@@ -20,7 +20,7 @@ from rlif.experiments.stop_rules import (
     runs_table,
     until_stopped,
 )
-from rlif.monitoring.measurement import ProbeRecord
+from rlif.monitoring.record import ProbeRecord
 
 N, K = 32, 4
 STEPS = (0, 10, 20, 30, 40)

@@ -20,11 +20,12 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from rlif.cli import main
-from rlif.cli.study import print_findings, print_plan
+from rlif.cli.study import _summary, print_findings, print_plan
 from rlif.errors import RlifError
 from rlif.experiments.budget import seconds, side_by_side, tokens_at_most
+from rlif.experiments.grid import Cell, find_grid, load_grid
 from rlif.experiments.signal_correlations import signal_correlations
-from rlif.experiments.study import GRIDS, RUNS, collect, plan_study, run_study, write_results
+from rlif.experiments.study import GRIDS, RUNS, Plan, collect, plan_study, run_study, write_results
 from rlif.recipes import find_recipe, load_recipe
 from rlif.rewards.advantages import advantages
 from rlif.runs.history import read_metrics
@@ -219,8 +220,42 @@ def test_a_dry_run_counts_cells_and_tokens_and_writes_nothing(
     said = capsys.readouterr().out
     assert "2 of 2 cells of small; 2 runs to do, 128 completion tokens at most" in said
     assert said.count("waiting") == 2
+    assert "time: less than a minute with" in said
     assert "rough: no cell is finished here" in said
+    assert "reward: self_certainty, verifiable" in said.splitlines()
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_tells_models_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models = {"base": "tiny-base", "nowhere": "./no-such-model"}
+    path = grid(tmp_path, models=models, merge={**MERGE, "instruct": "./nor-this"})
+    with pytest.raises(RlifError, match=r"^\./no-such-model, \./nor-this: not to be had"):
+        print_plan(path, None, [], [])
+    said = capsys.readouterr().out.splitlines()
+    assert len([line for line in said if line.startswith("policy.model: no such folder or file: ./no")]) == 2
+    print_plan(path, None, [], ["model=base"])  # the others were not asked for
+
+
+def test_a_dry_run_of_finished_cells_takes_no_time(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    print_plan(done / "small.yaml", done / "out", [], ["model=base,r0.5"])
+    said = capsys.readouterr().out
+    assert "0 runs to do, 0 completion tokens at most" in said
+    assert "time: none, all of them are finished" in said
+
+
+def test_tables_of_long_labels_fit_80_columns_and_no_number_is_cut() -> None:
+    axes = {"model": "some-organisation/a-model-of-1.7B-Base", "reward": "trajectory_entropy", "seed": "0"}
+    axes |= {"change": "rollout.temperature=0.7"}
+    cell = Cell(axes, load_recipe(find_recipe(Path("tiny"))), "0" * 64, "base", None)
+    row = {**axes, "status": "finished", "eval/entropy": 0.123}
+    rows = [{**row, "step": step, "eval/right_and_formatted": 0.5 + step / 1000} for step in (0, 60)]
+    written = StringIO()
+    plan = Plan("g", load_grid(find_grid(Path("tiny"))), (cell,), (cell,))
+    Console(file=written, width=80).print(_summary(plan, rows))
+    lines = written.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    for number in (".500", ".560@60", ".560", ".123→.123", "finished"):
+        assert number in lines[1].split(), lines
 
 
 @pytest.mark.parametrize(
@@ -273,6 +308,9 @@ def test_findings_are_printed_and_written(done: Path, capsys: pytest.CaptureFixt
     record = json.loads((done / "out" / "findings.json").read_text())
     assert {finding["verdict"] for finding in record["small"]["findings"]} == {"undecided"}  # one seed decides nothing
     assert (done / "out" / "findings.md").is_file()
+    lines = said.splitlines()
+    assert "- entropy falls under each signal: a single seed of self_certainty; two at least make an interval" in lines
+    assert max(len(line) for line in lines[: lines.index("why undecided:")]) <= 80
 
 
 def test_correlations_are_those_of_the_rewards_and_advantages_of_training(tmp_path: Path) -> None:
@@ -306,7 +344,8 @@ def test_correlations_are_those_of_the_rewards_and_advantages_of_training(tmp_pa
         (["tiny"], "give a folder for the study: rlif study tiny --out DIR (or --dry-run)"),
         (["tiny", "--out", "x", "--where", "model"], "--where 'model': write axis=label"),
         (["tiny", "--out", "x", "--where", "modle=r0"], "where: no axis 'modle'; there are model, reward, seed"),
-        (["tiny", "--out", "x", "--findings"], "--findings stands alone"),
+        (["tiny", "--out", "x", "--findings"], "--findings stands alone: rlif study x --findings"),
+        (["tiny", "--findings"], "tiny: a grid, not the folder that its study was written into"),
         (["nowhere", "--findings"], "nowhere: holds no study"),
         (["nothing", "--dry-run"], "nothing: no such grid"),
     ],

@@ -8,7 +8,7 @@ import pytest
 
 from rlif.monitoring import guards
 from rlif.monitoring.guards import FALSE_ALARMS, GUARDS, best_look, examine, worst
-from rlif.monitoring.measurement import ProbeRecord
+from rlif.monitoring.record import ProbeRecord
 
 N, K = 32, 4
 HEALTHY = {"trusted": 0.8, "constant": 0.05, "length": 100.0, "entropy": 0.5, "identical": 0.1}
@@ -160,7 +160,7 @@ def test_groups_without_advantage_stop_by_the_training_step_s_number() -> None:
 
 def test_too_few_prompts_with_a_frozen_answer_are_said() -> None:
     few = [record(t, counts=dict.fromkeys(("agreement", "content"), (K,) * 8)) for t in range(3)]
-    assert examine(few)["agreement"] == guards.Finding(
+    assert examine(few)["agreement"] == guards.Alarm(
         "warn", "only 8 prompts have a frozen answer; a fall shows on 11 or more"
     )
 

@@ -30,7 +30,7 @@ from rlif.model.logprobs import plain_logprobs, policy_logprobs
 from rlif.model.policy import Policy
 from rlif.model.positions import alike_up_to, check_alike, limit_passed
 from rlif.monitoring import mismatch
-from rlif.monitoring.mismatch import Guard, comparable, measure, tolerance
+from rlif.monitoring.mismatch import Guard, comparable, measure_mismatch, tolerance
 from rlif.recipes import parse_recipe
 from rlif.rng import Key
 from rlif.rollout import decode_batch
@@ -123,7 +123,7 @@ def test_the_engine_equals_its_reference_for_models_of_many_kinds(kind: str) -> 
     expected = sample_reference(policy, toy_prompts(policy, UNEVEN), group_size=2, sampling=PLAIN, key=KEY)
     assert torch.equal(found.tokens, expected.tokens)
     torch.testing.assert_close(found.signals.logprob, expected.signals.logprob, atol=1e-5, rtol=0)
-    assert measure(policy, found).mean < 1e-5
+    assert measure_mismatch(policy, found).mean < 1e-5
 
 
 @pytest.mark.parametrize("kind", REFUSED)
@@ -212,7 +212,7 @@ def test_within_the_original_context_a_row_does_not_depend_on_a_longer_one(kind:
     torch.testing.assert_close(update, together.signals.logprob, atol=1e-5, rtol=0)
     one = policy_logprobs(policy, together, [0]).detach()
     torch.testing.assert_close(one[0], update[0], atol=1e-5, rtol=0)
-    assert measure(policy, together).mean < 1e-5
+    assert measure_mismatch(policy, together).mean < 1e-5
 
 
 @pytest.mark.parametrize("kind", CHANGING)
@@ -327,7 +327,7 @@ def test_healthy_models_agree_however_they_are_sampled(
     if way == "graphs":
         monkeypatch.setattr(Engine, "_decode_batch", graphs)
     policy = toy_policy("llama" if way == "graphs" else way)
-    found = measure(policy, draw(policy, sampling=sampling))
+    found = measure_mismatch(policy, draw(policy, sampling=sampling))
     assert found.mean < 1e-5
     Guard(policy, None).check("here", draw(policy, sampling=sampling))
 
@@ -337,7 +337,7 @@ def test_rounding_to_bfloat16_is_within_its_tolerance(family: str) -> None:
     policy = toy_policy(family)
     policy.model.bfloat16()
     assert tolerance(policy) == 0.1
-    assert measure(policy, draw(policy)).mean < 0.05
+    assert measure_mismatch(policy, draw(policy)).mean < 0.05
 
 
 @torch.no_grad()
@@ -366,7 +366,7 @@ def test_models_whose_code_comes_with_them_are_asked_for_logits_by_a_number() ->
         return usual.forward(self, input_ids=input_ids, logits_to_keep=logits_to_keep, **options)
 
     policy.model.__class__ = type("Own", (usual,), {"forward": forward, "__module__": "transformers_modules.own"})
-    assert measure(policy, rollouts).mean < 1e-5
+    assert measure_mismatch(policy, rollouts).mean < 1e-5
     for row, places in ((0, [0]), (0, [0, 2, 3]), (1, [1])):
         at = torch.tensor(places)
         found = plain_logprobs(policy, rollouts, row, at)
@@ -378,10 +378,10 @@ def test_few_of_many_tokens_are_looked_at() -> None:
     policy = toy_policy()
     options: Any = {"sampling": Sampling(max_new_tokens=100), "key": KEY}
     rollouts = Engine(policy).sample(toy_prompts(policy, UNEVEN), group_size=20, **options)
-    found = measure(policy, rollouts)
+    found = measure_mismatch(policy, rollouts)
     assert found.rows <= 4
     assert found.tokens <= 4 * 100
-    assert measure(policy, draw(policy, ["a"])).rows == 2  # all there are
+    assert measure_mismatch(policy, draw(policy, ["a"])).rows == 2  # all there are
 
 
 def broken(monkeypatch: pytest.MonkeyPatch) -> None:

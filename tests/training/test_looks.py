@@ -13,8 +13,8 @@ import rlif
 from rlif.cli.train_progress import ending_lines
 from rlif.config import Recipe
 from rlif.errors import RlifError
-from rlif.monitoring.guards import Finding, best_look
-from rlif.monitoring.measurement import ProbeRecord
+from rlif.monitoring.guards import Alarm, best_look
+from rlif.monitoring.record import ProbeRecord
 from rlif.recipes import dump_recipe, load_recipe, parse_recipe
 from rlif.runs.checkpoint import latest_checkpoint, load_checkpoint
 from rlif.runs.history import read_metrics
@@ -72,8 +72,8 @@ def agreeing_most_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 def stopping_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Let a guard say stop after that step."""
 
-    def examine(records: list[ProbeRecord]) -> dict[str, Finding]:
-        return {"agreement": Finding("stop", "it fell")} if records[-1].step >= step else {}
+    def examine(records: list[ProbeRecord]) -> dict[str, Alarm]:
+        return {"agreement": Alarm("stop", "it fell")} if records[-1].step >= step else {}
 
     monkeypatch.setattr(looks, "examine", examine)
 
@@ -252,7 +252,6 @@ REWARDS: list[tuple[Any, bool]] = [
     ("random", False),
     ({"name": "negated", "of": "self_certainty"}, False),
     (["token_entropy", "verifiable"], False),
-    ([{"name": "token_entropy", "weight": 0.0}], False),
 ]
 
 
@@ -297,3 +296,30 @@ def test_a_task_that_holds_out_too_few_shares_them_and_says_so(caplog: pytest.Lo
 def test_the_public_door_tells_of_the_choice(toy_model: Path, tmp_path: Path) -> None:
     assert rlif.train(recipe(toy_model), tmp_path / "run") == tmp_path / "run" / "final"
     assert json.loads((tmp_path / "run" / "run.json").read_text())["selected"]["criterion"] == "probe/agreement"
+
+
+def test_merging_back_moves_the_weights_once_after_each_alarm_and_goes_on(
+    toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopping_at(monkeypatch, 2)  # after steps 2, 3 and 4: merged before steps 3 and 4
+    frozen = {"lr": 1e-8, "kl_coef": 0.0, "schedule": "constant", "warmup": 0.0}  # so that steps hardly move
+    once = recipe(toy_model, steps=2, guards={"stop": False, "restore": False})
+    path = train(once, tmp_path / "two")
+    assert path is not None
+    start, two = weights(toy_model), weights(path)
+    guards = {"merge_back": 0.5, "restore": False}
+    run = recipe(toy_model, guards=guards)
+    train(run, tmp_path / "whole", until=2)
+    changed = run.model_copy(update={"grpo": run.grpo.model_validate(frozen)})
+    (tmp_path / "whole" / "recipe.yaml").write_text(dump_recipe(changed))
+    resume(tmp_path / "whole", allow_changed=True)
+    merged = weights(tmp_path / "whole" / "final")
+    for name, weight in merged.items():
+        expected = start[name] + 0.25 * (two[name] - start[name])
+        assert torch.allclose(weight, expected, atol=1e-5), name
+    assert read_metrics(tmp_path / "whole" / "metrics.jsonl")[-1]["step"] == 4
+
+
+def test_merging_back_needs_the_untrained_weights() -> None:
+    with pytest.raises(RlifError, match=r"guards\.merge_back: the untrained weights are not kept; set probe\.start"):
+        recipe("toy", guards={"merge_back": 0.3}, probe={"every": 1, "start": False})

@@ -87,7 +87,7 @@ def uniform(samples: GradedSamples) -> Float[np.ndarray, "problem sample"]:
     return np.full(samples.right.shape, 1.0 / samples.right.shape[1])
 
 
-def majority(samples: GradedSamples) -> Float[np.ndarray, "problem sample"]:
+def commonest(samples: GradedSamples) -> Float[np.ndarray, "problem sample"]:
     """The commonest answer (self-consistency, arXiv 2203.11171)."""
     return winner_shares(samples.votes)
 
@@ -156,7 +156,7 @@ BASELINES: Mapping[str, Baseline] = {
     baseline.name: baseline
     for baseline in (
         Baseline("sampled", "one answer, drawn", "", uniform, one=True),
-        Baseline("majority", "the commonest of k answers", "arXiv 2203.11171", majority),
+        Baseline("majority", "the commonest of k answers", "arXiv 2203.11171", commonest),
         Baseline("borda", "the commonest, weighted by rank", "arXiv 2502.18581", borda, (BORDA_SIGNAL,)),
         *map(_best_of_k, SIGNALS),
     )

@@ -64,7 +64,7 @@ def pass_at_k(right: Bool[np.ndarray, "problem sample"], k: int) -> Estimate:
     return over_problems(1.0 - np.array(missing))
 
 
-def majority(answers: Sequence[Sequence[str | None]], right: Bool[np.ndarray, "problem sample"]) -> Estimate:
+def maj_at_k(answers: Sequence[Sequence[str | None]], right: Bool[np.ndarray, "problem sample"]) -> Estimate:
     """maj@k: is the commonest of a problem's k answers right? Answers are the same if `canonical` says so: 18, 18.00.
 
     One that could not be read never votes. Among answers equally common each wins with the same chance; if nobody
@@ -74,7 +74,7 @@ def majority(answers: Sequence[Sequence[str | None]], right: Bool[np.ndarray, "p
 
 
 def self_agreement(answers: Sequence[Sequence[str | None]]) -> Estimate:
-    """Mean over problems of the share of samples that give the problem's commonest answer, counted as in `majority`.
+    """Mean over problems of the share of samples that give the problem's commonest answer, counted as in `maj_at_k`.
 
     An answer that could not be read never votes and agrees with nobody. 1 by definition for one sample with an answer.
     """

@@ -31,6 +31,9 @@ TENTHS = 10
 
 _NGRAM = 4  # words
 
+LOOPING_NGRAMS, LOOPING_COMPRESSION = 0.5, 6.0
+"""A completion loops if over half of its word 4-grams have stood in it before, or zlib shrinks it sixfold."""
+
 # Whole words, any case, any white space inside a phrase; longer phrases first so that none is counted twice.
 _PATTERN = re.compile(
     r"\b(?:"
@@ -94,3 +97,9 @@ def compression_ratio(text: str) -> float:
     """
     raw = text.encode("utf-8", errors="surrogatepass")
     return len(raw) / len(zlib.compress(raw, 9)) if raw else 1.0
+
+
+def loops(text: str) -> bool:
+    """Whether a text repeats itself: most of its word 4-grams, or zlib shrinks it sixfold (`LOOPING_NGRAMS`). Source:
+    project."""
+    return repeated_ngrams(text) > LOOPING_NGRAMS or compression_ratio(text) > LOOPING_COMPRESSION

@@ -6,12 +6,13 @@ from time import monotonic
 
 from rich.progress import BarColumn, Progress
 
-from rlif.errors import printable
+from rlif.errors import printable, shortened
 from rlif.evals.backends.base import Answer
-from rlif.evals.pace import Pace
+from rlif.evals.pace import Pace, duration
 from rlif.utils.terminal import Console, text_column
 
 _LINE_EVERY = 30.0  # seconds
+_BESIDE_NAME = 58  # columns: bar, answers, speed, time left
 
 
 class LiveEvalProgress:
@@ -22,9 +23,9 @@ class LiveEvalProgress:
 
     def begin(self, model: str, task: str, *, answers: int, done: int, limit: int) -> None:
         self._pace = Pace(answers, done, limit)
-        self._bar = self._progress.add_task(
-            printable(f"{model}, {task}"), total=answers, completed=done, line=str(self._pace)
-        )
+        room = max(self._progress.console.width - _BESIDE_NAME - len(task), 8)
+        name = f"{shortened(printable(model), room)}, {printable(task)}"  # a long path gives way, no number does
+        self._bar = self._progress.add_task(name, total=answers, completed=done, line=_brief(self._pace))
 
     def advance(self, tokens: int) -> None:
         self._pace.advance(tokens)
@@ -35,7 +36,13 @@ class LiveEvalProgress:
         self._show()
 
     def _show(self) -> None:
-        self._progress.update(self._bar, completed=self._pace.position, line=str(self._pace))
+        self._progress.update(self._bar, completed=self._pace.position, line=_brief(self._pace))
+
+
+def _brief(pace: Pace) -> str:
+    """As `Pace` says it, for a line that has a bar."""
+    shown = f"{pace.done:,}/{pace.answers:,}  {pace.speed:,.0f} tokens/s"
+    return shown if pace.seconds_left is None else f"{shown}  {duration(pace.seconds_left)} left"
 
 
 class PlainEvalProgress:
@@ -69,6 +76,6 @@ def eval_progress(console: Console) -> Iterator[LiveEvalProgress | PlainEvalProg
     if not console.is_terminal:
         yield PlainEvalProgress(console)
         return
-    columns = (text_column("{task.description}"), BarColumn(bar_width=20), text_column("{task.fields[line]}"))
+    columns = (text_column("{task.description}"), BarColumn(bar_width=10), text_column("{task.fields[line]}"))
     with Progress(*columns, console=console) as progress:
         yield LiveEvalProgress(progress)

@@ -25,6 +25,7 @@ from rlif.cli.commands.study import study
 from rlif.cli.commands.theory import theory
 from rlif.cli.commands.tiny import make
 from rlif.cli.commands.train import train
+from rlif.cli.commands.watch import watch
 from rlif.errors import RlifError
 from rlif.utils import terminal
 from rlif.utils.interrupts import STOP_SIGNALS, AtOnce, Interrupted, end_at_once
@@ -159,6 +160,7 @@ app.command("eval")(evaluate)
 app.command("compare")(compare)
 app.command("quickstart")(quickstart)
 app.command("study")(study)
+app.command("watch")(watch)
 app.command("sample")(sample)
 app.command("theory")(theory)
 app.command("merge")(merge)

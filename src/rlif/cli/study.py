@@ -1,18 +1,21 @@
 """`rlif study`: what a grid will do, what became of its cells, and what that says of the paper's claims."""
 
+import re
 import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from rlif.config import Recipe
 from rlif.errors import RlifError, named
 from rlif.evals.pace import duration
 from rlif.experiments.budget import seconds, side_by_side, tokens_at_most
-from rlif.experiments.study import RESULTS, RUNS, Plan, collect, plan_study, run_study, status
+from rlif.experiments.courses import SCORE
+from rlif.experiments.grid import shipped_grids
+from rlif.experiments.study import GRIDS, RESULTS, RUNS, Plan, collect, missing_models, plan_study, run_study, status
 from rlif.utils.terminal import Console
 
 _OPTIONS = {"out": "--out", "processes": "--processes"}
@@ -20,31 +23,53 @@ _EVERY_KIND = ("finished", "failed", "begun", "waiting")
 
 
 def print_plan(grid: Path, out: Path | None, only: Sequence[str], where: Sequence[str]) -> None:
-    """The cells of a grid that were chosen, their tokens and the time they will take. Nothing is written."""
+    """The cells of a grid that were chosen, their tokens and the time they will take. Nothing is written.
+
+    Raises `RlifError` in the end if models are not there.
+    """
     console, plan = Console(), plan_study(grid, only=only, where=_labels(where))
-    runs = out / RUNS if out is not None else Path("no folder yet")
-    axes = list(plan.chosen[0].axes)
-    table = Table(box=SIMPLE_HEAD)
-    for column in ("cell", *axes, "tokens", "state"):
-        table.add_column(column, justify="right" if column == "tokens" else "left", no_wrap=column == "tokens")
     done = {cell.digest: _state(out, cell.digest) for cell in plan.chosen}
+    table = _table("cell", "tokens", "state", texts=("cell",))
     for cell in plan.chosen:
-        most = f"{tokens_at_most(cell.recipe):,}"
-        table.add_row(cell.name, *(cell.axes[axis] for axis in axes), most, done[cell.digest])
+        table.add_row(cell.name, f"{tokens_at_most(cell.recipe):,}", done[cell.digest])
     console.print(table)
-    ahead = {cell.digest: cell.recipe for cell in plan.chosen if done[cell.digest] != "finished"}
-    tokens = sum(map(tokens_at_most, ahead.values()))
+    for axis in plan.chosen[0].axes:
+        labels = dict.fromkeys(cell.axes[axis] for cell in plan.chosen)
+        console.write_line(f"{axis}: {', '.join(labels)}")
+    ahead = [
+        cell.recipe for cell in {cell.digest: cell for cell in plan.chosen}.values() if done[cell.digest] != "finished"
+    ]
     shared = len(plan.chosen) - len(done)
     console.write_line(
         f"{len(plan.chosen)} of {len(plan.cells)} cells of {plan.name}"
         + (f", {shared} of settings that another one has" if shared else "")
-        + f"; {len(ahead)} runs to do, {tokens:,} completion tokens at most"
+        + f"; {len(ahead)} runs to do, {sum(map(tokens_at_most, ahead)):,} completion tokens at most"
     )
-    estimate, side = seconds(list(ahead.values()), runs), side_by_side(ahead.values(), runs)
+    console.write_line(_time_of(ahead, out / RUNS if out is not None else Path("no folder yet")))
+    if lacking := missing_models(ahead):
+        for why in lacking.values():
+            console.write_line(why)
+        raise RlifError(f"{', '.join(lacking)}: not to be had, so that every cell of it would fail; see above")
+
+
+def _time_of(ahead: Sequence[Recipe], runs: Path) -> str:
+    if not ahead:
+        return "time: none, all of them are finished"
+    estimate, side = seconds(ahead, runs), side_by_side(ahead, runs)
     if estimate is None:
-        console.write_line("time: not known before a first cell is finished; run one with --only")
-    else:
-        console.write_line(f"time: about {duration(estimate[0] / side)} with {side} side by side ({estimate[1]})")
+        return "time: not known before a first cell is finished; run one with --only"
+    left = estimate[0] / side
+    shown = "less than a minute" if left < 60 else f"about {duration(left)}"
+    return f"time: {shown} with {side} side by side ({estimate[1]})"
+
+
+def _table(*columns: str, texts: Sequence[str]) -> Table:
+    """For 80 columns: what is too wide for them is a text that takes two lines; no number is cut."""
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for column in columns:
+        text = column in texts
+        table.add_column(column, justify="left" if text else "right", no_wrap=not text, overflow="fold")
+    return table
 
 
 def _state(out: Path | None, digest: str) -> str:
@@ -77,24 +102,21 @@ def print_study(grid: Path, out: Path, only: Sequence[str], where: Sequence[str]
 def _summary(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> Table:
     """One line a cell that has begun: right and formatted at the start, at its best and in the end."""
     axes = list(plan.cells[0].axes)
-    table = Table(box=SIMPLE_HEAD)
-    for column in (*axes, "start", "best @ step", "last", "entropy", "state"):
-        table.add_column(column, justify="left" if column in (*axes, "state") else "right")
+    table = _table(*axes, "start", "best@", "last", "entropy", "state", texts=axes)
     by_cell: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
         by_cell.setdefault(tuple(str(row[axis]) for axis in axes), []).append(row)
     for labels, lines in by_cell.items():
-        scored = [line for line in lines if line.get("eval/right_and_formatted") is not None]
+        scored = [line for line in lines if line.get(SCORE) is not None]
         state = lines[0]["status"]
         if not scored:
             if state != "waiting":
                 table.add_row(*labels, "", "", "", "", state)
             continue
-        key = "eval/right_and_formatted"
-        best = max(scored, key=lambda line: float(line[key]))
-        entropy = f"{scored[0]['eval/entropy']:.3f} → {scored[-1]['eval/entropy']:.3f}"
-        numbers = (f"{scored[0][key]:.3f}", f"{best[key]:.3f} @ {best['step']}", f"{scored[-1][key]:.3f}", entropy)
-        table.add_row(*labels, *numbers, state)
+        best = max(scored, key=lambda line: float(line[SCORE]))
+        entropy = f"{scored[0]['eval/entropy']:.3f}→{scored[-1]['eval/entropy']:.3f}"
+        numbers = (f"{scored[0][SCORE]:.3f}", f"{best[SCORE]:.3f}@{best['step']}", f"{scored[-1][SCORE]:.3f}", entropy)
+        table.add_row(*labels, *(re.sub(r"\b0\.", ".", number) for number in numbers), state)
     return table
 
 
@@ -102,17 +124,23 @@ def print_findings(out: Path) -> None:
     """Each claim with its test and verdict, for every grid of a folder; writes findings.md and findings.json there."""
     from rlif.experiments.findings import basis, findings, write_findings
 
+    if not (out / GRIDS).is_dir() and (out.is_file() or str(out) in shipped_grids()):
+        raise RlifError(
+            f"{out}: a grid, not the folder that its study was written into; give that one: rlif study DIR --findings"
+        )
     console, rows = Console(), collect(out).to_pylist()
     grids = {grid: [row for row in rows if row["grid"] == grid] for grid in sorted({row["grid"] for row in rows})}
     found = {grid: findings(own) for grid, own in grids.items()}
     bases = {grid: basis(own) for grid, own in grids.items()}
     for grid, claims in found.items():
-        shown = Table(box=SIMPLE_HEAD, title=f"{grid}: {bases[grid]}", title_justify="left")
-        for column in ("claim", "effect", "95 % interval", "n", "verdict"):
-            shown.add_column(column, justify="left" if column in ("claim", "verdict") else "right")
+        shown = _table("claim", "effect", "95 % interval", "n", "verdict", texts=("claim",))
         for claim in claims:
             shown.add_row(claim.claim, claim.effect_text, claim.interval_text, str(claim.n), claim.verdict)
+        console.write_line(f"{grid}: {bases[grid]}")
         console.print(shown)
+        undecided = [f"- {claim.claim}: {claim.why}" for claim in claims if claim.why]
+        for line in ["why undecided:", *undecided] if undecided else []:
+            console.write_line(line)
     for path in write_findings(found, out, bases):
         console.write_line(f"written: {path}")
 

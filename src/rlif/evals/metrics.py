@@ -109,7 +109,7 @@ def details(answers: AnswerTable) -> dict[str, Any]:
     problem = np.arange(len(right)) // answers.samples
     return {
         "pass_at": {str(k): estimators.pass_at_k(answers.right, k)._asdict() for k in ks},
-        "maj_at": {str(answers.samples): estimators.majority(answers.extracted, answers.right)._asdict()},
+        "maj_at": {str(answers.samples): estimators.maj_at_k(answers.extracted, answers.right)._asdict()},
         "counts": counts(answers),
         "stops": {reason: answers.stops.count(reason) for reason in ("eos", "stop_string", "length")},
         "confidence": {

@@ -61,7 +61,8 @@ SIGNIFICANT = 0.05
 class Finding:
     """One claim and what became of it. ``low`` and ``high`` bound the effect (95 %, over n seeds); NaN: unknown.
 
-    Where a permutation test decides, there are no bounds, and n is the number of models.
+    Where a permutation test decides, there are no bounds, and n is the number of models. ``why`` says of an undecided
+    one what it lacks.
     """
 
     claim: str
@@ -73,6 +74,7 @@ class Finding:
     high: float = math.nan
     n: int = 0
     seen: str = ""
+    why: str = ""
 
     @property
     def effect_text(self) -> str:
@@ -106,7 +108,8 @@ class Claim:
         parts = {name: _finite(seeds) for name, seeds in self.effect(courses).items()}
         parts = {name: values for name, values in parts.items() if values}
         if not parts:
-            return Finding(self.text, self.source, self.test, "undecided", seen=self.remark(courses) or "not measured")
+            nothing = self.remark(courses) or "not measured"
+            return Finding(self.text, self.source, self.test, "undecided", seen=nothing, why=nothing)
         p, points = self.chance(courses) if self.chance else (math.nan, 0)
         verdicts = {
             name: self._by_chance(values, p) if points else self._verdict(values) for name, values in parts.items()
@@ -121,7 +124,20 @@ class Claim:
         told += [f"without a number: {', '.join(missing)}"] if missing else []
         seen = "; ".join(filter(None, [*told, self.remark(courses)]))
         mean, low, high = interval(parts[weakest])
-        return Finding(self.text, self.source, self.test, verdict, mean, low, high, points or len(parts[weakest]), seen)
+        lacking = {name: len(parts[name]) for name, each in verdicts.items() if each == "undecided"}
+        why = self._why(missing, lacking, p) if verdict == "undecided" else ""
+        n = points or len(parts[weakest])
+        return Finding(self.text, self.source, self.test, verdict, mean, low, high, n, seen, why)
+
+    def _why(self, missing: Sequence[str], lacking: Mapping[str, int], p: float) -> str:
+        """What an undecided claim lacks; ``lacking``: the undecided parts, and how many seeds each has."""
+        if missing:
+            return f"no number yet for {', '.join(missing)}"
+        if not math.isnan(p):
+            return f"p = {p:.3f}, more than {SIGNIFICANT:g}"
+        if alone := [name for name, seeds in lacking.items() if seeds < 2]:
+            return f"a single seed of {', '.join(alone)}; two at least make an interval"
+        return f"the interval of {', '.join(lacking)} holds {self.boundary:g}"
 
     def _by_chance(self, values: Sequence[float], p: float) -> Verdict:
         shown = (fmean(values) > self.boundary) == self.above
@@ -296,7 +312,8 @@ def write_findings(found: Mapping[str, Sequence[Finding]], out: Path, bases: Map
         parts.append("| claim | test | effect | 95 % interval | n | verdict | seen | source |\n")
         parts.append("|---|---|---|---|---|---|---|---|\n")
         for one in claims:
-            cells = (one.claim, one.test, one.effect_text, one.interval_text, str(one.n), one.verdict, one.seen)
+            verdict = f"{one.verdict}: {one.why}" if one.why else one.verdict
+            cells = (one.claim, one.test, one.effect_text, one.interval_text, str(one.n), verdict, one.seen)
             parts.append("| " + " | ".join(cell.replace("|", "/") for cell in (*cells, one.source)) + " |\n")
     plain = {
         grid: {"basis": bases[grid], "findings": [_without_nan(asdict(one)) for one in claims]}

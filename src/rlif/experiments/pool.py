@@ -21,7 +21,7 @@ from rich.progress import Task as Bar
 from rich.text import Text
 
 from rlif.config import Recipe
-from rlif.errors import Argument, RlifError, printable
+from rlif.errors import Argument, RlifError, printable, shortened
 from rlif.recipes import load_recipe
 from rlif.runs.layout import FINAL, RECIPE
 from rlif.utils.interrupts import AtOnce, Interrupted, Stop, stop_on_signal
@@ -30,6 +30,7 @@ from rlif.utils.terminal import prepare as prepare_terminal
 
 _CHUNK = 10  # steps
 _FEW = 12  # runs that all have a bar from the beginning; of more, only those at work
+_BESIDE_NAME = 56  # columns: bar, steps, reward, share right, time left
 
 
 OnError = Callable[[str, Exception], None]
@@ -215,10 +216,11 @@ class _Bars:
         description, news = text_column("{task.description}"), text_column("{task.fields[news]}")
         self._console, self._few = console, len(recipes) <= _FEW
         self._progress = Progress(description, BarColumn(10), MofNCompleteColumn(), news, _TimeLeft(), console=console)
+        room = max(console.width - _BESIDE_NAME, 12)  # a name that is too long gives way, no number does
         self._at = {name: 0 if name in waiting else recipe.steps for name, recipe in recipes.items()}
         self._bars = {
             name: self._progress.add_task(
-                printable(labels.get(name, name)),
+                shortened(printable(labels.get(name, name)), room),
                 total=recipe.steps,
                 completed=self._at[name],
                 visible=self._few,

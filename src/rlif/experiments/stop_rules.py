@@ -17,7 +17,7 @@ from rlif.errors import RlifError
 from rlif.experiments.courses import SCORE, Course, courses_of
 from rlif.experiments.effects import GREEDY, TRAINING_FREE
 from rlif.monitoring.guards import best_look, examine, worst
-from rlif.monitoring.measurement import ProbeRecord
+from rlif.monitoring.record import ProbeRecord
 from rlif.runs.layout import LOOKS, PROBE
 from rlif.utils.terminal import say
 

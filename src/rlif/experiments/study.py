@@ -15,14 +15,15 @@ or memory. (Other hardware or other versions round otherwise, so that their numb
 import json
 import shutil
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rlif.errors import Argument, RlifError
+from rlif.config import MergedModel, PolicyConfig, Recipe
+from rlif.errors import Argument, RlifError, named
 from rlif.experiments.budget import side_by_side
 from rlif.experiments.grid import Cell, Grid, cells, choose, find_grid, load_grid
 from rlif.experiments.pool import check_recipes, run_all
@@ -59,6 +60,23 @@ def plan_study(grid: Path, *, only: Sequence[str] = (), where: Mapping[str, Sequ
     loaded = load_grid(path)
     all_cells = cells(loaded)
     return Plan(path.stem, loaded, all_cells, tuple(choose(all_cells, only=only, where=where or {})))
+
+
+def missing_models(recipes: Iterable[Recipe]) -> dict[str, str]:
+    """Models that cannot be had, as far as that shows without loading them, each with the reason."""
+    from rlif.model.loading import check_source
+
+    models = [recipe.policy.model for recipe in recipes]
+    merges = [(model.merge.base, model.merge.instruct) for model in models if isinstance(model, MergedModel)]
+    names = [model for model in models if isinstance(model, str)] + [side for sides in merges for side in sides]
+    found: dict[str, str] = {}
+    for name in dict.fromkeys(names):
+        try:
+            with named({"model": "policy.model"}):
+                check_source(PolicyConfig(model=name))
+        except RlifError as error:
+            found[name] = str(error)
+    return found
 
 
 def run_study(plan: Plan, out: Path, *, processes: int | None, console: Console, go_on_with: str) -> None:

@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from rlif.monitoring.measurement import ProbeRecord
+from rlif.monitoring.record import ProbeRecord
 from rlif.monitoring.sequential import Fall, fall, fewest_prompts
 
 Level = Literal["ok", "warn", "stop"]
@@ -49,32 +49,32 @@ fluent answer stays likely under its start, too: what is still better after thre
 fitted; to be calibrated."""
 
 
-class Finding(NamedTuple):
-    """What a guard says, and why."""
+class Alarm(NamedTuple):
+    """What a guard says, and why; ok is none."""
 
     level: Level
     reason: str
 
 
-OK = Finding("ok", "")
+OK = Alarm("ok", "")
 Records = Sequence[ProbeRecord]
 
 
-def agreement(records: Records) -> Finding:
+def agreement(records: Records) -> Alarm:
     """Agreement with the frozen answers in the asked form: stop when it is below its best (`_left_the_start`)."""
     frozen = len(records[-1].counts["agreement"])
     needed = fewest_prompts(max(len(records) - 1, 1), FALSE_ALARMS["agreement"])
     if frozen < needed:
-        return Finding("warn", f"only {frozen} prompts have a frozen answer; a fall shows on {needed} or more")
+        return Alarm("warn", f"only {frozen} prompts have a frozen answer; a fall shows on {needed} or more")
     return _left_the_start(records, "agreement", "agreement with the frozen answers")
 
 
-def content(records: Records) -> Finding:
+def content(records: Records) -> Alarm:
     """The same in whatever form: what is lost shows here first while better form still makes up for it."""
     return _left_the_start(records, "content", "agreement with the frozen answers in whatever form")
 
 
-def constant_answer(records: Records) -> Finding:
+def constant_answer(records: Records) -> Alarm:
     """One answer to all prompts: warn from a quarter, stop from half, if training brought it.
 
     Which it did if that is twice as much as at the first look, or half way from there to all.
@@ -83,25 +83,25 @@ def constant_answer(records: Records) -> Finding:
     if now < 0.25 or now < min(2.0 * first, (1.0 + first) / 2.0):
         return OK
     level: Level = "stop" if now >= 0.5 else "warn"
-    return Finding(level, f"one and the same answer is given on {now:.0%} of the prompts where it was not the start's")
+    return Alarm(level, f"one and the same answer is given on {now:.0%} of the prompts where it was not the start's")
 
 
-def no_answer(records: Records) -> Finding:
+def no_answer(records: Records) -> Alarm:
     """Answers that can no longer be read: stop when they are less than half of the best look's."""
     return _share_fell(records, "no_answer", "answered", "completions with a readable answer")
 
 
-def truncation(records: Records) -> Finding:
+def truncation(records: Records) -> Alarm:
     """Completions cut off at the limit: stop when those that end are less than half of the best look's."""
     return _share_fell(records, "truncation", "ended", "completions that end before the length limit")
 
 
-def repetition(records: Records) -> Finding:
+def repetition(records: Records) -> Alarm:
     """Completions that repeat themselves: stop when those that do not are less than half of the best look's."""
     return _share_fell(records, "repetition", "not_looping", "completions that do not repeat themselves")
 
 
-def length(records: Records) -> Finding:
+def length(records: Records) -> Alarm:
     """Mean length beside the first look's: warn from half or twice, stop from an eighth or eight times.
 
     An eighth, for a model that rambled may rightly become a third as long.
@@ -111,10 +111,10 @@ def length(records: Records) -> Finding:
     if 0.5 < ratio < 2.0:
         return OK
     level: Level = "warn" if 0.125 < ratio < 8.0 else "stop"
-    return Finding(level, f"completions have {now:.0f} tokens, {first:.0f} at step {records[0].step}")
+    return Alarm(level, f"completions have {now:.0f} tokens, {first:.0f} at step {records[0].step}")
 
 
-def entropy(records: Records) -> Finding:
+def entropy(records: Records) -> Alarm:
     """Entropy above the first look's on significantly many prompts: warn from 1.5 times, stop from 3 times."""
     first, now = (record.metrics["probe/entropy"] for record in (records[0], records[-1]))
     start = np.array(records[0].nats["entropy"])
@@ -122,12 +122,12 @@ def entropy(records: Records) -> Finding:
     if now < 1.5 * first or fall(below, rate=FALSE_ALARMS["entropy"], start_only=True) is None:
         return OK
     level: Level = "stop" if now >= 3.0 * first else "warn"
-    return Finding(
+    return Alarm(
         level, f"entropy rose from {first:.2g} to {now:.2g} nats a token: training makes it less sure, not more"
     )
 
 
-def no_advantage(records: Records) -> Finding:
+def no_advantage(records: Records) -> Alarm:
     """Nothing left to learn from: every group of the step, or every prompt's samples here, are worth the same.
 
     Reads the training step's ``advantage/zero_groups`` if it was put into the record's metrics.
@@ -135,10 +135,10 @@ def no_advantage(records: Records) -> Finding:
     metrics = records[-1].metrics
     if metrics.get("advantage/zero_groups", metrics["probe/identical"]) < 1.0:
         return OK
-    return Finding("stop", "no group has an advantage: all completions of each prompt are worth the same")
+    return Alarm("stop", "no group has an advantage: all completions of each prompt are worth the same")
 
 
-GUARDS: Mapping[str, Callable[[Records], Finding]] = {
+GUARDS: Mapping[str, Callable[[Records], Alarm]] = {
     "agreement": agreement,
     "content": content,
     "constant_answer": constant_answer,
@@ -151,15 +151,15 @@ GUARDS: Mapping[str, Callable[[Records], Finding]] = {
 }
 
 
-def examine(records: Records) -> dict[str, Finding]:
+def examine(records: Records) -> dict[str, Alarm]:
     """What each guard says after the last look; ok is left out. ``records``: at least one, of one probe, in order."""
-    findings = {name: guard(records) for name, guard in GUARDS.items()}
-    return {name: finding for name, finding in findings.items() if finding.level != "ok"}
+    alarms = {name: guard(records) for name, guard in GUARDS.items()}
+    return {name: alarm for name, alarm in alarms.items() if alarm.level != "ok"}
 
 
-def worst(findings: Mapping[str, Finding]) -> Level:
+def worst(alarms: Mapping[str, Alarm]) -> Level:
     """The gravest level of these; ok of none."""
-    return max((finding.level for finding in findings.values()), key=LEVELS.index, default="ok")
+    return max((alarm.level for alarm in alarms.values()), key=LEVELS.index, default="ok")
 
 
 def best_look(records: Records) -> ProbeRecord:
@@ -172,7 +172,7 @@ def best_look(records: Records) -> ProbeRecord:
     return max(records, key=merit)
 
 
-def _left_the_start(records: Records, name: str, what: str) -> Finding:
+def _left_the_start(records: Records, name: str, what: str) -> Alarm:
     """Stop if agreement has fallen below its best, unless a second witness speaks for the policy or is called for.
 
     All prompts count that have a frozen answer: a wrong one only adds noise, as long as few policies come upon it. The
@@ -186,10 +186,10 @@ def _left_the_start(records: Records, name: str, what: str) -> Finding:
     said = _said(records, name, what, found)
     witnesses = all("cross_entropy" in record.nats for record in records)
     if witnesses and _still_sharpening(records) and not _veto_is_over(records, name):
-        return Finding("warn", f"{said}, while the samples stay likely under the start: its answers may be the worse")
+        return Alarm("warn", f"{said}, while the samples stay likely under the start: its answers may be the worse")
     if not witnesses and records[-1].metrics["probe/trusted"] < LEAST_TRUSTED:
-        return Finding("warn", f"{said}, but few of these are to be trusted, and no frozen start is there to be asked")
-    return Finding("stop", f"{said}: what is learnt since is not what the model knew")
+        return Alarm("warn", f"{said}, but few of these are to be trusted, and no frozen start is there to be asked")
+    return Alarm("stop", f"{said}: what is learnt since is not what the model knew")
 
 
 def _veto_is_over(records: Records, name: str) -> bool:
@@ -199,12 +199,12 @@ def _veto_is_over(records: Records, name: str) -> bool:
     return all(looks and _fallen(looks, name, FALSE_ALARMS[name]) is not None for looks in before)
 
 
-def _share_fell(records: Records, name: str, counted: str, what: str) -> Finding:
+def _share_fell(records: Records, name: str, counted: str, what: str) -> Alarm:
     found = _fallen(records, counted, FALSE_ALARMS[name])
     if found is None:
         return OK
     halved = _share(records[-1], counted) < _share(_best(records, counted), counted) / 2.0
-    return Finding("stop" if halved else "warn", _said(records, counted, what, found))
+    return Alarm("stop" if halved else "warn", _said(records, counted, what, found))
 
 
 def _said(records: Records, counted: str, what: str, found: Fall) -> str:

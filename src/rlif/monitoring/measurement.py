@@ -5,10 +5,9 @@ frozen answer in the label's place (`judge`): that is agreement in whatever form
 stands in the asked form, for under token entropy agreement alone peaks while the form still comes.
 """
 
-import dataclasses
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,47 +17,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rlif.analysis import estimators
-from rlif.analysis.text import compression_ratio, count_transitional, repeated_ngrams
+from rlif.analysis.text import compression_ratio, count_transitional, loops, repeated_ngrams
 from rlif.grading.equivalence import canonical
 from rlif.model.policy import Policy
+from rlif.monitoring.record import ProbeRecord
 from rlif.monitoring.reference import FrozenAnswer
 from rlif.tasks.base import Task
 from rlif.types import Problem, Rollouts, Verdict
 
-LOOPING_NGRAMS, LOOPING_COMPRESSION = 0.5, 6.0
-"""A completion loops if over half of its word 4-grams have stood in it before, or zlib shrinks it sixfold."""
-
 ByPrompt = Float[np.ndarray, "prompt sample"]
-
-
-@dataclass(frozen=True)
-class ProbeRecord:
-    """One look: numbers for the log, and by prompt what the guards compare. JSON-able.
-
-    Attributes:
-        metrics: keys ``probe/…`` of `rlif.runs.metric_keys.METRICS`; what cannot be known is left out.
-        samples: completions of each prompt.
-        counts: of a prompt's samples, how many are as they should be: more is better. ``agreement`` (with the frozen
-            answer, in the asked form) and ``content`` (in whatever form) of prompts that have one, in their order;
-            ``answered``, ``ended`` (not cut off) and ``not_looping`` of all prompts.
-        nats: means over the tokens of a prompt's samples: ``entropy``, and ``cross_entropy`` under the frozen start.
-    """
-
-    step: int
-    samples: int
-    metrics: Mapping[str, float]
-    counts: Mapping[str, tuple[int, ...]]
-    nats: Mapping[str, tuple[float, ...]]
-
-    def as_json(self) -> dict[str, Any]:
-        """For a file; `from_json` reads it."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "ProbeRecord":
-        """What `as_json` wrote."""
-        tuples = {field: {name: tuple(row) for name, row in data[field].items()} for field in ("counts", "nats")}
-        return cls(data["step"], data["samples"], dict(data["metrics"]), **tuples)
 
 
 @dataclass(frozen=True)
@@ -101,7 +68,7 @@ def measure(look: Look, step: int) -> ProbeRecord:
     rows = {
         "answered": look.by_prompt([verdict.extracted is not None for verdict in verdicts]),
         "ended": look.by_prompt([reason != "length" for reason in rollouts.stop_reasons]),
-        "not_looping": look.by_prompt([not _loops(text) for text in rollouts.texts]),
+        "not_looping": look.by_prompt([not loops(text) for text in rollouts.texts]),
     }
     given = np.array([one.answer is not None for one in look.frozen], dtype=bool)
     nats = {"entropy": _per_token(look, rollouts.signals.entropy)}
@@ -241,10 +208,6 @@ def _token_of(policy: Policy, ids: list[int], at: int) -> int:
         middle = (low + high) // 2
         low, high = (low, middle) if len(policy.decode(ids[: middle + 1])) > at else (middle + 1, high)
     return low
-
-
-def _loops(text: str) -> bool:
-    return repeated_ngrams(text) > LOOPING_NGRAMS or compression_ratio(text) > LOOPING_COMPRESSION
 
 
 def _keys(look: Look) -> list[str | None]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from rlif.config import MISMATCH_LIMITS
 from rlif.errors import Argument, RlifError
 from rlif.model.logprobs import plain_logprobs
 from rlif.model.policy import Policy
@@ -31,7 +32,7 @@ class Mismatch:
     rows: int
 
 
-def measure(policy: Policy, rollouts: Rollouts) -> Mismatch:
+def measure_mismatch(policy: Policy, rollouts: Rollouts) -> Mismatch:
     """Look at up to 4 completions, the longest text among them, and up to 128 tokens of each, spread evenly."""
     lengths = rollouts.lengths.tolist()
     totals = [len(prompt.token_ids) + n for prompt, n in zip(rollouts.row_prompts, lengths, strict=True)]
@@ -50,7 +51,8 @@ def tolerance(policy: Policy) -> float:
 
     Healthy models differ by 2e-5 and less, and by up to .05 (SmolLM2-135M-Instruct in bf16, n = 245). Source: project.
     """
-    return 0.01 if next(policy.model.parameters()).dtype == torch.float32 else 0.1
+    full = next(policy.model.parameters()).dtype == torch.float32
+    return MISMATCH_LIMITS["float32" if full else "bfloat16"]
 
 
 def comparable(rollouts: Rollouts) -> bool:
@@ -76,7 +78,7 @@ class Guard:
         """Raise `RlifError` if these completions were not sampled from the policy that a plain forward pass shows."""
         if self.limit == math.inf:
             return
-        found = measure(self._policy, rollouts)
+        found = measure_mismatch(self._policy, rollouts)
         if not found.mean <= self.limit:  # nan is no agreement
             raise RlifError(
                 f"{where}: the sampler's log-probabilities are {found.mean:.2g} nats a token (at most "

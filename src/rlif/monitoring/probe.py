@@ -21,7 +21,8 @@ from rlif.analysis.paired import paired
 from rlif.errors import Argument, RlifError
 from rlif.model.logprobs import micro_batches, policy_signals
 from rlif.model.policy import Policy
-from rlif.monitoring.measurement import Look, ProbeRecord, answer_starts, judge, measure
+from rlif.monitoring.measurement import Look, answer_starts, judge, measure
+from rlif.monitoring.record import ProbeRecord
 from rlif.monitoring.reference import (
     Answer,
     Reference,

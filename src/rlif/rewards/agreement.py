@@ -35,7 +35,7 @@ def voting_answers(rollouts: Rollouts, verdicts: Sequence[Verdict]) -> list[tupl
     return [tuple(read[first : first + size]) for first in range(0, len(read), size)]
 
 
-def majority(votes: Int[np.ndarray, "prompt sample"]) -> Float[np.ndarray, "prompt sample"]:
+def in_majority(votes: Int[np.ndarray, "prompt sample"]) -> Float[np.ndarray, "prompt sample"]:
     """1 for the answers of the greatest group; 1/k each where k groups tie, the mean over all ways to break the tie.
 
     Where all answers differ each gets the same, and so no advantage. A single vote wins.
@@ -49,7 +49,7 @@ def majority(votes: Int[np.ndarray, "prompt sample"]) -> Float[np.ndarray, "prom
 def settled(answers: Sequence[str | None]) -> list[str]:
     """The answer that most of a problem's samples give, as it is first spelt; all that tie; none if nobody votes."""
     votes = ballots([answers])
-    winners = np.unique(votes[majority(votes) > 0])
+    winners = np.unique(votes[in_majority(votes) > 0])
     return [str(answers[int(np.argmax(votes[0] == winner))]) for winner in winners]
 
 
@@ -75,7 +75,7 @@ def outside(rollouts: Rollouts, verdicts: Sequence[Verdict], bounds: tuple[float
 
 
 def _majority_vote(inputs: RewardInputs, config: RewardConfig) -> Float[Tensor, " row"]:
-    return _by_row(majority(ballots(voting_answers(inputs.rollouts, inputs.verdicts))))
+    return _by_row(in_majority(ballots(voting_answers(inputs.rollouts, inputs.verdicts))))
 
 
 def _soft_consensus(inputs: RewardInputs, config: RewardConfig) -> Float[Tensor, " row"]:

@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rlif.monitoring.guards import GUARDS, LEVELS, Finding, best_look, examine
-from rlif.monitoring.measurement import ProbeRecord
+from rlif.monitoring.guards import GUARDS, LEVELS, Alarm, best_look, examine, worst
 from rlif.monitoring.probe import Probe, kept_reference
+from rlif.monitoring.record import ProbeRecord
 from rlif.monitoring.reference import Reference, ReferenceSettings, reference_path
 from rlif.rollout.engine import Engine
 from rlif.runs.layout import LOOKS, PROBE
@@ -79,16 +79,22 @@ class Looks:
         also = {key: trained[key] for key in ("advantage/zero_groups",) if key in trained}
         self._probe.records[-1] = replace(seen, metrics={**seen.metrics, **also})  # the guards read it there
         self._state["records"].append(self._probe.records[-1].as_json())
-        findings = examine(self._probe.records)
-        for name, finding in findings.items():
-            self._tell(step, name, finding)
-        levels = {name: findings[name].level if name in findings else "ok" for name in GUARDS}
+        alarms = examine(self._probe.records)
+        for name, alarm in alarms.items():
+            self._tell(step, name, alarm)
+        if worst(alarms) == "stop":
+            self._state["alarm"] = True
+        levels = {name: alarms[name].level if name in alarms else "ok" for name in GUARDS}
         return {**seen.metrics, **{f"guard/{name}": float(LEVELS.index(level)) for name, level in levels.items()}}
 
     @property
     def stopped(self) -> bool:
         """Whether a guard has ended the run."""
-        return self._guards.stop and self._state["stopped"] is not None
+        return self._guards.stop and self._guards.merge_back is None and self._state["stopped"] is not None
+
+    def take_alarm(self) -> bool:
+        """Whether a guard has said stop at the last look, told once: what is to be done is done in the next step."""
+        return bool(self._state.pop("alarm", False))
 
     @property
     def chosen(self) -> int | None:
@@ -114,13 +120,13 @@ class Looks:
                 make_folder(self._folder)
                 write_whole(path, json.dumps(records, allow_nan=False).encode())
 
-    def _tell(self, step: int, name: str, finding: Finding) -> None:
+    def _tell(self, step: int, name: str, alarm: Alarm) -> None:
         """Each word of a guard once: a warning, and the first that says stop is kept."""
-        if finding.level == "stop" and self._state["stopped"] is None:
-            self._state["stopped"] = {"step": step, "guard": name, "reason": finding.reason}
-        if (said := f"{name}: {finding.level}") not in self._state["said"]:
+        if alarm.level == "stop" and self._state["stopped"] is None:
+            self._state["stopped"] = {"step": step, "guard": name, "reason": alarm.reason}
+        if (said := f"{name}: {alarm.level}") not in self._state["said"]:
             self._state["said"].append(said)
-            warnings.warn(f"step {step}: {name}: {finding.reason}", RuntimeWarning, stacklevel=3)
+            warnings.warn(f"step {step}: {name}: {alarm.reason}", RuntimeWarning, stacklevel=3)
 
     def _open(self, reference: Reference) -> None:
         setup = self._setup

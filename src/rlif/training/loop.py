@@ -85,16 +85,12 @@ def _loop(run: Run, until: int | None, stop: Stop | None) -> Path | None:
     recipe, policy, progress = run.recipe, run.policy, run.callback.advance
     last = recipe.steps if until is None else min(until, recipe.steps)
     with nullcontext(stop) if stop else stop_on_signal() as asked_by:
-        run.freeze_reference(asked_by)
-        if run.step == 0 and (seen := run.observe({})):
-            run.log(seen)
-        run.settle_consensus(asked_by)
+        run.ask_untrained(asked_by)
         while run.step < last and not run.ended:
             if (signum := asked_by()) and run.step == 0:
                 raise Interrupted(signum, "stopped before the first step; begin with: ", resume_with(run.out))
-            run.step += 1
+            run.begin_step()
             key, lr = Key(recipe.seed, run.step), learning_rate(recipe.grpo, run.step, recipe.steps)
-            run.ask_teacher()
 
             with run.phase("rollout", tokens=run.rows * run.sampling.max_new_tokens):
                 prompts, size = run.prompts(run.step), recipe.rollout.group_size

@@ -34,6 +34,7 @@ from rlif.training.consensus import NoConsensusError, settle, unsettled
 from rlif.training.custom import NEEDS, Custom, check_needs
 from rlif.training.final import write_model
 from rlif.training.looks import Looks
+from rlif.training.optim import merge_back
 from rlif.training.phases import Phases
 from rlif.training.resolve import as_before, eval_sampling, resolved
 from rlif.training.setup import Origin, Setup, build_engine, initial_policy, policy_at, prepare
@@ -54,6 +55,7 @@ class Run:
         self.recipe, self.task, self.rewards = setup.recipe, setup.prompts.task, setup.rewards
         self.policy, self.optimizer = setup.policy, setup.optimizer
         self.reference = setup.start if self.recipe.grpo.needs_reference else None
+        self._start = setup.start
         self.engine, self.step, self.state = setup.engine, setup.step, setup.state
         self.teacher = setup.teacher
         self._teacher_engine = None if self.teacher is None else build_engine(self.recipe, self.teacher.policy)
@@ -170,7 +172,19 @@ class Run:
         answers: Mapping[str, list[str]] = self._taught if self.teacher else self.state.get("consensus", {})
         return answers
 
-    def ask_teacher(self) -> None:
+    def begin_step(self) -> None:
+        """Count the next step, and do what comes before its rollouts."""
+        self.step += 1
+        self._merge_back()
+        self._ask_teacher()
+
+    def _merge_back(self) -> None:
+        """Move the weights towards the start if a guard has said stop at the last look; only with guards.merge_back."""
+        rho = self.recipe.guards.merge_back
+        if self.looks.take_alarm() and rho is not None and self._start is not None:
+            merge_back(self.optimizer, dict(self._start.model.named_parameters()), rho)
+
+    def _ask_teacher(self) -> None:
         """Have a teacher that follows the policy answer the problems of the step under way; nothing without one."""
         if self._teacher_engine is None:
             return
@@ -181,7 +195,7 @@ class Run:
                 self._teacher_engine, self._prompts, problems, self.callback.advance, when=f"teacher/{self.step}"
             )
 
-    def settle_consensus(self, asked_by: Stop) -> None:
+    def _settle_consensus(self, asked_by: Stop) -> None:
         """Have the initial policy answer what it has not answered yet of all steps' problems, if a reward asks for it.
 
         Raises `NoConsensusError` if it gives no readable answer to any, `Interrupted` if a signal asks to
@@ -206,8 +220,19 @@ class Run:
                 ", or choose another template or model",
             )
 
-    def freeze_reference(self, asked_by: Stop) -> None:
-        """Have the untrained policy answer the probe's prompts, if it has not. Raises as `settle_consensus`."""
+    def ask_untrained(self, asked_by: Stop) -> None:
+        """Before the first step: freeze the probe's reference, look, evaluate, and settle the consensus.
+
+        Of a run that goes on, what is missing of it. Raises `NoConsensusError`, and `Interrupted` if a signal asks to
+        stop meanwhile.
+        """
+        self._freeze_reference(asked_by)
+        if self.step == 0 and (seen := self.observe({})):
+            self.log(seen)
+        self._settle_consensus(asked_by)
+
+    def _freeze_reference(self, asked_by: Stop) -> None:
+        """Have the untrained policy answer the probe's prompts, if it has not."""
         if self.looks.settled:
             return
 

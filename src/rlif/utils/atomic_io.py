@@ -49,6 +49,20 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def in_use(folder: Path) -> bool:
+    """Whether a process is at work in a folder (`locked`); nothing is written. Where that cannot be told: no."""
+    import fcntl
+
+    try:
+        with (folder / LOCK).open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go of when the file is closed
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 @contextmanager
 def emptied_on_failure(
     folder: Path, *, last: Sequence[str] = (), error: type[BaseException] = BaseException

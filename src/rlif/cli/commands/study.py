@@ -26,7 +26,7 @@ def study(
 
     if findings:
         if out is not None or only or where or dry_run or processes is not None:
-            raise RlifError("--findings stands alone: rlif study DIR --findings")
+            raise RlifError(f"--findings stands alone: rlif study {out or 'DIR'} --findings")
         print_findings(grid)
     elif dry_run:
         print_plan(grid, out, only or [], where or [])
