@@ -84,7 +84,7 @@ def test_a_resumed_run_asks_nobody_again_and_equals_one_never_stopped(
     whole = train(chosen, tmp_path / "whole")
     with pytest.raises(ConnectionAbortedError):
         train(chosen, tmp_path / "broken", callback=StopAfter(2))
-    monkeypatch.setattr(run_module, "settle", lambda *given: pytest.fail("asked again"))
+    monkeypatch.setattr(consensus, "settle", lambda *given: pytest.fail("asked again"))
     again = resume(tmp_path / "broken")
     assert whole is not None
     assert again is not None

@@ -17,7 +17,7 @@ from rlif.config import Recipe
 from rlif.errors import RlifError
 from rlif.grading.equivalence import canonical
 from rlif.recipes import load_recipe, shipped_recipes
-from rlif.training import run as run_module
+from rlif.training import consensus
 from rlif.training.callbacks import NullCallback
 from rlif.training.loop import resume, train
 from rlif.training.optim import MasterOptimizer
@@ -131,14 +131,14 @@ def test_the_rewards_of_a_step_are_the_votes_of_the_teacher_as_it_stood(
     tiny_base_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[dict[str, Tensor], dict[str, list[str]], str]] = []
-    real = run_module.settle
+    real = consensus.settle
 
     def settle(engine: Any, *given: Any, **more: Any) -> dict[str, list[str]]:
         now = {name: tensor.detach().clone() for name, tensor in engine.policy.model.named_parameters()}
         seen.append((now, real(engine, *given, **more), more["when"]))
         return seen[-1][1]
 
-    monkeypatch.setattr(run_module, "settle", settle)
+    monkeypatch.setattr(consensus, "settle", settle)
     train(recipe(tiny_base_path, "consensus.decay=[0.5, 0.9]"), tmp_path / "run")
     assert [when for _, _, when in seen] == ["teacher/1", "teacher/2", "teacher/3"]
     start = load_file(tiny_base_path / "model.safetensors")

@@ -10,15 +10,16 @@ the checkpoint keeps beside the policy's (`rlif.training.teacher`).
 Either way answers are drawn under a key of their own and graded without the truth.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
-from rlif.errors import RlifError
+from rlif.errors import Argument, RlifError
 from rlif.rewards.agreement import settled, voting_answers
+from rlif.rewards.registry import read_consensus
 from rlif.rng import Key
 from rlif.rollout.engine import Engine
-from rlif.training.setup import PromptSource
-from rlif.types import Problem, Sampling
+from rlif.training.setup import PromptSource, Setup, build_engine
+from rlif.types import Problem, Prompt, Sampling
 
 
 class NoConsensusError(RlifError):
@@ -61,3 +62,53 @@ def settle(
     verdicts = [source.task.grade(text, problem) for text, problem in zip(rollouts.texts, asked, strict=True)]
     given = voting_answers(rollouts, verdicts)
     return {problem.id: settled(answers) for problem, answers in zip(problems, given, strict=True)}
+
+
+class Consensus:
+    """The answers that a run's rewards read, whoever gives them; nobody is asked where no reward reads any."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.teacher = setup.teacher
+        self._source, self._state = setup.prompts, setup.state
+        self._reads = read_consensus(setup.recipe.reward, setup.rewards)
+        self._engine = None if self.teacher is None else build_engine(setup.recipe, self.teacher.policy)
+        self._taught: dict[str, list[str]] = {}  # the teacher's answers to the problems of the step under way
+
+    @property
+    def answers(self) -> Mapping[str, list[str]]:
+        """By id of the problem."""
+        given: Mapping[str, list[str]] = self._taught if self.teacher else self._state.get("consensus", {})
+        return given
+
+    def pending(self) -> list[tuple[Problem, ...]]:
+        """What the initial policy has yet to answer, step by step."""
+        asked = self._reads and self.teacher is None
+        return unsettled(self._source, self._state.get("consensus", {})) if asked else []
+
+    def tokens(self, problems: int) -> int:
+        """The most tokens that are drawn for so many problems."""
+        recipe = self._source.recipe
+        return problems * recipe.consensus.samples * recipe.rollout.max_new_tokens
+
+    def settle(self, untrained: Engine, progress: Callable[[int], None], between: Callable[[], None]) -> None:
+        """Have the initial policy answer what is pending; ``between`` is called before each step's problems.
+
+        Raises `NoConsensusError` if it gives no readable answer to any.
+        """
+        answers: dict[str, list[str]] = self._state.setdefault("consensus", {})
+        for problems in self.pending():
+            between()
+            answers |= settle(untrained, self._source, problems, progress)
+        if not any(answers.values()):
+            raise NoConsensusError(
+                f"consensus: the initial policy gives no readable answer to any of {len(answers)} problems, so no "
+                "answer can be held to it; raise ",
+                Argument("max_new_tokens"),
+                ", or choose another template or model",
+            )
+
+    def ask_teacher(self, step: int, prompts: Sequence[Prompt], progress: Callable[[int], None]) -> None:
+        """Have a teacher that follows the policy answer the problems of a step."""
+        assert self._engine is not None, "no teacher"
+        problems = tuple(dict.fromkeys(prompt.problem for prompt in prompts))
+        self._taught = settle(self._engine, self._source, problems, progress, when=f"teacher/{step}")

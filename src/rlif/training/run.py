@@ -13,12 +13,10 @@ from functools import partial
 from pathlib import Path
 
 from rlif.config import GrpoConfig, Recipe
-from rlif.errors import Argument
 from rlif.evals.during_training import evaluate_policy, greedy_metrics
 from rlif.model.template_clock import present
 from rlif.monitoring.mismatch import Guard, comparable
 from rlif.recipes import load_recipe
-from rlif.rewards.registry import read_consensus
 from rlif.rng import Key
 from rlif.rollout.engine import Engine
 from rlif.runs.checkpoint import flatten_optimizer, prune, save_checkpoint
@@ -30,7 +28,7 @@ from rlif.runs.run_log import BEGINNING, RunLog
 from rlif.runs.trackers import Sinks, open_sinks
 from rlif.training.callbacks import ProgressCallback
 from rlif.training.coefficients import in_force, moved_levels, settings_of
-from rlif.training.consensus import NoConsensusError, settle, unsettled
+from rlif.training.consensus import Consensus, NoConsensusError
 from rlif.training.custom import NEEDS, Custom, check_needs
 from rlif.training.final import write_model
 from rlif.training.looks import Looks
@@ -58,8 +56,7 @@ class Run:
         self._start = setup.start
         self.engine, self.step, self.state = setup.engine, setup.step, setup.state
         self.teacher = setup.teacher
-        self._teacher_engine = None if self.teacher is None else build_engine(self.recipe, self.teacher.policy)
-        self._taught: dict[str, list[str]] = {}  # its answers to the problems of the step under way
+        self._consensus = Consensus(setup)
         self.sampling = Sampling.from_config(self.recipe.rollout)
         self.rows = self.recipe.rollout.prompts * self.recipe.rollout.group_size
         self.out, self.callback = out, callback
@@ -167,10 +164,8 @@ class Run:
 
     @property
     def consensus(self) -> Mapping[str, list[str]]:
-        """What the teacher of this run (the initial policy, or one that follows) answers to each problem, by its id;
-        empty where no reward asks for it."""
-        answers: Mapping[str, list[str]] = self._taught if self.teacher else self.state.get("consensus", {})
-        return answers
+        """What the teacher of this run answers to each problem, by its id; empty where no reward asks for it."""
+        return self._consensus.answers
 
     def begin_step(self) -> None:
         """Count the next step, and do what comes before its rollouts."""
@@ -186,39 +181,17 @@ class Run:
 
     def _ask_teacher(self) -> None:
         """Have a teacher that follows the policy answer the problems of the step under way; nothing without one."""
-        if self._teacher_engine is None:
-            return
-        problems = tuple(dict.fromkeys(prompt.problem for prompt in self.prompts(self.step)))
-        tokens = len(problems) * self.recipe.consensus.samples * self.sampling.max_new_tokens
-        with self.phase("consensus", tokens=tokens):
-            self._taught = settle(
-                self._teacher_engine, self._prompts, problems, self.callback.advance, when=f"teacher/{self.step}"
-            )
+        if self._consensus.teacher is not None:
+            prompts = self.prompts(self.step)
+            with self.phase("consensus", tokens=self._consensus.tokens(len(prompts))):
+                self._consensus.ask_teacher(self.step, prompts, self.callback.advance)
 
     def _settle_consensus(self, asked_by: Stop) -> None:
-        """Have the initial policy answer what it has not answered yet of all steps' problems, if a reward asks for it.
-
-        Raises `NoConsensusError` if it gives no readable answer to any, `Interrupted` if a signal asks to
-        stop meanwhile.
-        """
-        if self.teacher is not None or not read_consensus(self.recipe.reward, self.rewards):
-            return
-        answers: dict[str, list[str]] = self.state.setdefault("consensus", {})
-        batches, samples = unsettled(self._prompts, answers), self.recipe.consensus.samples
-        if not batches:
-            return
-        engine = self._untrained_engine()
-        with self.phase("consensus", tokens=sum(map(len, batches)) * samples * self.sampling.max_new_tokens):
-            for problems in batches:
-                self._end_if_asked(asked_by)
-                answers |= settle(engine, self._prompts, problems, self.callback.advance)
-        if not any(answers.values()):
-            raise NoConsensusError(
-                f"consensus: the initial policy gives no readable answer to any of {len(answers)} problems, so no "
-                "answer can be held to it; raise ",
-                Argument("max_new_tokens"),
-                ", or choose another template or model",
-            )
+        """Have the initial policy answer what it has not answered yet of all steps' problems, if a reward asks."""
+        if batches := self._consensus.pending():
+            untrained = self._untrained_engine()
+            with self.phase("consensus", tokens=self._consensus.tokens(sum(map(len, batches)))):
+                self._consensus.settle(untrained, self.callback.advance, lambda: self._end_if_asked(asked_by))
 
     def ask_untrained(self, asked_by: Stop) -> None:
         """Before the first step: freeze the probe's reference, look, evaluate, and settle the consensus.
