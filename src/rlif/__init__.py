@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:  # the same names for type checkers and editors; a test holds the two together
+    from rlif.api import diagnose as diagnose
     from rlif.api import evaluate as evaluate
     from rlif.api import load_policy as load_policy
     from rlif.api import load_recipe as load_recipe
@@ -26,6 +27,8 @@ if TYPE_CHECKING:  # the same names for type checkers and editors; a test holds 
     from rlif.config import Recipe as Recipe
     from rlif.errors import RlifError as RlifError
     from rlif.evals.settings import Settings
+    from rlif.experiments.diagnose import Diagnosis as Diagnosis
+    from rlif.experiments.subject import DiagnoseSettings as DiagnoseSettings
     from rlif.grading.grader import Grader as Grader
     from rlif.model.policy import Policy as Policy
     from rlif.recipes import parse_recipe as parse_recipe
@@ -72,6 +75,9 @@ PUBLIC = {
     "task_of": "rlif.tasks.problems.task_of",
     "evaluate": "rlif.api.evaluate",
     "EvalSettings": "rlif.evals.settings.Settings",
+    "diagnose": "rlif.api.diagnose",
+    "DiagnoseSettings": "rlif.experiments.subject.DiagnoseSettings",
+    "Diagnosis": "rlif.experiments.diagnose.Diagnosis",
     "REWARDS": "rlif.rewards.registry.REWARDS",
     "Reward": "rlif.rewards.base.Reward",
     "RewardInputs": "rlif.rewards.base.RewardInputs",

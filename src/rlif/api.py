@@ -10,6 +10,9 @@ from rlif.evals.backends.engine import EngineBackend
 from rlif.evals.runner import Candidate
 from rlif.evals.runner import evaluate as evaluate_candidates
 from rlif.evals.settings import Settings
+from rlif.experiments.diagnose import Diagnosis
+from rlif.experiments.diagnose import diagnose as diagnose_policy
+from rlif.experiments.subject import DiagnoseSettings, Subject, subject_of
 from rlif.model import loading
 from rlif.model.loading import check_source
 from rlif.model.policy import Policy
@@ -17,6 +20,7 @@ from rlif.recipes import find_recipe
 from rlif.recipes import load_recipe as read_recipe
 from rlif.rewards.base import Reward
 from rlif.rewards.registry import rewards_of
+from rlif.rollout.engine import Engine
 from rlif.runs.layout import recipe_path
 from rlif.tasks.base import Task
 from rlif.tasks.problems import Row, task_of
@@ -154,3 +158,40 @@ def _candidate(model: str, settings: Settings, dtype: Dtype, device: str) -> Can
     config = PolicyConfig(model=model, dtype=dtype, device=device, chat_template=settings.chat_template)
     check_source(config)  # a model that is not there is found before the first one is asked
     return Candidate(model, lambda: EngineBackend(model, config))
+
+
+def diagnose(
+    model: str | Path | PolicyConfig | Policy,
+    problems: str | Path | Problems = "arithmetic",
+    settings: DiagnoseSettings | None = None,
+) -> Diagnosis:
+    """Is it worth training this model on its own feedback? Minutes, no labels.
+
+    Args:
+        model: as `load_policy` takes it, or what that gave.
+        problems: a file, ``arithmetic``, or problems of your own (see `task_of`), whose answers are not read.
+        settings: how you decode, how many prompts; None: the usual ones.
+
+    Returns verdict, reasons and numbers (docs/diagnose.md). Raises `RlifError` for what the user can fix.
+
+    >>> import rlif
+    >>> few = rlif.DiagnoseSettings(limit=4, samples=4, max_new_tokens=48)
+    >>> found = rlif.diagnose("tiny-instruct", "arithmetic", few)
+    >>> found.verdict, found.reasons[0]
+    ('cannot tell', '4 prompts are too few; give 16 or more, better 64')
+    """
+    settings = settings or DiagnoseSettings()
+    policy = model if isinstance(model, Policy) else load_policy(model)
+    if isinstance(problems, str | Path):
+        config = model if isinstance(model, PolicyConfig) else PolicyConfig(model=_name(model))
+        subject = subject_of(problems, settings, config)
+    else:
+        template = settings.template or "boxed"
+        format = settings.format or find_template(template).format
+        task = problems if isinstance(problems, Task) else task_of(problems, format=format)
+        subject = Subject(task, template, None)
+    return diagnose_policy(Engine(policy), subject, settings)
+
+
+def _name(model: str | Path | Policy) -> str:
+    return model.source if isinstance(model, Policy) else str(model)

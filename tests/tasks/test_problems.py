@@ -64,6 +64,11 @@ def test_answers_may_be_numbers_or_unknown_and_ids_are_the_places() -> None:
     assert third.answer == "0.5"
 
 
+def test_problems_none_of_which_has_an_answer_are_a_task() -> None:
+    problems = (Problem("a", "1+1=?"), Problem("b", "2+2=?"))
+    assert task_of(problems).problems_to_fit() == problems
+
+
 def test_an_evaluation_on_the_problems_of_training_says_so(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         task_of(ROWS, name="shared", eval_problems=ROWS).eval_problems(2)

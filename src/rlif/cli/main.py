@@ -16,6 +16,7 @@ import typer
 
 import rlif
 from rlif.cli.commands.compare import compare
+from rlif.cli.commands.diagnose import diagnose
 from rlif.cli.commands.evaluate import evaluate
 from rlif.cli.commands.merge import merge
 from rlif.cli.commands.models import models
@@ -155,6 +156,7 @@ def root(
     pass
 
 
+app.command("diagnose")(diagnose)
 app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("compare")(compare)

@@ -61,12 +61,14 @@ def freeze(
     prompts: Sequence[Prompt],
     settings: ReferenceSettings,
     *,
+    on_draw: Callable[[Source, Rollouts], None] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Reference:
     """Ask the policy, as it stands, for its reference answers (`choose_reference`) to distinct prompts.
 
-    The task must be able to judge a problem without a label. Raises `RlifError` for a low temperature that is not below
-    that of the sampling, and where `Engine.sample` does.
+    ``on_draw`` is handed each source's completions, which are not kept here. The task must be able to judge a problem
+    without a label. Raises `RlifError` for a low temperature that is not below that of the sampling, and where
+    `Engine.sample` does.
     """
     if not 0.0 < settings.low_temperature < settings.sampling.temperature:
         raise RlifError(
@@ -82,6 +84,8 @@ def freeze(
         key = Key(settings.seed, f"{PROBE_KEY}/reference/{source}")
         rollouts = engine.sample(prompts, group_size=samples, sampling=sampling, key=key, progress=progress)
         draws[source] = _read(task, rollouts)
+        if on_draw is not None:
+            on_draw(source, rollouts)
         tokens += int(rollouts.mask.sum())
         length = float(rollouts.lengths.double().mean()) if source == "low" else length
     answers = choose_reference([prompt.id for prompt in prompts], draws)

@@ -56,7 +56,11 @@ def task_of(
 
 
 def _read(items: Iterable[Problem | Row], name: str) -> tuple[Problem, ...]:
-    rows = ((f"{name}:{number}", _row(item, f"{name}:{number}")) for number, item in enumerate(items, start=1))
+    known = list(items)
+    rows = [(f"{name}:{number}", _row(item, f"{name}:{number}")) for number, item in enumerate(known, start=1)]
+    if all(isinstance(item, Problem) and item.answer is None for item in known):
+        for _, row in rows:
+            del row["answer"]  # a column that holds none would be taken for the wrong one
     return problems_of(rows, FileTask(name="file", path=name), source=name, name_columns=False)
 
 

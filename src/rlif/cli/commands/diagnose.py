@@ -1,0 +1,54 @@
+"""`rlif diagnose`: is training this model worth it?"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rlif.errors import RlifError
+
+
+def diagnose(
+    model: Annotated[str, typer.Argument(help="A named model, hub id, folder or .gguf file.")],
+    prompts: Annotated[Path | None, typer.Option(help="A .jsonl or .parquet file; answers are not read.")] = None,
+    task: Annotated[str | None, typer.Option(help="Instead of a file: arithmetic.")] = None,
+    template: Annotated[str | None, typer.Option(help="Prompt template; plain for arithmetic, else boxed.")] = None,
+    format: Annotated[str | None, typer.Option(help="Form of answer asked for; unless given, the template's.")] = None,
+    temperature: Annotated[float, typer.Option(help="At which you will decode; 0 is greedy.")] = 1.0,
+    reward: Annotated[str | None, typer.Option(help="Judge training on this reward; else on the best known.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many prompts.")] = 64,
+    samples: Annotated[int, typer.Option(min=4, help="Answers to a prompt in a vote.")] = 16,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Length limit; else the context's, or 512.")] = None,
+    labels: Annotated[bool, typer.Option("--labels", help="Put the truth beside it, where there are answers.")] = False,
+    chat_template: Annotated[str, typer.Option(help="auto, on or off.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    device: Annotated[str, typer.Option(help="A torch device; auto takes CUDA when there is one.")] = "auto",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON instead of tables.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for diagnosis.json, diagnosis.png and recipe.yaml.")] = None,
+) -> None:
+    """Say before training whether it is worth it: minutes, no labels."""
+    from rlif.cli.diagnose import print_diagnosis
+
+    if (prompts is None) == (task is None):
+        raise RlifError("give the prompts: --prompts FILE, or --task arithmetic")
+    if task not in (None, "arithmetic"):
+        raise RlifError(f"--task {task}: only arithmetic needs no file; give --prompts FILE")
+    print_diagnosis(
+        model,
+        task or str(prompts),
+        {
+            "temperature": temperature,
+            "template": template,
+            "format": format,
+            "limit": limit,
+            "samples": samples,
+            "max_new_tokens": max_new_tokens,
+            "reward": reward,
+            "labels": labels,
+            "seed": seed,
+        },
+        {"chat_template": chat_template, "dtype": dtype, "device": device},
+        as_json=json,
+        out=out,
+    )

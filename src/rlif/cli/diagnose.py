@@ -1,0 +1,228 @@
+"""What ``rlif diagnose`` does once its options are read: the verdict first, then why, then the numbers."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from rlif.config import PolicyConfig
+from rlif.errors import Argument, RlifError, named, printable_lines, with_error
+from rlif.experiments.diagnose import Diagnosis, diagnose
+from rlif.experiments.subject import settings_of, subject_of
+from rlif.experiments.untrained import OnPass
+from rlif.model.loading import load_policy
+from rlif.recipes import dump_recipe
+from rlif.report.diagnosis import WAYS, figure
+from rlif.rollout.engine import Engine
+from rlif.utils.atomic_io import make_folder, write_whole, writing
+from rlif.utils.plotting import png
+from rlif.utils.terminal import Console, say, text_column
+
+_SAME = (
+    *("template", "format", "temperature", "reward", "limit", "samples", "max_new_tokens", "labels", "seed"),
+    *("chat_template", "dtype", "device"),
+)
+OPTIONS: Mapping[str, str] = {
+    **{name: f"--{name.replace('_', '-')}" for name in _SAME},
+    **{"model": "MODEL", "path": "--prompts", "prompts": "--prompts", "prompt": "--prompts: prompt"},
+}
+"""What the command calls the arguments that an `RlifError` of the library names."""
+
+
+@named(OPTIONS)
+def print_diagnosis(
+    model: str,
+    source: str,
+    settings: Mapping[str, Any],
+    loading: Mapping[str, Any],
+    *,
+    as_json: bool = False,
+    out: Path | None = None,
+) -> None:
+    """Diagnose a model and print what was found, as tables or as JSON; write it and a picture into ``out``.
+
+    Args:
+        source: a file of prompts, or ``arithmetic``.
+        settings: fields of `rlif.experiments.subject.DiagnoseSettings`.
+        loading: fields of `rlif.config.PolicyConfig` besides the model.
+
+    Raises `RlifError` for what the user can fix.
+    """
+    console = Console()
+    asked, config = settings_of(**settings), _policy(model, loading)
+    subject = subject_of(source, asked, config)
+    engine = Engine(load_policy(config))
+    with _progress(Console(stderr=True) if as_json else console) as (on_pass, advance):
+        found = diagnose(engine, subject, asked, on_pass=on_pass, progress=advance)
+    if as_json:
+        for line in json.dumps(found.as_json(), indent=1, allow_nan=False).splitlines():
+            say(line)
+    else:
+        console.print(view(found))
+    if out is not None:
+        for path in write(found, out):
+            (Console(stderr=True) if as_json else console).write_line(f"written: {path}")
+
+
+_CHOICES = {"chat_template": ("auto", "on", "off"), "dtype": ("auto", "float32", "bfloat16")}
+
+
+def _policy(model: str, loading: Mapping[str, Any]) -> PolicyConfig:
+    for name, known in _CHOICES.items():
+        if loading[name] not in known:
+            raise RlifError(Argument(name), f": {loading[name]!r}; choose {', '.join(known[:-1])} or {known[-1]}")
+    return PolicyConfig(model=model, **loading)
+
+
+@contextmanager
+def _progress(console: Console) -> "Iterator[tuple[OnPass, Any]]":
+    """On a terminal what is being drawn and how many tokens so far, elsewhere a line a pass."""
+    if not console.is_terminal:
+        yield (lambda name, completions: console.write_line(f"drawing: {name} ({completions:,} completions)")), None
+        return
+    columns = (SpinnerColumn(), text_column("{task.description}"), text_column("{task.completed:,.0f} tokens"))
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
+        bar = progress.add_task("loading", total=None)
+
+        def on_pass(name: str, completions: int) -> None:
+            progress.update(bar, description=f"{name}, {completions:,} completions")
+
+        yield on_pass, lambda tokens: progress.advance(bar, tokens)
+
+
+def write(found: Diagnosis, out: Path) -> list[Path]:
+    """Write diagnosis.json, diagnosis.png and, where there is one, recipe.yaml; returns their paths.
+
+    Raises `RlifError` if it cannot.
+    """
+    content = found.as_json()
+    files = {
+        "diagnosis.json": (json.dumps(content, indent=1, allow_nan=False) + "\n").encode(),
+        "diagnosis.png": png(figure(content)),
+    }
+    if found.recipe is not None:
+        files["recipe.yaml"] = dump_recipe(found.recipe).encode()
+    with writing(out, "choose another --out"):
+        make_folder(out)
+        for name, data in files.items():
+            write_whole(out / name, data)
+    return [out / name for name in files]
+
+
+def view(found: Diagnosis) -> RenderableType:
+    """Verdict, reasons and tables, for a terminal of 80 columns."""
+    content = found.as_json()
+    reasons = (Padding(Text(f"- {printable_lines(reason)}"), (0, 0, 0, 2)) for reason in content["reasons"])
+    head = f"{content['model']}, {content['task']}, {content['prompts']} prompts"
+    return Group(
+        Text(printable_lines(head)),
+        Text(f"verdict: {content['verdict']}", style="bold"),
+        *reasons,
+        Text(""),
+        ways(content),
+        Text(""),
+        same_answers(content),
+        Text(""),
+        numbers(content),
+        Text(""),
+        recipe(found),
+    )
+
+
+def ways(content: Mapping[str, Any]) -> RenderableType:
+    """What each way to answer gives and costs; with labels the truth beside it."""
+    truth = content["labels"]["ways"] if content["labels"] else {}
+    table = _table("without training", "agrees", "in form", "tokens", *(("right", "in form") if truth else ()))
+    for name in (name for name in WAYS if name in content["numbers"]["ways"]):
+        way = content["numbers"]["ways"][name]
+        cells = [_percent(way["agrees"]), _percent(way["agrees_in_form"]), f"{way['tokens']:,.0f}"]
+        if truth:
+            cells += [_percent(truth[name]["right"]), _percent(truth[name]["right_and_formatted"])]
+        mark = " *" if name == content["decoding"] else ""
+        table.add_row(WAYS[name] + mark, *cells)
+    notes = ["in %, ± one standard error over prompts; agrees: with the model's own frozen answers;"]
+    notes += ["tokens: of an answer; * as you decode"]
+    if truth:
+        notes.append(f"right: of {content['labels']['prompts']} prompts with a label, which no verdict reads")
+    return Group(table, *(Text(note, style="dim") for note in notes))
+
+
+def same_answers(content: Mapping[str, Any]) -> RenderableType:
+    """How far the ways agree with one another."""
+    same = content["numbers"]["same_answer"]
+    names = list(dict.fromkeys(name for pair in same for name in pair.split("~")))
+    table = _table("same answer, %", *(WAYS[name] for name in names[1:]))
+    for i, name in enumerate(names[:-1]):
+        cells = [f"{100 * same[f'{name}~{other}']:.0f}" if j > i else "" for j, other in enumerate(names) if j]
+        table.add_row(WAYS[name], *cells)
+    return table
+
+
+def numbers(content: Mapping[str, Any]) -> RenderableType:
+    """Headroom, form, entropy, repetition, diversity, trust: one line each."""
+    found = content["numbers"]
+    head, form, trust = found["headroom"], found["formatted"], found["trust"]
+    entropy, repetition, diversity = found["entropy"], found["repetition"], found["diversity"]
+    states = ", ".join(f"{name} {with_error(*one.values(), '.3f')}" for name, one in entropy["states"].items())
+    lines = {
+        "headroom": f"{_percent(head['sharpening'])} % by sharpening; {_percent(head['over_best'])} % over the best",
+        "in asked form": ", ".join(f"{name} {100 * share:.0f} %" for name, share in form.items()),
+        "entropy": f"{states} nats a token, of the model at T = 1 in {entropy['dtype']}, over the states of each",
+        "repetition": f"{100 * repetition['looping']:.0f} % loop, {100 * repetition['truncated']:.0f} % cut off",
+        "diversity": f"{100 * diversity['self_agreement']:.0f} % of a prompt's samples agree, "
+        f"{100 * diversity.get('distinct', 0.0):.0f} % of prompts have an answer of their own",
+        "trust": f"{100 * trust['trusted']:.0f} % trusted, {100 * trust['disputed']:.0f} % disputed",
+    }
+    if content["labels"]:
+        lines |= _truth_lines(content["labels"])
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for name, line in lines.items():
+        table.add_row(name, line)
+    return table
+
+
+def _truth_lines(labels: Mapping[str, Any]) -> dict[str, str]:
+    disputed = labels["disputed"]
+    return {
+        "frozen right": f"{100 * labels['reference_right']:.0f} % of the labelled prompts",
+        "disputed": f"finds greedy's mistakes with precision {_plain(disputed['precision'])}, recall "
+        f"{_plain(disputed['recall'])} ({disputed['both']} of {disputed['prompts']} disputed, "
+        f"{disputed['greedy_wrong']} wrong)",
+    }
+
+
+def recipe(found: Diagnosis) -> RenderableType:
+    """The recipe in a line: what it rewards, for how long, how fast."""
+    if found.recipe is None:
+        return Text("recipe: none can name these problems; train them from Python")
+    one, rollout = found.recipe, found.recipe.rollout
+    rewards = ", ".join(f"{reward.name}" for reward in one.reward)
+    said = f"{rewards}, {one.steps} steps of {rollout.prompts} × {rollout.group_size}, lr {one.grpo.lr:g}"
+    return Text(f"recipe: {said}; --out DIR writes it")
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left", no_wrap=not i)
+    return table
+
+
+def _percent(estimate: Mapping[str, Any]) -> str:
+    if estimate["value"] is None:
+        return "–"
+    error = estimate["stderr"]
+    return with_error(100 * estimate["value"], None if error is None else 100 * error, ".0f")
+
+
+def _plain(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"

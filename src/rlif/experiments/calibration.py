@@ -1,0 +1,300 @@
+"""What guarded training brought elsewhere, and what that says of a model that has not been trained.
+
+A calibration is a list of finished runs (`Case`): of each, what its untrained model agreed with by itself, and what the
+checkpoint that was chosen without labels then gained over the best training-free baseline, with labels. It ships with
+the package as calibration.json and says on which runs it stands; `rlif.experiments.calibrate` writes it.
+
+One number is fitted for each way to decode and each reward, so that three models are enough to see it fail:
+
+    gain = own + c (1 − own) − free
+
+*own* is the untrained model's agreement with its frozen answers in the asked form as the user decodes, *free* that of
+its best training-free baseline, and c the share of the headroom 1 − own that training closes: least squares over the
+models, each the mean of its runs, at most 1 (training brings out what is there, and no more). The interval is as wide
+as the worst error on a model that was left out of the fit: of models like these n, about one in n + 1 lies outside it.
+A model unlike them (`Fit.unlike`) is told so and gets no number.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from rlif.config import RewardConfig
+from rlif.errors import RlifError
+from rlif.experiments.untrained import Untrained
+from rlif.experiments.ways import GREEDY, MAJORITY, TRAINING, share
+
+SHIPPED = Path(__file__).parent / "calibration.json"
+FORMAT = 1
+LEAST_MODELS = 3
+"""Models without which a reward has no fit: an error on one that is left out is then that of two others."""
+DECODINGS: Mapping[str, float] = {"sampled": 1.0, "greedy": 0.0}
+"""How runs are evaluated, and the temperature of that."""
+EVALUATED = (TRAINING, GREEDY, MAJORITY)
+"""The baselines that an evaluation during training has; a calibration holds like against like."""
+
+
+def label_of(rewards: Sequence[RewardConfig]) -> str:
+    """What a calibration calls the rewards of a recipe: their names, with weights and sums where there are any."""
+    return " + ".join(
+        (f"{one.weight:g} " if one.weight != 1.0 else "") + one.name + (" (sum)" if one.reduce == "sum" else "")
+        for one in rewards
+    )
+
+
+Start = tuple[str, str]
+"""An untrained model, and what it is asked."""
+
+
+class Features(NamedTuple):
+    """Of an untrained model, without labels: what decides whether it is like those of a calibration."""
+
+    own: float
+    trusted: float
+    disputed: float
+    entropy: float
+
+
+@dataclass(frozen=True)
+class Case:
+    """A finished run, decoded in one way.
+
+    Attributes:
+        model, task, reward, seed: which run.
+        decoding: a key of `DECODINGS`.
+        prompts: how many the untrained model was diagnosed on.
+        features: of the untrained model.
+        free: agreement of the best of `EVALUATED` with the frozen answers, in the asked form.
+        step: of the checkpoint of highest agreement.
+        gain: its share right and formatted, less that of the best of `EVALUATED` before training.
+        change: the same, less that of the untrained model decoded in the same way.
+        lower: of the untrained model, what decoding greedily gives over this decoding (0 where it is greedy).
+    """
+
+    model: str
+    task: str
+    reward: str
+    seed: int
+    decoding: str
+    prompts: int
+    features: Features
+    free: float
+    step: int
+    gain: float
+    change: float
+    lower: float
+
+    @property
+    def start(self) -> Start:
+        return self.model, self.task
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Cases, the recipe of each reward (what its runs share, without model, task and seed), and where they are from."""
+
+    cases: tuple[Case, ...] = ()
+    recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    date: str = ""
+    rlif: str = ""
+    least_models: int = LEAST_MODELS
+
+    def fit(self, decoding: str, reward: str) -> "Fit | None":
+        """None if fewer than ``least_models`` were trained so."""
+        own = [case for case in self.cases if (case.decoding, case.reward) == (decoding, reward)]
+        return fit(own) if len({case.start for case in own}) >= self.least_models else None
+
+    @property
+    def rewards(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(case.reward for case in self.cases))
+
+    def stands_on(self, cases: Sequence[Case] | None = None) -> dict[str, Any]:
+        """On which runs: how many, models, rewards, seeds, date, version of rlif. ``cases``: these (None: all)."""
+        own = self.cases if cases is None else cases
+        return {
+            "runs": len({(case.start, case.reward, case.seed) for case in own}),
+            "models": sorted({case.model for case in own}),
+            "tasks": sorted({case.task for case in own}),
+            "rewards": sorted({case.reward for case in own}),
+            "seeds": sorted({case.seed for case in own}),
+            "date": self.date,
+            "rlif": self.rlif,
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        """For the file; `read_calibration` reads it. The fits stand there to be read by people, and are made anew."""
+        fits = {
+            decoding: {
+                reward: {"closes": found.closes, "error": found.error, "models": len(found.starts)}
+                for reward in self.rewards
+                if (found := self.fit(decoding, reward)) is not None
+            }
+            for decoding in DECODINGS
+        }
+        cases = [{**asdict(case), "features": case.features._asdict()} for case in self.cases]
+        return {
+            "format": FORMAT,
+            "stands_on": self.stands_on(),
+            "fits": fits,
+            "recipes": dict(self.recipes),
+            "cases": cases,
+        }
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What the runs of one reward say, decoded in one way: ``closes`` is c, ``error`` half the interval's width."""
+
+    cases: tuple[Case, ...]
+    closes: float
+    error: float
+
+    @property
+    def starts(self) -> tuple[Start, ...]:
+        return tuple(dict.fromkeys(case.start for case in self.cases))
+
+    def unlike(self, features: Features) -> str:
+        """In what a model is unlike those of the runs, in words; "" if in nothing.
+
+        Each feature may lie as far outside as the runs reach among themselves, at least .05, or twofold (entropy).
+        """
+        for name, value in features._asdict().items():
+            known = [getattr(case.features, name) for case in self.cases]
+            low, high = _reach(name, min(known), max(known))
+            if not low <= value <= high:
+                return f"{_WORDS[name]} is {value:.2g}, that of the runs {min(known):.2g} to {max(known):.2g}"
+        return ""
+
+
+_WORDS = {
+    "own": "agreement with its own frozen answers",
+    "trusted": "the share of trusted answers",
+    "disputed": "the share of disputed answers",
+    "entropy": "initial entropy (nats)",
+}
+
+
+def _reach(name: str, low: float, high: float) -> tuple[float, float]:
+    if name == "entropy":
+        factor = max(2.0, high / low if low > 0.0 else 2.0)
+        return low / factor, high * factor
+    slack = max(0.05, high - low)
+    return low - slack, high + slack
+
+
+class Prediction(NamedTuple):
+    """What training is expected to bring, as shares right and formatted.
+
+    ``gain`` is over the best training-free baseline, from ``low`` to ``high``; ``change`` over the untrained model as
+    it is decoded, within the same distance. ``stands_on``: which runs say so.
+    """
+
+    reward: str
+    gain: float
+    low: float
+    high: float
+    change: float
+    stands_on: Mapping[str, Any]
+
+    @property
+    def change_high(self) -> float:
+        return self.change + (self.high - self.gain)
+
+
+def fit(cases: Sequence[Case]) -> Fit:
+    """Fit c and its error on models left out. ``cases``: of one reward and decoding, of at least two models."""
+    starts = list(dict.fromkeys(case.start for case in cases))
+    errors = [0.0]
+    for start in starts:
+        rest = [case for case in cases if case.start != start]
+        closes = _closes(rest)
+        errors += [abs(case.gain - _gain(case, closes)) for case in cases if case.start == start]
+    return Fit(tuple(cases), _closes(cases), max(errors))
+
+
+def _closes(cases: Iterable[Case]) -> float:
+    """Least squares over models; 0 if none of them has headroom."""
+    by_start: dict[Start, list[Case]] = {}
+    for case in cases:
+        by_start.setdefault(case.start, []).append(case)
+    points = [
+        (1.0 - runs[0].features.own, fmean(run.gain - run.features.own + run.free for run in runs))
+        for runs in by_start.values()
+    ]
+    squares = sum(headroom**2 for headroom, _ in points)
+    return max(-1.0, min(1.0, sum(h * y for h, y in points) / squares)) if squares > 0.0 else 0.0
+
+
+def _gain(case: Case, closes: float) -> float:
+    own = case.features.own
+    return own + closes * (1.0 - own) - case.free
+
+
+def features_of(untrained: Untrained, way: str) -> Features:
+    """Of a model decoded in one of its ways."""
+    trust = untrained.trust
+    own = share(untrained.ways[way].in_form)
+    return Features(own, trust["trusted"], trust["disputed"], untrained.entropy["sampled"].value)
+
+
+def predict(
+    calibration: Calibration, untrained: Untrained, temperature: float, reward: str | None = None
+) -> Prediction | str:
+    """What training is expected to bring at a temperature; in words why that cannot be said, if it cannot.
+
+    ``reward``: train on this one; None: on the one whose interval has the highest lower end. Between the temperatures
+    that runs were evaluated at, the interval spans those of both.
+    """
+    if not calibration.cases:
+        return "the calibration of this version stands on no run"
+    decodings = [name for name, at in DECODINGS.items() if at == temperature] or list(DECODINGS)
+    if temperature > max(DECODINGS.values()):
+        return f"no run was evaluated above temperature {max(DECODINGS.values()):g}"
+    said = {one: _predict(calibration, untrained, decodings, one) for one in _asked(calibration, reward)}
+    found = [one for one in said.values() if isinstance(one, Prediction)]
+    if found:
+        return max(found, key=lambda one: one.low)
+    return next((why for why in said.values() if isinstance(why, str)), f"no run was trained on {reward}")
+
+
+def _asked(calibration: Calibration, reward: str | None) -> Sequence[str]:
+    return calibration.rewards if reward is None else [one for one in calibration.rewards if one == reward]
+
+
+def _predict(calibration: Calibration, untrained: Untrained, decodings: Sequence[str], reward: str) -> Prediction | str:
+    features = features_of(untrained, untrained.own)
+    free = share(untrained.ways[untrained.best()].in_form)
+    gains, lows, highs, changes, cases = [], [], [], [], list[Case]()
+    for decoding in decodings:
+        known = calibration.fit(decoding, reward)
+        if known is None:
+            return f"fewer than {calibration.least_models} models were trained on {reward} and evaluated {decoding}"
+        if why := known.unlike(features):
+            return f"this model is unlike those of the runs: {why}"
+        error = known.error * max(1.0, math.sqrt(max(case.prompts for case in known.cases) / untrained.prompts))
+        change = known.closes * (1.0 - features.own)
+        gain = features.own + change - free
+        gains.append(gain)
+        changes.append(change)
+        lows.append(gain - error)
+        highs.append(gain + error)
+        cases += known.cases
+    return Prediction(reward, fmean(gains), min(lows), max(highs), fmean(changes), calibration.stands_on(cases))
+
+
+def read_calibration(path: Path = SHIPPED) -> Calibration:
+    """The calibration in a file. Raises `RlifError` if it is none."""
+    try:
+        data = json.loads(path.read_text("utf-8"))
+        if data["format"] != FORMAT:
+            raise RlifError(f"{path}: a calibration of format {data['format']}, not {FORMAT}; make it anew")
+        cases = tuple(Case(**{**case, "features": Features(**case["features"])}) for case in data["cases"])
+        return Calibration(cases, data["recipes"], data["stands_on"]["date"], data["stands_on"]["rlif"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RlifError(
+            f"{path}: no calibration ({type(error).__name__}); make one with python -m rlif.experiments.calibrate"
+        ) from error

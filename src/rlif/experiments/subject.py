@@ -1,0 +1,138 @@
+"""What is diagnosed: which prompts a model is asked, and how."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+
+from rlif.config import ArithmeticTask, FileTask, Natural, PolicyConfig, Positive, Section, TaskConfig
+from rlif.errors import Argument, RlifError
+from rlif.experiments.untrained import Asking
+from rlif.model.policy import Policy
+from rlif.model.positions import limit_passed
+from rlif.monitoring.probe import distinct_prompts
+from rlif.rollout.prompts import render
+from rlif.tasks import build_task
+from rlif.tasks.base import Task
+from rlif.tasks.templates import find_template
+from rlif.types import Prompt, Sampling
+from rlif.utils.paths import expanded
+from rlif.utils.validation import explained
+
+MOST_TOKENS = 512
+"""Length limit of an answer unless told: as many as the context leaves, at most these."""
+PROMPTS_STEP = 1
+"""The prompts are those of this step of training: what the model would be trained on."""
+
+
+class DiagnoseSettings(Section):
+    """How a model is asked before training.
+
+    >>> import rlif
+    >>> rlif.DiagnoseSettings(temperature=0.0).limit
+    64
+    """
+
+    temperature: Annotated[float, Field(ge=0.0, le=2.0)] = 1.0
+    """At which you will decode the model, trained or not; 0 is greedy. Training samples at 1."""
+    template: str | None = None
+    """Prompt template (rlif.tasks.templates); null: plain for arithmetic, else boxed."""
+    format: str | None = None
+    """The extractor that decides what is in the asked form (docs/grading.md); null: the template's."""
+    limit: Positive = 64
+    """At most so many prompts, drawn from the seed."""
+    samples: Annotated[int, Field(ge=4)] = 16
+    """Answers to a prompt in a vote, at temperature 1 and at the low one."""
+    low_temperature: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.4
+    """The low temperature."""
+    max_new_tokens: Positive | None = None
+    """Length limit of an answer; null: as many as the context leaves, at most 512."""
+    reward: str | None = None
+    """Judge training on this reward; null: on the one that the calibration finds best."""
+    labels: bool = False
+    """Put the truth beside it, of problems that have an answer. The verdict never reads it."""
+    seed: Natural = 0
+    """Chooses prompts and seeds the sampling."""
+
+
+def settings_of(**values: Any) -> DiagnoseSettings:
+    """Settings from options. Raises `RlifError` naming the option of the first mistake."""
+    try:
+        return DiagnoseSettings(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RlifError(Argument(str(first["loc"][0])), f": {explained(first)}") from None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a model is asked: a task, the template that words it, and the sections of a recipe that say model and task
+    (None: no recipe can, for the problems were handed over in Python)."""
+
+    task: Task
+    template: str
+    sections: Mapping[str, Any] | None
+
+    def prompts(self, policy: Policy, settings: DiagnoseSettings) -> tuple[Prompt, ...]:
+        """Distinct prompts, at most as many as the settings say, of those that the model would be trained on."""
+        count = available(self.task, settings.limit, settings.seed)
+        problems = self.task.train_problems(PROMPTS_STEP, count, settings.seed)
+        return distinct_prompts(render(policy, self.template, problems))
+
+
+def subject_of(source: str | Path, settings: DiagnoseSettings, policy: PolicyConfig) -> Subject:
+    """A file of prompts, or ``arithmetic``, asked of a model. Raises `RlifError` for what is neither."""
+    task: TaskConfig
+    if source == "arithmetic":
+        task = ArithmeticTask(name="arithmetic", template=settings.template or "plain", format=settings.format)
+    else:
+        path = str(expanded(source))
+        task = FileTask(name="file", path=path, template=settings.template or "boxed", format=settings.format)
+    return subject_in(policy, task)
+
+
+def subject_in(policy: PolicyConfig, task: TaskConfig) -> Subject:
+    """What two sections of a recipe say. Raises `RlifError` as `rlif.tasks.build_task` does."""
+    sections = {"policy": policy.model_dump(mode="json"), "task": task.model_dump(mode="json")}
+    return Subject(build_task(task), task.template, sections)
+
+
+def available(task: Task, most: int, seed: int) -> int:
+    """How many distinct problems the task has, up to ``most``. Raises `RlifError`, the task's own, if it has none."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        try:
+            task.train_problems(PROMPTS_STEP, middle, seed)
+            low = middle
+        except RlifError:
+            if middle == 1:
+                raise
+            high = middle - 1
+    return low
+
+
+def check_labels(prompts: Sequence[Prompt], settings: DiagnoseSettings) -> None:
+    """Raise `RlifError` if labels are asked for and there are none."""
+    if settings.labels and all(prompt.problem.answer is None for prompt in prompts):
+        raise RlifError(Argument("labels"), ": no prompt has an answer; leave it out, or give a file with answers")
+
+
+def asking_of(policy: Policy, subject: Subject, prompts: Sequence[Prompt], settings: DiagnoseSettings) -> Asking:
+    """How the prompts are put to the policy. One that does not fit is told of when it is drawn."""
+    longest = max(len(prompt.token_ids) for prompt in prompts)
+    limit = limit_passed(policy, longest + MOST_TOKENS)
+    room = MOST_TOKENS if limit is None or limit.tokens <= longest else limit.tokens - longest
+    return Asking(
+        training=Sampling(
+            max_new_tokens=settings.max_new_tokens or room, stop=tuple(find_template(subject.template).stop)
+        ),
+        temperature=settings.temperature,
+        low_temperature=settings.low_temperature,
+        votes=settings.samples,
+        look=max(4, settings.samples // 4),
+        seed=settings.seed,
+        labels=settings.labels,
+    )
