@@ -130,12 +130,17 @@ def entropy(records: Records) -> Alarm:
 def no_advantage(records: Records) -> Alarm:
     """Nothing left to learn from: every group of the step, or every prompt's samples here, are worth the same.
 
-    Reads the training step's ``advantage/zero_groups`` if it was put into the record's metrics.
+    Reads the training step's ``advantage/zero_groups`` if it was put into the record's metrics. Warns at one look, for
+    a single step may be like that by chance, and stops at the second in a row.
     """
-    metrics = records[-1].metrics
-    if metrics.get("advantage/zero_groups", metrics["probe/identical"]) < 1.0:
+    if not _without_advantage(records[-1]):
         return OK
-    return Alarm("stop", "no group has an advantage: all completions of each prompt are worth the same")
+    level: Level = "stop" if len(records) > 1 and _without_advantage(records[-2]) else "warn"
+    return Alarm(level, "no group has an advantage: all completions of each prompt are worth the same")
+
+
+def _without_advantage(record: ProbeRecord) -> bool:
+    return record.metrics.get("advantage/zero_groups", record.metrics["probe/identical"]) >= 1.0
 
 
 GUARDS: Mapping[str, Callable[[Records], Alarm]] = {
