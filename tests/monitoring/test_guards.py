@@ -118,7 +118,7 @@ def test_a_reference_that_is_not_trusted_stops_only_with_the_start_as_witness() 
         ("entropy", 0.1, 0.31, "stop"),
         ("entropy", 0.5, 0.05, None),
         ("identical", 0.1, 0.9, None),
-        ("identical", 0.1, 1.0, "stop"),
+        ("identical", 0.1, 1.0, "warn"),
     ],
 )
 def test_sizes_at_which_a_guard_speaks(metric: str, first: float, now: float, level: str | None) -> None:
