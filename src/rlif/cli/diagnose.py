@@ -170,7 +170,9 @@ def numbers(content: Mapping[str, Any]) -> RenderableType:
     found = content["numbers"]
     head, form, trust = found["headroom"], found["formatted"], found["trust"]
     entropy, repetition, diversity = found["entropy"], found["repetition"], found["diversity"]
-    states = ", ".join(f"{name} {with_error(*one.values(), '.3f')}" for name, one in entropy["states"].items())
+    states = ", ".join(
+        f"{name} {with_error(one['value'], one['stderr'], '.3f')}" for name, one in entropy["states"].items()
+    )
     lines = {
         "headroom": f"{_percent(head['sharpening'])} % by sharpening; {_percent(head['over_best'])} % over the best",
         "in asked form": ", ".join(f"{name} {100 * share:.0f} %" for name, share in form.items()),
