@@ -97,7 +97,7 @@ def diagnose(
     check_labels(prompts, settings)
     asking = asking_of(engine.policy, subject, prompts, settings)
     untrained = look_at(engine, subject.task, prompts, asking, on_pass=on_pass, progress=progress)
-    prediction = predict(known, untrained, settings.temperature, label_of(wanted) if wanted else None)
+    prediction = predict(known, untrained, settings.temperature, None if wanted is None else label_of(wanted))
     training = _training(known, prediction, wanted)
     chosen = wanted is not None or isinstance(prediction, Prediction)
     confident = not chosen or any(reward["name"] in SIGNALS for reward in training["reward"])

@@ -220,9 +220,10 @@ def remarks(evidence: Evidence) -> tuple[str, ...]:
 
 
 def _free(evidence: Evidence) -> str:
-    found = evidence.untrained
-    ways = dict.fromkeys((found.own, LOW, GREEDY, MAJORITY))
-    told = ", ".join(f"{_named(way)} {_percent(share(found.ways[way].in_form))}" for way in ways)
+    ways, own = evidence.untrained.ways, evidence.untrained.own
+    phrases = {own: f"as you decode (temperature {evidence.temperature:g})"}
+    phrases |= {LOW: "at the low temperature", GREEDY: "greedily", MAJORITY: "by vote"} | phrases
+    told = ", ".join(f"{_percent(share(ways[way].in_form))} {phrase}" for way, phrase in phrases.items())
     return f"agreement with its own frozen answers, in the asked form: {told}; no label was read"
 
 

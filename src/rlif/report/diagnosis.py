@@ -37,7 +37,7 @@ def figure(found: Mapping[str, Any]) -> Figure:
     _draw_ways(left, found)
     _draw_shares(right, found)
     model = shortened(printable(found["model"]), 48)
-    drawn.suptitle(f"{model}: {found['verdict']} ({found['prompts']} prompts, no label read)", fontsize=11)
+    drawn.suptitle(f"{model}: {found['verdict']} ({found['prompts']} prompts; no label was read for it)", fontsize=11)
     return drawn
 
 
