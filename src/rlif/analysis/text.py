@@ -29,6 +29,9 @@ TRANSITIONAL_WORDS = (
 TENTHS = 10
 """Parts that an answer is cut into, from its beginning to its end, whatever its length."""
 
+LOOPING_NGRAMS, LOOPING_COMPRESSION = 0.5, 6.0
+"""A text loops if over half of its word 4-grams have stood in it before, or zlib shrinks it sixfold."""
+
 _NGRAM = 4  # words
 
 # Whole words, any case, any white space inside a phrase; longer phrases first so that none is counted twice.
@@ -51,6 +54,11 @@ class Transitional:
 def count_transitional(text: str) -> int:
     """Number of transitional words in a text."""
     return len(_PATTERN.findall(text))
+
+
+def transitional_spans(text: str) -> list[tuple[int, int]]:
+    """Where transitional words stand in a text: the first character of each, and the one after its last."""
+    return [match.span() for match in _PATTERN.finditer(text)]
 
 
 def transitional(texts: Sequence[str], n_tokens: int) -> Transitional:
@@ -94,3 +102,8 @@ def compression_ratio(text: str) -> float:
     """
     raw = text.encode("utf-8", errors="surrogatepass")
     return len(raw) / len(zlib.compress(raw, 9)) if raw else 1.0
+
+
+def loops(text: str) -> bool:
+    """Whether a text repeats itself (`LOOPING_NGRAMS`, `LOOPING_COMPRESSION`). Source: project."""
+    return repeated_ngrams(text) > LOOPING_NGRAMS or compression_ratio(text) > LOOPING_COMPRESSION

@@ -266,6 +266,7 @@ class _Bars:
 
 def _run_chunk(name: str, recipe: Recipe, out: Path) -> int:
     """In a worker: start a run or go on with it; returns the step it is at."""
+    from rlif.report.card import write_card
     from rlif.runs.checkpoint import resumes_at
     from rlif.training import loop
 
@@ -273,9 +274,11 @@ def _run_chunk(name: str, recipe: Recipe, out: Path) -> int:
     until = (resumes_at(out) if begun else 0) + _CHUNK
     reporter, stop = _Reporter(name), lambda: int(_asked.value)
     if begun:
-        loop.resume(out, callback=reporter, until=until, stop=stop)
+        final = loop.resume(out, callback=reporter, until=until, stop=stop)
     else:
-        loop.train(recipe, out, callback=reporter, until=until, stop=stop)
+        final = loop.train(recipe, out, callback=reporter, until=until, stop=stop)
+    if final is not None:
+        write_card(out)
     return min(until, recipe.steps)
 
 

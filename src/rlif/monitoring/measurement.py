@@ -18,16 +18,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rlif.analysis import estimators
-from rlif.analysis.text import compression_ratio, count_transitional, repeated_ngrams
+from rlif.analysis.text import compression_ratio, count_transitional, loops, repeated_ngrams
 from rlif.grading.equivalence import canonical
 from rlif.model.policy import Policy
 from rlif.monitoring.reference import FrozenAnswer
 from rlif.runs.metric_keys import Metric
 from rlif.tasks.base import Task
 from rlif.types import Problem, Rollouts, Verdict
-
-LOOPING_NGRAMS, LOOPING_COMPRESSION = 0.5, 6.0
-"""A completion loops if over half of its word 4-grams have stood in it before, or zlib shrinks it sixfold."""
 
 ByPrompt = Float[np.ndarray, "prompt sample"]
 
@@ -102,7 +99,7 @@ def measure(look: Look, step: int) -> ProbeRecord:
     rows = {
         "answered": look.by_prompt([verdict.extracted is not None for verdict in verdicts]),
         "ended": look.by_prompt([reason != "length" for reason in rollouts.stop_reasons]),
-        "not_looping": look.by_prompt([not _loops(text) for text in rollouts.texts]),
+        "not_looping": look.by_prompt([not loops(text) for text in rollouts.texts]),
     }
     given = np.array([one.answer is not None for one in look.frozen], dtype=bool)
     nats = {"entropy": _per_token(look, rollouts.signals.entropy)}
@@ -242,10 +239,6 @@ def _token_of(policy: Policy, ids: list[int], at: int) -> int:
         middle = (low + high) // 2
         low, high = (low, middle) if len(policy.decode(ids[: middle + 1])) > at else (middle + 1, high)
     return low
-
-
-def _loops(text: str) -> bool:
-    return repeated_ngrams(text) > LOOPING_NGRAMS or compression_ratio(text) > LOOPING_COMPRESSION
 
 
 def _keys(look: Look) -> list[str | None]:

@@ -41,6 +41,7 @@ def train(
 def _train(out: Path, recipe: "Recipe | None", *, allow_changed: bool = False) -> None:
     from rlif.cli.train_progress import show_progress
     from rlif.recipes import load_recipe
+    from rlif.report.card import write_card
     from rlif.runs.checkpoint import resumes_at
     from rlif.runs.layout import recipe_path
     from rlif.training import loop as trainer
@@ -53,4 +54,6 @@ def _train(out: Path, recipe: "Recipe | None", *, allow_changed: bool = False) -
             final = trainer.train(recipe, out, callback=callback)
         else:
             final = trainer.resume(out, callback=callback, allow_changed=allow_changed)
+    if final is not None:
+        write_card(out)
     console.write_line(f"final model: {final}")
