@@ -200,7 +200,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     assert "run.json cannot be read (No such file or directory)" in text
     assert "recipe.yaml cannot be used" in text
     assert re.search(r"eval_answers/step-000002.parquet cannot be read and is left out", text)
-    assert "One run, 4 steps in the log." in text
+    assert "One run, not finished: 4 steps so far." in text
 
 
 def test_a_run_without_labels_or_evaluations_says_so(tmp_path: Path) -> None:
@@ -223,8 +223,7 @@ def test_guards_are_told(tmp_path: Path) -> None:
     lines = [{"step": step, **line(step), "guard/agreement": level, "kl": math.nan} for step, level in levels.items()]
     (run / "metrics.jsonl").write_text("".join(json.dumps(one).replace("NaN", "null") + "\n" for one in lines))
     text = page(gather([run]), STUB)
-    assert "guard agreement warned at step 2." in text
-    assert "guard agreement said stop at step 4." in text
+    assert "Guards spoke in 1 of 1 runs. toy, self_certainty: agreement warned at step 2, agreement said stop" in text
 
 
 def test_a_file_of_another_is_not_written_over(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rlif.cli.report_server import server
+from rlif.cli.report_server import HOST, server
 from rlif.errors import RlifError, named
 from rlif.experiments.findings import Finding, basis, findings
 from rlif.experiments.study import GRIDS, RUNS, collect
@@ -36,7 +36,7 @@ def serve_report(folders: Sequence[Path], port: int) -> None:
     page(gather(folders), "")  # what is wrong with them is said before a browser asks
     script = plotly()
     with named({"port": "--port"}), server(folders, port, lambda: page(gather(folders), script).encode()) as served:
-        say(f"http://{served.server_address[0]}:{served.server_address[1]}/ (Ctrl-C ends it)")
+        say(f"http://{HOST}:{served.server_address[1]}/ (Ctrl-C ends it)")
         served.serve_forever()
 
 

@@ -163,7 +163,8 @@ def _training(path: Path, source: Source) -> list[Candidate]:
     table = _table(path, source)
     if table is None:
         return []
-    lengths, counts, found = _lengths(table), {}, []
+    lengths, found = _lengths(table), []
+    counts: dict[str, int] = {}
     for row, prompt_id in enumerate(table["prompt_id"].to_pylist()):
         counts[prompt_id] = counts.get(prompt_id, 0) + 1
         found.append(

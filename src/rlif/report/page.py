@@ -174,20 +174,22 @@ def _context(subjects: Subjects, groups: Sequence[Group]) -> dict[str, Any]:
 def _title(subjects: Subjects, groups: Sequence[Group]) -> str:
     if len(groups) == 1 and not (subjects.evaluations or subjects.studies):
         return groups[0].label
-    folders = [one.folder for one in (*subjects.studies, *subjects.evaluations)]
+    folders = [*(one.folder for one in subjects.studies), *(one.folder for one in subjects.evaluations)]
     names = [folder.resolve().name for folder in folders] or [f"{len(subjects.runs)} runs"]
     return printable(", ".join(names))
+
+
+_VERDICTS = ("reproduced", "not reproduced", "undecided")
 
 
 def _verdicts(studies: Sequence[Study]) -> Iterator[str]:
     """How many claims came out how, and which, grid by grid."""
     for study in studies:
         for grid in study.grids:
-            by_verdict: dict[str, list[str]] = {}
-            for one in grid["findings"]:
-                by_verdict.setdefault(one["verdict"], []).append(one["claim"])
-            told = (f"{len(by_verdict[name])} {name} ({'; '.join(by_verdict[name])})" for name in sorted(by_verdict))
-            yield f"Of the paper's claims, {grid['name']} ({grid['basis']}): {'. '.join(told) or 'none judged'}."
+            claims = {name: [one["claim"] for one in grid["findings"] if one["verdict"] == name] for name in _VERDICTS}
+            counts = ", ".join(f"{len(own)} {name}" for name, own in claims.items())
+            yield f"{grid['name']}, {grid['basis']}. Of the paper's claims and rlif's own: {counts}."
+            yield from (f"{name.capitalize()}: {'; '.join(own)}." for name, own in claims.items() if own)
 
 
 def _judged(evaluations: Sequence[EvalRecord]) -> Iterator[str]:
@@ -218,7 +220,8 @@ def _asked(record: EvalRecord) -> dict[str, str]:
     return {"folder": printable(str(record.folder)), "text": printable_lines(text)}
 
 
-_BANDS = "Bands: one standard error, over seeds where a line is the mean of several runs, else over problems."
+_BANDS = "Bands: one standard error, over seeds where a line is the mean of several runs, else over problems. "
+"Drag over a chart to look closer, click twice to see it whole."
 
 
 def _panels(subjects: Subjects, groups: Sequence[Group]) -> Iterator[dict[str, Any]]:

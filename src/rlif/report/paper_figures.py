@@ -150,7 +150,7 @@ def _label_ends(axes: Axes, lines: Sequence[tuple[str, Points]], colours: Sequen
     at = low - apart
     for value, step, name, colour in sorted(ends):
         at = max(value, at + apart)
-        style = {"color": colour, "fontsize": 7.5, "va": "center", "annotation_clip": False}
+        style: dict[str, Any] = {"color": colour, "fontsize": 7.5, "va": "center", "annotation_clip": False}
         axes.annotate(f" {name.replace('_', ' ')}", (step, value), (step, at), **style)
     axes.set_xlim(right=axes.get_xlim()[1] + 0.42 * (axes.get_xlim()[1] - axes.get_xlim()[0]))
 

@@ -62,11 +62,10 @@ class RunRecord:
     @property
     def state(self) -> str:
         """How far it came, in words."""
-        if self.recipe is None:
-            return f"{self.last_step} steps in the log"
+        steps = f"{self.last_step}" + (f" of {self.recipe.steps}" if self.recipe else "")
         if (self.folder / FINAL).is_dir():
-            return f"finished: {self.last_step} of {self.recipe.steps} steps"
-        return f"not finished: {self.last_step} of {self.recipe.steps} steps so far"
+            return f"finished: {steps} steps"
+        return f"not finished: {steps} steps so far"
 
 
 def is_run(folder: Path) -> bool:

@@ -40,7 +40,10 @@ def story(groups: Sequence[Group]) -> list[str]:
     found += _without_scores(groups)
     if len(groups) <= MOST_IN_WORDS:
         found += [f"{group.label}: {told}." for group in groups if (told := "; ".join(_trends(group)))]
-    found += [told for run in runs for told in _guards(run)]
+    said = [f"{run.name}: {', '.join(told)}" for run in runs if (told := list(_guards(run)))]
+    if said:
+        more = f"; and in {len(said) - MOST_IN_WORDS} more runs" if len(said) > MOST_IN_WORDS else ""
+        found.append(f"Guards spoke in {len(said)} of {len(runs)} runs. {'; '.join(said[:MOST_IN_WORDS])}{more}.")
     return found
 
 
@@ -132,4 +135,4 @@ def _guards(run: RunRecord) -> Iterator[str]:
             level = int(value) if key.startswith("guard/") and math.isfinite(value) else 0
             if level in _LEVELS and (key, level) not in seen:
                 seen.add((key, level))
-                yield f"{run.name}: guard {key.removeprefix('guard/')} {_LEVELS[level]} at step {line['step']}."
+                yield f"{key.removeprefix('guard/')} {_LEVELS[level]} at step {line['step']}"

@@ -117,7 +117,7 @@ function drawing(panel, chart, shown) {
   const draw = () => {
     plot.setAttribute("aria-label", told(panel, chart, shown));
     if (typeof Plotly === "undefined" || !figure.dataset.seen) return;
-    Plotly.react(plot, traces(panel, chart, shown), layout(chart), { displaylogo: false, responsive: true });
+    Plotly.react(plot, traces(panel, chart, shown), layout(chart), { displayModeBar: false, responsive: true });
   };
   return { figure, draw };
 }
