@@ -82,7 +82,13 @@ def run_answers(label: str, run: Path, decode: Decode | None, room: int) -> Sour
     looked = spread(files, TRAINING_STEPS)
     by_step = [_by_advantage(_training(path, source)) for path in looked]
     trained = fitting(interleaved(by_step), left)
-    source.notes += _left_out(run, (asked, chosen), (files, trained))
+    source.notes += _left_out(run, asked, chosen)
+    if len(looked) < len(files) or len(trained) < sum(map(len, by_step)):
+        steps = len({one.place for one in trained})
+        source.notes.append(
+            f"{len(trained):,} training answers from {steps} of {len(files)} steps are here, those of the highest and "
+            f"the lowest advantage first; all lie in {run / ROLLOUTS}"
+        )
     return _filled(source, [*chosen, *trained], decode)
 
 
@@ -234,20 +240,9 @@ def _lengths(table: Any) -> list[int]:
     return [int(n) for n in pc.list_value_length(table["tokens"]).to_pylist()]
 
 
-def _left_out(
-    run: Path,
-    held_out: tuple[Sequence[Candidate], Sequence[Candidate]],
-    training: tuple[Sequence[Path], Sequence[Candidate]],
-) -> Iterator[str]:
-    (asked, chosen), (files, trained) = held_out, training
+def _left_out(run: Path, asked: Sequence[Candidate], chosen: Sequence[Candidate]) -> Iterator[str]:
     if len(chosen) < len(asked):
         yield f"{len(chosen):,} of {len(asked):,} held-out answers are here; all lie in {run / EVAL_ANSWERS}"
-    if files:
-        steps = len({one.place for one in trained})
-        yield (
-            f"{len(trained):,} training answers from {steps} of {len(files)} steps are here, those of the highest and "
-            f"the lowest advantage first; all lie in {run / ROLLOUTS}"
-        )
     if not asked:
         yield f"no held-out answers were kept ({run / EVAL_ANSWERS}): see log.eval_answers and eval.every in the recipe"
 

@@ -220,8 +220,10 @@ def _asked(record: EvalRecord) -> dict[str, str]:
     return {"folder": printable(str(record.folder)), "text": printable_lines(text)}
 
 
-_BANDS = "Bands: one standard error, over seeds where a line is the mean of several runs, else over problems. "
-"Drag over a chart to look closer, click twice to see it whole."
+_BANDS = (
+    "Bands: one standard error, over seeds where a line is the mean of several runs, else over problems. Drag over a "
+    "chart to look closer, click twice to see it whole."
+)
 
 
 def _panels(subjects: Subjects, groups: Sequence[Group]) -> Iterator[dict[str, Any]]:
