@@ -1,6 +1,7 @@
 """The page in a headless Chromium, where there is one: what its scripts make of the numbers and answers."""
 
 import html
+import importlib.util
 import json
 import re
 import shutil
@@ -14,15 +15,20 @@ import pytest
 from pages import HOSTILE, STEPS, write_run
 from rlif.cli.report import gather
 from rlif.errors import printable_lines
-from rlif.report.page import page
+from rlif.report.page import page, plotly
 
 BROWSER = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium here")
 
-# In the place of plotly's script: it notes what is drawn, and runs the checks when the page has set itself up.
-BEFORE = """
-window.drawn = []; window.errors = [];
+STUB = """
+window.drawn = [];
 window.Plotly = { react: (node, traces, layout) => window.drawn.push({ traces, layout }) };
+"""
+"""In the place of plotly: it notes what is drawn."""
+
+# Runs the checks when the page has set itself up.
+BEFORE = """
+window.errors = [];
 window.addEventListener("error", (event) => window.errors.push(String(event.message)));
 document.addEventListener("securitypolicyviolation", (event) => window.errors.push(event.blockedURI));
 window.addEventListener("load", () => setTimeout(() => {
@@ -36,7 +42,7 @@ CARDS = """
 const cards = () => [...document.querySelectorAll(".card")].map((node) => ({
   title: node.querySelector("h3").textContent, current: node.getAttribute("aria-current"),
   text: node.querySelector(".tokens").textContent, label: node.getAttribute("aria-label"),
-  alphas: [...node.querySelectorAll(".tokens span")].map((one) => Number(one.style.getPropertyValue("--a"))),
+  unsure: [...node.querySelectorAll(".tokens span")].map((one) => Number(one.style.getPropertyValue("--u"))),
   words: [...node.querySelectorAll(".word")].map((one) => one.textContent).join(""),
 }));
 const press = (key) => document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
@@ -48,10 +54,10 @@ const pick = (id, value) => {
 """
 
 
-def seen(run: Path, check: str, *, address: str = "", width: int = 1200) -> Any:
+def seen(run: Path, check: str, *, address: str = "", width: int = 1200, script: str = STUB) -> Any:
     """What ``check`` returns in the page of a run. Fails if anything went wrong in the browser."""
     path = run / "page.html"
-    path.write_text(page(gather([run]), BEFORE.replace("CHECK", CARDS + check)), "utf-8")
+    path.write_text(page(gather([run]), script + BEFORE.replace("CHECK", CARDS + check)), "utf-8")
     command = [
         *(str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000"),
         *(f"--window-size={width},900", "--dump-dom", path.as_uri() + address),
@@ -85,9 +91,9 @@ def test_curves_and_cards_are_those_of_the_files(run: Path) -> None:
         assert card["text"] == row["completion"] + "<eos>"
         assert card["words"] == "wait"
         assert "right, formatted" in card["label"]
-        # the square root of the share of 3 nats that a token's entropy is, times the darkest ground there is
-        expected = [0.62 * min(1.0, value / 3) ** 0.5 for value in row["entropy"]]
-        assert card["alphas"] == pytest.approx(expected, abs=2e-3)
+        # the square root of the share of 3 nats that a token's entropy is
+        expected = [min(1.0, value / 3) ** 0.5 for value in row["entropy"]]
+        assert card["unsure"] == pytest.approx(expected, abs=2e-3)
     assert found["asked"].startswith("what is 3 + 4?")
     assert found["asked"].endswith("reference answer: 7")
 
@@ -142,3 +148,17 @@ def test_a_phone_does_not_scroll_sideways(run: Path) -> None:
     check = "return { wide: document.documentElement.scrollWidth, room: innerWidth };"
     found = seen(run, check, width=500)
     assert found["wide"] <= found["room"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("plotly") is None, reason="no plotly here")
+def test_plotly_draws_under_the_page_s_policy(run: Path) -> None:
+    check = """
+    const first = document.querySelector(".plot");
+    const lines = () => first.querySelectorAll(".scatterlayer .trace path.js-line").length;
+    document.getElementById("theme").click();
+    return { drawn: document.querySelectorAll(".plot .main-svg").length, lines: lines(), label: first.ariaLabel };
+    """
+    found = seen(run, check, script=plotly())
+    assert found["drawn"] > 0
+    assert found["lines"] >= 2
+    assert "sampled from 0.25 to 0.125" in found["label"]

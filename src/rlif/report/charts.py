@@ -107,10 +107,9 @@ def _lines(chart: Chart, number: int, group: Group) -> Iterator[dict[str, Any]]:
 
 
 def _of_patterns(patterns: Mapping[str, str], number: int, group: Group) -> Iterator[dict[str, Any]]:
-    keys = sorted({key for run in group.runs for line in run.lines for key in line})
     for pattern, name in patterns.items():
         expression = re.compile(re.sub(r"<\w+>", "([^/]+)", pattern))
-        for key in keys:
+        for key in group.keys:
             if (match := expression.fullmatch(key)) and (points := curve(group, key)):
                 shown = points if len(points) <= MOST_POINTS else _thinned(points)
                 yield {

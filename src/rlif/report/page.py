@@ -13,7 +13,7 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,7 @@ def _render(
 
 
 def _plain(source: Source) -> dict[str, Any]:
-    return {key: value for key, value in asdict(source).items() if key not in ("folder", "notes")}
+    return {key: value for key, value in vars(source).items() if key not in ("folder", "notes")}
 
 
 def _embedded(data: Any) -> str:

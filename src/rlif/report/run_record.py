@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -102,7 +103,12 @@ class Group:
     label: str
     runs: tuple[RunRecord, ...]
 
-    @property
+    @cached_property
+    def keys(self) -> list[str]:
+        """Every metric that one of its runs has."""
+        return sorted({key for run in self.runs for line in run.lines for key in line})
+
+    @cached_property
     def evaluated(self) -> list[dict[str, float | int]]:
         """The steps that all runs evaluated, each number their mean.
 

@@ -40,7 +40,7 @@ def story(groups: Sequence[Group]) -> list[str]:
     found += _without_scores(groups)
     if len(groups) <= MOST_IN_WORDS:
         found += [f"{group.label}: {told}." for group in groups if (told := "; ".join(_trends(group)))]
-    said = [f"{run.name}: {', '.join(told)}" for run in runs if (told := list(_guards(run)))]
+    said = [f"{run.name}: {', '.join(spoke)}" for run in runs if (spoke := list(_guards(run)))]
     if said:
         more = f"; and in {len(said) - MOST_IN_WORDS} more runs" if len(said) > MOST_IN_WORDS else ""
         found.append(f"Guards spoke in {len(said)} of {len(runs)} runs. {'; '.join(said[:MOST_IN_WORDS])}{more}.")

@@ -19,7 +19,15 @@ function family(kind) {
 }
 
 function ofPrompt(prompt) {
-  return VIEW.source.answers.filter((one) => one.p === prompt);
+  return VIEW.source.byPrompt.get(prompt) || [];
+}
+
+function indexed(source) {
+  source.byPrompt = new Map();
+  for (const one of source.answers) {
+    if (!source.byPrompt.has(one.p)) source.byPrompt.set(one.p, []);
+    source.byPrompt.get(one.p).push(one);
+  }
 }
 
 function passes(answer) {
@@ -74,9 +82,7 @@ function unsure(name, nats) {
 function shade(span, answer, i) {
   const name = CONTROL.shade.value;
   const value = answer.v ? answer.v[name][i] : null;
-  if (value === null || value === undefined) return;
-  const most = parseFloat(getComputedStyle(document.documentElement).getPropertyValue("--most"));
-  span.style.setProperty("--a", (most * unsure(name, value / PAGE.scales[name])).toFixed(3));
+  if (value !== null) span.style.setProperty("--u", unsure(name, value / PAGE.scales[name]).toFixed(3));
 }
 
 function tokenSpans(answer) {
@@ -128,8 +134,7 @@ function showToken(node, i) {
   const span = node.querySelector(`[data-i="${i}"]`);
   if (!span) return;
   span.classList.add("here");
-  const box = span.parentNode;
-  box.scrollTop = Math.max(0, span.offsetTop - box.offsetTop - box.clientHeight / 2);
+  span.scrollIntoView({ block: "nearest" });
 }
 
 function address() {
@@ -258,6 +263,7 @@ function follow() {
 }
 
 function setUpViewer() {
+  PAGE.sources.forEach(indexed);
   options(CONTROL.source, PAGE.sources.map((source, i) => [i, source.label]), 0);
   CONTROL.source.parentNode.hidden = PAGE.sources.length < 2;
   CONTROL.source.addEventListener("change", () => { setSource(PAGE.sources[Number(CONTROL.source.value)]); show(); });
