@@ -115,6 +115,8 @@ COMMANDS: Mapping[str, Callable[[str], list[str]]] = {
         *("eval", "--endpoint", "http://h", "--model", "m", "--api-key-env", f"RLIF_NONE_{t}", "--tasks", "arithmetic"),
         *("--out", "file/judged"),
     ],
+    "what is reported": lambda t: ["report", f"file/{t}", "--out", "file/page.html"],
+    "the page": lambda t: ["report", "none", "--out", f"file/{t}"],
     "what is compared": lambda t: ["compare", t, t],
     "the folder of quickstart": lambda t: ["quickstart", "--out", f"file/{t}"],
     "the model of sample": lambda t: ["sample", f"./{t}", "1+1=?"],

@@ -18,6 +18,7 @@ from rlif.model.loading import check_source
 from rlif.model.policy import Policy
 from rlif.recipes import find_recipe
 from rlif.recipes import load_recipe as read_recipe
+from rlif.report.card import write_card
 from rlif.rewards.base import Reward
 from rlif.rewards.registry import rewards_of
 from rlif.rollout.engine import Engine
@@ -95,7 +96,8 @@ def train(
     ...     trained = rlif.load_policy(str(final))
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    return loop.train(recipe, Path(out), task=_task(task, recipe), rewards=rewards_of(rewards or {}))
+    own = rewards_of(rewards or {})
+    return _with_card(loop.train(recipe, Path(out), task=_task(task, recipe), rewards=own), Path(out), own)
 
 
 def resume(
@@ -118,8 +120,15 @@ def resume(
     True
     """
     out = Path(out)
-    own = None if task is None else _task(task, read_recipe(recipe_path(out)))
-    return loop.resume(out, task=own, rewards=rewards_of(rewards or {}), allow_changed=allow_changed)
+    problems = None if task is None else _task(task, read_recipe(recipe_path(out)))
+    own = rewards_of(rewards or {})
+    return _with_card(loop.resume(out, task=problems, rewards=own, allow_changed=allow_changed), out, own)
+
+
+def _with_card(final: Path | None, out: Path, own: Mapping[str, Reward]) -> Path | None:
+    if final is not None:
+        write_card(out, own)
+    return final
 
 
 def _task(task: Problems | None, recipe: Recipe) -> Task | None:

@@ -406,6 +406,9 @@ class CheckpointConfig(Section):
 class LogConfig(Section):
     rollouts_every: Natural = 1
     """Write every so many steps' rollouts, with per-token signals, to rollouts/*.parquet; 0 is never."""
+    eval_answers: Natural = 8
+    """Write the answers to the first so many problems at every evaluation, with per-token signals, to
+    eval_answers/*.parquet: the same problems each time, so that one sees what training makes of an answer. 0: none."""
     entropy_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0625
     """Share of rows, at least 8 of them, looked at again after each update (in bf16 also before it): the predicted
     and measured change of entropy, see docs/theory.md, which has what it costs. 0 is never."""

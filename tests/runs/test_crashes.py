@@ -97,7 +97,10 @@ def outcome(run: Path) -> dict[str, Any]:
             str({key: value for key, value in line.items() if not key.startswith(clocks)})
             for line in read_metrics(run / METRICS_FILE)
         ],
-        "rollouts": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (run / "rollouts").iterdir()},
+        **{
+            folder: {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (run / folder).iterdir()}
+            for folder in ("rollouts", "eval_answers")
+        },
         # One more is there if the kill came before the oldest was removed.
         "checkpoints": [path.name for path in checkpoints[-2:]],
         "optimizer": hashlib.sha256((checkpoints[-1] / "optimizer.safetensors").read_bytes()).hexdigest(),

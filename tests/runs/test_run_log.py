@@ -246,6 +246,28 @@ def test_a_folder_without_a_run_cannot_be_resumed(tmp_path: Path) -> None:
         read_metrics(tmp_path / "nothing.jsonl")
 
 
+def test_eval_answers_are_those_of_the_first_prompts(log: RunLog) -> None:
+    rollouts, verdicts = scored().rollouts, scored().verdicts
+    log.write_eval_answers(10, {"sampled": (rollouts, verdicts), "greedy": (rollouts, verdicts)}, 1)
+    rows = pq.read_table(log.out / "eval_answers" / "step-000010.parquet").to_pylist()
+    assert [(row["decoding"], row["sample"], row["prompt_id"]) for row in rows] == [
+        ("sampled", 0, "p0"),
+        ("sampled", 1, "p0"),
+        ("greedy", 0, "p0"),
+        ("greedy", 1, "p0"),
+    ]
+    assert [row["tokens"] for row in rows] == [[1, 2, 3], [4]] * 2
+    assert [row["right"] for row in rows] == [True, False] * 2
+    assert "advantage" not in rows[0]
+    log.write_eval_answers(20, {"sampled": (rollouts, verdicts)}, 0)
+    log.write_eval_answers(30, {"sampled": (rollouts, verdicts)}, 99)
+    assert pq.read_table(log.out / "eval_answers" / "step-000030.parquet").num_rows == 4
+    log.write(1, {"loss": 1.0})
+    log.close()
+    RunLog.resume(log.out, 10).close()
+    assert [path.name for path in (log.out / "eval_answers").iterdir()] == ["step-000010.parquet"]
+
+
 def disk_full(*arguments: object) -> int:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -29,6 +29,9 @@ TRANSITIONAL_WORDS = (
 TENTHS = 10
 """Parts that an answer is cut into, from its beginning to its end, whatever its length."""
 
+LOOPING_NGRAMS, LOOPING_COMPRESSION = 0.5, 6.0
+"""A text loops if over half of its word 4-grams have stood in it before, or zlib shrinks it sixfold."""
+
 _NGRAM = 4  # words
 
 LOOPING_NGRAMS, LOOPING_COMPRESSION = 0.5, 6.0
@@ -54,6 +57,11 @@ class Transitional:
 def count_transitional(text: str) -> int:
     """Number of transitional words in a text."""
     return len(_PATTERN.findall(text))
+
+
+def transitional_spans(text: str) -> list[tuple[int, int]]:
+    """Where transitional words stand in a text: the first character of each, and the one after its last."""
+    return [match.span() for match in _PATTERN.finditer(text)]
 
 
 def transitional(texts: Sequence[str], n_tokens: int) -> Transitional:

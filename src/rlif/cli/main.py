@@ -21,6 +21,7 @@ from rlif.cli.commands.evaluate import evaluate
 from rlif.cli.commands.merge import merge
 from rlif.cli.commands.models import models
 from rlif.cli.commands.quickstart import quickstart
+from rlif.cli.commands.report import report
 from rlif.cli.commands.sample import sample
 from rlif.cli.commands.study import study
 from rlif.cli.commands.theory import theory
@@ -163,6 +164,7 @@ app.command("compare")(compare)
 app.command("quickstart")(quickstart)
 app.command("study")(study)
 app.command("watch")(watch)
+app.command("report")(report)
 app.command("sample")(sample)
 app.command("theory")(theory)
 app.command("merge")(merge)

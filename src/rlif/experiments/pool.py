@@ -267,7 +267,8 @@ class _Bars:
 
 
 def _run_chunk(name: str, recipe: Recipe, out: Path) -> int:
-    """In a worker: start a run or go on with it; returns the step it is at."""
+    """In a worker: start a run or go on with it; returns the step it is at, the last one of a run that has ended."""
+    from rlif.report.card import write_card
     from rlif.runs.checkpoint import resumes_at
     from rlif.training import loop
 
@@ -275,10 +276,13 @@ def _run_chunk(name: str, recipe: Recipe, out: Path) -> int:
     until = (resumes_at(out) if begun else 0) + _CHUNK
     reporter, stop = _Reporter(name), lambda: int(_asked.value)
     if begun:
-        loop.resume(out, callback=reporter, until=until, stop=stop)
+        final = loop.resume(out, callback=reporter, until=until, stop=stop)
     else:
-        loop.train(recipe, out, callback=reporter, until=until, stop=stop)
-    return min(until, recipe.steps)
+        final = loop.train(recipe, out, callback=reporter, until=until, stop=stop)
+    if final is None:
+        return min(until, recipe.steps)
+    write_card(out)
+    return recipe.steps  # a guard may have stopped it before
 
 
 class _Reporter:

@@ -76,9 +76,9 @@ def baseline_lines(results: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def explain(results: Sequence[Mapping[str, Any]]) -> str:
+def explain(results: Sequence[Mapping[str, Any]], runs: str = "one run each") -> str:
     """Three paragraphs made from the numbers: what became of each model; what that is beyond the baselines; what the
-    first run's gain consisted of, and whether entropy told."""
+    first run's gain consisted of, and whether entropy told. ``runs``: how many runs a result is made of."""
     fates: dict[str, dict[str, list[str]]] = {}
     for result in results:
         model, reward = _model_and_reward(result)
@@ -94,7 +94,7 @@ def explain(results: Sequence[Mapping[str, Any]]) -> str:
     n, problems = results[0]["n"], results[0]["problems"]
     many = f" × {n // problems} samples" if n > problems else ""
     what = f"share right and formatted of sampled answers, {problems} problems{many}"
-    what += f", standard errors {largest}, one run each"
+    what += f", standard errors {largest}, {runs}"
     beyond = " ".join(_beyond(results, kind) for kind in (_ONE_ANSWER, _VOTE) if _known(results, kind))
     return f"{_capital(said)} ({what}).\n\n{beyond}\n\n{_gain(results[0])}; {_confidence(results)}."
 

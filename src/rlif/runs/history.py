@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlif.errors import RlifError
-from rlif.runs.layout import METRICS_FILE, ROLLOUTS, step_name, step_of
+from rlif.runs.layout import BY_STEP, METRICS_FILE, step_name, step_of
 from rlif.utils.atomic_io import write_whole
 
 
@@ -51,18 +51,19 @@ def lines_up_to(path: Path, step: int) -> bytes:
 
 
 def set_aside(out: Path, step: int) -> Path:
-    """Keep a copy of metrics.jsonl, and the rollouts of later steps than ``step``, under names of their own.
+    """Keep a copy of metrics.jsonl, and the completions of later steps than ``step``, under names of their own.
 
-    For a run that resumes from an earlier step than it could. Returns the copy of metrics.jsonl; the rollouts are moved
-    into a folder called in the same way.
+    For a run that resumes from an earlier step than it could. Returns the copy of metrics.jsonl; the files of
+    completions are moved into folders called in the same way.
     """
     mark = next(mark for n in range(1, 1 << 20) if not (out / f"{METRICS_FILE}.{(mark := _mark(step, n))}").exists())
     copy = out / f"{METRICS_FILE}.{mark}"
     write_whole(copy, (out / METRICS_FILE).read_bytes())
-    for path in _rollouts_after(out / ROLLOUTS, step):
-        folder = out / f"{ROLLOUTS}.{mark}"
-        folder.mkdir(exist_ok=True)
-        path.rename(folder / path.name)
+    for name in BY_STEP:
+        for path in _files_after(out / name, step):
+            folder = out / f"{name}.{mark}"
+            folder.mkdir(exist_ok=True)
+            path.rename(folder / path.name)
     return copy
 
 
@@ -70,13 +71,14 @@ def _mark(step: int, n: int) -> str:
     return f"before-{step_name(step + 1)}" + (f".{n}" if n > 1 else "")
 
 
-def remove_rollouts_after(out: Path, step: int) -> None:
-    """Remove the rollouts of later steps than ``step``, and half-written ones."""
-    for path in [*_rollouts_after(out / ROLLOUTS, step), *(out / ROLLOUTS).glob(".*.parquet.tmp")]:
-        path.unlink()
+def remove_completions_after(out: Path, step: int) -> None:
+    """Remove the completions of later steps than ``step``, and half-written files of them."""
+    for folder in (out / name for name in BY_STEP):
+        for path in [*_files_after(folder, step), *folder.glob(".*.parquet.tmp")]:
+            path.unlink()
 
 
-def _rollouts_after(folder: Path, step: int) -> list[Path]:
+def _files_after(folder: Path, step: int) -> list[Path]:
     return [path for path in sorted(folder.glob("*.parquet")) if (step_of(path.stem) or 0) > step]
 
 

@@ -8,6 +8,12 @@ from rlif.errors import Advice, RlifError
 RECIPE, INFO, METRICS_FILE, ROLLOUTS = "recipe.yaml", "run.json", "metrics.jsonl", "rollouts"
 """The resolved recipe; the facts; the log, one JSON line a step; the folder of completions, one Parquet file a step."""
 
+EVAL_ANSWERS = "eval_answers"
+"""The folder of answers to the same held-out problems at every evaluation, one Parquet file a step."""
+
+BY_STEP = (ROLLOUTS, EVAL_ANSWERS)
+"""Folders that hold a file a step: a run resumed from a checkpoint drops the files of later steps."""
+
 FINAL = "final"
 """The folder of the trained model: it is there once the run has ended."""
 

@@ -1,22 +1,70 @@
 """Rollouts as a Parquet table."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlif.types import Scored
+from rlif.types import Rollouts, Scored, TokenSignals, Verdict
 from rlif.utils.parquet_files import parquet_bytes
+
+Judged = tuple[Rollouts, Sequence[Verdict]]
+"""Completions and what the grader says of each."""
 
 
 def _parquet(step: int, scored: Scored) -> bytes:
-    return parquet_bytes(_columns(step, scored), {})
-
-
-def _columns(step: int, scored: Scored) -> dict[str, Any]:
     import pyarrow as pa
 
-    rollouts = scored.rollouts
+    def per_row(values: Tensor) -> pa.Array:
+        return pa.array(values.detach().cpu().to(torch.float32).numpy())
+
+    columns = {
+        **_columns(step, scored.rollouts, scored.verdicts),
+        **{f"reward_{name}": per_row(values) for name, values in scored.rewards.items()},
+        "advantage": per_row(scored.advantages),
+    }
+    return parquet_bytes(columns, {})
+
+
+def answers_parquet(step: int, answers: Mapping[str, Judged], prompts: int) -> bytes:
+    """The answers to the first ``prompts`` prompts of an evaluation as one table, for each way to decode that it has.
+
+    Before the columns of rollouts stand ``decoding`` (the key in ``answers``) and ``sample`` (from 0, of a prompt).
+    """
+    import pyarrow as pa
+
+    tables = []
+    for decoding, (rollouts, verdicts) in answers.items():
+        kept = _first_prompts(rollouts, prompts)
+        columns = {
+            "decoding": pa.array([decoding] * kept.n_rows, pa.string()),
+            "sample": pa.array([row % kept.group_size for row in range(kept.n_rows)], pa.int32()),
+            **_columns(step, kept, verdicts[: kept.n_rows]),
+        }
+        tables.append(pa.table(columns))
+    whole = pa.concat_tables(tables)
+    return parquet_bytes({name: whole[name].combine_chunks() for name in whole.column_names}, {})
+
+
+def _first_prompts(rollouts: Rollouts, prompts: int) -> Rollouts:
+    rows = min(prompts, len(rollouts.prompts)) * rollouts.group_size
+    return replace(
+        rollouts,
+        prompts=rollouts.prompts[:prompts],
+        tokens=rollouts.tokens[:rows],
+        mask=rollouts.mask[:rows],
+        sampler_logprobs=rollouts.sampler_logprobs[:rows],
+        signals=TokenSignals(*(values[:rows] for values in rollouts.signals)),
+        texts=rollouts.texts[:rows],
+        stop_reasons=rollouts.stop_reasons[:rows],
+    )
+
+
+def _columns(step: int, rollouts: Rollouts, verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    import pyarrow as pa
+
     prompts = rollouts.row_prompts
     mask = rollouts.mask.cpu()
     ends = torch.cat([torch.zeros(1, dtype=torch.int32), mask.sum(dim=1).cumsum(dim=0, dtype=torch.int32)])
@@ -24,9 +72,6 @@ def _columns(step: int, scored: Scored) -> dict[str, Any]:
     def per_token(values: Tensor, dtype: torch.dtype = torch.float32) -> pa.ListArray:
         counted = values.detach().cpu()[mask].to(dtype)  # row by row, so the ends of the rows cut it up again
         return pa.ListArray.from_arrays(ends.numpy(), counted.numpy())
-
-    def per_row(values: Tensor) -> pa.Array:
-        return pa.array(values.detach().cpu().to(torch.float32).numpy())
 
     return {
         "step": pa.array([step] * rollouts.n_rows, pa.int32()),
@@ -38,10 +83,8 @@ def _columns(step: int, scored: Scored) -> dict[str, Any]:
         **{name: per_token(values) for name, values in rollouts.signals._asdict().items()},
         "sampler_logprobs": per_token(rollouts.sampler_logprobs),
         "stop_reason": pa.array(rollouts.stop_reasons, pa.string()),
-        "right": pa.array([verdict.right for verdict in scored.verdicts], pa.bool_()),
-        "formatted": pa.array([verdict.formatted for verdict in scored.verdicts], pa.bool_()),
-        "extracted": pa.array([verdict.extracted for verdict in scored.verdicts], pa.string()),
+        "right": pa.array([verdict.right for verdict in verdicts], pa.bool_()),
+        "formatted": pa.array([verdict.formatted for verdict in verdicts], pa.bool_()),
+        "extracted": pa.array([verdict.extracted for verdict in verdicts], pa.string()),
         "answer": pa.array([prompt.problem.answer for prompt in prompts], pa.string()),
-        **{f"reward_{name}": per_row(values) for name, values in scored.rewards.items()},
-        "advantage": per_row(scored.advantages),
     }

@@ -4,6 +4,7 @@
     run.json                          versions, commit, machine, start time
     metrics.jsonl                     one JSON line a step, append-only; every key stands in `METRICS`
     rollouts/step-000001.parquet      completions with per-token signals, verdicts, rewards; checksummed
+    eval_answers/step-000010.parquet  the same of held-out problems, those of before at every evaluation; checksummed
     checkpoints/, final/              see rlif.runs.checkpoint
     .lock                             held by the process at work here (rlif.utils.atomic_io)
 
@@ -24,10 +25,20 @@ from typing import Any
 from rlif.config import Recipe
 from rlif.errors import Advice, Argument, RlifError
 from rlif.recipes import dump_recipe
-from rlif.runs.history import lines_up_to, remove_rollouts_after
-from rlif.runs.layout import INFO, METRICS_FILE, RECIPE, ROLLOUTS, begin_with, resume_with, step_name
+from rlif.runs.history import lines_up_to, remove_completions_after
+from rlif.runs.layout import (
+    BY_STEP,
+    EVAL_ANSWERS,
+    INFO,
+    METRICS_FILE,
+    RECIPE,
+    ROLLOUTS,
+    begin_with,
+    resume_with,
+    step_name,
+)
 from rlif.runs.metric_keys import find_metric
-from rlif.runs.rollout_table import _parquet
+from rlif.runs.rollout_table import Judged, _parquet, answers_parquet
 from rlif.types import Scored
 from rlif.utils.atomic_io import LOCK, flush_folder, make_folder, one_line, write_whole, writing
 
@@ -43,7 +54,7 @@ class RunLog:
         self.out = out
         self._descriptor = descriptor
         self._info = dict(info)
-        self._rollouts = _identity(out / ROLLOUTS)
+        self._folders = {name: _identity(out / name) for name in BY_STEP}
         self._size = os.fstat(descriptor).st_size
 
     @staticmethod
@@ -104,7 +115,7 @@ class RunLog:
         kept, known = lines_up_to(path, step), read_info(out / INFO)
         with writing(path, *_resume_later(out)):
             write_whole(path, kept)
-            remove_rollouts_after(out, step)
+            remove_completions_after(out, step)
             if info is not None:
                 known = _add_resumption(out / INFO, step, info)
             return cls(out, os.open(path, _APPEND), known)
@@ -145,17 +156,18 @@ class RunLog:
             )
         if here != (ours.st_dev, ours.st_ino) or ours.st_size != self._size:
             raise RlifError(f"{path}: was replaced or changed while the run was at work; ", *back)
-        self._check_rollouts(back)
+        for name in BY_STEP:
+            self._check_folder(name, back)
 
-    def _check_rollouts(self, back: tuple[str | Advice, ...]) -> None:
-        folder = self.out / ROLLOUTS
-        if self._rollouts is None:
+    def _check_folder(self, name: str, back: tuple[str | Advice, ...]) -> None:
+        folder = self.out / name
+        if self._folders[name] is None:
             return
         if _identity(folder) is None:  # what is removed to save space is no harm
             with writing(folder, *_resume_later(self.out)):
                 make_folder(folder)
-            self._rollouts = _identity(folder)
-        elif _identity(folder) != self._rollouts:
+            self._folders[name] = _identity(folder)
+        elif _identity(folder) != self._folders[name]:
             raise RlifError(f"{folder}: was replaced while the run was at work; ", *back)
 
     def _append(self, line: bytes) -> None:
@@ -175,12 +187,24 @@ class RunLog:
         (nats), stop_reason, right (null: undecided), formatted, extracted, answer, reward_<name>, advantage.
         Raises `RlifError` if the disk is full, or as `check_place`.
         """
+        self._write_table(ROLLOUTS, step, _parquet(step, scored))
+
+    def write_eval_answers(self, step: int, answers: Mapping[str, Judged], prompts: int) -> None:
+        """Write eval_answers/step-NNNNNN.parquet: the answers to the first ``prompts`` prompts; nothing if that is 0.
+
+        ``answers``: way to decode (sampled, greedy) to completions and verdicts. Columns: decoding, sample, and those
+        of `write_rollouts` without rewards and advantage. Raises as `write_rollouts`.
+        """
+        if prompts:
+            self._write_table(EVAL_ANSWERS, step, answers_parquet(step, answers, prompts))
+
+    def _write_table(self, folder: str, step: int, data: bytes) -> None:
         self.check_place()
-        path = self.out / ROLLOUTS / f"{step_name(step)}.parquet"
+        path = self.out / folder / f"{step_name(step)}.parquet"
         with writing(path, *_resume_later(self.out)):
             make_folder(path.parent)
-            write_whole(path, _parquet(step, scored))
-        self._rollouts = _identity(path.parent)
+            write_whole(path, data)
+        self._folders[folder] = _identity(path.parent)
 
     def note_checkpoint(self, step: int) -> None:
         """Note in run.json that there is a checkpoint of ``step``: a later process can tell if it is missing."""

@@ -260,9 +260,12 @@ class Run:
                 progress=self.callback.advance,
             )
             result = evaluate(samples=config.samples, sampling=sampling)
-            metrics = dict(result.metrics)
+            metrics, found = dict(result.metrics), {"greedy" if sampling == greedy else "sampled": result}
             if config.greedy:
-                metrics |= greedy_metrics(evaluate(samples=1, sampling=greedy) if alone else result)
+                found["greedy"] = evaluate(samples=1, sampling=greedy) if alone else result
+                metrics |= greedy_metrics(found["greedy"])
+        answers = {decoding: (one.rollouts, one.verdicts) for decoding, one in found.items()}
+        self._log.write_eval_answers(self.step, answers, self.recipe.log.eval_answers)
         return {f"eval/{name}": value for name, value in metrics.items()}
 
     def log(self, metrics: dict[str, float], scored: Scored | None = None) -> None:

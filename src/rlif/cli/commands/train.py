@@ -41,8 +41,9 @@ def train(
 def _train(out: Path, recipe: "Recipe | None", *, allow_changed: bool = False) -> None:
     from rlif.cli.train_progress import ending_lines, show_progress
     from rlif.recipes import load_recipe
+    from rlif.report.card import write_card
     from rlif.runs.checkpoint import resumes_at
-    from rlif.runs.layout import recipe_path
+    from rlif.runs.layout import FINAL, recipe_path
     from rlif.training import loop as trainer
 
     console = terminal.Console()
@@ -53,5 +54,7 @@ def _train(out: Path, recipe: "Recipe | None", *, allow_changed: bool = False) -
             trainer.train(recipe, out, callback=callback)
         else:
             trainer.resume(out, callback=callback, allow_changed=allow_changed)
+    if (out / FINAL).is_dir():
+        write_card(out)
     for line in ending_lines(out):
         console.write_line(line)

@@ -1,0 +1,114 @@
+"""The evidence that leaves with a model: a model card in ``final/README.md``, made from the run's files alone.
+
+It has what a reader needs to believe a gain: the base model, the recipe, whether labels entered, the scores at the
+start, at their best and at the end with their errors, the training-free baselines, and which step's weights these are.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from rlif.config import Recipe
+from rlif.report.run_record import Group, RunRecord, read_run
+from rlif.report.story import has_labels, is_scored, table
+from rlif.runs.layout import FINAL
+from rlif.utils.atomic_io import write_whole, writing
+
+if TYPE_CHECKING:
+    from rlif.rewards.base import Reward
+
+CARD = "README.md"
+
+
+def write_card(run: Path, own: Mapping[str, "Reward"] = MappingProxyType({})) -> Path:
+    """Write the card of a finished run into its final model; returns its path.
+
+    ``own``: rewards that the run was handed besides those known by name. Raises `RlifError` if it cannot be written.
+    """
+    from rlif.rewards.registry import needs_labels  # loads torch, which whoever trained has loaded
+
+    record, path = read_run(run), run / FINAL / CARD
+    mix = record.recipe.reward if record.recipe else ()
+    labels = needs_labels([one for one in mix if one.weight > 0], own)
+    with writing(path, "the model beside it is whole"):
+        write_whole(path, card(record, labels).encode())
+    return path
+
+
+def card(run: RunRecord, labels: Sequence[str]) -> str:
+    """The card as Markdown, its front matter as the Hugging Face hub reads it. ``labels``: rewards trained on that
+    read ground truth."""
+    if run.recipe is None:
+        return f"# A model trained with rlif\n\nNo recipe was found beside it: {'; '.join(run.notes)}.\n"
+    group = Group(run.name, (run,))
+    parts = [
+        f"---\n{yaml.safe_dump(_front(run), sort_keys=False, allow_unicode=True)}---\n",
+        f"# {public_name(run.name)}\n",
+        _training(run, run.recipe, labels),
+        f"## Scores\n\n{_scores(group)}",
+        f"## Recipe\n\n```yaml\n{_public_recipe(run)}```\n",
+        f"## Made with\n\n{_versions(run.info)}",
+    ]
+    return "\n".join(parts)
+
+
+def _front(run: RunRecord) -> dict[str, Any]:
+    models = [public_name(model) for model in run.models]
+    return {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "base_model": models if len(models) > 1 else models[0],
+        "tags": ["rlif", "grpo", "reinforcement-learning"],
+    }
+
+
+def public_name(model: str) -> str:
+    """A model's name without the folders above it: a card may be published."""
+    return re.sub(r"(?<![\w.])(?:~|\.{1,2})?/(?:[^/\s,]+/)*([^/\s,]+)", r"\1", model)
+
+
+def _training(run: RunRecord, recipe: Recipe, labels: Sequence[str]) -> str:
+    said = f"Labels entered: {', '.join(labels)} read the ground truth." if labels else "No label entered its reward."
+    return (
+        f"{public_name(' and '.join(run.models))}, trained with GRPO for {run.last_step} steps on "
+        f"{run.rewards}, {recipe.rollout.prompts} prompts × {recipe.rollout.group_size} completions a step. "
+        f"{said} These are the weights of the last step; no score chose them.\n"
+    )
+
+
+def _scores(group: Group) -> str:
+    if not group.evaluated:
+        return "It was not evaluated while it was trained.\n"
+    if not is_scored(group):
+        why = "is not known" if has_labels(group.evaluated) else "cannot be said: no problem has a label"
+        return f"How many of its answers are right {why}.\n"
+    head = ("decoding", "before training", "best @ step", "last @ step", "right, any form", "formatted")
+    rows = [head, ("---",) * len(head)]
+    for row in table([group]):
+        rows.append(tuple(row[key] for key in ("decoding", "start", "best", "last", "right", "formatted")))
+    problems = int(group.evaluated[0].get("eval/problems", group.evaluated[0]["eval/n"]))
+    return (
+        "\n".join("| " + " | ".join(row) + " |" for row in rows)
+        + f"\n\nShare right and formatted, ± one standard error, {problems} held-out problems. What each way to decode "
+        "gives before training needs no training: a gain is what goes beyond the best of them. The best is the highest "
+        "of several noisy evaluations.\n"
+    )
+
+
+def _public_recipe(run: RunRecord) -> str:
+    """The recipe as it was run, local paths cut to their last part."""
+    return re.sub(r"(?m)(:\s+)(/\S+)$", lambda match: match[1] + Path(match[2]).name, run.recipe_text)
+
+
+def _versions(info: Mapping[str, Any]) -> str:
+    versions = info.get("versions")
+    told = [f"{name} {version}" for name, version in versions.items()] if isinstance(versions, dict) else []
+    told += [f"commit {info['commit']}"] if info.get("commit") else []
+    return (
+        f"{', '.join(told) or 'versions are not known'}.\n\n"
+        "```sh\nrlif train recipe.yaml --out DIR    # the recipe above; models and data by your own paths\n```\n"
+    )

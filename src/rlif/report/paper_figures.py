@@ -1,0 +1,199 @@
+"""The paper's four figures (arXiv 2506.17219) made of our runs and evaluations, as PNG and as SVG for print.
+
+1. along an answer: entropy and transitional words, right and wrong answers apart (of an evaluation);
+2. accuracy during training less that before it, a panel a model, a line a reward;
+3. accuracy during training for each merge ratio, a panel a reward;
+4. the three internal rewards compared: accuracy, entropy, self-certainty, length.
+
+Lines are means over seeds, bands one standard error over seeds; of a single run they are over problems. Colours can be
+told apart by the colour-blind; lines are labelled at their ends.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from rlif.config import MergedModel
+from rlif.errors import printable, shortened
+from rlif.report.charts import curve
+from rlif.report.eval_record import EvalRecord
+from rlif.report.run_record import Group
+from rlif.utils.atomic_io import make_folder, write_whole, writing
+from rlif.utils.plotting import BLUE, COLOURS, ORANGE, bare, png, svg
+
+SCORE = "eval/right_and_formatted"
+INTERNAL = ("self_certainty", "token_entropy", "trajectory_entropy")
+_MOST_LINES = len(COLOURS)
+Points = Sequence[tuple[int, float, float]]
+"""Step, value, standard error (NaN: unknown)."""
+
+
+def write_paper_figures(groups: Sequence[Group], evaluations: Sequence[EvalRecord], folder: Path) -> list[Path]:
+    """Write those of the four figures that the runs and evaluations have the numbers for; returns their paths.
+
+    Raises `RlifError` if they cannot be written.
+    """
+    made: dict[str, Figure | None] = {
+        f"figure-1-{printable(task)}": along_answers(record.of(task)) for record in evaluations for task in record.tasks
+    }
+    scored = [group for group in groups if len(curve(group, SCORE)) > 1]
+    made |= {name: draw(scored) for name, draw in _OF_RUNS.items()}
+    paths = []
+    with writing(folder, "choose another --figures"):
+        make_folder(folder)
+        for name, figure in made.items():
+            if figure is None:
+                continue
+            for path, data in ((folder / f"{name}.svg", svg(figure)), (folder / f"{name}.png", png(figure, dpi=200))):
+                write_whole(path, data)
+                paths.append(path)
+    return paths
+
+
+def along_answers(results: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """Figure 1: a row a model, entropy on the left, transitional words on the right; None where neither is known."""
+    known = [one for one in results if "transitional" in one.get("course", {})]
+    if not known:
+        return None
+    figure, grid = plt.subplots(len(known), 2, figsize=(7.2, 2.5 * len(known)), squeeze=False, layout="constrained")
+    for row, one in zip(grid, known, strict=True):
+        panels = (("entropy", "entropy, nats"), ("transitional", "transitional words"))
+        for axes, (name, label) in zip(row, panels, strict=True):
+            _along(axes, one.get("course", {}).get(name, {}), label)
+        row[0].set_title(shortened(printable(str(one["model"])), 60), fontsize=9, loc="left")
+    return figure
+
+
+def change_of_accuracy(groups: Sequence[Group]) -> Figure | None:
+    """Figure 2: right and formatted answers, less those before training, in points."""
+
+    def change(group: Group) -> Points:
+        points = curve(group, SCORE)
+        return [(step, 100 * (value - points[0][1]), 100 * error) for step, value, error in points]
+
+    panels = _by(groups, _model_of)
+    return _panels({model: {_reward_of(one): change(one) for one in own} for model, own in panels.items()}, "points")
+
+
+def accuracy_by_ratio(groups: Sequence[Group]) -> Figure | None:
+    """Figure 3: right and formatted answers for each merge ratio; None without merges."""
+    merged = sorted((one for one in groups if _ratio(one) is not None), key=lambda one: _ratio(one) or 0.0)
+    panels = _by(merged, _reward_of)
+    lines = {reward: {f"r = {_ratio(one):g}": curve(one, SCORE) for one in own} for reward, own in panels.items()}
+    return _panels(lines, "right and formatted, share", ordered=True)
+
+
+def signals_compared(groups: Sequence[Group]) -> Figure | None:
+    """Figure 4: the internal rewards on the first model that was trained on two or more of them."""
+    by_model = _by([one for one in groups if _reward_of(one) in INTERNAL], _model_of)
+    own = next((own for own in by_model.values() if len(own) > 1), [])
+    keys = {
+        SCORE: "right and formatted",
+        "eval/entropy": "entropy, nats",
+        "eval/self_certainty": "self-certainty, nats",
+        "eval/length": "length, tokens",
+    }
+    lines = {label: {_reward_of(one): curve(one, key) for one in own} for key, label in keys.items()}
+    return _panels(lines if own else {}, "")
+
+
+_OF_RUNS: Mapping[str, Callable[[Sequence[Group]], Figure | None]] = {
+    "figure-2": change_of_accuracy,
+    "figure-3": accuracy_by_ratio,
+    "figure-4": signals_compared,
+}
+
+
+def _panels(panels: Mapping[str, Mapping[str, Points]], label: str, *, ordered: bool = False) -> Figure | None:
+    """A panel a name, in it a labelled line each; ``ordered``: colours go from dark to light in the lines' order."""
+    drawn = {name: lines for name, lines in panels.items() if any(lines.values())}
+    if not drawn:
+        return None
+    columns = min(2, len(drawn))
+    rows = -(-len(drawn) // columns)
+    size = (3.9 * columns, 2.8 * rows)
+    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    for axes, (name, lines) in zip(grid.flat, drawn.items(), strict=False):
+        shown = {which: points for which, points in lines.items() if points}
+        colours = _ramp(len(shown)) if ordered else COLOURS
+        for points, colour in zip(shown.values(), colours, strict=False):
+            _line(axes, points, colour)
+        _label_ends(axes, list(shown.items())[:_MOST_LINES], colours)
+        axes.set_title(shortened(name, 50), fontsize=9, loc="left")
+        axes.set_xlabel("step", fontsize=8)
+        axes.set_ylabel(label, fontsize=8)
+        axes.tick_params(labelsize=8)
+        bare(axes)
+    for axes in list(grid.flat)[len(drawn) :]:
+        axes.set_axis_off()
+    return figure
+
+
+def _line(axes: Axes, points: Points, colour: str) -> None:
+    steps, values = [step for step, _, _ in points], [value for _, value, _ in points]
+    axes.plot(steps, values, color=colour, marker="o", markersize=2.5, linewidth=1.4)
+    known = [point for point in points if math.isfinite(point[2])]
+    low, high = ([value + sign * error for _, value, error in known] for sign in (-1, 1))
+    axes.fill_between([step for step, _, _ in known], low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def _label_ends(axes: Axes, lines: Sequence[tuple[str, Points]], colours: Sequence[str]) -> None:
+    """Each line's name beside its last point, moved apart where two would overlap."""
+    low, high = axes.get_ylim()
+    apart = (high - low) / 11
+    ends = [(*points[-1][1::-1], name, colour) for (name, points), colour in zip(lines, colours, strict=False)]
+    at = low - apart
+    for value, step, name, colour in sorted(ends):
+        at = max(value, at + apart)
+        style: dict[str, Any] = {"color": colour, "fontsize": 7.5, "va": "center", "annotation_clip": False}
+        axes.annotate(f" {name.replace('_', ' ')}", (step, value), (step, at), **style)
+    axes.set_xlim(right=axes.get_xlim()[1] + 0.42 * (axes.get_xlim()[1] - axes.get_xlim()[0]))
+
+
+def _along(axes: Axes, course: Mapping[str, Any], label: str) -> None:
+    bare(axes)
+    axes.set_xlabel("tenth of the answer", fontsize=8)
+    axes.set_ylabel(label, fontsize=8)
+    axes.set_xticks(range(1, 11))
+    axes.tick_params(labelsize=8)
+    for kind, colour in (("right", BLUE), ("wrong", ORANGE)):
+        of = course.get(kind, {"value": [], "stderr": []})
+        points = [
+            (tenth, value, math.nan if error is None else error)
+            for tenth, (value, error) in enumerate(zip(of["value"], of["stderr"], strict=True), 1)
+            if value is not None
+        ]
+        if points:
+            _line(axes, points, colour)
+            axes.annotate(f" {kind}", points[-1][:2], color=colour, fontsize=8, va="center")
+
+
+def _by(groups: Sequence[Group], name: Callable[[Group], str]) -> dict[str, list[Group]]:
+    found: dict[str, list[Group]] = {}
+    for group in groups:
+        found.setdefault(name(group), []).append(group)
+    return found
+
+
+def _model_of(group: Group) -> str:
+    return group.label.partition(", ")[0]
+
+
+def _reward_of(group: Group) -> str:
+    return group.label.partition(", ")[2] or group.label
+
+
+def _ratio(group: Group) -> float | None:
+    recipe = group.runs[0].recipe
+    model = recipe.policy.model if recipe else None
+    return model.merge.ratio if isinstance(model, MergedModel) else None
+
+
+def _ramp(n: int) -> list[str]:
+    """So many colours of viridis, from dark to light, without its palest end."""
+    return [plt.matplotlib.colors.to_hex(plt.get_cmap("viridis")(0.85 * i / max(n - 1, 1))) for i in range(n)]

@@ -1,0 +1,164 @@
+"""The page in a headless Chromium, where there is one: what its scripts make of the numbers and answers."""
+
+import html
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from pages import HOSTILE, STEPS, write_run
+from rlif.cli.report import gather
+from rlif.errors import printable_lines
+from rlif.report.page import page, plotly
+
+BROWSER = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium here")
+
+STUB = """
+window.drawn = [];
+window.Plotly = { react: (node, traces, layout) => window.drawn.push({ traces, layout }) };
+"""
+"""In the place of plotly: it notes what is drawn."""
+
+# Runs the checks when the page has set itself up.
+BEFORE = """
+window.errors = [];
+window.addEventListener("error", (event) => window.errors.push(String(event.message)));
+document.addEventListener("securitypolicyviolation", (event) => window.errors.push(event.blockedURI));
+window.addEventListener("load", () => setTimeout(() => {
+  let found;
+  try { found = (() => { CHECK })(); } catch (error) { found = { thrown: String(error) }; }
+  document.documentElement.dataset.found = JSON.stringify({ ...found, errors: window.errors });
+}, 300));
+"""
+
+CARDS = """
+const cards = () => [...document.querySelectorAll(".card")].map((node) => ({
+  title: node.querySelector("h3").textContent, current: node.getAttribute("aria-current"),
+  text: node.querySelector(".tokens").textContent, label: node.getAttribute("aria-label"),
+  unsure: [...node.querySelectorAll(".tokens span")].map((one) => Number(one.style.getPropertyValue("--u"))),
+  words: [...node.querySelectorAll(".word")].map((one) => one.textContent).join(""),
+}));
+const press = (key) => document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+const focus = () => document.querySelector('.card[aria-current="true"]').focus();
+const pick = (id, value) => {
+  document.getElementById(id).value = value;
+  document.getElementById(id).dispatchEvent(new Event("change"));
+};
+"""
+
+
+def seen(run: Path, check: str, *, address: str = "", width: int = 1200, script: str = STUB) -> Any:
+    """What ``check`` returns in the page of a run. Fails if anything went wrong in the browser."""
+    path = run / "page.html"
+    path.write_text(page(gather([run]), script + BEFORE.replace("CHECK", CARDS + check)), "utf-8")
+    command = [
+        *(str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000"),
+        *(f"--window-size={width},900", "--dump-dom", path.as_uri() + address),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    match = re.search(r'data-found="([^"]*)"', done.stdout)
+    assert match, "the page's scripts did not come to their end"
+    found = json.loads(html.unescape(match[1]))
+    assert found.pop("errors") == []
+    assert "thrown" not in found, found
+    return found
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("browser") / "run")
+
+
+def test_curves_and_cards_are_those_of_the_files(run: Path) -> None:
+    found = seen(run, "return { drawn: window.drawn, cards: cards(), asked: asked.textContent };")
+    ys = [trace["y"] for one in found["drawn"] for trace in one["traces"]]
+    assert [0.25, 0.75, 0.125] in ys
+    assert [card["title"] for card in found["cards"]] == [f"step {step}, greedy" for step in STEPS]
+    rows = [
+        row
+        for step in STEPS
+        for row in pq.read_table(run / "eval_answers" / f"step-{step:06d}.parquet").to_pylist()
+        if row["prompt_id"] == "p0" and row["decoding"] == "greedy"
+    ]
+    for card, row in zip(found["cards"], rows, strict=True):
+        assert card["text"] == row["completion"] + "<eos>"
+        assert card["words"] == "wait"
+        assert "right, formatted" in card["label"]
+        # the square root of the share of 3 nats that a token's entropy is
+        expected = [min(1.0, value / 3) ** 0.5 for value in row["entropy"]]
+        assert card["unsure"] == pytest.approx(expected, abs=2e-3)
+    assert found["asked"].startswith("what is 3 + 4?")
+    assert found["asked"].endswith("reference answer: 7")
+
+
+def test_keys_and_filters_lead_through_steps_and_prompts(run: Path) -> None:
+    found = seen(
+        run,
+        """
+        const at = () => cards().find((one) => one.current === "true").title;
+        const trail = [at()];
+        focus();
+        for (const key of ["ArrowRight", "ArrowRight", "ArrowRight", "ArrowLeft"]) { press(key); trail.push(at()); }
+        press("]"); press("]");
+        const token = document.getElementById("token").textContent;
+        press("ArrowDown");
+        const second = [asked.textContent, at(), location.hash];
+        pick("verdict", "right");
+        const right = [document.getElementById("count").textContent, asked.textContent];
+        pick("verdict", ""); pick("kind", "training");
+        const training = cards().map((one) => one.title);
+        return { trail, token, second, right, training };
+        """,
+    )
+    steps = ["step 0", "step 2", "step 4", "step 4", "step 2"]
+    assert found["trail"] == [f"{step}, greedy" for step in steps]
+    assert found["token"].startswith("token 2 of ")
+    assert "“a”: entropy 0.010, self-certainty 0.100, log-probability -0.010 nats" in found["token"]
+    assert found["second"][0].startswith("what is 1 + 1?")
+    assert found["second"][2] == "#prompt=p1&step=2&drawn=greedy"
+    assert found["right"][0].startswith("1 of ")
+    assert found["right"][1].startswith("what is 3 + 4?")
+    assert found["training"] == [f"step 2, training {i}" for i in (1, 2, 3, 4)]
+
+
+def test_an_address_leads_to_its_answer(run: Path) -> None:
+    check = "return { cards: cards(), asked: asked.textContent };"
+    found = seen(run, check, address="#prompt=p1&step=4&drawn=sampled+2")
+    assert found["asked"].startswith("what is 1 + 1?")
+    assert [card["title"] for card in found["cards"] if card["current"] == "true"] == ["step 4, sampled 2"]
+
+
+def test_nothing_a_model_writes_becomes_markup(tmp_path: Path) -> None:
+    for i, text in enumerate(HOSTILE[:2]):
+        run = write_run(tmp_path / f"run{i}", {step: [text, "so 2"] for step in STEPS})
+        (run / "final" / "tokenizer.json").unlink()  # the toy tokenizer knows few characters
+        found = seen(run, "return { cards: cards(), title: document.title, images: document.images.length };")
+        assert found["cards"][0]["text"] == printable_lines(text)
+        assert (found["title"], found["images"]) == ("toy, self_certainty", 0)
+
+
+def test_a_phone_does_not_scroll_sideways(run: Path) -> None:
+    check = "return { wide: document.documentElement.scrollWidth, room: innerWidth };"
+    found = seen(run, check, width=500)
+    assert found["wide"] <= found["room"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("plotly") is None, reason="no plotly here")
+def test_plotly_draws_under_the_page_s_policy(run: Path) -> None:
+    check = """
+    const first = document.querySelector(".plot");
+    const lines = () => first.querySelectorAll(".scatterlayer .trace path.js-line").length;
+    document.getElementById("theme").click();
+    return { drawn: document.querySelectorAll(".plot .main-svg").length, lines: lines(), label: first.ariaLabel };
+    """
+    found = seen(run, check, script=plotly())
+    assert found["drawn"] > 0
+    assert found["lines"] >= 2
+    assert "sampled from 0.25 to 0.125" in found["label"]

@@ -1,0 +1,63 @@
+"""The model card: what it says is what the run's files say, and no path of the machine leaves with it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pages import STEPS, line, write_run
+from rlif.report.card import card, public_name, write_card
+from rlif.report.run_record import read_run
+
+
+def test_the_card_says_what_the_files_say(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    path = write_card(run)
+    text = path.read_text("utf-8")
+    assert path == run / "final" / "README.md"
+    front = yaml.safe_load(text.split("---\n")[1])
+    assert front["base_model"] == "toy"
+    assert front["library_name"] == "transformers"
+    assert "trained with GRPO for 4 steps on self_certainty, 128 prompts × 8 completions a step." in text
+    assert "No label entered its reward." in text
+    assert "| sampled | 0.250 ± 0.030 | 0.750 ± 0.030 @ 2 | 0.125 ± 0.030 @ 4 | 0.38 → 0.25 | 0.88 → 0.88 |" in text
+    assert "| greedy | 0.250 ± 0.040 |" in text
+    assert "rlif 0, torch 2." in text
+
+
+def test_labels_are_owned_up_to(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", reward=["self_certainty", {"name": "negated", "of": "verifiable"}])
+    text = write_card(run).read_text("utf-8")
+    assert "Labels entered: " in text
+    assert "verifiable read the ground truth." in text
+    logged = write_run(tmp_path / "logged", reward=["self_certainty", {"name": "verifiable", "weight": 0.0}])
+    assert "No label entered its reward." in write_card(logged).read_text("utf-8"), "logged, not trained on"
+
+
+def test_no_score_is_made_up(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    lines = [{"step": step, **line(step), "eval/undecided": 1.0} for step in STEPS]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    assert "cannot be said: no problem has a label" in card(read_run(run), [])
+    (run / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
+    assert "It was not evaluated while it was trained." in card(read_run(run), [])
+
+
+@pytest.mark.parametrize(
+    ("model", "public"),
+    [
+        ("tiny-base", "tiny-base"),
+        ("Qwen/Qwen3-1.7B-Base", "Qwen/Qwen3-1.7B-Base"),
+        ("/home/somebody/models/mine", "mine"),
+        ("~/models/mine", "mine"),
+        ("../models/mine", "mine"),
+        ("./mine", "mine"),
+    ],
+)
+def test_names_lose_their_folders(model: str, public: str, tmp_path: Path) -> None:
+    assert public_name(model) == public
+    task = {"name": "file", "path": "/home/somebody/data/problems.jsonl"}
+    text = card(read_run(write_run(tmp_path / "run", policy={"model": model}, task=task)), [])
+    assert "somebody" not in text
+    assert "problems.jsonl" in text
