@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import rlif
 from rlif.cli.train_progress import ending_lines
 from rlif.config import Recipe
 from rlif.errors import RlifError
+from rlif.experiments import pool
 from rlif.monitoring.guards import Alarm, best_look
 from rlif.monitoring.record import ProbeRecord
 from rlif.recipes import dump_recipe, load_recipe, parse_recipe
@@ -323,3 +325,15 @@ def test_merging_back_moves_the_weights_once_after_each_alarm_and_goes_on(
 def test_merging_back_needs_the_untrained_weights() -> None:
     with pytest.raises(RlifError, match=r"guards\.merge_back: the untrained weights are not kept; set probe\.start"):
         recipe("toy", guards={"merge_back": 0.3}, probe={"every": 1, "start": False})
+
+
+def test_a_run_that_a_guard_stops_is_done_for_the_pool_too(
+    toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its workers do ten steps at a time until the last one: a run that ends at 2 of 30 must not be given ten more."""
+    stopping_at(monkeypatch, 2)
+    monkeypatch.setattr(pool, "_asked", SimpleNamespace(value=0))
+    monkeypatch.setattr(pool, "_news", SimpleNamespace(put=lambda news: None))
+    run = recipe(toy_model, steps=30, eval={"every": 0})
+    assert pool._run_chunk("cell", run, tmp_path / "run") == 30
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == 2

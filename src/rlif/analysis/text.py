@@ -30,12 +30,9 @@ TENTHS = 10
 """Parts that an answer is cut into, from its beginning to its end, whatever its length."""
 
 LOOPING_NGRAMS, LOOPING_COMPRESSION = 0.5, 6.0
-"""A text loops if over half of its word 4-grams have stood in it before, or zlib shrinks it sixfold."""
+"""A completion loops if over half of its word 4-grams have stood in it before, or zlib shrinks it sixfold."""
 
 _NGRAM = 4  # words
-
-LOOPING_NGRAMS, LOOPING_COMPRESSION = 0.5, 6.0
-"""A completion loops if over half of its word 4-grams have stood in it before, or zlib shrinks it sixfold."""
 
 # Whole words, any case, any white space inside a phrase; longer phrases first so that none is counted twice.
 _PATTERN = re.compile(
