@@ -264,6 +264,10 @@ OTHER: dict[str, Any] = {
     "rollout.prompts": 4,
     "eval.top_k": 5,
     "steps": 9,
+    "consensus.decay": [0.5, 0.9],
+    "grpo.kl_target": None,  # it needs a kl_coef to start from
+    "grpo.kl_cov_from": "old",
+    "grpo.clip_cov_range": [0.5, 5.0],
 }
 
 
@@ -303,6 +307,21 @@ def test_every_key_of_a_recipe_that_decides_the_result_is_refused(path: tuple[st
             accept(BEGAN, found, step=1, out=tmp_path, allow=False)
         assert "\n" not in str(caught.value)
         assert len(accept(BEGAN, found, step=1, out=tmp_path, allow=True)) == 1
+
+
+@pytest.mark.parametrize("reward", ["majority_vote", "ema_vote", {"name": "negated", "of": "ema_vote"}], ids=str)
+def test_more_steps_are_another_run_where_a_teachers_decay_depends_on_them(reward: Any, tmp_path: Path) -> None:
+    data = json.loads(json.dumps(BEGAN.recipe))
+    data["reward"], data["grpo"] = reward, data["grpo"] | {"schedule": "constant", "warmup": 0.0}
+    began, found = (
+        BEGAN.model_copy(update={"recipe": parse_recipe(data | {"steps": steps}).model_dump(mode="json")})
+        for steps in (8, 9)
+    )
+    if reward == "majority_vote":
+        assert accept(began, found, step=1, out=tmp_path, allow=False) == ["recipe.yaml: steps was 8, is 9"]
+        return
+    with pytest.raises(RlifError, match=r"^recipe.yaml: steps was 8, is 9 since the run"):
+        accept(began, found, step=1, out=tmp_path, allow=False)
 
 
 def test_a_run_begun_without_greedy_evaluation_goes_on_without_it(toy_model: Path, tmp_path: Path) -> None:
