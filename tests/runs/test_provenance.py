@@ -264,6 +264,8 @@ OTHER: dict[str, Any] = {
     "rollout.prompts": 4,
     "eval.top_k": 5,
     "steps": 9,
+    "probe.every": 5,
+    "probe.path": "prompts.jsonl",
     "consensus.decay": [0.5, 0.9],
     "grpo.kl_target": None,  # it needs a kl_coef to start from
     "grpo.kl_cov_from": "old",
