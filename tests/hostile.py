@@ -147,6 +147,7 @@ HOPELESS: Mapping[str, list[str]] = {
     "compare": ["./none", "./none"],
     "quickstart": ["--out", "file/q"],
     "study": ["tiny", "--dry-run", "--only", "no such cell"],
+    "watch": ["./none"],
     "sample": ["./none", "1+1=?"],
     "theory": ["--run", "./none"],
     "merge": ["./none", "tiny-instruct", "--ratio", "0.5", "--out", "merged"],

@@ -278,6 +278,9 @@ def test_an_override_is_checked_like_the_file(recipe_file: Path) -> None:
         # What would train on nothing.
         ({"rollout": {"group_size": 1}}, "rollout.group_size: 1 makes every advantage 0"),
         ({"rollout": {"group_size": 1}, "advantage": {"std": False}}, "rollout.group_size: 1 makes every advantage 0"),
+        ({"rollout": {"temperature": 0}}, "rollout.temperature: 0 draws the same completion for a whole group"),
+        ({"rollout": {"temperature": 0, "top_k": 1}}, "rollout.temperature: 0 draws the same completion"),
+        ({"rollout": {"top_k": 1}}, "rollout.top_k: 1 draws the same completion for a whole group"),
         ({"reward": {"name": "random", "weight": 0}}, "reward: every weight is 0, so nothing would be learnt"),
         ({"reward": [{"name": "random", "weight": 0}, {"name": "multi", "weight": 0}]}, "reward: every weight is 0"),
         (

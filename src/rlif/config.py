@@ -155,11 +155,12 @@ class RolloutConfig(Section):
     group_size: Positive = 8
     """Completions per prompt (G)."""
     temperature: Annotated[float, Field(ge=0.0)] = 1.0
-    """0 is greedy. Signals are recorded at temperature 1 whatever this is."""
+    """More than 0: greedy completions of a group are all the same. Signals are recorded at temperature 1 whatever this
+    is."""
     top_p: Fraction = 1.0
     """Nucleus sampling; 1 is off."""
     top_k: Natural = 0
-    """Sample among the k likeliest tokens; 0 is off."""
+    """Sample among the k likeliest tokens; 0 is off, 1 would be greedy."""
     max_new_tokens: Positive = 3072
     """Length limit of a completion, in tokens."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
@@ -471,6 +472,11 @@ class Recipe(Section):
         if self.rollout.group_size == 1:
             raise ValueError(
                 "rollout.group_size: 1 makes every advantage 0, for it is relative to the group; use 2 or more"
+            )
+        if self.rollout.temperature == 0.0 or self.rollout.top_k == 1:
+            key, other = ("top_k: 1", "2 or more, or 0 (off)") if self.rollout.temperature else ("temperature: 0", "1")
+            raise ValueError(
+                f"rollout.{key} draws the same completion for a whole group, so that nothing is learnt; use {other}"
             )
         if self.rollout.prompts % self.grpo.minibatches:
             raise ValueError(

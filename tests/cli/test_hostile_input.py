@@ -9,7 +9,7 @@ import warnings
 from contextlib import suppress
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
@@ -20,6 +20,7 @@ from rich.text import Text
 from safetensors.torch import load_file, save_file
 
 from hostile import COMMANDS, FILES, NAMES, damaged, fault, options, run, tried, with_option, write
+from rlif.cli import main
 from rlif.cli.train_progress import eval_parts, show_progress
 from rlif.errors import RlifError, printable, printable_lines, shown, with_error
 from rlif.evals.tables import task_view
@@ -240,6 +241,29 @@ def test_a_hostile_value_of_any_option_is_refused_in_one_line(command: str, opti
         wrong, outcome = tried(with_option(command, option, name))
         assert not wrong, f"{name[:80]!r}: {wrong}\n{outcome.err}"
         assert outcome.code == 2, f"{name[:80]!r} was taken"
+
+
+def numbers() -> list[tuple[str, str]]:
+    """The options that are numbers with decimals, of every command."""
+    hints = {command.name or "": get_type_hints(command.callback) for command in main.app.registered_commands}
+    return [
+        (command, f"--{name.replace('_', '-')}")
+        for command, kinds in hints.items()
+        for name, kind in kinds.items()
+        if float in (kind, *get_args(kind))
+    ]
+
+
+@pytest.mark.parametrize(("command", "option"), numbers())
+def test_a_number_that_is_not_finite_is_refused_by_the_name_of_its_option(command: str, option: str) -> None:
+    for name in ("nan", "inf"):
+        wrong, outcome = tried(with_option(command, option, name))
+        assert not wrong, f"{name}: {wrong}\n{outcome.err}"
+        assert option in outcome.err, f"{name} was taken: {outcome.err}"
+
+
+def test_there_are_options_that_are_numbers() -> None:
+    assert {("eval", "--max-mismatch"), ("eval", "--timeout"), ("sample", "--top-p")} <= set(numbers())
 
 
 @pytest.mark.parametrize("place", FILES)

@@ -1,10 +1,13 @@
 """Merged models against a float64 loop, and what is refused."""
 
+import fcntl
 import json
 import logging
+import os
 import shutil
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +25,7 @@ from rlif.model.loading import load_policy
 from rlif.model.merge import merge
 from rlif.recipes import find_recipe, load_recipe
 from rlif.training.loop import train
+from rlif.utils.atomic_io import unfinished
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -188,6 +192,32 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(
     with pytest.raises(RlifError, match="disk full; nothing was kept"):
         merge(str(pair[0]), str(pair[1]), [0.5], tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "instruct"]
+
+
+def test_what_killed_merges_left_goes_at_the_next_and_nothing_else(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = (".out.merging-1", ".out.merging-2", ".out.merging-mine", ".out2.merging-3")
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(b"half")
+    at_work, write = os.open(tmp_path / names[1], os.O_RDONLY), merging._write
+    fcntl.flock(at_work, fcntl.LOCK_EX)  # as a living process does
+
+    def beside(*arguments: Any) -> None:
+        """Another one begins in the same place while this one writes."""
+        monkeypatch.setattr(merging, "_write", write)
+        with monkeypatch.context() as other:
+            other.setattr(os, "getpid", lambda: 4)
+            with unfinished(tmp_path / "out", "merging"):
+                pass
+        write(*arguments)
+
+    monkeypatch.setattr(merging, "_write", beside)
+    merge(str(pair[0]), str(pair[1]), [0.5], tmp_path / "out")
+    os.close(at_work)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names[1:], "base", "instruct", "out"])
+    assert (tmp_path / "out" / "model.safetensors").stat().st_size > len(b"half")
 
 
 @pytest.mark.parametrize(

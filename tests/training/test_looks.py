@@ -270,8 +270,6 @@ def test_how_often_follows_from_what_a_look_costs() -> None:
     assert looks_every(recipe("toy", **paper, probe={"start": False, "prompts": 51, "samples": 4})) == 1
     assert looks_every(recipe("toy", steps=19, probe={})) == 0
     assert looks_every(recipe("toy", steps=19, probe={"every": 7})) == 7
-    greedy = {"prompts": 2, "group_size": 3, "max_new_tokens": 8, "temperature": 0.0}
-    assert looks_every(recipe("toy", steps=20, rollout=greedy, probe={})) == 0
 
 
 def test_probe_problems_are_apart_from_training_and_evaluation_and_bear_no_label() -> None:

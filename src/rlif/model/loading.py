@@ -1,8 +1,6 @@
 """Loading a policy: a named model, a hub id, a folder or a .gguf file, and what is refused."""
 
 import logging
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +21,7 @@ from rlif.model.files import (
 )
 from rlif.model.merge import model_source
 from rlif.model.policy import Policy, _reason
-from rlif.utils.atomic_io import flush_folder
+from rlif.utils.atomic_io import flush_folder, unfinished
 from rlif.utils.paths import expanded
 
 
@@ -128,15 +126,13 @@ def unpack(name: str) -> Path:
     if model.shipped or folder.exists():
         return folder
     policy = load_policy(PolicyConfig(model=name, device="cpu"), dtype=torch.float32)
-    unfinished = folder.with_name(f".{folder.name}-{os.getpid()}")
     try:
-        policy.save(unfinished)
-        unfinished.rename(folder)
-        flush_folder(folder.parent)
+        with unfinished(folder, "unpacking") as temporary:
+            policy.save(temporary)
+            temporary.rename(folder)
+            flush_folder(folder.parent)
     except Exception as error:  # a full disk comes as an exception of safetensors' own
         raise RlifError(f"{folder}: cannot keep the unpacked model here ({_reason(error)})") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 

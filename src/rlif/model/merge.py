@@ -14,7 +14,6 @@ Differences from mergekit's linear merge, whose values these are to a rounding:
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -30,7 +29,7 @@ from rlif.config import MergedModel
 from rlif.errors import Argument, RlifError, brief
 from rlif.model import registry
 from rlif.model.files import DamagedFileError, ModelFiles, StoredTensor, adapter_of, inspect_folder, merge_first
-from rlif.utils.atomic_io import disk_reason, make_folder, settle, system_error, writing
+from rlif.utils.atomic_io import disk_reason, make_folder, settle, system_error, unfinished, writing
 from rlif.utils.paths import cache_dir, expanded
 
 _LOG = logging.getLogger(__name__)
@@ -97,7 +96,8 @@ def merge(
     """Write (1 − r) · base + r · instruct for each ratio r; returns the folders, in the order of ``ratios``.
 
     One ratio goes into ``out``, several into ``out/r0.1`` and so on. Each is a folder that transformers loads;
-    nothing is left behind if it cannot be finished. At most `SLICE_BYTES` of each model are in memory at a time.
+    nothing is left behind if it cannot be finished, and what a killed merge left goes at the next one into ``out``.
+    At most `SLICE_BYTES` of each model are in memory at a time.
 
     Args:
         base, instruct: named models, hub ids or folders, of one architecture.
@@ -121,26 +121,23 @@ def merge(
         path.name.startswith(("tokenizer", "vocab")) or path.suffix == ".model" for path in _tokenizer_files(side)
     ):
         _LOG.warning("%s has no tokenizer: the merged folder has none either", side.folder)
-    temporary = out.with_name(f".{out.name}.merging-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    folders = [temporary] if len(ratios) == 1 else [temporary / f"r{ratio:g}" for ratio in ratios]
     try:
-        for folder in folders:
-            make_folder(folder)
-        _write_weights(pair, tensors, dict(zip(folders, ratios, strict=True)), dtype, shard_bytes)
-        for folder in folders:
-            _write_rest(folder, pair, side, dtype)
-            settle(folder)
-        if out.exists():
-            out.rmdir()
-        temporary.rename(out)
+        with unfinished(out, "merging") as temporary:
+            folders = [temporary] if len(ratios) == 1 else [temporary / f"r{ratio:g}" for ratio in ratios]
+            for folder in folders:
+                make_folder(folder)
+            _write_weights(pair, tensors, dict(zip(folders, ratios, strict=True)), dtype, shard_bytes)
+            for folder in folders:
+                _write_rest(folder, pair, side, dtype)
+                settle(folder)
+            if out.exists():
+                out.rmdir()
+            temporary.rename(out)
     except Exception as error:
         reason = system_error(error)
         if reason is None or isinstance(error, RlifError):
             raise
         raise RlifError(f"{out}: {disk_reason(reason)}; nothing was kept, free some space and merge again") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return [out / folder.relative_to(temporary) for folder in folders]
 
 

@@ -34,7 +34,7 @@ def looks_every(recipe: Recipe, own: Mapping[str, Reward] = MappingProxyType({})
     probe, rollout = recipe.probe, recipe.rollout
     if probe.every is not None:
         return probe.every
-    if recipe.steps < FEWEST_STEPS or rollout.temperature == 0.0 or not internal_alone(recipe.reward, own):
+    if recipe.steps < FEWEST_STEPS or not internal_alone(recipe.reward, own):
         return 0
     look = probe.prompts * probe.samples * (4 / 3 if probe.start else 1.0)
     return max(1, math.ceil(look / (COST * 2.0 * rollout.prompts * rollout.group_size)))

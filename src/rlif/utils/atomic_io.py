@@ -64,6 +64,52 @@ def in_use(folder: Path) -> bool:
 
 
 @contextmanager
+def unfinished(folder: Path, doing: str) -> Iterator[Path]:
+    """A new folder beside ``folder``, to be filled and renamed to it; what is left of it at the end goes. Raises
+    OSError.
+
+    It is held (flock) as long as its process lives, so that what killed ones left of the same ``doing`` is known and
+    goes first, on whatever machine or in whatever container they ran.
+    """
+    import fcntl
+
+    start = f".{folder.name}.{doing}-"
+    if folder.parent.is_dir():
+        for left in folder.parent.iterdir():
+            if left.name.startswith(start) and left.name.removeprefix(start).isdigit() and not _held(left):
+                shutil.rmtree(left, ignore_errors=True)
+    path = folder.with_name(f"{start}{os.getpid()}")
+    try:
+        make_folder(path)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # a file system without locks: it stays then, if this process is killed
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield path
+        finally:
+            os.close(descriptor)
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _held(folder: Path) -> bool:
+    """Whether a process holds an `unfinished` folder. Where that cannot be told: yes."""
+    import fcntl
+
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+@contextmanager
 def emptied_on_failure(
     folder: Path, *, last: Sequence[str] = (), error: type[BaseException] = BaseException
 ) -> Iterator[None]:

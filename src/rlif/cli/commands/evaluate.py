@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rlif.cli.options import finite
 from rlif.errors import RlifError
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ def evaluate(
     data: Annotated[list[str] | None, typer.Option(metavar="TASK=PATH", help="A .jsonl or .parquet file.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many problems of each task.")] = None,
     samples: Annotated[int | None, typer.Option(help="Answers to each problem; 8, or 1 if greedy.")] = None,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.6,
-    top_p: Annotated[float, typer.Option(help="Nucleus sampling; 1 is off.")] = 1.0,
+    temperature: Annotated[float, typer.Option(callback=finite, help="0 is greedy.")] = 0.6,
+    top_p: Annotated[float, typer.Option(callback=finite, help="Nucleus sampling; 1 is off.")] = 1.0,
     top_k: Annotated[int, typer.Option(help="Among the k likeliest tokens; 0 is off.")] = 0,
     max_new_tokens: Annotated[int | None, typer.Option(help="Length limit; unless given, the task's.")] = None,
     template: Annotated[str | None, typer.Option(help="Prompt template; unless given, the task's.")] = None,
@@ -40,7 +41,7 @@ def evaluate(
     device: Annotated[str, typer.Option(help="A torch device; auto takes CUDA when there is one.")] = "auto",
     max_mismatch: Annotated[
         float | None,
-        typer.Option(min=0.0, help="Most nats a token from a plain forward pass; 0: any."),
+        typer.Option(min=0.0, callback=finite, help="Most nats a token from a plain forward pass; 0: any."),
     ] = None,
     seed: Annotated[int, typer.Option()] = 0,
     endpoint: Annotated[
@@ -48,7 +49,9 @@ def evaluate(
     ] = None,
     model: Annotated[list[str] | None, typer.Option(metavar="NAME", help="What the server calls the model.")] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests on their way to the server at once.")] = 8,
-    timeout: Annotated[float, typer.Option(min=1.0, help="Seconds that the server has for an answer.")] = 600.0,
+    timeout: Annotated[
+        float, typer.Option(min=1.0, callback=finite, help="Seconds that the server has for an answer.")
+    ] = 600.0,
     api_key_env: Annotated[
         str | None, typer.Option(metavar="VARIABLE", help="Holds the server's key; RLIF_API_KEY, if that is set.")
     ] = None,

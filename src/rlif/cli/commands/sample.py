@@ -4,13 +4,15 @@ from typing import Annotated
 
 import typer
 
+from rlif.cli.options import finite
+
 
 def sample(
     model: Annotated[str, typer.Argument(help="A named model, hub id, folder or .gguf file.")],
     prompt: Annotated[str, typer.Argument(help="What to say to it.")],
     n: Annotated[int, typer.Option("--samples", "-n", min=1, help="Completions.")] = 1,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 1.0,
-    top_p: Annotated[float, typer.Option(min=0.001, max=1.0)] = 1.0,
+    temperature: Annotated[float, typer.Option(min=0.0, callback=finite, help="0 is greedy.")] = 1.0,
+    top_p: Annotated[float, typer.Option(min=0.001, max=1.0, callback=finite)] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
     chat_template: Annotated[str, typer.Option(help="auto, on or off.")] = "auto",
     seed: Annotated[int, typer.Option(min=0)] = 0,

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from rlif.cli.options import finite
+
 STOP = 3
 """Exit code where a guard says stop."""
 
@@ -15,7 +17,8 @@ def watch(
         bool, typer.Option("--follow", help="Keep watching until a guard says stop or all runs have ended.")
     ] = False,
     every: Annotated[
-        float | None, typer.Option(min=0.1, metavar="SECONDS", help="With --follow: look so often; 10.")
+        float | None,
+        typer.Option(min=0.1, callback=finite, metavar="SECONDS", help="With --follow: look so often; 10."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object a run and line.")] = False,
 ) -> None:
