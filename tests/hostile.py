@@ -148,6 +148,8 @@ HOPELESS: Mapping[str, list[str]] = {
     "quickstart": ["--out", "file/q"],
     "study": ["tiny", "--dry-run", "--only", "no such cell"],
     "watch": ["./none"],
+    "report": ["./none"],
+    "diagnose": ["./none", "--task", "arithmetic"],
     "sample": ["./none", "1+1=?"],
     "theory": ["--run", "./none"],
     "merge": ["./none", "tiny-instruct", "--ratio", "0.5", "--out", "merged"],
@@ -172,7 +174,7 @@ def options() -> list[tuple[str, str]]:
 def with_option(command: str, option: str, name: str) -> list[str]:
     """A hopeless command line with a name as the value of one more option. Folders lie below a file, where no command
     can make them."""
-    value = f"file/{name}" if option in ("--out", "--plot") else name
+    value = f"file/{name}" if option in ("--out", "--plot", "--figures") else name
     return [*command.split(), *HOPELESS[command], f"{option}={value}"]
 
 
