@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlif.grading import equivalence, extraction, normalize, quantities, rationals, readings, units
+from rlif.grading import citations, equivalence, extraction, normalize, quantities, rationals, readings, units
 from rlif.grading.equivalence import compare_quickly
 from rlif.grading.grader import Grader
 from rlif.grading.normalize import clean
@@ -607,6 +607,9 @@ UNITS = (
         r"\boxed ",
         "<answer>",
         r"\overline{3}",
+        "[1]",
+        "【",
+        r"\underbrace{",
         "1_",
         "1:",
         "thirds",
@@ -618,7 +621,7 @@ UNITS = (
 def patterns() -> dict[str, Callable[[str], object]]:
     """What is put to a text: each pattern of the modules (the whole, or all its finds), then what they make."""
     found: dict[str, Callable[[str], object]] = {}
-    for module in (equivalence, extraction, normalize, quantities, rationals, readings, units):
+    for module in (citations, equivalence, extraction, normalize, quantities, rationals, readings, units):
         source = Path(module.__file__).read_text("utf-8")
         for name, value in vars(module).items():
             if isinstance(value, re.Pattern):

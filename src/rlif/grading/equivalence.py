@@ -35,8 +35,8 @@ def compare_quickly(gold: str, answer: str) -> bool | None:
     decimals = [decimal_digits(key) for key in keys]
     if None not in decimals:
         return decimals[0] == decimals[1]
-    if _is_time(keys[0]):
-        return _time(keys[0]) == _time(keys[1])
+    if _is_time(keys[0]) or _is_time_of_half(keys[1]):
+        return _same_time(keys[0], keys[1])
     if numbers[0] is not None and numbers[1] is not None:
         return same_number(numbers[0], numbers[1])
     if numbers[0] is not None and _is_another_number(numbers[0], answer):
@@ -113,14 +113,32 @@ def _compare_based(gold: str, answer: str) -> bool | None:
 _TIME = re.compile(r"([0-9]{1,2}):([0-9]{2})(?::([0-9]{2}))?(?:([ap])\.?m\.?)?", re.IGNORECASE)
 
 
-def _time(key: str) -> tuple[int, int, int] | None:
-    match = _TIME.fullmatch(key)
-    if match is None:
-        return None
+_HOUR_OF_HALF = re.compile(r"[1-9]|1[0-2]")
+
+
+def _same_time(gold: str, answer: str) -> bool:
+    """Whether two are one time of the day. 7:05 leaves open which half of it, where the other one names it."""
+    left, right = _TIME.fullmatch(gold), _TIME.fullmatch(answer)
+    if left is None or right is None:
+        return False
+    times = _time(left), _time(right)
+    if times[0] == times[1]:
+        return True
+    unnamed = [match[1] for match in (left, right) if not match[4]]
+    half_is_open = len(unnamed) == 1 and _HOUR_OF_HALF.fullmatch(unnamed[0]) is not None
+    return half_is_open and times[0][1:] == times[1][1:] and (times[0][0] - times[1][0]) % 12 == 0
+
+
+def _time(match: re.Match[str]) -> tuple[int, int, int]:
     hours, half = int(match[1]), (match[4] or "").lower()
     if half and 1 <= hours <= 12:
         hours = hours % 12 + (12 if half == "p" else 0)
     return hours, int(match[2]), int(match[3] or 0)
+
+
+def _is_time_of_half(key: str) -> bool:
+    match = _TIME.fullmatch(key)
+    return match is not None and match[4] is not None
 
 
 def _is_time(key: str) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from rlif.errors import Argument, RlifError, nearest
+from rlif.grading.citations import BEHIND_A_SENTENCE
 from rlif.grading.normalize import clean
 from rlif.grading.numerals import MINUS, VULGAR
 from rlif.grading.prose import conclusion, last_value, stated
@@ -227,7 +228,9 @@ def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
     return found[0] if found else None
 
 
-_SENTENCE_END = re.compile(r"(?<!!)(?<!i\.e)(?<!e\.g)\.(?=\s|\Z)|(?<=!)(?=\.(?:\s|\Z))|(?<=[!?])(?=\s+[A-Z])")
+_SENTENCE_END = re.compile(
+    rf"(?<!!)(?<!i\.e)(?<!e\.g)\.(?=\s|\Z|{BEHIND_A_SENTENCE})|(?<=!)(?=\.(?:\s|\Z))|(?<=[!?])(?=\s+[A-Z])"
+)
 
 
 def _announced(text: str, start: int) -> str | None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EXTRACTORS", "Grader", "boxed", "clean", "compare_quickly", "extract_any", "find_extractor"]
 
-GRADER_VERSION = "2"
+GRADER_VERSION = "3"
 """Stands in the results of every evaluation. Raise it whenever a verdict can change: an evaluation that another version
 began is not resumed, and `rlif compare` says where two differ. tests/grading/test_grader_version.py asks."""
 

@@ -199,7 +199,7 @@ def _algebra() -> Callable[[str, str], bool]:
     parse_gold = lru_cache(maxsize=1024)(parse)  # each is compared with the answers of a whole group
 
     def equivalent(gold: str, answer: str) -> bool:
-        truths, claims = parse_gold(gold), parse(answer)
+        truths, claims = _with_turns(parse_gold(gold), parse(answer))
         if all(isinstance(truth, str) for truth in truths):
             raise ValueError("math-verify cannot read the ground truth")  # which is nothing against the answer
         if (near := _stands_for_it(truths[0], answer)) is not None:
@@ -222,6 +222,21 @@ def _algebra() -> Callable[[str, str], bool]:
 
 _IMAGINARY = re.compile(r"(?<=[0-9}])i(?![A-Za-z])")
 """math-verify takes the i of 2i for a variable unless it stands alone, and then 2i is not 2·i."""
+
+
+def _with_turns(truths: list[Any], claims: list[Any]) -> tuple[list[Any], list[Any]]:
+    r"""Both as they are, or with i as the imaginary unit if it stands in an exponent of e: ``e^{i\pi}`` is -1."""
+    from sympy import I, exp
+
+    read = [one for one in (*truths, *claims) if not isinstance(one, str)]
+    powers = [power for one in read for power in one.atoms(exp)]
+    meaning = {name: I for power in powers for name in power.free_symbols if name.name == "i"}
+    if not meaning:
+        return truths, claims
+    first, second = (
+        [one if isinstance(one, str) else one.xreplace(meaning) for one in side] for side in (truths, claims)
+    )
+    return first, second
 
 
 def _is_solved(claim: Any) -> bool:

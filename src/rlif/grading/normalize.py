@@ -13,7 +13,7 @@ from functools import cache, partial
 
 from rlif.grading.numerals import DIGITS, NUMBER, SCALE, SCALES
 from rlif.grading.quantities import without_units
-from rlif.grading.units import CURRENCIES
+from rlif.grading.units import CURRENCIES, CURRENCY_LETTERS
 
 _PASSES = 8
 
@@ -161,14 +161,22 @@ _SPACING = re.compile(
 _DECLARATIONS = (
     r"(?:display|text|script|scriptscript)style|(?:no)?limits|tiny|scriptsize|footnotesize|small|normalsize|large|Large|LARGE|huge"
     r"|Huge|bf|it|rm|sf|tt|sl|sc|em|cal|bfseries|itshape|rmfamily|sffamily|ttfamily|mdseries|upshape|normalfont|boldmath|centering"
+    r"|nonumber|notag"
 )
 _WRAPPERS = (
-    r"boldsymbol|bm|mathbf|pmb|bold|mathit|mathsf|mathtt|mathnormal|uline|underline|ensuremath|boxed|fbox|mathord|smash"
+    r"boldsymbol|bm|mathbf|pmb|bold|mathit|mathsf|mathtt|mathnormal|uu?line|underline|underbar|uwave|ensuremath|boxed|fbox"
+    r"|smash|vcenter|math(?:ord|op|rel|bin|inner|open|close|punct)|[rlc]lap|math[rlc]lap"
 )
+_WITH_A_SETTING = (
+    r"(?:text|math)?color|colorbox|fcolorbox ?\{[^{}]*\}|resizebox ?\{[^{}]*\}|(?:scale|rotate|raise|par)box|href|style"
+    r"|class|cssId|html(?:Class|Id|Style|Data)"
+)
+"""Commands of a setting and what it is for: a colour, a size, a link."""
+_GROUP = r"\{((?:[^{}]|\{[^{}]*\})*)\}"
 _TEXT_FONTS = r"textnormal|textrm|textbf|textit|textsf|texttt|textsc|textup|textmd|mbox|hbox|emph"
 _BOX = r"\\text ?\{"
 _DEGREES = r"\^ ?(?:\\circ(?![A-Za-z])|\{ ?\\circ ?\})|\\(?:degree|textdegree)(?![A-Za-z])"
-_CODE = rf"(?:{'|'.join(sorted(CURRENCIES))})"
+_CODE = rf"(?:(?:{'|'.join(sorted(CURRENCIES))}|Rs|RM|Rp)\.?|(?:{'|'.join(sorted(CURRENCY_LETTERS))})(?:[. ]|(?=\}})))"
 _TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 _ANGLE = re.compile(rf"({DIGITS})( ?(?:{_DEGREES}))?")  # any number is one, so that none is read twice
 
@@ -205,14 +213,18 @@ _STYLE: tuple[tuple[re.Pattern[str], Replacement], ...] = (
     ),
     (
         re.compile(
-            r"\\?\$ ?(?:\{\})?|(?<![A-Za-z])(?:US|C|A|HK|NZ|S|R)\\?\$"
-            rf"|^([-+]?) ?(?:{_BOX} ?)?(?:{_CODE}|Rs\.?) ?\}}? ?(?=[-+.0-9])"
+            r"\\?\$ ?(?:\{\})?|(?<![A-Za-z])(?:US|CA?|AU?|HK|NT|NZ|MX|S|R)\\?\$"
+            rf"|^([-+]?) ?(?:{_BOX} ?)?{_CODE} ?\}}? ?(?=[-+.0-9])"
         ),
         r"\1",
     ),
     (re.compile(r"\\(?:left|right) ?\.(?![0-9])"), ""),
     (re.compile(rf"\\(?:left|right|middle|[bB]igg?[lrm]?){_NO_LETTER} ?"), ""),
-    (re.compile(r"\\(?:textcolor|color|colorbox|fcolorbox ?\{[^{}]*\}) ?(?:\[[^\[\]{}]*\])? ?\{[^{}]*\} ?"), ""),
+    (re.compile(rf"\\(?:{_WITH_A_SETTING}) ?(?:\[[^\[\]{{}}]*\])? ?\{{[^{{}}]*\}} ?"), ""),
+    (re.compile(rf"\\(?:framebox|makebox|bbox){_NO_LETTER} ?(?:\[[^\[\]{{}}]*\] ?){{0,2}}"), ""),
+    (re.compile(rf"\\(?:under|over)(?:brace|bracket) ?{_GROUP}(?: ?[_^] ?(?:{_GROUP}|[0-9A-Za-z]))?"), r"{\1}"),
+    (re.compile(r"\\operatorname\*? ?(?=\{ ?[-+.]?[0-9])"), ""),
+    (re.compile(r"\\(?:tag\*?|label) ?\{[^{}]*\}"), ""),  # the number of an equation
     (re.compile(rf"\\(?:{_DECLARATIONS}){_NO_LETTER} ?"), " "),
     (re.compile(rf"\\(?:{_WRAPPERS}){_NO_LETTER} ?"), ""),
     (re.compile(rf"\\(?:{_TEXT_FONTS}){_NO_LETTER} ?"), r"\\text"),

@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
+from rlif.grading.citations import CITATION
 from rlif.grading.numerals import MINUS, NUMBER, SIGN, VULGAR
+from rlif.grading.units import CURRENCIES
 
 # Formulas between their delimiters. A $ is one if it touches the formula and no digit follows the second, else money.
 _TEXT = r"\\(?:text|textbf|textit|textrm|mathrm|mbox|operatorname)\*? ?\{[^{}$]*\}"
@@ -52,8 +54,8 @@ _REFERENCE = (
     r"|[Ee]xample|[Ee]xercise|[Ss]ection|[Cc]hapter|[Rr]ule|[Mm]ethod|[Aa]pproach|[Hh]int|[Ll]emma|[Tt]heorem|[Nn]ote) "
     r"#?\(?\d+\)?"
 )
-_IDENTIFIER = r"(?<![\w\\])(?!(?:USD|EUR|GBP|INR|Rs)\d)[A-Za-z]+\d\w*"
-_CITATION = r"(?<=[\w.,;] )\[\d{1,3}\](?!\()"
+_CODE = rf"(?:{'|'.join(sorted(CURRENCIES))}|Rs|RM|Rp)"
+_IDENTIFIER = rf"(?<![\w\\])(?=[A-Za-z]+\d)(?!{_CODE}\d)[A-Za-z]+\d\w*"
 _MARKER = r"(?:(?<=\n)|\A)[ \t]*\d{1,2}[.)](?=[ \t]+\S)"
 _INDEX = rf"[\^_] ?(?:\{{[^{{}}]*\}}|\(?{MINUS}?\d+\)?)"
 
@@ -61,7 +63,7 @@ _INDEX = rf"[\^_] ?(?:\{{[^{{}}]*\}}|\(?{MINUS}?\d+\)?)"
 _WITHIN_WORD = r"(?:(?<![A-Za-z])|(?![A-Za-z])|(?=n['\u2019]t|pi\b))"
 _TOKEN = (
     rf"{_WITHIN_WORD}(?:(?P<formula>{FORMULA})|(?P<denial>{_DENIAL})|(?P<index>{_INDEX})"
-    rf"|(?P<aside>{_MARKER}|{_REFERENCE}|\d+(?:st|nd|rd|th)\b|{_IDENTIFIER}|{_CITATION})"
+    rf"|(?P<aside>{_MARKER}|{_REFERENCE}|\d+(?:st|nd|rd|th)\b|{_IDENTIFIER}|{CITATION})"
     rf"|(?P<value>{_TUPLE}|{_MOMENT}|{VALUE}))"
 )
 _ANY_VALUE = re.compile(rf"[\d$\\(\[]|{VULGAR}|[√π]|pi\b")  # what no value does without

@@ -6,8 +6,9 @@ Part of `rlif.grading.normalize`; every step is linear in the length of the text
 import re
 from functools import cache
 
+from rlif.grading.citations import without_citations
 from rlif.grading.numerals import NUMBER
-from rlif.grading.units import GLUED, LETTERS, is_unit
+from rlif.grading.units import CURRENCIES, GLUED, LETTERS, is_unit
 
 _TEXT = re.compile(r"\\text ?\{((?:[^{}]|\^\{-?[0-9]\})*)\}")
 _TEXT_AT_END = re.compile(
@@ -17,7 +18,7 @@ _TEXT_AT_END = re.compile(
 _FLAT_GROUP = r"\{((?:[^{}]|\{[^{}]*\})*)\}"
 _UNIT_FRACTION = re.compile(rf" ?\\frac ?(?=\{{ ?\\text){_FLAT_GROUP} ?{_FLAT_GROUP}$")
 _UNIT_LETTERS = {r"\mu": "μ", r"\Omega": "Ω"}
-_GLUED = re.compile(r"([A-Za-zμ]+)(?:/[A-Za-z]+)?(?:\^(?:[0-9]|\{-?[0-9]\}))?")
+_GLUED = re.compile(r"([A-Za-zμłč]+)(?:/[A-Za-z]+)?(?:\^(?:[0-9]|\{-?[0-9]\}))?")
 _PART = re.compile(r", (?=[-+]?[0-9.])|(?<==) ?")
 
 
@@ -43,12 +44,15 @@ def _bare_quantity(text: str) -> str:
         return text
     boxed = _TEXT.fullmatch(text)
     number = _quantity().match(boxed[1].strip() if boxed else text)
-    tail = number.string[number.end() :] if number else ""
-    if not number or not tail.strip():
+    rest = number.string[number.end() :] if number else ""
+    if not number or not rest.strip():
         return text
+    tail = without_citations(rest)
+    if not tail:
+        return number[0]
     flat, upright = _flat(tail)
     glued = tail[0].isascii() and tail[0].isalpha()
-    if glued and not ((unit := _GLUED.fullmatch(flat)) and unit[1] in GLUED):
+    if glued and not ((unit := _GLUED.fullmatch(flat)) and unit[1] in GLUED | CURRENCIES):
         return text
     return number[0] if is_unit(flat, upright=upright, one=_at_most_one(number[0])) else text
 

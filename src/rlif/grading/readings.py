@@ -8,7 +8,7 @@ named values are put in the order of the ground truth's names, so that ``y=3, x=
 import re
 from collections.abc import Sequence
 
-from rlif.grading.quantities import without_letter
+from rlif.grading.quantities import without_letter, without_units
 from rlif.grading.rationals import read_number
 
 Pair = tuple[str, str]
@@ -164,13 +164,18 @@ _OPTION = re.compile(
     r"|([A-J])(?=[.):]|$)) ?[.):]? ?(.*)",
     re.DOTALL,
 )
+_LABELLED_TEXT = re.compile(
+    r" ?\\text ?\{ ?((?:(?i:option|choice|answer) )?(?:\([A-J]\)|\[[A-J]\]|[A-J][.):])[.:]?) ?(?=[^ }])"
+)
 _SET_AS_TEXT = re.compile(r"\\text ?\{ ?((?:(?i:option|choice|answer) )?[(\[]?[A-J][)\].:]* ?)\}")
 
 
 def option(text: str) -> Pair | None:
-    r"""The label and the content of ``(A) 5``, ``A. 5``, ``\text{(A)}``, ``Option A``; None if it is no option's."""
+    r"""The label and the content of ``(A) 5``, ``A. 5``, ``\text{A. 5}``, ``\text{(A)}``, ``Option A``, the content
+    without its unit; None if it is no option's."""
+    text = _LABELLED_TEXT.sub(r"\1 \\text{", text, count=1) if _LABELLED_TEXT.match(text) else text
     match = _OPTION.fullmatch(_SET_AS_TEXT.sub(r"\1 ", text).strip())
-    return (match[1] or match[2] or match[3], match[4].strip()) if match else None
+    return (match[1] or match[2] or match[3], without_units(match[4].strip())) if match else None
 
 
 def _options(gold: str, answer: str) -> list[Pair] | None:

@@ -18,7 +18,7 @@ LETTERS = frozenset("mgshLlVJNWAKCFTΩ")
 GLUED = _words(
     """
     mm cm dm km in ft yd mi kg mg lb lbs oz hr hrs min sec ms mph kph km/h m/s mL ml cL dL kWh kW kJ kN kPa kHz
-    MHz GHz Hz KB MB GB TB rpm bpm ppm
+    MHz GHz Hz KB MB GB TB rpm bpm ppm zł Kč
     """
 )
 """Units that are units also without a space before them: no product is written so."""
@@ -39,8 +39,10 @@ _WORDS = _words(
     hertz pascal pascals mole moles coulomb coulombs tesla farad farads calorie calories byte bytes bit bits
     knot knots horsepower atmosphere atmospheres parsec parsecs bpm cent cents dollar dollars buck bucks euro
     euros pence penny pennies yen yuan renminbi rupee rupees ruble rubles peso pesos franc francs won real reais
-    lira krona kronor krone kroner rand shilling shillings dime dimes nickel nickels unit units item items time
-    way ways percentage-point percentage-points mph kph
+    lira krona kronor krone kroner króna krónur koruna koruny korun zloty złoty złotych forint hryvnia lev leva dinar
+    dirham riyal rial shekel baht ringgit rupiah dong taka naira cedi birr rand
+    shilling shillings dime dimes nickel nickels unit units item items time way ways
+    percentage-point percentage-points mph kph
     """
 )
 _METRIC = re.compile(
@@ -51,10 +53,17 @@ _METRIC = re.compile(
 CURRENCIES = _words(
     """
     USD EUR GBP JPY CNY RMB INR KRW RUB CAD AUD NZD CHF SEK NOK DKK PLN CZK HUF TRY BRL MXN ARS ZAR SGD HKD TWD
-    THB IDR MYR PHP VND ILS AED SAR EGP NGN KES PKR BDT LKR UAH BTC
+    THB IDR MYR PHP VND ILS AED SAR EGP NGN KES PKR BDT LKR UAH BTC ISK HRK BGN RON RSD BAM MKD MDL BYN KZT UZS GEL
+    AMD AZN QAR KWD BHD OMR JOD LBP IQD IRR DZD MAD TND GHS ETB UGX TZS XAF XOF ZMW CLP COP PEN UYU BOB PYG CRC GTQ
+    DOP JMD NPR MMK KHR LAK MNT DEM FRF ITL ESP NLG ATS ETH
     """
 )
-_CODES = CURRENCIES | {"Rs", "元", "円", "圆", "块", "원", "米", "个", "名", "人"}
+"""By their codes of three letters (ISO 4217, and coins)."""
+CURRENCY_LETTERS = _words(
+    "kr Kr zł zl Kč Kc Ft lei leu RM Rp Rs rs Fr Frs SFr sFr CFA FCFA DM kn din KSh Ksh лв руб р грн"
+)
+"""By the letters that stand for them at home, before an amount or behind it."""
+_CODES = CURRENCIES | CURRENCY_LETTERS | {"元", "円", "圆", "块", "원", "米", "个", "名", "人"}
 
 _NUMERALS = _words(
     """
