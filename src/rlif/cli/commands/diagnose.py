@@ -15,7 +15,7 @@ def diagnose(
     task: Annotated[str | None, typer.Option(help="Instead of a file: arithmetic.")] = None,
     template: Annotated[str | None, typer.Option(help="Prompt template; plain for arithmetic, else boxed.")] = None,
     format: Annotated[str | None, typer.Option(help="Form of answer asked for; unless given, the template's.")] = None,
-    temperature: Annotated[float, typer.Option(callback=finite, help="You decode at it; 0: greedy.")] = 1.0,
+    temperature: Annotated[float, typer.Option(min=0.0, callback=finite, help="You decode at it; 0: greedy.")] = 1.0,
     reward: Annotated[str | None, typer.Option(help="Judge training on this reward; else on the best known.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many prompts.")] = 64,
     samples: Annotated[int, typer.Option(min=4, help="Answers to a prompt in a vote.")] = 16,
