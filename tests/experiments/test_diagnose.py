@@ -612,7 +612,7 @@ def test_a_file_of_prompts_without_answers_is_enough(tmp_path: Path) -> None:
     [
         (["tiny-base"], "give the prompts: --prompts FILE, or --task arithmetic"),
         (["tiny-base", "--task", "gsm8k"], "--task gsm8k: only arithmetic needs no file; give --prompts FILE"),
-        (["tiny-base", "--task", "arithmetic", "--temperature", "-1"], "--temperature: "),
+        (["tiny-base", "--task", "arithmetic", "--temperature", "-1"], "Invalid value for '--temperature'"),
         (["tiny-base", "--task", "arithmetic", "--reward", "verifiable"], "--reward: verifiable is trained on labels"),
         (["tiny-base", "--task", "arithmetic", "--dtype", "int4"], "--dtype: 'int4'; choose auto, float32 or bfloat16"),
         (["tiny-base", "--prompts", "absent.jsonl"], "absent.jsonl: No such file or directory; check --prompts"),
