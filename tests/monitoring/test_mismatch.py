@@ -476,7 +476,7 @@ def test_a_warning_comes_once_an_excursion() -> None:
 @pytest.mark.parametrize("mean", [0.02, math.nan, math.inf])
 def test_what_is_no_number_is_no_agreement(monkeypatch: pytest.MonkeyPatch, mean: float) -> None:
     policy = toy_policy()
-    monkeypatch.setattr(mismatch, "measure", lambda *_: mismatch.Mismatch(mean, mean, 1, 1))
+    monkeypatch.setattr(mismatch, "measure_mismatch", lambda *_: mismatch.Mismatch(mean, mean, 1, 1))
     with pytest.raises(RlifError, match=r"^here: "):
         Guard(policy, None).check("here", draw(policy))
     Guard(policy, 0.0).check("here", draw(policy))
