@@ -263,6 +263,7 @@ OTHER: dict[str, Any] = {
     "log.sinks": ["wandb"],
     "rollout.prompts": 4,
     "eval.top_k": 5,
+    "rollout.top_k": 5,  # 1 is refused
     "steps": 9,
     "probe.every": 5,
     "probe.path": "prompts.jsonl",
