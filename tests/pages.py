@@ -19,6 +19,7 @@ SCORES = {0: 0.25, 2: 0.75, 4: 0.125}
 
 HOSTILE = (
     '</script><script>document.title="broken"</script><!-- <img src=x onerror=alert(1)> & "quotes" \'too\'',
+    '</script ><script >document.title="broken"</script ><!--<script ',
     "left \u202etfel\u2066 \u200f right",
     "bell\x07 escape\x1b[31m null\x00 nel\x85 lines\u2028\u2029 bom\ufeff",
     "long " * 2000,

@@ -136,7 +136,7 @@ def test_an_address_leads_to_its_answer(run: Path) -> None:
 
 
 def test_nothing_a_model_writes_becomes_markup(tmp_path: Path) -> None:
-    for i, text in enumerate(HOSTILE[:2]):
+    for i, text in enumerate(HOSTILE[:3]):
         run = write_run(tmp_path / f"run{i}", {step: [text, "so 2"] for step in STEPS})
         (run / "final" / "tokenizer.json").unlink()  # the toy tokenizer knows few characters
         found = seen(run, "return { cards: cards(), title: document.title, images: document.images.length };")

@@ -120,6 +120,7 @@ def test_the_viewer_has_the_tokens_of_the_parquet_files(html: str, run: Path) ->
 @pytest.mark.parametrize("text", HOSTILE)
 def test_what_a_model_writes_stands_there_as_text(text: str, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", {2: [text, "so 2"]}, policy={"model": f"./{text[:60]}".replace("\0", "")})
+    (run / "final" / "tokenizer.json").unlink()  # the toy tokenizer knows few characters: the text is shown whole
     html = page(gather([run]), STUB)
     plain = page(gather([write_run(tmp_path / "plain")]), STUB)
     tags = [[tag for tag, _ in Elements(one).tags if tag != "li"] for one in (html, plain)]  # a note more or less
@@ -127,13 +128,13 @@ def test_what_a_model_writes_stands_there_as_text(text: str, tmp_path: Path) -> 
     assert not any(name.startswith("on") for _, attributes in Elements(html).tags for name in attributes)
     wild = [character for character in html if not character.isprintable() and character not in "\n\t"]
     assert wild == []
+    raw = html.partition('id="data">')[2].partition("</script>")[0]
+    assert not {"<", ">", "&"} & set(raw), "whatever a parser takes for an end"
     (source,) = data_of(html)["sources"]
     answers = [one for one in source["answers"] if one["s"] == 1 and source["prompts"][one["p"]]["id"] == "p0"]
     assert {one["k"] for one in answers} == {"greedy", "sampled", "sampled 2"}
-    tokenizer = toy_tokenizer()
-    known = tokenizer.decode(tokenizer(text)["input_ids"])  # the toy tokenizer knows few characters
     for one in answers:
-        assert "".join(one["t"]) == printable_lines(known) + "<eos>"
+        assert one["t"] == [printable_lines(text)]
 
 
 def test_without_a_tokenizer_the_text_is_whole(tmp_path: Path) -> None:
