@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from pages import STEPS, line, write_run
-from rlif.report.card import card, public_name, write_card
+from rlif.report.card import _chosen, card, public_name, write_card
 from rlif.report.run_record import read_run
 
 
@@ -61,3 +61,20 @@ def test_names_lose_their_folders(model: str, public: str, tmp_path: Path) -> No
     text = card(read_run(write_run(tmp_path / "run", policy={"model": model}, task=task)), [])
     assert "somebody" not in text
     assert "problems.jsonl" in text
+
+
+@pytest.mark.parametrize(
+    ("selected", "said"),
+    [
+        (None, "These are the weights of the last step; no score chose them."),
+        ({"step": 40, "last": 40, "looks": 9}, "These are the weights of the last step; no score chose them."),
+        (
+            {"step": 20, "last": 40, "looks": 9},
+            "These are the weights of step 20 of 40: of 9 looks without labels the one that agreed most with the "
+            "untrained model's own answers.",
+        ),
+    ],
+    ids=["not looked at", "the last", "an earlier one"],
+)
+def test_the_card_says_by_what_its_weights_were_chosen(selected: object, said: str) -> None:
+    assert _chosen(selected) == said

@@ -76,7 +76,17 @@ def _training(run: RunRecord, recipe: Recipe, labels: Sequence[str]) -> str:
     return (
         f"{public_name(' and '.join(run.models))}, trained with GRPO for {run.last_step} steps on "
         f"{run.rewards}, {recipe.rollout.prompts} prompts × {recipe.rollout.group_size} completions a step. "
-        f"{said} These are the weights of the last step; no score chose them.\n"
+        f"{said} {_chosen(run.info.get('selected'))}\n"
+    )
+
+
+def _chosen(selected: Any) -> str:
+    """By what the weights were chosen; ``selected`` is what run.json says of it (`rlif.training.looks`), if anything."""
+    if not isinstance(selected, dict) or selected["step"] == selected["last"]:
+        return "These are the weights of the last step; no score chose them."
+    return (
+        f"These are the weights of step {selected['step']} of {selected['last']}: of {selected['looks']} looks without "
+        "labels the one that agreed most with the untrained model's own answers."
     )
 
 
