@@ -81,7 +81,7 @@ def _training(run: RunRecord, recipe: Recipe, labels: Sequence[str]) -> str:
 
 
 def _chosen(selected: Any) -> str:
-    """By what the weights were chosen; ``selected`` is what run.json says of it (`rlif.training.looks`), if anything."""
+    """By what the weights were chosen; ``selected`` is what run.json says of it (`rlif.training.looks`), or None."""
     if not isinstance(selected, dict) or selected["step"] == selected["last"]:
         return "These are the weights of the last step; no score chose them."
     return (
