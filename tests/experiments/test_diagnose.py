@@ -21,6 +21,7 @@ from rlif.cli.diagnose import view, write
 from rlif.config import PolicyConfig
 from rlif.errors import RlifError
 from rlif.experiments.calibrate import Run, brought, calibrate, check, chosen_line, usable_runs
+from rlif.experiments.calibrate import _main as calibrating
 from rlif.experiments.calibration import Calibration, Case, Features, fit, predict, read_calibration
 from rlif.experiments.diagnose import Diagnosis, diagnose
 from rlif.experiments.subject import DiagnoseSettings, Subject, settings_of, subject_of
@@ -516,6 +517,24 @@ def test_a_study_that_nobody_looked_at_is_no_calibration(tmp_path: Path) -> None
     folder = study(tmp_path, {("tiny-base", "self_certainty", 0): [line(0, None, 0.4, 0.5)]})
     with pytest.raises(RlifError, match="no finished run was looked at by a probe and evaluated"):
         usable_runs([folder])
+
+
+def test_the_program_writes_a_calibration_that_is_read_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three models, told apart by name alone; the check has two to judge the third by."""
+    models = ("tiny-base", "tiny-instruct", "smollm2-135m-instruct")
+    folder = study(tmp_path / "study", {(model, "self_certainty", 0): RISE_AND_FALL for model in models})
+    monkeypatch.setattr("rlif.experiments.calibrate.measure_untrained", lambda recipe: half())
+    out = tmp_path / "calibration.json"
+    monkeypatch.setattr(sys, "argv", ["calibrate", str(folder), "--out", str(out), "--check"])
+    calibrating()
+    said = capsys.readouterr().out
+    found = read_calibration(out)
+    assert found.stands_on()["models"] == sorted(models)
+    assert found.rlif == rlif.__version__
+    assert "sampled, self_certainty: closes 0.20 of the headroom, off by 0.000 at most" in said  # .1 / .5
+    assert "6 of 6 verdicts are what the runs brought" in said
 
 
 def test_the_check_leaves_the_model_out_that_it_judges() -> None:
