@@ -15,11 +15,12 @@ from rlif.cli.train_progress import ending_lines
 from rlif.config import Recipe
 from rlif.errors import RlifError
 from rlif.experiments import pool
-from rlif.monitoring.guards import Alarm, best_look
+from rlif.monitoring.guards import GUARDS, Alarm, best_look
 from rlif.monitoring.record import ProbeRecord
 from rlif.recipes import dump_recipe, load_recipe, parse_recipe
 from rlif.runs.checkpoint import latest_checkpoint, load_checkpoint
 from rlif.runs.history import read_metrics
+from rlif.runs.metric_keys import METRICS
 from rlif.tasks import build_task
 from rlif.training import looks
 from rlif.training.loop import resume, train
@@ -95,6 +96,16 @@ def test_looking_changes_neither_weights_nor_other_numbers(toy_model: Path, tmp_
         assert {"probe/agreement/any_form", "probe/cross_entropy", "guard/length"} <= one.keys() or one["step"] == 0
     assert "probe/kl" in seen[0]
     assert seen[0]["probe/kl"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_every_key_of_a_look_that_is_documented_is_logged(tiny_base_path: Path, tmp_path: Path) -> None:
+    probe = {"every": 1, "prompts": 16, "samples": 4, "reference_samples": 8}
+    longer = {"prompts": 2, "group_size": 3, "max_new_tokens": 64}
+    train(recipe(tiny_base_path, steps=1, probe=probe, rollout=longer), tmp_path / "run")
+    logged = {key for line in read_metrics(tmp_path / "run" / "metrics.jsonl") for key in line}
+    of_looks = {key for key in METRICS if key.startswith("probe/")} | {"time/reference", "time/probe"}
+    assert of_looks <= logged
+    assert {f"guard/{name}" for name in GUARDS} <= logged
 
 
 def test_a_run_killed_between_looks_equals_one_that_never_stopped(toy_model: Path, tmp_path: Path) -> None:

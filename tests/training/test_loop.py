@@ -35,8 +35,17 @@ from rlif.training.run import Run
 from rlif.types import Sampling
 from toys import toy_policy
 
-OF_SOME = {"time/consensus", "kl_coef", "entropy_coef", "kl_cov", "advantage/token_share"}
-"""Keys that only some recipes log: test_consensus.py, test_coefficients.py."""
+OF_SOME = {
+    "time/consensus",
+    "kl_coef",
+    "entropy_coef",
+    "kl_cov",
+    "advantage/token_share",
+    "time/reference",
+    "time/probe",
+}
+"""Keys that only some recipes log: test_consensus.py, test_coefficients.py; and of looks, with `probe/*`:
+test_looks.py."""
 
 
 INTERVENTIONS = {
@@ -171,7 +180,7 @@ def test_every_logged_key_is_documented_and_final_loads(toy_model: Path, tmp_pat
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     logged = {key for line in lines for key in line}
     assert all(find_metric(key) for key in logged)
-    patterns = {key for key in METRICS if "<" not in key} - OF_SOME
+    patterns = {key for key in METRICS if "<" not in key and not key.startswith("probe/")} - OF_SOME
     assert patterns <= logged  # and what is documented is logged
     assert lines[-1]["optimizer_steps"] == 4
     assert lines[-1]["tokens/total"] == sum(line.get("tokens/completion", 0) for line in lines)
