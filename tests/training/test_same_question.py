@@ -117,7 +117,7 @@ def test_an_old_run_goes_on_as_it_began(questions: Path, tmp_path: Path) -> None
     """Its recipe.yaml names no stop strings of the template: its rollouts never had them. Nor does it filter in the
     evaluation, which never took over what its rollouts do."""
     filters = {"top_p": 0.9, "top_k": 5}
-    old = recipe(questions, task={"template": "qa", "format": "boxed"}, rollout=filters)
+    old = recipe(questions, task={"template": "qa", "format": "boxed"}, rollout=filters, probe={"every": 0})
     with Run.start(old, tmp_path / "run", NullCallback()):
         pass
     path = tmp_path / "run" / "recipe.yaml"
