@@ -29,6 +29,7 @@ def recipe(path: Path, **sections: Any) -> Recipe:
         "rollout": {"prompts": 2, "group_size": 2, "max_new_tokens": 4},
         "reward": "self_certainty",
         "eval": {"every": 1, "problems": 2},
+        "probe": {"every": 0},
     }
     for name, keys in sections.items():
         data[name] = {**data[name], **keys}
@@ -117,7 +118,7 @@ def test_an_old_run_goes_on_as_it_began(questions: Path, tmp_path: Path) -> None
     """Its recipe.yaml names no stop strings of the template: its rollouts never had them. Nor does it filter in the
     evaluation, which never took over what its rollouts do."""
     filters = {"top_p": 0.9, "top_k": 5}
-    old = recipe(questions, task={"template": "qa", "format": "boxed"}, rollout=filters, probe={"every": 0})
+    old = recipe(questions, task={"template": "qa", "format": "boxed"}, rollout=filters)
     with Run.start(old, tmp_path / "run", NullCallback()):
         pass
     path = tmp_path / "run" / "recipe.yaml"
