@@ -23,18 +23,27 @@ TINY_GB = 0.8
 def tokens_at_most(recipe: Recipe) -> int:
     """Completion tokens of a run if every completion reached the length limit.
 
-    Rollouts, evaluations (sampled, and greedy where that is apart), and a teacher's answers (consensus) where a reward
-    reads them: to each step's problems, none of which counts as asked before.
+    Rollouts, evaluations (sampled, and greedy where that is apart), looks at the probe and its reference, and a
+    teacher's answers (consensus) where a reward reads them: to each step's problems, none of which counts as asked
+    before.
     """
     from rlif.rewards.registry import read_consensus
+    from rlif.training.probe_problems import looks_every
 
-    rollout, every = recipe.rollout, recipe.eval.every
-    evaluations = 1 + recipe.steps // every + (recipe.steps % every > 0) if every else 0
+    rollout, probe = recipe.rollout, recipe.probe
+    evaluations, looks = _times(recipe.steps, recipe.eval.every), _times(recipe.steps, looks_every(recipe))
     prompts = recipe.steps * rollout.prompts
     rows = prompts * rollout.group_size + evaluations * recipe.eval.problems * _samples_of_an_evaluation(recipe)
+    if looks:
+        rows += probe.prompts * (looks * probe.samples + 2 * probe.reference_samples + 1)
     if read_consensus(recipe.reward):
         rows += prompts * recipe.consensus.samples
     return rows * rollout.max_new_tokens
+
+
+def _times(steps: int, every: int) -> int:
+    """Before the first step, after every so many, and at the end; 0: never."""
+    return 1 + steps // every + (steps % every > 0) if every else 0
 
 
 def _samples_of_an_evaluation(recipe: Recipe) -> int:
