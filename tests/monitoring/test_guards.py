@@ -167,6 +167,14 @@ def test_too_few_prompts_with_a_frozen_answer_are_said() -> None:
     )
 
 
+def test_looks_choose_by_agreement_only_where_there_is_some_on_enough_prompts() -> None:
+    some = [record(t, agreement=0.25 * t) for t in range(3)]
+    assert guards.can_choose(some)
+    assert not guards.can_choose(some[:1])  # nobody has agreed yet
+    few = [record(t, counts=dict.fromkeys(("agreement", "content"), (K,) * 8)) for t in range(3)]
+    assert not guards.can_choose(few)
+
+
 def test_the_best_look_has_the_highest_agreement_then_the_lowest_cross_entropy_then_comes_first() -> None:
     records = [
         record(0, agreement=0.5, cross_entropy=0.1),

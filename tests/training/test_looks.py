@@ -69,6 +69,7 @@ def without_clock(line: Mapping[str, float]) -> dict[str, float]:
 
 def agreeing_most_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Let the guards choose that step, whatever was seen."""
+    monkeypatch.setattr(looks, "can_choose", lambda records: True)
     monkeypatch.setattr(looks, "best_look", lambda records: next((r for r in records if r.step == step), records[0]))
 
 
@@ -195,8 +196,9 @@ def test_where_no_training_agrees_more_final_is_the_untrained_model(
 
 
 def test_the_choice_is_that_of_the_records_and_its_checkpoint_outlives_the_pruning(
-    toy_model: Path, tmp_path: Path
+    toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(looks, "can_choose", lambda records: True)
     out = tmp_path / "run"
     train(recipe(toy_model, steps=6), out, until=5)
     path = latest_checkpoint(out / "checkpoints")
@@ -218,6 +220,69 @@ def test_a_chosen_checkpoint_that_is_gone_is_named(
     (out / "checkpoints" / "step-000001").rmdir()
     with pytest.raises(RlifError, match=r"step-000001: this checkpoint, .* guards\.restore"):
         resume(out)
+
+
+def test_a_chosen_checkpoint_that_was_damaged_is_named(
+    toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agreeing_most_at(monkeypatch, 1)
+    out = tmp_path / "run"
+    train(recipe(toy_model), out, until=3)
+    path = out / "checkpoints" / "step-000001" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(RlifError, match=r"step-000001: model.safetensors is damaged"):
+        resume(out)
+
+
+def test_looks_that_cannot_tell_choose_nothing(toy_model: Path, tmp_path: Path) -> None:
+    """Five prompts are too few for a fall to show, and a random model's answers agree with nothing."""
+    out = tmp_path / "run"
+    final = train(recipe(toy_model), out)
+    assert final is not None
+    assert not (out / "last").exists()
+    assert json.loads((out / "run.json").read_text())["selected"]["step"] == 4
+
+
+def test_what_was_last_goes_when_a_run_ends_anew_with_its_last_step(
+    toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agreeing_most_at(monkeypatch, 1)
+    out = tmp_path / "run"
+    train(recipe(toy_model), out)
+    assert (out / "last").is_dir()
+    agreeing_most_at(monkeypatch, 4)
+    resume(out)
+    assert not (out / "last").exists()
+
+
+def test_evaluations_may_begin_later_and_the_probe_stays_what_it_is(toy_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(recipe(toy_model, eval={"every": 0, "problems": 3}), out, until=2)
+    path = out / "recipe.yaml"
+    kept = load_recipe(path)
+    path.write_text(dump_recipe(kept.model_copy(update={"eval": kept.eval.model_copy(update={"every": 2})})))
+    resume(out)
+    lines = read_metrics(out / "metrics.jsonl")
+    assert "eval/right" in lines[-1]
+    assert "probe/length" in lines[-1]
+
+
+def test_prompts_that_are_trained_on_come_last_and_are_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "all.jsonl"
+    path.write_text("\n".join(json.dumps({"question": f"{a}+1=?", "answer": str(a + 1)}) for a in range(20)))
+    asked = recipe("toy", task={"name": "file", "path": str(path)}, eval={"every": 0, "problems": 3})
+    task = build_task(asked.task)
+    trained = {p.id for step in range(1, 5) for p in task.train_problems(step, 2, 0)}
+    assert len(trained) == 8
+    some = probe_problems(asked, task)
+    assert len(some) == 5
+    assert not {problem.id for problem in some} & trained
+    assert "trained on" not in caplog.text
+    many = recipe("toy", **{**asked.model_dump(mode="json"), "probe": {"every": 1, "prompts": 20}})
+    assert len(probe_problems(many, task)) == 20
+    assert "8 of the probe's prompts are trained on" in caplog.text
 
 
 def test_a_signal_while_the_reference_is_made_loses_nothing(toy_model: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ a run in which nothing fell is at most its entry in `FALSE_ALARMS`, however ofte
 of all answers, an eighth of the length) are no tests: they say what is bad enough to stop for, and are to be
 calibrated.
 
-No trainer calls them yet: who wants them asks for them, after each look of a `rlif.monitoring.probe.Probe`.
+A run asks them after each look of its `rlif.monitoring.probe.Probe` (`rlif.training.looks`).
 
 `GUARDS` is the table; `examine` asks all of it; `best_look` chooses the checkpoint to keep.
 
@@ -165,6 +165,14 @@ def examine(records: Records) -> dict[str, Alarm]:
 def worst(alarms: Mapping[str, Alarm]) -> Level:
     """The gravest level of these; ok of none."""
     return max((alarm.level for alarm in alarms.values()), key=LEVELS.index, default="ok")
+
+
+def can_choose(records: Records) -> bool:
+    """Whether the looks say enough to choose one by agreement: as many prompts have a frozen answer as a fall needs to
+    show, and somebody has agreed with one."""
+    needed = fewest_prompts(max(len(records) - 1, 1), FALSE_ALARMS["agreement"])
+    agreed = any(record.metrics.get("probe/agreement", 0.0) > 0.0 for record in records)
+    return agreed and len(records[-1].counts["agreement"]) >= needed
 
 
 def best_look(records: Records) -> ProbeRecord:

@@ -5,7 +5,7 @@ Before training: ``reference = kept_reference(folder, engine, task, prompts, set
 draws with the same random numbers (`PROBE_KEY`), so that two looks differ by the policy alone; the reference is drawn
 with others, or the first look would agree with votes that it had itself cast.
 
-No trainer calls the probe yet.
+A run does all this by `rlif.training.looks`.
 """
 
 import dataclasses

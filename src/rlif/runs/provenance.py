@@ -162,6 +162,8 @@ def _effect(key: str, old: Recipe, new: Recipe) -> Literal["result", "rounding",
     if key == "steps":  # where neither learning rates nor a teacher's decay depend on them, more steps only follow
         teacher = any("ema_vote" in (entry.name, getattr(entry, "of", None)) for entry in new.reward)
         return "none" if new.grpo.schedule == "constant" and new.grpo.warmup == 0.0 and not teacher else "result"
+    if key == "probe.every" and (old.guards.merge_back or new.guards.merge_back):
+        return "result"  # what is seen moves the weights then
     if key.startswith(FREE):
         return "none"
     return "rounding" if key in ROUNDING else "result"

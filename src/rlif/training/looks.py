@@ -11,10 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rlif.monitoring.guards import GUARDS, LEVELS, Alarm, best_look, examine, worst
+from rlif.monitoring.guards import GUARDS, LEVELS, Alarm, best_look, can_choose, examine, worst
 from rlif.monitoring.probe import Probe, kept_reference
 from rlif.monitoring.record import ProbeRecord
 from rlif.monitoring.reference import Reference, ReferenceSettings, reference_path
+from rlif.rewards.registry import needs_labels
 from rlif.rollout.engine import Engine
 from rlif.runs.layout import LOOKS, PROBE
 from rlif.training.probe_problems import low_temperature
@@ -33,6 +34,7 @@ class Looks:
         recipe = setup.recipe
         self._every, self._last, self._guards = recipe.probe.every or 0, recipe.steps, recipe.guards
         self._setup, self._folder = setup, out / PROBE
+        self._labelled = bool(needs_labels(recipe.reward, setup.rewards))  # guards read nothing that labels made
         self._settings = ReferenceSettings(
             sampling=Sampling.from_config(recipe.rollout),
             low_temperature=low_temperature(recipe),
@@ -76,7 +78,8 @@ class Looks:
         """Look at the policy and ask the guards; returns what is logged. ``trained``: the metrics of the step."""
         assert self._probe is not None, "not settled"
         seen = self._probe.measure(step, progress)
-        also = {key: trained[key] for key in ("advantage/zero_groups",) if key in trained}
+        zero = "advantage/zero_groups"
+        also = {zero: trained[zero]} if zero in trained and not self._labelled else {}
         self._probe.records[-1] = replace(seen, metrics={**seen.metrics, **also})  # the guards read it there
         self._state["records"].append(self._probe.records[-1].as_json())
         alarms = examine(self._probe.records)
@@ -98,10 +101,11 @@ class Looks:
 
     @property
     def chosen(self) -> int | None:
-        """The step whose weights final/ is to hold; None: the last one's."""
-        if not self._guards.restore or not self._state["records"]:
+        """The step whose weights final/ is to hold; None: the last one's, also where the looks cannot tell."""
+        records = [ProbeRecord.from_json(record) for record in self._state["records"]]
+        if not (self._every and self._guards.restore and records and can_choose(records)):
             return None
-        return best_look([ProbeRecord.from_json(record) for record in self._state["records"]]).step
+        return best_look(records).step
 
     def verdict(self, step: int) -> dict[str, Any] | None:
         """What came of it, for run.json, when the run has ended after ``step``; None without a look."""
@@ -139,4 +143,7 @@ class Looks:
     def _known(self) -> Reference | None:
         """The reference that this run has had made, if it is still there."""
         path = reference_path(self._folder, str(self._state["reference"]))
-        return Reference.read(path) if self._state["reference"] and path.is_file() else None
+        if not self._state["reference"] or not path.is_file():
+            return None
+        found, asked = Reference.read(path), [prompt.id for prompt in self._setup.probe_prompts]
+        return found if [answer.prompt_id for answer in found.answers] == asked else None

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -50,7 +50,8 @@ def probe_problems(recipe: Recipe, task: Task) -> tuple[Problem, ...]:
     """The problems of the probe, without their labels.
 
     Of a file its first; else held-out ones of the task. Those that the evaluation uses, too, come only after all
-    others: what is chosen by them would be judged by them. Raises `RlifError` for a file that cannot be read.
+    others: what is chosen by them would be judged by them. Last come those that the run is trained on, which a file
+    without held-out problems has alone. Raises `RlifError` for a file that cannot be read.
     """
     count = recipe.probe.prompts
     problems = _from_file(recipe, count) if recipe.probe.path is not None else _held_out(recipe, task, count)
@@ -68,18 +69,27 @@ def _from_file(recipe: Recipe, count: int) -> tuple[Problem, ...]:
 
 
 def _held_out(recipe: Recipe, task: Task, count: int) -> tuple[Problem, ...]:
-    judged = recipe.eval.problems if recipe.eval.every else 0
-    known = {problem.id for problem in task.eval_problems(judged)} if judged else set()
-    there = task.eval_problems(_as_many(task, judged + count))
-    apart = [problem for problem in there if problem.id not in known]
-    shared = [problem for problem in there if problem.id in known]
-    if shared and len(apart) < count and recipe.probe.every != 0:
+    judged = {problem.id for problem in task.eval_problems(_as_many(task, recipe.eval.problems))}
+    trained = {problem.id for problem in _trained_on(recipe, task)}
+    there = task.eval_problems(_as_many(task, recipe.eval.problems + count))
+    # The best first. Whether the run evaluates is no matter: it may be told to when it is resumed.
+    chosen = sorted(there, key=lambda problem: 2 * (problem.id in trained) + (problem.id in judged))[:count]
+    remedy = "give a file of prompts (probe.path)"
+    if learnt := sum(problem.id in trained for problem in chosen):
+        _LOG.warning("%d of the probe's prompts are trained on: what is seen on them says less; %s", learnt, remedy)
+    if recipe.eval.every and (shared := sum(problem.id in judged for problem in chosen)):
         _LOG.warning(
             "the probe shares %d of its prompts with the evaluation, for the task holds out no others; lower "
-            "probe.prompts or eval.problems, or give a file of prompts (probe.path)",
-            min(count, len(there)) - len(apart),
+            "probe.prompts or eval.problems, or %s",
+            shared,
+            remedy,
         )
-    return tuple([*apart, *shared][:count])
+    return tuple(chosen)
+
+
+def _trained_on(recipe: Recipe, task: Task) -> Iterator[Problem]:
+    for step in range(1, recipe.steps + 1):
+        yield from task.train_problems(step, recipe.rollout.prompts, recipe.seed)
 
 
 def _as_many(task: Task, count: int) -> int:

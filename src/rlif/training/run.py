@@ -4,6 +4,7 @@
 """
 
 import math
+import shutil
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -324,6 +325,7 @@ class Run:
         self._log.check_place()
         chosen = self.looks.chosen
         policy = self.policy
+        shutil.rmtree(self.out / LAST, ignore_errors=True)  # of an earlier end
         if chosen is not None and chosen != self.step:
             policy = policy_at(self.recipe, self.out / "checkpoints", chosen, self.policy.device)
             write_model(self.out, LAST, self.policy)

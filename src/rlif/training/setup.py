@@ -23,7 +23,7 @@ from rlif.rewards.base import Reward
 from rlif.rewards.registry import follows_policy
 from rlif.rollout.engine import Engine
 from rlif.rollout.prompts import check_context, prompts_digest, render
-from rlif.runs.checkpoint import Checkpoint, checkpoint_name, restore_optimizer
+from rlif.runs.checkpoint import Checkpoint, checkpoint_name, load_checkpoint, restore_optimizer
 from rlif.runs.layout import resume_with
 from rlif.runs.provenance import Provenance, model_files
 from rlif.tasks import build_task
@@ -174,6 +174,7 @@ def policy_at(recipe: Recipe, checkpoints: Path, step: int, device: torch.device
             f"{path}: this checkpoint, which the run is to end with, is gone; restore it, or set guards.restore to "
             "false in the run's recipe.yaml to end with the last step"
         )
+    load_checkpoint(path)  # every byte is what was written
     config = PolicyConfig(**{**recipe.policy.model_dump(), "model": str(path)})
     return load_policy(config, dtype=compute_dtype(recipe.policy.dtype, device))
 
