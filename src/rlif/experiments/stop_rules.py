@@ -37,7 +37,7 @@ def _highest(key: str, sign: float = 1.0) -> Callable[[Records], int]:
 
 
 RULES: Mapping[str, Callable[[Records], int]] = {
-    "guarded (the default)": lambda records: best_look(until_stopped(records)).step,
+    "guards": lambda records: best_look(until_stopped(records)).step,
     "agreement, never stopped": lambda records: best_look(records).step,
     "agreement in any form": _highest("probe/agreement/any_form"),
     "cross-entropy under the start": _highest("probe/cross_entropy", -1.0),
@@ -115,16 +115,26 @@ def watched_runs(study: Path) -> list[Watched]:
 
 
 def rules_table(runs: Sequence[Watched], score: str) -> list[tuple[str, ...]]:
-    """A row a rule: mean over runs ± standard error over them, and the worst run. The first row is the heading."""
+    """A row a rule: mean over models ± standard error over them, and the worst run. The first row is the heading.
+
+    Runs of one model are averaged first: their seeds share its weights and all runs their problems.
+    """
     rows: list[tuple[str, ...]] = [("rule", "regret", "worst", "over the start", "worst", "over the baselines")]
     for name, rule in RULES.items():
         made = [choice(run.course, rule(run.records), score) for run in runs]
-        regret, start, free = (
-            [getattr(one, key) for one in made] for key in ("regret", "over_start", "over_baselines")
-        )
-        cells = (_mean(regret, ""), f"{max(regret):.3f}", _mean(start, "+"), f"{min(start):+.3f}", _mean(free, "+"))
-        rows.append((name, *cells))
+        regret, start = [one.regret for one in made], [one.over_start for one in made]
+        free = [one.over_baselines for one in made]
+        means = [_mean(by_model(runs, one), sign) for one, sign in ((regret, ""), (start, "+"), (free, "+"))]
+        rows.append((name, means[0], f"{max(regret):.3f}", means[1], f"{min(start):+.3f}", means[2]))
     return rows
+
+
+def by_model(runs: Sequence[Watched], values: Sequence[float]) -> list[float]:
+    """A value of each run as one of each model: their mean."""
+    found: dict[str, list[float]] = {}
+    for run, value in zip(runs, values, strict=True):
+        found.setdefault(run.course.model, []).append(value)
+    return [fmean(of_model) for of_model in found.values()]
 
 
 def runs_table(runs: Sequence[Watched]) -> list[tuple[str, ...]]:
@@ -156,7 +166,7 @@ def _four(group: Sequence[Watched], steps: Sequence[int], score: str) -> list[st
 
 def _mean(values: Sequence[float], sign: str) -> str:
     error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return f"{fmean(values):{sign}.3f} ± {error:.3f}"
+    return f"{fmean(values):{sign}.3f} ± " + (f"{error:.3f}" if math.isfinite(error) else "–")
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
@@ -166,13 +176,13 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 def main(study: Path) -> None:
-    """Print a study's tables: the rules for each kind of reward, sampled and greedy; then every model and reward."""
+    """Print a study's tables: the rules for each reward, sampled and greedy; then every model and reward."""
     runs = watched_runs(study)
-    for kind in dict.fromkeys(run.course.reward_kind for run in runs):
-        of_kind = [run for run in runs if run.course.reward_kind == kind]
+    for reward in dict.fromkeys(run.course.reward for run in runs):
+        those = [run for run in runs if run.course.reward == reward]
         for name, score in (("sampled", SCORE), ("greedy", GREEDY)):
-            heading = f"{kind} rewards, {len(of_kind)} runs, right and formatted, {name}:"
-            for line in ("", heading, "", *markdown(rules_table(of_kind, score)).splitlines()):
+            heading = f"{reward}, {len(those)} runs, right and formatted, {name}:"
+            for line in ("", heading, "", *markdown(rules_table(those, score)).splitlines()):
                 say(line)
     for line in ("", *markdown(runs_table(runs)).splitlines()):
         say(line)
