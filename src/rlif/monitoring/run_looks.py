@@ -105,9 +105,9 @@ class RunReader:
         return (there, every, "rollouts") if every and len(there) >= min(len(due), 1) else (list(trained), 1, "log")
 
     def _state(self) -> State:
-        if in_use(self.run):  # also where it had ended, and goes on
-            return "running"
-        return "finished" if (self.run / FINAL).is_dir() else "stopped"
+        if (self.run / FINAL).is_dir():
+            return "finished"
+        return "running" if in_use(self.run) else "stopped"
 
     def _path(self, step: int) -> Path:
         return self.run / ROLLOUTS / f"{step_name(step)}.parquet"
