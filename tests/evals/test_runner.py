@@ -25,6 +25,7 @@ from rlif.cli.main import app
 from rlif.config import PolicyConfig
 from rlif.errors import RlifError
 from rlif.evals import figures, tables
+from rlif.evals import grader_mark as marks
 from rlif.evals import pace as pace_module
 from rlif.evals import plan as plans
 from rlif.evals import runner as loop
@@ -38,6 +39,7 @@ from rlif.evals.pace import Pace, duration
 from rlif.evals.plan import Plan
 from rlif.evals.runner import Candidate, evaluate
 from rlif.evals.store import Store, read_answers, slug
+from rlif.grading.grader import GRADER_VERSION
 from rlif.model.fingerprint import tokenizer_mark, weights_mark
 from rlif.rng import Key
 from rlif.rollout.engine import Engine
@@ -213,11 +215,19 @@ def test_a_finished_folder_does_not_answer_for_a_model_or_a_grader_that_changed(
         evaluate([candidate(Scripted())], settings(), tmp_path / "e")
 
 
-@pytest.mark.parametrize(("source", "known"), [(source, True) for source in SAME_VERDICTS] + [("0" * 16, False)])
+@pytest.mark.parametrize(
+    ("source", "version", "known"),
+    [
+        ("da482d34142b2cf3", GRADER_VERSION, True),  # as long as no verdict had changed since
+        *((source, version, version == GRADER_VERSION) for source, version in SAME_VERDICTS.items()),
+        ("0" * 16, None, False),
+    ],
+)
 def test_a_folder_marked_by_source_code_is_resumed_if_that_gave_the_same_verdicts(
-    source: str, known: bool, tmp_path: Path
+    source: str, version: str | None, known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after an update of rlif to a version that says who grades in other words."""
+    monkeypatch.setattr(marks, "SAME_VERDICTS", {source: version} if version else {})
     out, other = tmp_path / "old", tmp_path / "new"
     for folder in (out, other):
         evaluate([candidate(Scripted())], settings(), folder)
@@ -230,7 +240,9 @@ def test_a_folder_marked_by_source_code_is_resumed_if_that_gave_the_same_verdict
     if known:
         evaluate([candidate(Scripted())], settings(), out)
         return
-    with pytest.raises(RlifError, match=r"tasks.arithmetic.grader was .*0000000000000000.* is .rlif grader"):
+    with pytest.raises(
+        RlifError, match=rf"tasks.arithmetic.grader was .*({source}|grader {version},).* is .rlif grader"
+    ):
         evaluate([candidate(Scripted())], settings(), out)
 
 
