@@ -17,6 +17,7 @@ from rlif.cli.report import gather
 from rlif.errors import RlifError, printable_lines
 from rlif.report import page as page_module
 from rlif.report.page import LIMIT, MARK, Subjects, page, write_page
+from rlif.report.run_record import read_run
 from toys import toy_tokenizer
 
 STUB = "/* plotly stands here */"
@@ -277,3 +278,11 @@ def test_info_stands_on_the_page(html: str) -> None:
     assert "reward:" in text
     assert str(SCORES[2]) in text
     assert torch.__version__ not in text, "what the run says, not what is here"
+
+
+def test_a_kl_that_nobody_measured_is_not_shown_as_none(tmp_path: Path) -> None:
+    """0 is logged where a run has no reference, however far its policy has moved."""
+    free = read_run(write_run(tmp_path / "free", grpo={"kl_coef": 0.0}))
+    held = read_run(write_run(tmp_path / "held", grpo={"kl_coef": 0.1}))
+    assert not any("kl" in one for one in free.lines)
+    assert all("kl" in one for one in held.lines)

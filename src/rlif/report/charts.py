@@ -75,7 +75,7 @@ CHARTS = (
         {"eval/transitional_share": "held-out", "transitional/share": "training"},
     ),
     Chart("Reward, before it is normalised", "reward", {"reward/<name>/mean": ""}),
-    Chart("KL to the reference", "nats", {"kl": "KL"}),
+    Chart("KL to the untrained policy", "nats", {"kl": "training", "probe/kl": "probe"}),
     Chart("Groups without an advantage", "share", {"advantage/zero_groups": "groups"}, machinery=True),
     Chart("Loss", "nats", {"loss": "loss"}, machinery=True),
     Chart("Gradient norm before clipping", "norm", {"grad_norm": "norm"}, machinery=True),

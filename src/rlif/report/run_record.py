@@ -91,6 +91,8 @@ def read_run(folder: Path, name: str = "") -> RunRecord:
         notes.append(f"{folder / INFO} cannot be read ({getattr(error, 'strerror', None) or 'not JSON'})")
     there = (folder / METRICS_FILE).is_file()
     lines = tuple(read_metrics(folder / METRICS_FILE)) if there else ()
+    if recipe is not None and not recipe.grpo.needs_reference:  # 0 is logged where no reference measures it
+        lines = tuple({key: value for key, value in line.items() if key != "kl"} for line in lines)
     if not lines:
         notes.append(f"{folder / METRICS_FILE} holds no step yet" if there else f"{folder / METRICS_FILE} is missing")
     return RunRecord(folder, recipe, text, info if isinstance(info, dict) else {}, lines, tuple(notes), name)

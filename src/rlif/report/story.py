@@ -22,7 +22,7 @@ _TRENDS = (
     ("answers with a transitional word", ("eval/transitional_share", "transitional/share"), ".2f", ""),
     ("answers cut off at the limit", ("eval/truncated", "stop/length"), ".2f", ""),
     ("agreement with the untrained policy's answers", ("probe/agreement",), ".2f", ""),
-    ("KL to the reference", ("kl",), ".3f", "nats a token"),
+    ("KL to the untrained policy", ("probe/kl", "kl"), ".3f", "nats a token"),
 )
 """What is told, the metrics it is read from (the first that there is), how it is written, and its unit."""
 

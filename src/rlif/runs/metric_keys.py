@@ -68,7 +68,7 @@ METRICS: dict[str, Metric] = {
         "nats", "Cov(ln π, A) in a state, mean over tokens; above 0: entropy falls; not if greedy, top-p or top-k"
     ),
     "lr": Metric("1", "learning rate of the last optimizer step"),
-    "kl": Metric("nats", "k3 estimate of KL(policy, reference), mean over completion tokens"),
+    "kl": Metric("nats", "k3 estimate of KL(policy, reference), mean over completion tokens; 0 without one"),
     "kl_coef": Metric("1", "weight of the KL term in this step's update, where it follows grpo.kl_target"),
     "kl_cov": Metric("nats", "k3 estimate of the KL of grpo.kl_cov, mean over the tokens under it"),
     "entropy_coef": Metric(
