@@ -286,3 +286,13 @@ def test_a_kl_that_nobody_measured_is_not_shown_as_none(tmp_path: Path) -> None:
     held = read_run(write_run(tmp_path / "held", grpo={"kl_coef": 0.1}))
     assert not any("kl" in one for one in free.lines)
     assert all("kl" in one for one in held.lines)
+
+
+def test_the_step_of_the_final_model_is_told_where_looks_chose_it(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    info = json.loads((run / "run.json").read_text())
+    chosen = {"step": 2, "last": 4, "looks": 3, "stopped": None}
+    (run / "run.json").write_text(json.dumps({**info, "selected": chosen}))
+    told = "the final model is that of step 2 of 4, which of 3 looks without labels agreed most"
+    write_page(gather([run]), tmp_path / "page.html")
+    assert told in (tmp_path / "page.html").read_text("utf-8")

@@ -40,11 +40,23 @@ def story(groups: Sequence[Group]) -> list[str]:
     found += _without_scores(groups)
     if len(groups) <= MOST_IN_WORDS:
         found += [f"{group.label}: {told}." for group in groups if (told := "; ".join(_trends(group)))]
+    found += [told for run in runs[:MOST_IN_WORDS] if (told := _chosen(run))]
     said = [f"{run.name}: {', '.join(spoke)}" for run in runs if (spoke := list(_guards(run)))]
     if said:
         more = f"; and in {len(said) - MOST_IN_WORDS} more runs" if len(said) > MOST_IN_WORDS else ""
         found.append(f"Guards spoke in {len(said)} of {len(runs)} runs. {'; '.join(said[:MOST_IN_WORDS])}{more}.")
     return found
+
+
+def _chosen(run: RunRecord) -> str:
+    """Which step the final model is of, where its looks chose an earlier one (run.json, ``selected``)."""
+    selected = run.info.get("selected")
+    if not isinstance(selected, dict) or selected["step"] == selected["last"]:
+        return ""
+    return (
+        f"{run.name}: the final model is that of step {selected['step']} of {selected['last']}, which of "
+        f"{selected['looks']} looks without labels agreed most with the untrained model's answers."
+    )
 
 
 def is_scored(group: Group) -> bool:
