@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,10 @@ from rlif.rng import Key
 from rlif.rollout.engine import Engine
 from rlif.runs.metric_keys import METRICS
 from rlif.tasks.base import Task
-from rlif.types import Problem, Prompt, Rollouts, Sampling, StopReason, TokenSignals
+from rlif.types import Problem, Prompt, Sampling
+from scripted import Says, Scripted, written
 from toys import toy_policy
 
-Says = Callable[[int, int, Sampling, Key], str]
-"""What is said to prompt i as sample j."""
 SETTINGS = ReferenceSettings(Sampling(max_new_tokens=64))
 TASK = rlif.task_of([Problem("any", "?", "0")], format="boxed", name="sums")
 
@@ -43,46 +42,6 @@ TASK = rlif.task_of([Problem("any", "?", "0")], format="boxed", name="sums")
 def prompts_of(n: int, answer: str | None = "0") -> list[Prompt]:
     """Prompts whose labels are wrong, so that to look at them shows."""
     return [Prompt(f"p{i}", f"{i}+{i}=", (3 + i, 4), Problem(f"p{i}", f"{i}+{i}=", answer)) for i in range(n)]
-
-
-def written(prompts: Sequence[Prompt], texts: Sequence[str], *, entropy: float = 0.5, **fields: Any) -> Rollouts:
-    """Rollouts of these texts, a token a character; a text with a trailing ~ was cut off."""
-    lengths = torch.tensor([max(1, len(text)) for text in texts])
-    mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    flat = torch.where(mask, entropy, 0.0)
-    stops: list[StopReason] = ["length" if text.endswith("~") else "eos" for text in texts]
-    given: dict[str, Any] = {
-        "prompts": tuple(prompts),
-        "group_size": len(texts) // len(prompts),
-        "tokens": torch.zeros_like(mask, dtype=torch.long),
-        "mask": mask,
-        "sampler_logprobs": -flat,
-        "signals": TokenSignals(-flat, flat, flat),
-        "texts": tuple(text.rstrip("~") for text in texts),
-        "stop_reasons": tuple(stops),
-        "sampling": Sampling(),
-    }
-    return Rollouts(**given | fields)
-
-
-class Scripted(Engine):
-    """An engine that says what it is told to."""
-
-    def __init__(self, says: Says, policy: Policy | None = None) -> None:
-        self.policy, self.says, self.keys = policy or toy_policy(), says, list[Key]()
-
-    def sample(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        group_size: int,
-        sampling: Sampling,
-        key: Key,
-        progress: Callable[[int], None] | None = None,
-    ) -> Rollouts:
-        self.keys.append(key)
-        texts = [self.says(i, j, sampling, key) for i in range(len(prompts)) for j in range(group_size)]
-        return written(prompts, texts, sampling=sampling)
 
 
 def boxed(i: int) -> str:
