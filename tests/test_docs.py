@@ -78,6 +78,11 @@ def test_long_lines_and_broken_links_are_seen() -> None:
     assert broken_links("README.md", links) == ["absent.md", "#there"]
 
 
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_no_page_holds_the_marks_of_a_merge(page: str) -> None:
+    assert not [line for line in PAGES[page].splitlines() if re.match(r"(<{7}|>{7}) |={7}$", line)]
+
+
 def test_what_the_architecture_page_says_where_is_there() -> None:
     """`path: name` stands for a name defined in that module; a path or a name alone for a module or a folder."""
     _, _, table = PAGES["docs/architecture.md"].partition("## Where is …")
