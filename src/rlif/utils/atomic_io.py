@@ -11,14 +11,16 @@ import shutil
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from rlif.errors import Advice, Argument, RlifError
 
 try:
-    import fcntl
+    fcntl: Any = import_module("fcntl")
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None
 
 LOCK = ".lock"
 """The file in a run folder that the process at work in it holds. It stays there, and means nothing, when none does."""
