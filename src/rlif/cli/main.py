@@ -23,6 +23,7 @@ from rlif.cli.commands.models import models
 from rlif.cli.commands.quickstart import quickstart
 from rlif.cli.commands.report import report
 from rlif.cli.commands.sample import sample
+from rlif.cli.commands.show import show
 from rlif.cli.commands.study import study
 from rlif.cli.commands.theory import theory
 from rlif.cli.commands.tiny import make
@@ -165,6 +166,7 @@ app.command("quickstart")(quickstart)
 app.command("study")(study)
 app.command("watch")(watch)
 app.command("report")(report)
+app.command("show")(show)
 app.command("sample")(sample)
 app.command("theory")(theory)
 app.command("merge")(merge)
