@@ -20,6 +20,7 @@ from rlif.cli.commands.diagnose import diagnose
 from rlif.cli.commands.evaluate import evaluate
 from rlif.cli.commands.merge import merge
 from rlif.cli.commands.models import models
+from rlif.cli.commands.push import push
 from rlif.cli.commands.quickstart import quickstart
 from rlif.cli.commands.report import report
 from rlif.cli.commands.sample import sample
@@ -170,6 +171,7 @@ app.command("show")(show)
 app.command("sample")(sample)
 app.command("theory")(theory)
 app.command("merge")(merge)
+app.command("push")(push)
 app.command("models")(models)
 tiny_app = typer.Typer(help="The two tiny models that ship with rlif.")
 tiny_app.command("make")(make)
