@@ -82,7 +82,7 @@ def _outcome(arguments: Sequence[str]) -> tuple[int, str]:
         error.command_line = True
         return 2, str(error)
     except UsageError as error:
-        path = error.ctx.command_path if error.ctx else "rlif"
+        path = error.ctx.command_path if error.ctx else _command_path(arguments)
         return 2, f"{' '.join(error.format_message().split()).rstrip('.')}; see {path} --help"
     except Interrupted as stop:
         stop.command_line = True
@@ -117,6 +117,17 @@ def _run(arguments: Sequence[str]) -> int:
     if sys.stdout is not None:
         sys.stdout.flush()
     return code
+
+
+def _command_path(arguments: Sequence[str]) -> str:
+    """The command that a line asks for: typer does not tell whose option lacks a value."""
+    command, path = typer.main.get_command(app), ["rlif"]
+    for argument in arguments:
+        if argument not in getattr(command, "commands", {}):
+            break
+        command = command.commands[argument]
+        path.append(argument)
+    return " ".join(path)
 
 
 def _is_unicode(text: str) -> bool:
