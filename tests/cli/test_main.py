@@ -173,6 +173,8 @@ def test_a_disk_without_room(run, toy_model: Path) -> None:  # type: ignore[no-u
         (["quickstart"], "Missing option '--out'; see rlif quickstart --help"),
         (["quickstart", "--out", "x", "--steps", "0"], "Invalid value for '--steps'"),
         (["tiny"], "Missing command; see rlif tiny --help"),
+        (["report", "g", "--out"], "Option '--out' requires an argument; see rlif report --help"),
+        (["tiny", "make", "--out"], "requires an argument; see rlif tiny make --help"),
         (["sample", "nowhere", "hello"], "MODEL: no such folder or file: nowhere"),
         (["sample", "tiny-base", ""], "PROMPT: it is empty"),
         (["sample", "tiny-base", "1" * 5000], "PROMPT: 5000 tokens and --max-new-tokens 128 exceed the context of"),

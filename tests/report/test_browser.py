@@ -3,22 +3,31 @@
 import html
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
-from pages import HOSTILE, STEPS, write_run
+from pages import HOSTILE, STEPS, line, write_run
 from rlif.cli.report import gather
 from rlif.errors import printable_lines
 from rlif.report.page import page, plotly
 
 BROWSER = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium here")
+
+
+@pytest.fixture(autouse=True)
+def browser() -> None:
+    """Absent: the tests are skipped. .ci/run installs it where it can."""
+    if BROWSER is None:
+        pytest.skip("no chromium here: apt-get install chromium")
+
 
 STUB = """
 window.drawn = [];
@@ -31,9 +40,9 @@ BEFORE = """
 window.errors = [];
 window.addEventListener("error", (event) => window.errors.push(String(event.message)));
 document.addEventListener("securitypolicyviolation", (event) => window.errors.push(event.blockedURI));
-window.addEventListener("load", () => setTimeout(() => {
+window.addEventListener("load", () => setTimeout(async () => {
   let found;
-  try { found = (() => { CHECK })(); } catch (error) { found = { thrown: String(error) }; }
+  try { found = await (async () => { CHECK })(); } catch (error) { found = { thrown: String(error) }; }
   document.documentElement.dataset.found = JSON.stringify({ ...found, errors: window.errors });
 }, 300));
 """
@@ -57,9 +66,9 @@ const pick = (id, value) => {
 def seen(run: Path, check: str, *, address: str = "", width: int = 1200, script: str = STUB) -> Any:
     """What ``check`` returns in the page of a run. Fails if anything went wrong in the browser."""
     path = run / "page.html"
-    path.write_text(page(gather([run]), script + BEFORE.replace("CHECK", CARDS + check)), "utf-8")
+    path.write_text(page(gather([run]), script + "\n" + BEFORE.replace("CHECK", CARDS + check)), "utf-8")
     command = [
-        *(str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000"),
+        *(str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000"),
         *(f"--window-size={width},900", "--dump-dom", path.as_uri() + address),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
@@ -148,6 +157,55 @@ def test_a_phone_does_not_scroll_sideways(run: Path) -> None:
     check = "return { wide: document.documentElement.scrollWidth, room: innerWidth };"
     found = seen(run, check, width=500)
     assert found["wide"] <= found["room"]
+
+
+def test_guards_are_a_row_each_told_apart_by_colour_and_shape(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    said = {0: (0, 0), 2: (0, 1), 4: (0, 2)}
+    rows = [{**line(step), "step": step, "guard/length": a, "guard/agreement": b} for step, (a, b) in said.items()]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    found = seen(
+        run,
+        """
+        const figures = [...document.querySelectorAll("figure")];
+        const guards = figures.find((one) => one.textContent.startsWith("What the guards"));
+        const drawn = window.drawn.filter((one) => one.layout.yaxis.type === "category").pop();
+        const key = guards.querySelector("figcaption").textContent;
+        return { key, label: guards.querySelector(".plot").ariaLabel, ...drawn };
+        """,
+    )
+    assert found["label"] == "What the guards say: agreement says warn at step 2; agreement says stop at step 4"
+    assert "● ok" in found["key"]
+    assert found["layout"]["yaxis"]["categoryarray"] == ["agreement", "length"]
+    marks = [(one["name"], list(zip(one["x"], one["y"], strict=True))) for one in found["traces"]]
+    assert marks == [
+        ("ok", [(0, "agreement"), (0, "length"), (2, "length"), (4, "length")]),
+        ("warn", [(2, "agreement")]),
+        ("stop", [(4, "agreement")]),
+    ]
+    for name in ("symbol", "color"):
+        assert len({one["marker"][name] for one in found["traces"]}) == 3
+
+
+@pytest.mark.parametrize(("theme", "width"), [("light", 1200), ("dark", 1200), ("light", 500)])
+def test_axe_finds_no_serious_violation(run: Path, theme: str, width: int) -> None:
+    axe = (resources.files("axe_core_python") / "axe.min.js").read_text("utf-8")
+    found = seen(
+        run,
+        f"""
+        setTheme("{theme}");
+        for (const one of document.querySelectorAll("details")) one.open = true;
+        const all = await axe.run(document);
+        const told = (one) => `${{one.id}} (${{one.impact}}): ${{one.nodes.map((node) => node.html.slice(0, 150))}}`;
+        const serious = all.violations.filter((one) => ["serious", "critical"].includes(one.impact));
+        return {{ serious: serious.map(told), passed: all.passes.map((one) => one.id) }};
+        """,
+        width=width,
+        script=STUB + axe,
+    )
+    assert found["serious"] == []
+    looked_at = {"color-contrast", "label", "select-name", "button-name", "document-title", "html-has-lang"}
+    assert looked_at <= {*found["passed"]}
 
 
 @pytest.mark.skipif(importlib.util.find_spec("plotly") is None, reason="no plotly here")

@@ -20,9 +20,11 @@ from rlif.cli.commands.diagnose import diagnose
 from rlif.cli.commands.evaluate import evaluate
 from rlif.cli.commands.merge import merge
 from rlif.cli.commands.models import models
+from rlif.cli.commands.push import push
 from rlif.cli.commands.quickstart import quickstart
 from rlif.cli.commands.report import report
 from rlif.cli.commands.sample import sample
+from rlif.cli.commands.show import show
 from rlif.cli.commands.study import study
 from rlif.cli.commands.theory import theory
 from rlif.cli.commands.tiny import make
@@ -82,7 +84,7 @@ def _outcome(arguments: Sequence[str]) -> tuple[int, str]:
         error.command_line = True
         return 2, str(error)
     except UsageError as error:
-        path = error.ctx.command_path if error.ctx else "rlif"
+        path = error.ctx.command_path if error.ctx else _command_path(arguments)
         return 2, f"{' '.join(error.format_message().split()).rstrip('.')}; see {path} --help"
     except Interrupted as stop:
         stop.command_line = True
@@ -117,6 +119,17 @@ def _run(arguments: Sequence[str]) -> int:
     if sys.stdout is not None:
         sys.stdout.flush()
     return code
+
+
+def _command_path(arguments: Sequence[str]) -> str:
+    """The command that a line asks for: typer does not tell whose option lacks a value."""
+    command, path = typer.main.get_command(app), ["rlif"]
+    for argument in arguments:
+        if argument not in getattr(command, "commands", {}):
+            break
+        command = command.commands[argument]
+        path.append(argument)
+    return " ".join(path)
 
 
 def _is_unicode(text: str) -> bool:
@@ -167,9 +180,11 @@ app.command("quickstart")(quickstart)
 app.command("study")(study)
 app.command("watch")(watch)
 app.command("report")(report)
+app.command("show")(show)
 app.command("sample")(sample)
 app.command("theory")(theory)
 app.command("merge")(merge)
+app.command("push")(push)
 app.command("models")(models)
 tiny_app = typer.Typer(help="The two tiny models that ship with rlif.")
 tiny_app.command("make")(make)

@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from rlif.analysis.text import TENTHS
 from rlif.errors import printable
@@ -51,11 +52,16 @@ def profile(task: str, results: Sequence[Mapping[str, Any]]) -> Figure:
     for row, result in zip(grid, results, strict=True):
         for axes, name in zip(row, known, strict=True):
             _draw(axes, result, name)
-        row[0].set_ylabel(printable(result["model"])[-_WIDTH:], fontsize=8)
+        counts = ", ".join(f"{n:,} {group}" for group, n in _counts(result).items())
+        row[0].set_ylabel(f"{printable(result['model'])[-_WIDTH:]}\n{counts}", fontsize=8)
     for axes, name in zip(grid[0], known, strict=True):
         axes.set_title(_PANELS[name], fontsize=9)
     for axes in grid[-1]:
         axes.set_xlabel("tenth of the answer", fontsize=8)
+    keys = [
+        Line2D([], [], color=colour, marker="o", markersize=3, label=f"{g} answers") for g, colour in _GROUPS.items()
+    ]
+    figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), frameon=False, fontsize=8)
     figure.suptitle(f"{task}: along the answers (band: one standard error, clustered by problem)", fontsize=10)
     return figure
 
@@ -64,22 +70,23 @@ def _draw(axes: Axes, result: Mapping[str, Any], name: str) -> None:
     bare(axes)
     axes.set_xticks(range(1, TENTHS + 1))
     axes.tick_params(labelsize=8)
-    counts = {
-        group: sum(count for key, count in result["counts"].items() if key.startswith(group)) for group in _GROUPS
-    }
+    counts = _counts(result)
     if name not in result["course"] or not any(counts.values()):
         missing = "not known" if any(counts.values()) else "no answer could be decided"
         axes.text(0.5, 0.5, missing, ha="center", transform=axes.transAxes, fontsize=8)
         return
     tenth = np.arange(1, TENTHS + 1)
     for group, colour in _GROUPS.items():
-        answers = counts[group]
-        if not answers:
+        if not counts[group]:
             continue
         of = result["course"][name][group]
         value, error = (np.array(of[part], dtype=np.float64) for part in ("value", "stderr"))
-        axes.plot(tenth, value, color=colour, marker="o", markersize=3, label=f"{group} ({answers:,})")
+        axes.plot(tenth, value, color=colour, marker="o", markersize=3)
         axes.fill_between(tenth, value - error, value + error, color=colour, alpha=0.15, linewidth=0)
     if name == "transitional":
         axes.set_ylim(bottom=0.0)
-    axes.legend(frameon=False, fontsize=7)
+
+
+def _counts(result: Mapping[str, Any]) -> dict[str, int]:
+    """How many answers are right and wrong."""
+    return {group: sum(n for key, n in result["counts"].items() if key.startswith(group)) for group in _GROUPS}

@@ -1,4 +1,4 @@
-"""The paper's experiment in miniature: five runs on the tiny models, one table, three figures.
+"""The paper's experiment in miniature: five runs on the tiny models, one table, four figures, a page.
 
 The base model is trained on each internal reward and on the verifiable one, the instruct model on self-certainty; the
 prompts, seeds and settings are the same. Runs go side by side, one CPU thread each, so that the numbers do not depend
@@ -20,6 +20,9 @@ from rlif.experiments.pool import check_recipes, run_all
 from rlif.runs.layout import METRICS_FILE
 from rlif.utils.atomic_io import LOCK, locked
 from rlif.utils.terminal import Console
+
+PAGE = "report.html"
+"""The page of all runs, in the quickstart's folder."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ def variants(steps: int = 60, seed: int = 0) -> tuple[Variant, ...]:
 
 
 def quickstart(out: Path, *, steps: int = 60, seed: int = 0, processes: int = 2) -> None:
-    """Run all variants into ``out/<name>``, then print the table and write table.md, results.json and figures there.
+    """Run all variants into ``out/<name>``, then print the table and write table.md, results.json, figures and the page
+    (report.html) there.
 
     Raises `RlifError` if ``out`` holds anything but a quickstart of the same settings, which is gone on with;
     `Interrupted` after SIGINT or SIGTERM, each run's checkpoint written.
@@ -58,13 +62,15 @@ def quickstart(out: Path, *, steps: int = 60, seed: int = 0, processes: int = 2)
         again = f"rlif quickstart --out {out} --steps {steps}" + (f" --seed {seed}" if seed else "")
         run_all(recipes, out, processes=processes, console=console, go_on_with=again, labels=labels)
         _report(runs, out, console)
+        size = _write_page(runs, out / PAGE)
     console.write_line(f"done in {time.monotonic() - started:.0f} s")
+    console.write_line(f"all of it as one page ({size / 1e6:.1f} MB, opens in any browser): {out / PAGE}")
 
 
 def _check_ours(out: Path, recipes: Mapping[str, Recipe]) -> None:
     if out.exists() and not out.is_dir():
         raise RlifError(f"{out}: a file, not a folder; choose another ", Argument("out"))
-    ours = {LOCK, "figures", "results.json", "table.md", *recipes}
+    ours = {LOCK, "figures", "results.json", "table.md", PAGE, *recipes}
     if out.is_dir() and (strangers := sorted(path.name for path in out.iterdir() if path.name not in ours)):
         raise RlifError(f"{out}: not an empty folder, it holds {strangers[0]}; choose a new one for ", Argument("out"))
     check_recipes(recipes, out)
@@ -87,6 +93,14 @@ def _report(runs: Sequence[Variant], out: Path, console: Console) -> None:
     for path in write_figures(curves, out / "figures"):
         console.write_line(f"figure: {path}")
     console.write_line(f"table:  {out / 'table.md'}")
+
+
+def _write_page(runs: Sequence[Variant], page: Path) -> int:
+    """The page of all runs, called as in the table; returns its size in bytes."""
+    from rlif.report.page import Subjects, write_page
+    from rlif.report.run_record import read_run
+
+    return write_page(Subjects(tuple(read_run(page.parent / variant.name, variant.label) for variant in runs)), page)
 
 
 def _finite(value: Any) -> Any:

@@ -13,10 +13,9 @@ from typing import Any
 
 from rlif.analysis.text import loops, transitional_spans
 from rlif.errors import printable_lines
+from rlif.report.answer_tables import PER_TOKEN, Candidate, by_advantage, held_out, read_table, step_files, training
 from rlif.report.pieces import Decode, pieces
-from rlif.runs.layout import EVAL_ANSWERS, ROLLOUTS, step_of
-from rlif.utils.atomic_io import one_line
-from rlif.utils.parquet_files import read_parquet
+from rlif.runs.layout import EVAL_ANSWERS, ROLLOUTS
 
 SCALES: Mapping[str, float] = {"entropy": 1000.0, "logprob": 1000.0, "self_certainty": 100.0}
 """Signals as whole numbers: nats times this. A reader tells thousandths of a nat, and they take a third of the room."""
@@ -32,30 +31,6 @@ FOR_COMPARISON = 0.7
 
 TRAINING_STEPS = 40
 """Steps whose training answers are looked through at most, spread over the run."""
-
-_PER_ANSWER, _PER_TOKEN = 160, 17
-"""Bytes that an answer takes beside its text, and each of its tokens (text, three signals), estimated."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """An answer that a page could show: a row of a table, at a place (a step, or a model), drawn in some way."""
-
-    table: Any
-    row: int
-    place: str
-    kind: str
-    prompt_id: str
-    length: int
-
-    @property
-    def size(self) -> int:
-        """Bytes on the page, estimated."""
-        return _PER_ANSWER + _PER_TOKEN * self.length
-
-    def value(self, name: str) -> Any:
-        """Of a column; None where there is no such column."""
-        return self.table[name][self.row].as_py() if name in self.table.column_names else None
 
 
 @dataclass
@@ -75,12 +50,12 @@ class Source:
 def run_answers(label: str, run: Path, decode: Decode | None, room: int) -> Source:
     """Of a training run's folder, as many answers as there is ``room`` for (bytes); damaged files are noted."""
     source = Source(label, str(run), "step")
-    asked = list(_held_out(run / EVAL_ANSWERS, source))
+    asked = [one for path in step_files(run / EVAL_ANSWERS).values() for one in held_out(path, source.notes)]
     chosen = compared(asked, int(room * FOR_COMPARISON))
     left = room - sum(one.size for one in chosen)
-    files = _files(run / ROLLOUTS)
+    files = list(step_files(run / ROLLOUTS).values())
     looked = spread(files, TRAINING_STEPS)
-    by_step = [_by_advantage(_training(path, source)) for path in looked]
+    by_step = [by_advantage(training(path, source.notes)) for path in looked]
     trained = fitting(interleaved(by_step), left)
     source.notes += _left_out(run, asked, chosen)
     if len(looked) < len(files) or len(trained) < sum(map(len, by_step)):
@@ -153,52 +128,15 @@ def spread(items: Sequence[Any], most: int) -> list[Any]:
     return [items[round(i * last / (most - 1))] for i in range(most)]
 
 
-def _held_out(folder: Path, source: Source) -> Iterator[Candidate]:
-    for path in _files(folder):
-        table = _table(path, source)
-        if table is None:
-            continue
-        columns = (table[name].to_pylist() for name in ("prompt_id", "decoding", "sample"))
-        lengths = _lengths(table)
-        for row, (prompt_id, decoding, sample) in enumerate(zip(*columns, strict=True)):
-            kind = decoding if not sample else f"{decoding} {sample + 1}"
-            yield Candidate(table, row, str(step_of(path.stem)), kind, prompt_id, lengths[row])
-
-
-def _training(path: Path, source: Source) -> list[Candidate]:
-    table = _table(path, source)
-    if table is None:
-        return []
-    lengths, found = _lengths(table), []
-    counts: dict[str, int] = {}
-    for row, prompt_id in enumerate(table["prompt_id"].to_pylist()):
-        counts[prompt_id] = counts.get(prompt_id, 0) + 1
-        found.append(
-            Candidate(table, row, str(step_of(path.stem)), f"training {counts[prompt_id]}", prompt_id, lengths[row])
-        )
-    return found
-
-
-def _by_advantage(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The highest, the lowest, the second highest, and so on."""
-    if not candidates:
-        return []
-    advantages = candidates[0].table["advantage"].to_pylist()
-    ranked = sorted(candidates, key=lambda one: -(advantages[one.row] or 0.0))
-    half = (len(ranked) + 1) // 2
-    pairs = zip(ranked[:half], [*ranked[half:][::-1], None], strict=False)
-    return [one for pair in pairs for one in pair if one is not None]
-
-
 def _evaluated(path: Path, source: Source, model: str, kind: str) -> list[Candidate]:
-    table = _table(path, source)
+    table = read_table(path, source.notes)
     if table is None:
         return []
     columns = [table[name].to_pylist() for name in ("problem_id", "sample", "completion")]
     return [
         # No tokens are kept, so that the room is that of the text.
         Candidate(
-            table, row, model, kind if not sample else f"{kind} {sample + 1}", problem, len(text) // _PER_TOKEN + 8
+            table, row, model, kind if not sample else f"{kind} {sample + 1}", problem, len(text) // PER_TOKEN + 8
         )
         for row, (problem, sample, text) in enumerate(zip(*columns, strict=True))
     ]
@@ -215,29 +153,6 @@ def _disputed_first(candidates: Sequence[Candidate]) -> list[Candidate]:
         return any(found != by_model[0] for found in by_model)
 
     return sorted(candidates, key=lambda one: not disputed(one.prompt_id))
-
-
-def _files(folder: Path) -> list[Path]:
-    """The files of a folder by step."""
-    found = [path for path in folder.glob("step-*.parquet") if step_of(path.stem) is not None]
-    return sorted(found, key=lambda path: step_of(path.stem) or 0)
-
-
-def _table(path: Path, source: Source) -> Any:
-    """A Parquet file; None, and a note, if it cannot be read."""
-    import pyarrow
-
-    try:
-        return read_parquet(path)
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        source.notes.append(f"{path} cannot be read and is left out ({one_line(error)})")
-        return None
-
-
-def _lengths(table: Any) -> list[int]:
-    import pyarrow.compute as pc
-
-    return [int(n) for n in pc.list_value_length(table["tokens"]).to_pylist()]
 
 
 def _left_out(run: Path, asked: Sequence[Candidate], chosen: Sequence[Candidate]) -> Iterator[str]:

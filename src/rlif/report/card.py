@@ -29,14 +29,19 @@ def write_card(run: Path, own: Mapping[str, "Reward"] = MappingProxyType({})) ->
 
     ``own``: rewards that the run was handed besides those known by name. Raises `RlifError` if it cannot be written.
     """
+    text, path = card_of(run, own), run / FINAL / CARD
+    with writing(path, "the model beside it is whole"):
+        write_whole(path, text.encode())
+    return path
+
+
+def card_of(run: Path, own: Mapping[str, "Reward"] = MappingProxyType({})) -> str:
+    """The card of the run in a folder. ``own`` as in `write_card`."""
     from rlif.rewards.registry import needs_labels  # loads torch, which whoever trained has loaded
 
-    record, path = read_run(run), run / FINAL / CARD
+    record = read_run(run)
     mix = record.recipe.reward if record.recipe else ()
-    labels = needs_labels([one for one in mix if one.weight > 0], own)
-    with writing(path, "the model beside it is whole"):
-        write_whole(path, card(record, labels).encode())
-    return path
+    return card(record, needs_labels([one for one in mix if one.weight > 0], own))
 
 
 def card(run: RunRecord, labels: Sequence[str]) -> str:
@@ -50,7 +55,7 @@ def card(run: RunRecord, labels: Sequence[str]) -> str:
         f"# {public_name(run.name)}\n",
         _training(run, run.recipe, labels),
         f"## Scores\n\n{_scores(group)}",
-        f"## Recipe\n\n```yaml\n{_public_recipe(run)}```\n",
+        f"## Recipe\n\n```yaml\n{public_recipe(run.recipe_text)}```\n",
         f"## Made with\n\n{_versions(run.info)}",
     ]
     return "\n".join(parts)
@@ -109,9 +114,9 @@ def _scores(group: Group) -> str:
     )
 
 
-def _public_recipe(run: RunRecord) -> str:
-    """The recipe as it was run, local paths cut to their last part."""
-    return re.sub(r"(?m)(:\s+)(/\S+)$", lambda match: match[1] + Path(match[2]).name, run.recipe_text)
+def public_recipe(text: str) -> str:
+    """A recipe as it was run, local paths cut to their last part."""
+    return re.sub(r"(?m)(:\s+)(/\S+)$", lambda match: match[1] + Path(match[2]).name, text)
 
 
 def _versions(info: Mapping[str, Any]) -> str:

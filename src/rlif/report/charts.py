@@ -18,7 +18,8 @@ MOST_POINTS = 500
 class Chart:
     """What stands together. ``lines``: patterns of metrics, each with what its line is called; the first is solid.
 
-    ``instead``: lines for a run that has none of the others.
+    ``instead``: lines for a run that has none of the others. ``kind``: curves, or states (0 ok, 1 warn, 2 stop), which
+    are drawn one row a line.
     """
 
     title: str
@@ -26,6 +27,7 @@ class Chart:
     lines: Mapping[str, str]
     instead: Mapping[str, str] | None = None
     machinery: bool = False
+    kind: str = "curves"
 
 
 CHARTS = (
@@ -55,7 +57,7 @@ CHARTS = (
         },
     ),
     Chart("Cross-entropy of new answers under the untrained policy", "nats", {"probe/cross_entropy": "cross-entropy"}),
-    Chart("What the guards say: 0 ok, 1 warn, 2 stop", "level", {"guard/<name>": ""}),
+    Chart("What the guards say", "0 ok, 1 warn, 2 stop", {"guard/<name>": ""}, kind="states"),
     Chart("Entropy of the policy", "nats", {"eval/entropy": "held-out", "signal/entropy": "training"}),
     Chart(
         "Change of entropy by an update",
@@ -97,8 +99,20 @@ def charts(groups: Sequence[Group]) -> list[dict[str, Any]]:
         if drawn:
             thinned = sum(line.pop("thinned") for line in drawn)
             head = {"title": chart.title, "unit": chart.unit, "machinery": chart.machinery, "thinned": thinned}
-            found.append({**head, "lines": drawn})
+            own = _rows(drawn) if chart.kind == "states" else {"lines": drawn}
+            found.append({**head, "kind": chart.kind, **own})
     return found
+
+
+MOST_ROWS = 18
+"""Rows of states that are drawn with all that were ok throughout."""
+
+
+def _rows(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Lines of states; of many those that ever said more than ok, and how many others are ``quiet``."""
+    loud = [line for line in lines if any(line["y"])]
+    kept = loud if len(lines) > MOST_ROWS else list(lines)
+    return {"lines": kept or list(lines[:MOST_ROWS]), "quiet": len(lines) - len(kept) if kept else 0}
 
 
 def _lines(chart: Chart, number: int, group: Group) -> Iterator[dict[str, Any]]:

@@ -24,7 +24,7 @@ from rlif.report.charts import curve
 from rlif.report.eval_record import EvalRecord
 from rlif.report.run_record import Group
 from rlif.utils.atomic_io import make_folder, write_whole, writing
-from rlif.utils.plotting import BLUE, COLOURS, ORANGE, bare, png, svg
+from rlif.utils.plotting import BLUE, COLOURS, ORANGE, bare, label_ends, png, svg
 
 SCORE = "eval/right_and_formatted"
 INTERNAL = ("self_certainty", "token_entropy", "trajectory_entropy")
@@ -123,7 +123,9 @@ def _panels(panels: Mapping[str, Mapping[str, Points]], label: str, *, ordered: 
         colours = _ramp(len(shown)) if ordered else COLOURS
         for points, colour in zip(shown.values(), colours, strict=False):
             _line(axes, points, colour)
-        _label_ends(axes, list(shown.items())[:_MOST_LINES], colours)
+        named = list(shown.items())[:_MOST_LINES]
+        ends = [(*points[-1][:2], name.replace("_", " ")) for name, points in named]
+        label_ends(axes, [(*end, colour) for end, colour in zip(ends, colours, strict=False)])
         axes.set_title(shortened(name, 50), fontsize=9, loc="left")
         axes.set_xlabel("step", fontsize=8)
         axes.set_ylabel(label, fontsize=8)
@@ -140,19 +142,6 @@ def _line(axes: Axes, points: Points, colour: str) -> None:
     known = [point for point in points if math.isfinite(point[2])]
     low, high = ([value + sign * error for _, value, error in known] for sign in (-1, 1))
     axes.fill_between([step for step, _, _ in known], low, high, color=colour, alpha=0.15, linewidth=0)
-
-
-def _label_ends(axes: Axes, lines: Sequence[tuple[str, Points]], colours: Sequence[str]) -> None:
-    """Each line's name beside its last point, moved apart where two would overlap."""
-    low, high = axes.get_ylim()
-    apart = (high - low) / 11
-    ends = [(*points[-1][1::-1], name, colour) for (name, points), colour in zip(lines, colours, strict=False)]
-    at = low - apart
-    for value, step, name, colour in sorted(ends):
-        at = max(value, at + apart)
-        style: dict[str, Any] = {"color": colour, "fontsize": 7.5, "va": "center", "annotation_clip": False}
-        axes.annotate(f" {name.replace('_', ' ')}", (step, value), (step, at), **style)
-    axes.set_xlim(right=axes.get_xlim()[1] + 0.42 * (axes.get_xlim()[1] - axes.get_xlim()[0]))
 
 
 def _along(axes: Axes, course: Mapping[str, Any], label: str) -> None:

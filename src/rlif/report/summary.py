@@ -99,6 +99,33 @@ def explain(results: Sequence[Mapping[str, Any]], runs: str = "one run each") ->
     return f"{_capital(said)} ({what}).\n\n{beyond}\n\n{_gain(results[0])}; {_confidence(results)}."
 
 
+_FATES = {
+    "rises, then falls": "rise, then fall",
+    "rises and stays up": "rise and stay up",
+    "only loses": "only lose",
+    "stays where it was": "stay where they were",
+}
+"""What becomes of a run, and of several."""
+
+
+def headline(results: Sequence[Mapping[str, Any]]) -> str:
+    """What became of the sampled answers of the runs, in a line: how many rose, fell, or stayed."""
+    fates = [_fate(result) for result in results]
+    counts = ((fates.count(one), one, several) for one, several in _FATES.items())
+    return "; ".join(f"{n} {one if n == 1 else several}" for n, one, several in counts if n)
+
+
+def is_surer_and_wrong(result: Mapping[str, Any]) -> bool:
+    """Whether a run ends with less entropy than it began, its answers fallen from their best."""
+    start, last = result["start"], result["last"]
+    return _fate(result) in ("rises, then falls", "only loses") and last["entropy"] < start["entropy"]
+
+
+def gain(result: Mapping[str, Any]) -> str:
+    """What a run's best score consists of, as a sentence."""
+    return f"{_gain(result)}."
+
+
 def _known(results: Sequence[Mapping[str, Any]], kind: Sequence[str]) -> bool:
     return any(decoded(result, name) for result in results for name in kind)
 
@@ -173,7 +200,7 @@ def _gain(result: Mapping[str, Any]) -> str:
 def _confidence(results: Sequence[Mapping[str, Any]]) -> str:
     """Whether entropy told the runs that ended well from those that ended badly."""
     surer = [result for result in results if result["last"]["entropy"] < result["start"]["entropy"]]
-    fell = any(_fate(result) in ("rises, then falls", "only loses") for result in surer)
+    fell = any(map(is_surer_and_wrong, results))
     held = any(_fate(result) == "rises and stays up" for result in surer)
     count = f"entropy fell in {len(surer)} of {len(results)} runs"
     if fell and held:

@@ -1,6 +1,6 @@
 """Tokens shaded by what the model thought of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.text import Text
@@ -25,11 +25,17 @@ _STEPS = (0.05, 0.25, 0.6, 1.2, 2.0, 3.0)  # nats; above the last: the last colo
 def shaded(policy: "rlif.model.policy.Policy", rollouts: "rlif.types.Rollouts", row: int, few: bool = False) -> Text:
     """A completion as rich text; EOS is shown as the token's own name. ``few``: the terminal has 16 colours."""
     tokens = rollouts.tokens[row][rollouts.mask[row]].tolist()
-    text = Text()
-    for piece, entropy in _pieces(policy, tokens, rollouts.signals.entropy[row].tolist()):
-        text.append(printable_lines(piece), style=f"black on {colour(entropy, few)}")
+    text = shaded_pieces(_pieces(policy, tokens, rollouts.signals.entropy[row].tolist()), few)
     if rollouts.stop_reasons[row] == "eos":
         text.append(printable(str(policy.tokenizer.convert_ids_to_tokens(tokens[-1]))), style="dim")
+    return text
+
+
+def shaded_pieces(pieces: Iterable[tuple[str, float]], few: bool = False) -> Text:
+    """Pieces of a text, each on the ground of its entropy (nats)."""
+    text = Text()
+    for piece, entropy in pieces:
+        text.append(printable_lines(piece), style=f"black on {colour(entropy, few)}")
     return text
 
 

@@ -30,6 +30,7 @@ class Benchmark:
         ids: the id of a row that has none, with ``{row}`` counted from 0; empty: file and line.
         format: the extractor that decides `formatted`; None: the one the template asks for.
         generated: what to generate, for one that comes from nowhere.
+        leaderboard: its task in the hub's own table of results, where the data set has one; its scores are in percent.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Benchmark:
     ids: str = ""
     format: str | None = None
     generated: ArithmeticTask | None = None
+    leaderboard: str = ""
 
 
 BENCHMARKS: Mapping[str, Benchmark] = {
@@ -59,6 +61,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             config="main",
             size=1319,
             ids="gsm8k/test/{row}",
+            leaderboard="gsm8k",
         ),
         Benchmark(
             name="math500",

@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from collections.abc import Sequence
 
 import matplotlib
 
@@ -9,6 +10,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 plt.rcParams["text.parse_math"] = False  # a $ in a model's name is no formula
@@ -24,6 +26,44 @@ def bare(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
+
+
+End = tuple[float, float, str, str]
+"""Where a line ends, its name and its colour."""
+
+
+def label_ends(axes: Axes, ends: Sequence[End], *, size: float = 7.5, room: float = 0.42) -> None:
+    """Each line's name beside its end, moved apart where two would overlap; a thin line leads to one that was moved.
+
+    ``size``: points; ``room``: how much wider the axes become for the names, as a share of their width.
+    """
+    low, high = axes.get_ylim()
+    height = axes.get_position().height * axes.figure.get_figheight() * 72  # points
+    ranked = sorted(ends, key=lambda end: end[1])
+    places = spread_apart([y for _, y, _, _ in ranked], low, high, 1.25 * size * (high - low) / height)
+    left, right = axes.get_xlim()
+    edge = max((x for x, _, _, _ in ends), default=right)
+    gap = 0.03 * (right - left)
+    leaders = [((x, y), (edge + gap, at)) for (x, y, _, _), at in zip(ranked, places, strict=True)]
+    colours = [colour for *_, colour in ranked]
+    axes.add_collection(LineCollection(leaders, colors=colours, linewidths=0.5, alpha=0.6), autolim=False)
+    for (_, _, name, colour), at in zip(ranked, places, strict=True):
+        style = {"color": colour, "fontsize": size, "va": "center"}
+        axes.annotate(f" {name}", (edge + gap, at), annotation_clip=False, **style)
+    axes.set_xticks([tick for tick in axes.get_xticks() if left <= tick <= right])  # none below the names
+    axes.set_xlim(left, right + room * (right - left))
+    axes.set_ylim(low, high)
+
+
+def spread_apart(values: Sequence[float], low: float, high: float, apart: float) -> list[float]:
+    """Ascending values moved so that each is ``apart`` from the next and, where there is room, between the bounds."""
+    apart = min(apart, (high - low) / max(len(values) - 1, 1))
+    places: list[float] = []
+    for value in values:
+        places.append(max(value, low, places[-1] + apart if places else low))
+    for i in reversed(range(len(places))):
+        places[i] = min(places[i], places[i + 1] - apart if i + 1 < len(places) else high)
+    return places
 
 
 def png(figure: Figure, *, dpi: int = 150) -> bytes:

@@ -23,6 +23,13 @@ function plain(text) {
   return text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 }
 
+// What a guard says, from the surest colours to tell apart; the shapes say it, too.
+const LEVELS = [
+  { word: "ok", symbol: "circle", sign: "●", size: 7, light: "#7a8794", dark: "#8a97a4" },
+  { word: "warn", symbol: "triangle-up", sign: "▲", size: 11, light: "#c98500", dark: "#f0b030" },
+  { word: "stop", symbol: "square", sign: "■", size: 11, light: "#c02020", dark: "#ff6a5a" },
+];
+
 function transparent(colour) {
   const [r, g, b] = [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
   return `rgba(${r},${g},${b},.16)`;
@@ -32,8 +39,33 @@ function lineName(panel, line) {
   return panel.groups.length > 1 ? `${panel.groups[line.group]}: ${line.name}` : line.name;
 }
 
+// The place in LEVELS; of several seeds the mean is drawn as the next higher one.
+function levelOf(value) {
+  return Math.min(2, Math.ceil(value));
+}
+
+// One row a guard, one mark a look: a trace a level, so that each has its colour and its shape.
+function states(panel, chart, shown) {
+  const lines = chart.lines.filter((one) => shown.has(one.group));
+  return LEVELS.map((level, at) => {
+    const points = lines.flatMap((line) => line.x.map((x, i) => [x, line.y[i], plain(lineName(panel, line))]))
+      .filter(([, value]) => value !== null && levelOf(value) === at);
+    return {
+      x: points.map((one) => one[0]), y: points.map((one) => one[2]), name: level.word, mode: "markers",
+      marker: { symbol: level.symbol, size: level.size, color: level[theme()] },
+      hovertemplate: `%{y}: ${level.word} at step %{x}<extra></extra>`,
+    };
+  });
+}
+
+// The rows from top to bottom, those of no mark as well.
+function rows(panel, chart, shown) {
+  return chart.lines.filter((one) => shown.has(one.group)).map((line) => plain(lineName(panel, line)));
+}
+
 // A line is one colour a group; where there is a single group, one colour a metric.
 function traces(panel, chart, shown) {
+  if (chart.kind === "states") return states(panel, chart, shown);
   const found = [];
   for (const line of chart.lines.filter((one) => shown.has(one.group))) {
     const palette = COLOURS[theme()];
@@ -55,13 +87,15 @@ function traces(panel, chart, shown) {
   return found;
 }
 
-function layout(chart) {
+function layout(panel, chart, shown) {
   const dark = theme() === "dark";
   const grid = dark ? "#38424d" : "#e3e7eb";
   const axis = { gridcolor: grid, zerolinecolor: grid };
-  const share = chart.unit === "share" ? { range: [-0.02, 1.03] } : { rangemode: "tozero" };
+  const names = chart.kind === "states" ? rows(panel, chart, shown) : [];
+  const category = { type: "category", categoryorder: "array", categoryarray: names, autorange: "reversed", automargin: true };
+  const share = chart.kind === "states" ? category : chart.unit === "share" ? { range: [-0.02, 1.03] } : { rangemode: "tozero" };
   return {
-    margin: { l: 48, r: 12, t: 8, b: 36 }, showlegend: false, hovermode: "x unified",
+    margin: { l: 48, r: 12, t: 8, b: 36 }, showlegend: false, hovermode: names.length ? "closest" : "x unified",
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { color: dark ? "#e6edf3" : "#1b1f23", size: 12 },
     hoverlabel: { bgcolor: dark ? "#1b2129" : "#ffffff", namelength: 60 },
@@ -70,8 +104,18 @@ function layout(chart) {
   };
 }
 
+// Where each guard first says more than ok.
+function toldStates(panel, chart, shown) {
+  const words = chart.lines.filter((one) => shown.has(one.group)).flatMap((line) => [1, 2].flatMap((level) => {
+    const at = line.y.findIndex((value) => value !== null && levelOf(value) >= level);
+    return at < 0 ? [] : [`${lineName(panel, line)} says ${LEVELS[level].word} at step ${line.x[at]}`];
+  }));
+  return words.length ? words.join("; ") : "all guards say ok at every look";
+}
+
 // What a chart shows, in words: for those who do not see it.
 function told(panel, chart, shown) {
+  if (chart.kind === "states") return `${chart.title}: ${toldStates(panel, chart, shown)}`;
   const number = (value) => (value === null ? "unknown" : String(+value.toPrecision(3)));
   const words = chart.lines.filter((one) => shown.has(one.group)).slice(0, 12).map((line) =>
     `${lineName(panel, line)} from ${number(line.y[0])} to ${number(line.y[line.y.length - 1])}`);
@@ -93,6 +137,15 @@ function numbers(panel, chart) {
     make("table", {}, make("thead", {}, head), body));
 }
 
+function levelKey(chart) {
+  const small = make("small");
+  for (const [at, level] of LEVELS.entries()) {
+    small.append(make("span", { class: "sign", "data-level": at, "aria-hidden": "true" }, level.sign), ` ${level.word}  `);
+  }
+  if (chart.quiet) small.append(`(${chart.quiet} guards that were ok at every look are left out)`);
+  return small;
+}
+
 function drawing(panel, chart, shown) {
   const plot = make("div", { class: "plot", role: "img" });
   const details = make("details", {}, make("summary", {}, "Numbers"));
@@ -103,7 +156,9 @@ function drawing(panel, chart, shown) {
   const key = panel.groups.length > 1 && styles.length > 1
     ? styles.map(([style, name]) => `${name}: ${DASHES[style % DASHES.length]}`).join(", ")
     : styles.length > 1 ? "" : styles[0][1];
-  const caption = make("figcaption", {}, chart.title, make("small", {}, [chart.unit, key].filter(Boolean).join("; ")));
+  const caption = make("figcaption", {}, chart.title);
+  if (chart.kind === "states") caption.append(levelKey(chart));
+  else caption.append(make("small", {}, [chart.unit, key].filter(Boolean).join("; ")));
   if (panel.groups.length === 1 && styles.length > 1) {
     const small = make("small");
     for (const [style, name] of styles) {
@@ -117,7 +172,8 @@ function drawing(panel, chart, shown) {
   const draw = () => {
     plot.setAttribute("aria-label", told(panel, chart, shown));
     if (typeof Plotly === "undefined" || !figure.dataset.seen) return;
-    Plotly.react(plot, traces(panel, chart, shown), layout(chart), { displayModeBar: false, responsive: true });
+    if (chart.kind === "states") plot.style.height = `${4.5 + 1.5 * Math.max(2, rows(panel, chart, shown).length)}rem`;
+    Plotly.react(plot, traces(panel, chart, shown), layout(panel, chart, shown), { displayModeBar: false, responsive: true });
   };
   return { figure, draw };
 }
@@ -127,6 +183,10 @@ function paintSwatches() {
     const palette = COLOURS[theme()];
     one.style.background = palette[Number(one.dataset.colour) % palette.length];
   }
+}
+
+function paintSigns() {
+  for (const one of document.querySelectorAll("[data-level]")) one.style.color = LEVELS[Number(one.dataset.level)][theme()];
 }
 
 function choices(panel, field, shown, changed) {
@@ -150,6 +210,7 @@ const REDRAW = [];
 function setTheme(name) {
   document.documentElement.dataset.theme = name;
   paintSwatches();
+  paintSigns();
   for (const draw of REDRAW) draw();
 }
 
