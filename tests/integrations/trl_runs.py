@@ -127,11 +127,11 @@ def guarded(out: Path) -> dict[str, Any]:
     first = os.environ.get("RANK", "0") == "0"
     probe = AgreementProbe(PROMPTS, format="last_number", every=1, samples=2, reference_samples=2)
 
-    def judged(records: Any) -> tuple[dict[str, Alarm], int | None]:
+    def decided(records: Any) -> tuple[dict[str, Alarm], int | None]:
         said = {"agreement": Alarm("stop", "as the test wants it")} if first and records[-1].step == 2 else {}
         return said, 1 if first else None
 
-    trl_callbacks.judge = judged
+    trl_callbacks.decide = decided
     guard = CollapseGuard(probe)
     found = train(out, rows=4, group=4, callbacks=[guard])
     return {

@@ -263,7 +263,7 @@ class CollapseGuard(TrainerCallback):
         """Look, if it is time, and do what the first process decides."""
         if self.probe.look(state, given["model"]) is None:
             return control
-        alarms, best = told(lambda: judge(self.probe.records))
+        alarms, best = told(lambda: decide(self.probe.records))
         self.best_step = best
         for name, alarm in alarms.items():
             self._tell(state, name, alarm)
@@ -287,6 +287,6 @@ class CollapseGuard(TrainerCallback):
                 warnings.warn(f"step {state.global_step}: {name}: {alarm.reason}", RuntimeWarning, stacklevel=4)
 
 
-def judge(records: Sequence[ProbeRecord]) -> tuple[dict[str, Alarm], int | None]:
+def decide(records: Sequence[ProbeRecord]) -> tuple[dict[str, Alarm], int | None]:
     """What the guards say after the last look, and the step of the best one; None where that cannot be told."""
     return examine(records), best_look(records).step if can_choose(records) else None

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from transformers import TrainerCallback
 
 from rlif.errors import RlifError, nearest
@@ -103,27 +104,45 @@ class InternalReward(BoundReward):
         completion_ids: Sequence[Sequence[int]],
         log_metric: Callable[[str, float], None] | None = None,
         **columns: Any,
-    ) -> list[float]:
-        """One number a completion. Raises `RlifError` if recorded signals are not of these completions."""
+    ) -> list[float | None]:
+        """One number a completion; None, which TRL leaves out, where a token is padding of the vocabulary.
+
+        Raises `RlifError` if recorded signals are not of these completions.
+        """
         recorded = columns.get(RECORDED)
         signals = self._score(prompts, completion_ids) if recorded is None else _as_recorded(recorded, completion_ids)
-        means = zip(*([float(values.mean()) for values in row] for row in signals), strict=True)
-        names = (f"signal/{name}" for name in TokenSignals._fields)
-        self._log(log_metric, dict(zip(names, (float(np.mean(values)) for values in means), strict=True)))
-        scores = [self._signal.score(row) for row in signals]
-        return [float(self._reduce(values, values.new_ones(values.shape).bool())) for values in scores]
+        known = [row for row in signals if row is not None]
+        means = {
+            f"signal/{name}": float(np.mean([float(row[i].mean()) for row in known]))
+            for i, name in enumerate(TokenSignals._fields)
+            if known
+        }
+        self._log(log_metric, means)
+        return [None if row is None else self._value(row) for row in signals]
 
-    def _score(self, prompts: Sequence[Any], completion_ids: Sequence[Sequence[int]]) -> list[TokenSignals]:
+    def _value(self, signals: TokenSignals) -> float:
+        values = self._signal.score(signals)
+        return float(self._reduce(values, torch.ones_like(values, dtype=torch.bool)))
+
+    def _score(self, prompts: Sequence[Any], completion_ids: Sequence[Sequence[int]]) -> list[TokenSignals | None]:
+        """By a pass. TRL also draws rows of the embedding that are no tokens: those completions have no signals."""
         policy, args = self.policy, self._args
         runs = runs_of(tokenized(policy, prompts, getattr(args, "chat_template_kwargs", None)))
-        rollouts = rollouts_of(policy, runs, completion_ids)
+        sound = [max(ids) < policy.vocab_size for ids in completion_ids]
+        scored = [ids if good else [policy.pad_id] for ids, good in zip(completion_ids, sound, strict=True)]
+        rollouts = rollouts_of(policy, runs, scored)
         train = unwrapped(policy.model).training
         rows = args.per_device_train_batch_size if train else args.per_device_eval_batch_size
         found = completion_signals(policy, rollouts, rows_at_once=rows)
-        return [TokenSignals(*(values[row][rollouts.mask[row]] for values in found)) for row in range(rollouts.n_rows)]
+        return [
+            TokenSignals(*(values[row][rollouts.mask[row]] for values in found)) if good else None
+            for row, good in enumerate(sound)
+        ]
 
 
-def _as_recorded(recorded: Sequence[Recorded], completion_ids: Sequence[Sequence[int]]) -> list[TokenSignals]:
+def _as_recorded(
+    recorded: Sequence[Recorded], completion_ids: Sequence[Sequence[int]]
+) -> Sequence[TokenSignals | None]:
     for row, (one, ids) in enumerate(zip(recorded, completion_ids, strict=True)):
         if list(one.completion_ids) != list(ids):
             raise RlifError(
@@ -179,7 +198,8 @@ class AgreementReward(BoundReward):
             settled = columns.get("consensus")
             if settled is None:
                 raise RlifError("AgreementReward: frozen_consensus reads the column consensus; add it to the dataset")
-            return [consensus_shares([answer], given)[0] for answer, given in zip(answers, settled, strict=True)]
+            winners = [[given] if isinstance(given, str) else list(given or ()) for given in settled]
+            return [consensus_shares([answer], won)[0] for answer, won in zip(answers, winners, strict=True)]
         return self._by_group(answers)
 
     def _answers(self, completion_ids: Sequence[Sequence[int]]) -> list[str | None]:

@@ -32,9 +32,9 @@ class EngineRollouts:
     __name__ = "engine_rollouts"
 
     def __init__(self, *, max_rows: int | None = None, cuda_graphs: bool = False) -> None:
-        self._options = {"max_rows": max_rows, "cuda_graphs": cuda_graphs}
+        self._options: dict[str, Any] = {"max_rows": max_rows, "cuda_graphs": cuda_graphs}
         self._copy: Any = None
-        self._policy: Policy | None = None
+        self._known: tuple[Any, Policy] | None = None
         self._calls: tuple[str, int] = "", 0
 
     def __call__(self, prompts: Sequence[Any], trainer: Any) -> dict[str, Any]:
@@ -61,9 +61,9 @@ class EngineRollouts:
         model = trainer.model
         if is_sharded(model):
             model = self._copy = gathered_copy(model, self._copy)
-        if self._policy is None or self._policy.model is not model:
-            self._policy = policy_of(model, trainer.processing_class)
-        return self._policy
+        if self._known is None or self._known[0] is not model:
+            self._known = model, policy_of(model, trainer.processing_class)
+        return self._known[1]
 
     def _key(self, trainer: Any) -> Key:
         """By the step, and by which generation within it; evaluation draws from streams of its own."""
