@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 import trl_runs
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # TRL, accelerate and transformers warn about themselves
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # TRL, accelerate and transformers warn about themselves
+    pytest.mark.timeout(900),  # two processes, each of which imports everything
+]
 
 Found = dict[str, Any]
 
