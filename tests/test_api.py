@@ -155,6 +155,8 @@ WRONG_TYPES = {
     "engine.sample(prompts, **{**draw, 'key': 0})": "key: expected an rlif.Key (given 0)",
     "engine.sample(prompts, **{**draw, 'group_size': 0})": "group_size: 0; give a whole number, 1 or more",
     "engine.sample(prompts, **{**draw, 'group_size': 2.5})": "group_size: 2.5; give a whole number, 1 or more",
+    "engine.sample(prompts, **draw, first_sample=['1'])": "first_sample: expected a whole number for each prompt (give",
+    "rlif.policy_of('tiny-base', None)": "model: expected a causal language model of transformers (given 'tiny-base')",
     "next(engine.groups([one], **draw))": "prompts: expected a list of rlif.Prompt, which rlif.render makes (giv",
     "rlif.evaluate('tiny-base', {'tasks': ('additions',)}, 'out')": "settings: expected an rlif.EvalSettings (given",
     "rlif.train(3, 'out')": "recipe: expected a recipe's file, or the name of a shipped one (given 3)",

@@ -30,6 +30,8 @@ if TYPE_CHECKING:  # the same names for type checkers and editors; a test holds 
     from rlif.experiments.diagnose import Diagnosis as Diagnosis
     from rlif.experiments.subject import DiagnoseSettings as DiagnoseSettings
     from rlif.grading.grader import Grader as Grader
+    from rlif.model.in_training import policy_of as policy_of
+    from rlif.model.in_training import sampling_mode as sampling_mode
     from rlif.model.policy import Policy as Policy
     from rlif.recipes import parse_recipe as parse_recipe
     from rlif.rewards.advantages import advantages as advantages
@@ -56,6 +58,8 @@ if TYPE_CHECKING:  # the same names for type checkers and editors; a test holds 
 PUBLIC = {
     "load_policy": "rlif.api.load_policy",
     "Policy": "rlif.model.policy.Policy",
+    "policy_of": "rlif.model.in_training.policy_of",
+    "sampling_mode": "rlif.model.in_training.sampling_mode",
     "Problem": "rlif.types.Problem",
     "Prompt": "rlif.types.Prompt",
     "render": "rlif.rollout.prompts.render",

@@ -3,7 +3,6 @@
 import html
 import importlib.util
 import json
-import os
 import re
 import shutil
 import subprocess

@@ -55,13 +55,17 @@ class Head:
 
 
 def head_of(model: nn.Module, vocab_size: int) -> Head:
-    """The head of a transformers causal LM. Raises TypeError if it is not one linear layer."""
+    """The head of a transformers causal LM. Raises TypeError if it is not one linear layer.
+
+    Of a head that FSDP2 has sharded the weight is gathered: every rank has to ask then.
+    """
     layer: Any = model.get_output_embeddings()  # type: ignore[operator]
-    if type(layer) is not nn.Linear:
+    if type(layer) is not nn.Linear and type(layer).__name__ != "FSDPLinear":
         raise TypeError(f"the head is a {type(layer).__name__}, not a Linear")
     config = model.config.get_text_config(decoder=True)  # type: ignore[operator,union-attr]
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
-    return Head(layer.weight, layer.bias, scale, getattr(config, "final_logit_softcapping", None), vocab_size)
+    weight, bias = (part.full_tensor() if hasattr(part, "full_tensor") else part for part in (layer.weight, layer.bias))
+    return Head(weight, bias, scale, getattr(config, "final_logit_softcapping", None), vocab_size)
 
 
 @torch.no_grad()

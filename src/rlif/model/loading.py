@@ -58,7 +58,7 @@ def load_policy(config: PolicyConfig, *, dtype: torch.dtype | None = None) -> Po
     checks.check_loaded(name, model, info, files)
     if "gguf_file" in options:
         model = _plain_copy(model, dtype)
-    return _assemble(model.to(device).eval(), tokenizer, config)
+    return assemble(model.to(device).eval(), tokenizer, config)
 
 
 @contextmanager
@@ -269,7 +269,12 @@ def _plain_copy(quantised: nn.Module, dtype: torch.dtype) -> nn.Module:
     return model
 
 
-def _assemble(model: Any, tokenizer: Any, config: PolicyConfig) -> Policy:
+def assemble(model: Any, tokenizer: Any, config: PolicyConfig) -> Policy:
+    """A model that is there, with its tokenizer, as a policy.
+
+    Raises `RlifError` if it has no EOS token, if its tokenizer does not fit, or if it has no chat template where one
+    was asked for.
+    """
     eos_ids = checks.eos_ids_of(str(config.model), model, tokenizer)
     tokens = checks.check_tokenizer(str(config.model), model, tokenizer)
     text_config = model.config.get_text_config(decoder=True)

@@ -93,11 +93,16 @@ def _teacher_vote(inputs: RewardInputs, config: RewardConfig) -> Float[Tensor, "
             " (none: an empty list)",
         )
     return torch.tensor(
-        [share for id, answers in zip(problems, given, strict=True) for share in _shares(answers, inputs.consensus[id])]
+        [
+            share
+            for id, answers in zip(problems, given, strict=True)
+            for share in consensus_shares(answers, inputs.consensus[id])
+        ]
     )
 
 
-def _shares(answers: Sequence[str | None], consensus: Sequence[str]) -> list[float]:
+def consensus_shares(answers: Sequence[str | None], consensus: Sequence[str]) -> list[float]:
+    """1 for an answer that a teacher settled on; 1/k each where it settled on k that tie; 0 for any other."""
     winners = {canonical(answer) for answer in consensus}
     return [1.0 / len(winners) if answer and canonical(answer) in winners else 0.0 for answer in answers]
 

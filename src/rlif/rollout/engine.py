@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rlif.errors import Argument, RlifError, expect, expect_each, shown
 from rlif.model.decoder import decoder_of, has_decoder, joined
+from rlif.model.in_training import check_sampling_mode
 from rlif.model.kernels.cpu import kernels_for
 from rlif.model.policy import Policy
 from rlif.rng import Key
@@ -36,7 +37,7 @@ class Engine:
 
     Holds no state between calls. Raises `RlifError` for a model that takes no key-value cache (Mamba, say), or whose
     rows are not what they are alone (`rlif.rollout.decode_batch.check_rows`, which ``max_mismatch``, in nats, widens;
-    0: any).
+    0: any), and for one in train mode with gradient checkpointing (`rlif.model.in_training.sampling_mode`).
 
     >>> import rlif
     >>> policy = rlif.load_policy("tiny-base")
@@ -59,6 +60,7 @@ class Engine:
         self.policy = policy
         self.max_rows = max_rows
         self.cuda_graphs = cuda_graphs
+        check_sampling_mode(policy.model)
         if not has_decoder(policy.model):
             check_rows(policy, max_mismatch)  # a model that cannot be sampled from is found now, not at the first step
 
@@ -71,14 +73,18 @@ class Engine:
         sampling: Sampling,
         key: Key,
         progress: Callable[[int], None] | None = None,
+        first_sample: Sequence[int] | None = None,
     ) -> Rollouts:
         """Draw ``group_size`` completions for each prompt; rows of a group are adjacent, prompts in the given order.
 
-        ``progress`` is told the number of tokens drawn, after each decode step (on a GPU after several). Raises
-        `RlifError` for a prompt that does not fit into the model's context together with ``sampling.max_new_tokens``,
-        and for an argument of another type; FloatingPointError if the model's logits are no distribution.
+        ``progress`` is told the number of tokens drawn, after each decode step (on a GPU after several).
+        ``first_sample`` is, for each prompt, the number of its first completion among all that are drawn of it under
+        this key (None: 0): parts of a group that are drawn in several calls, or by several processes, are then what one
+        call would draw. Raises `RlifError` for a prompt that does not fit into the model's context together with
+        ``sampling.max_new_tokens``, for an argument of another type, and for a model in train mode with gradient
+        checkpointing; FloatingPointError if the model's logits are no distribution.
         """
-        recorder = self._recorder(prompts, group_size, sampling, key)
+        recorder = self._recorder(prompts, group_size, sampling, key, first_sample)
         for drawn in self._steps(recorder):
             if progress is not None:
                 progress(drawn)
@@ -104,13 +110,27 @@ class Engine:
                 under_way = [i for i in under_way if not whole[i]]
                 yield recorder.rollouts(done)
 
-    def _recorder(self, prompts: Sequence[Prompt], group_size: int, sampling: Sampling, key: Key) -> Recorder:
+    def _recorder(
+        self,
+        prompts: Sequence[Prompt],
+        group_size: int,
+        sampling: Sampling,
+        key: Key,
+        first_sample: Sequence[int] | None = None,
+    ) -> Recorder:
+        check_sampling_mode(self.policy.model)
         expect_each(prompts, Prompt, "prompts", "a list of rlif.Prompt, which rlif.render makes")
         expect(sampling, Sampling, "sampling", "an rlif.Sampling")
         expect(key, Key, "key", "an rlif.Key")
         if not isinstance(group_size, int) or group_size < 1:
             raise RlifError(Argument("group_size"), f": {shown(group_size)}; give a whole number, 1 or more")
-        return Recorder(self.policy, prompts, group_size, sampling, key)
+        if first_sample is not None:
+            expect_each(first_sample, int, "first_sample", "a whole number for each prompt")
+            if len(first_sample) != len(prompts) or min(first_sample, default=0) < 0:
+                raise RlifError(
+                    Argument("first_sample"), f": {shown(first_sample)}; give each prompt a number of 0 or more"
+                )
+        return Recorder(self.policy, prompts, group_size, sampling, key, first_sample)
 
     def _steps(self, recorder: Recorder) -> Iterator[int]:
         """Draw what the recorder is to hold; yields the number of tokens drawn, now and then."""

@@ -21,14 +21,25 @@ class Recorder:
     """
 
     def __init__(
-        self, policy: Policy, prompts: Sequence[Prompt], group_size: int, sampling: Sampling, key: Key
+        self,
+        policy: Policy,
+        prompts: Sequence[Prompt],
+        group_size: int,
+        sampling: Sampling,
+        key: Key,
+        first_sample: Sequence[int] | None = None,
     ) -> None:
+        """``first_sample``: the number of each prompt's first random stream; None: 0."""
         self.prompts, self.sampling = tuple(prompts), sampling
         self._policy, self._group_size = policy, group_size
         self.owners = [prompt for prompt in prompts for _ in range(group_size)]
         self.n_rows = len(self.owners)
         device, shape = policy.device, (self.n_rows, sampling.max_new_tokens + 1)
-        streams = [uniforms(key, prompt.id, i, shape[1]) for prompt in prompts for i in range(group_size)]
+        streams = [
+            uniforms(key, prompt.id, first + i, shape[1])
+            for prompt, first in zip(prompts, first_sample or [0] * len(prompts), strict=True)
+            for i in range(group_size)
+        ]
         self._numbers = torch.from_numpy(np.stack(streams)).to(device)
         self._tokens = torch.full(shape, policy.pad_id, dtype=torch.long, device=device)
         self._values = torch.zeros(1 + len(TokenSignals._fields), *shape, device=device)  # sampler_logprobs, signals

@@ -1,0 +1,1 @@
+"""Parts of rlif inside trainers of others, through their public hooks."""
