@@ -5,6 +5,7 @@ that differ from layer to layer, further weights beside the adapter) is merged b
 """
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,7 +39,7 @@ class AdapterFiles:
     folder: Path
     base: str
     r: int
-    alpha: float
+    alpha: int | float
     other: str | None
 
 
@@ -226,7 +227,9 @@ def _merged_by_peft(model: nn.Module, files: AdapterFiles) -> nn.Module:
             "is missing: pip install 'rlif[lora]'",
         ) from error
     try:
-        whole: nn.Module = PeftModel.from_pretrained(model, str(files.folder)).merge_and_unload()
+        with warnings.catch_warnings():  # what changes between peft and transformers is not the user's affair
+            warnings.simplefilter("ignore", FutureWarning)
+            whole: nn.Module = PeftModel.from_pretrained(model, str(files.folder)).merge_and_unload()
     except Exception as error:  # whatever peft raises is its verdict on the adapter
         raise RlifError(
             Argument("model"), f": peft cannot merge the adapter in {brief(str(files.folder))} ({brief(str(error))})"

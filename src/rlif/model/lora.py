@@ -35,7 +35,7 @@ class Adapter:
     """
 
     r: int
-    alpha: float
+    alpha: int | float
     base: str
     mark: str
 
@@ -46,7 +46,7 @@ class LoraLinear(nn.Linear):
     A and B are fp32 (or wider, as W is) until an optimizer casts the model to its compute type. B is 0 at first.
     """
 
-    def __init__(self, linear: nn.Linear, r: int, alpha: float) -> None:
+    def __init__(self, linear: nn.Linear, r: int, alpha: int | float) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
         self.weight, self.bias, self.scaling = linear.weight, linear.bias, alpha / r
         options: dict[str, Any] = {
