@@ -137,6 +137,7 @@ def test_the_policy_of_any_step_is_loaded_with_its_adapter(run: Path, tiny_base_
     assert torch.equal(logits(untrained.model), logits(plain))
 
 
+@pytest.mark.filterwarnings("ignore:step .*:RuntimeWarning")
 def test_a_run_that_ends_with_an_earlier_step_ends_with_its_adapter(tiny_base_path: Path, tmp_path: Path) -> None:
     probing = ["probe.every=1", "probe.prompts=16", "probe.samples=2", "probe.reference_samples=4", "steps=2"]
     train(recipe(tiny_base_path, *probing, "guards.restore=true", "grpo.lr=0.3"), tmp_path / "run")
