@@ -75,10 +75,26 @@ ModelSource = Annotated[
 ]
 
 
+class LoraConfig(Section):
+    """A low-rank adapter, W + (alpha / r) · B A: only A and B are trained (LoRA, arXiv 2106.09685; docs/lora.md)."""
+
+    r: Positive = 16
+    """Rank of the adapter in each layer."""
+    alpha: Positive = 32
+    """Scale: alpha / r stands before B A."""
+    targets: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)] = ("all-linear",)
+    """The linear layers that are adapted, by the ends of their names: [q_proj, v_proj]. all-linear: all but a head."""
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _target_list(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
 class PolicyConfig(Section):
     model: ModelSource
-    """Name of a shipped or fetched model (`rlif models`), a hub id, a folder, or a .gguf file. A name comes before a
-    folder called the same: that one is ./NAME. Or {merge: {base: …, instruct: …, ratio: …}}."""
+    """Name of a shipped or fetched model (`rlif models`), a hub id, a folder (also of an adapter), or a .gguf file. A
+    name comes before a folder called the same: that one is ./NAME. Or {merge: {base: …, instruct: …, ratio: …}}."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute type; master weights are always fp32. auto: bfloat16 where the hardware multiplies it, else float32."""
     device: str = "auto"
@@ -87,6 +103,9 @@ class PolicyConfig(Section):
     """auto: on if the tokenizer has one (base models have none, or should not use it: set off)."""
     remote_code: bool = False
     """Run Python code that comes with the model. Only for models you trust by name."""
+    lora: LoraConfig | None = None
+    """Train an adapter instead of the weights (docs/lora.md); {} takes the defaults. It wants a higher learning rate,
+    about ten times that of all weights. null: all weights are trained."""
 
     @field_validator("chat_template", mode="before")
     @classmethod

@@ -7,7 +7,17 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from rlif.config import WRAPPER_CONFIGS, ArithmeticTask, FileTask, Merge, MergedModel, Recipe, RewardConfig, Section
+from rlif.config import (
+    WRAPPER_CONFIGS,
+    ArithmeticTask,
+    FileTask,
+    LoraConfig,
+    Merge,
+    MergedModel,
+    Recipe,
+    RewardConfig,
+    Section,
+)
 from rlif.errors import RlifError, nearest, printable, shortened, shown
 from rlif.utils.validation import explained, listed, misspelt_first
 from rlif.utils.yaml_text import LONGEST, YamlError, read_yaml
@@ -24,6 +34,9 @@ RECIPE_KEYS: Mapping[str, str] = {
     "dtype": "policy.dtype",
     "chat_template": "policy.chat_template",
     "remote_code": "policy.remote_code",
+    "lora": "policy.lora",
+    "lora.r": "policy.lora.r",
+    "lora.targets": "policy.lora.targets",
     "max_new_tokens": "rollout.max_new_tokens",
     "max_mismatch": "rollout.max_mismatch",
     "prompts": "rollout.prompts",
@@ -179,5 +192,13 @@ def _meant(unknown: list[Any], location: tuple[Any, ...]) -> str:
     if not parents:
         elsewhere = [f"{name}.{leaf}" for name, section in sections.items() if leaf in section.model_fields]
         return next(iter(elsewhere), "") or nearest(leaf, Recipe.model_fields)
-    deeper: dict[int, type[BaseModel]] = {2: MergedModel, 3: Merge} if parents[0] == "policy" else {}
-    return ".".join([*parents, nearest(leaf, deeper.get(len(parents), sections[parents[0]]).model_fields)])
+    section = _DEEPER.get(tuple(parents), sections[parents[0]])
+    return ".".join([*parents, nearest(leaf, section.model_fields)])
+
+
+_DEEPER: Mapping[tuple[str, ...], type[BaseModel]] = {
+    ("policy", "model"): MergedModel,
+    ("policy", "model", "merge"): Merge,
+    ("policy", "lora"): LoraConfig,
+}
+"""Sections within sections."""

@@ -301,8 +301,9 @@ def test_what_no_module_asks_for(name: str, harmless: bool, copy: Path) -> None:
 def test_an_adapter_alone_is_called_one(base: object, tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
-    named = brief(base) if isinstance(base, str) else "a base model that it does not name"
-    assert complaint(tmp_path).startswith(f"model: {tmp_path} is a LoRA adapter of {named}, not a whole model; merge")
+    of_base = f"{tmp_path} is an adapter of {brief(base)}: no such folder or file" if isinstance(base, str) else ""
+    no_base = f"{tmp_path}: adapter_config.json: names no base model; write its folder or hub id as"
+    assert complaint(tmp_path).startswith(f"model: {of_base or no_base}")
 
 
 def test_an_adapter_in_the_cache_of_the_hub_is_called_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -314,7 +315,7 @@ def test_an_adapter_in_the_cache_of_the_hub_is_called_one(monkeypatch: pytest.Mo
     (refs / "main").write_text("0")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    assert complaint("org/tuned").startswith("model: org/tuned is a LoRA adapter of org/base, not a whole model")
+    assert complaint("org/tuned").startswith("model: org/tuned is an adapter of org/base: no such folder or file")
 
 
 # --- one matrix or two ------------------------------------------------------------------------------------------------

@@ -66,14 +66,17 @@ def test_gradients_of_the_model_do_not_pile_up() -> None:
     assert all(master.grad is not None and master.grad.dtype == torch.float32 for master in optimizer.masters)
 
 
-def test_a_frozen_weight_of_a_bf16_model_is_left_alone() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_frozen_weight_has_no_master_and_is_left_alone(dtype: torch.dtype) -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
     model[0].requires_grad_(False)
-    optimizer = MasterOptimizer(model, sgd, compute_dtype=torch.bfloat16)
-    optimizer.backward(model(torch.ones(1, 2, dtype=torch.bfloat16)).sum())
-    before = [master.clone() for master in optimizer.masters]
+    optimizer = MasterOptimizer(model, sgd, compute_dtype=dtype)
+    assert optimizer.names == list(optimizer.named_masters()) == ["1.weight", "1.bias"]
+    before = [parameter.clone() for parameter in model.parameters()]
+    assert {parameter.dtype for parameter in before} == {dtype}
+    optimizer.backward(model(torch.ones(1, 2, dtype=dtype)).sum())
     optimizer.step(0.1, NO_CLIP)
-    moved = [not torch.equal(*pair) for pair in zip(before, optimizer.masters, strict=True)]
+    moved = [not torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True)]
     assert moved == [False, False, True, True]
 
 

@@ -23,6 +23,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from rlif.model.layers import ElementwiseOp, Gated, Identity, Norm, Rotation, products, rotated
+from rlif.model.lora import LoraLinear, joined_low_rank, low_rank_of
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
 """``model_type`` of the models whose layers `decoder_of` knows how to read."""
@@ -70,10 +71,10 @@ class PlainLinearGroup:
     def __call__(self, op: ElementwiseOp, *inputs: Tensor, residual: Tensor | None = None) -> Sequence[Tensor]:
         if self._lean:
             weights, biases = zip(*((module.weight, module.bias) for module in self._modules), strict=True)
-            outputs = products(op, inputs, weights, biases)
+            outputs = products(op, inputs, weights, biases, low_rank_of(self._modules))
         else:
             x = op(*inputs)
-            outputs = [functional.linear(x, module.weight, module.bias) for module in self._modules]
+            outputs = [module(x) for module in self._modules]
         return outputs if residual is None else [residual + outputs[0]]
 
 
@@ -84,11 +85,20 @@ class JoinedLinearGroup:
     to lay weights out anew at each product, as bf16's would be, costs more than the product. In fp32 the laid-out
     product beats the usual one (of MKL) where weights come from memory. The two operators are those that PyTorch's own
     compiler emits for frozen weights in bf16.
+
+    An adapter is merged into the copy: W + scaling · B A. Not in types of 16 bits: there the sum would be rounded to
+    W's own steps and lose what is smaller, so that the sampler would hear of an update only when it had grown. Its
+    product is added beside W's, as in the update.
     """
 
     def __init__(self, modules: Sequence[nn.Linear]) -> None:
         self._sizes = [module.out_features for module in modules]
-        weights = [module.weight.detach() for module in modules]
+        merges = modules[0].weight.dtype.itemsize >= 4
+        self._low_rank = None if merges else joined_low_rank(modules)
+        weights = [
+            module.merged_weight() if merges and isinstance(module, LoraLinear) else module.weight.detach()
+            for module in modules
+        ]
         weight = weights[0] if len(weights) == 1 else torch.cat(weights)
         biases = [module.bias.detach() for module in modules if module.bias is not None]
         self._bias = torch.cat(biases) if biases else None
@@ -104,6 +114,9 @@ class JoinedLinearGroup:
             joined = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
         else:
             joined = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self._weight, self._bias, "add")
+        if self._low_rank is not None:
+            a, b = self._low_rank
+            joined = torch.addmm(joined, functional.linear(x, a), b.t())
         return [joined] if len(self._sizes) == 1 else joined.split(self._sizes, dim=-1)
 
 
@@ -200,8 +213,8 @@ def has_decoder(model: nn.Module) -> bool:
 
 
 def _plain_parts(model: Any) -> bool:
-    """Whether the model is transformers' own, and every projection an untouched linear layer (no adapter, no
-    quantisation) on which no hook hangs."""
+    """Whether the model is transformers' own, and every projection a linear layer on which no hook hangs, as it was
+    loaded or with an adapter of `rlif.model.lora` (no other one, and no quantisation)."""
     if not type(model).__module__.startswith("transformers.models."):
         return False
     if getattr(model.config, "attn_logit_softcapping", None) is not None:
@@ -215,7 +228,11 @@ def _plain_parts(model: Any) -> bool:
         for name in names
     ]
     hooked = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    return not hooked and all(type(module) is nn.Linear for module in (*projections, model.lm_head))
+    return (
+        not hooked
+        and type(model.lm_head) is nn.Linear
+        and all(type(module) in (nn.Linear, LoraLinear) for module in projections)
+    )
 
 
 _MLP = ("gate_proj", "up_proj", "down_proj")

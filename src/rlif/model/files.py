@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 from rlif.errors import Argument, RlifError, brief
 
+ADAPTER_CONFIG = "adapter_config.json"
+
 _OBJECTS = (
     "config.json",
     "generation_config.json",
@@ -25,7 +27,7 @@ _OBJECTS = (
     "added_tokens.json",
     "vocab.json",
     "model.safetensors.index.json",
-    "adapter_config.json",
+    ADAPTER_CONFIG,
 )
 """Files that hold a JSON object, each optional here."""
 
@@ -87,7 +89,7 @@ def inspect_folder(folder: Path) -> ModelFiles:
     """
     try:
         _check_kinds(folder)
-        objects = {name: _read_object(folder / name) for name in _OBJECTS if (folder / name).exists()}
+        objects = {name: read_object(folder / name) for name in _OBJECTS if (folder / name).exists()}
     except OSError as error:
         raise DamagedFileError(folder, error.strerror or str(error)) from error
     _check_adapter(folder, objects)
@@ -103,7 +105,7 @@ def inspect_folder(folder: Path) -> ModelFiles:
 def check_tokenizer_files(folder: Path) -> None:
     """Raise `DamagedFileError` for a tokenizer.json that holds no JSON object, or a chat template that is no text."""
     if (folder / "tokenizer.json").exists():
-        _read_object(folder / "tokenizer.json")
+        read_object(folder / "tokenizer.json")
     for path in (*folder.glob("*.jinja"), *folder.glob("additional_chat_templates/*.jinja")):
         try:
             path.read_text(encoding="utf-8")
@@ -130,11 +132,11 @@ def inspect_gguf(path: Path) -> None:
 
 def adapter_of(folder: Path) -> str | None:
     """The model that the adapter in a folder belongs to, in words; None if there is no adapter. Raises `RlifError`."""
-    path = folder / "adapter_config.json"
+    path = folder / ADAPTER_CONFIG
     if not path.is_file():
         return None
     try:
-        base = _read_object(path).get("base_model_name_or_path")
+        base = read_object(path).get("base_model_name_or_path")
     except DamagedFileError as error:
         raise RlifError(Argument("model"), f": {brief(str(folder))}: {brief(str(error))}") from error
     return base if isinstance(base, str) and base else "a base model that it does not name"
@@ -156,7 +158,8 @@ def _check_kinds(folder: Path) -> None:
             raise DamagedFileError(path, f"{what}; a model folder holds plain files under such names")
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises `DamagedFileError`."""
     if path.stat().st_size > _MOST_JSON:
         raise DamagedFileError(
             path, f"{path.stat().st_size:,} bytes are too many for such a file; fetch the model again"
@@ -178,7 +181,7 @@ _TYPES: Mapping[type, str] = {list: "list", str: "string", int: "number", float:
 
 def _check_adapter(folder: Path, objects: Mapping[str, Any]) -> None:
     """An adapter beside whole weights: some libraries would put it on, others pass it over."""
-    if "adapter_config.json" in objects and "config.json" in objects:
+    if ADAPTER_CONFIG in objects and "config.json" in objects:
         raise RlifError(
             Argument("model"),
             f": {brief(str(folder))} holds an adapter (adapter_config.json) beside whole weights; "

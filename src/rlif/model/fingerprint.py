@@ -30,9 +30,18 @@ def tokenizer_mark(policy: Policy) -> str:
 
 def weights_mark(model: nn.Module) -> str:
     """16 hexadecimal digits that differ if the weights do: a hash of each parameter's shape and some of its values."""
+    return _mark(model, torch.float32)
+
+
+def base_mark(model: nn.Module) -> str:
+    """`weights_mark` of the weights rounded to bf16: the same whether the model was loaded in fp32 or in bf16."""
+    return _mark(model, torch.bfloat16)
+
+
+def _mark(model: nn.Module, dtype: torch.dtype) -> str:
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         values = parameter.detach().flatten()
-        some = values[:: max(1, len(values) // _HASHED)].float().cpu().numpy()
+        some = values[:: max(1, len(values) // _HASHED)].to(dtype).float().cpu().numpy()
         digest.update(f"{name}{tuple(parameter.shape)}".encode() + some.tobytes())
     return digest.hexdigest()[:16]

@@ -6,7 +6,8 @@ everywhere else.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from itertools import accumulate, pairwise
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -41,66 +42,107 @@ class Identity:
         return x
 
 
+class LowRank(NamedTuple):
+    """scaling · B A, added to the weight of the linear layer at place ``at`` of several side by side."""
+
+    at: int
+    a: Float[Tensor, "rank _"]
+    b: Float[Tensor, "_ rank"]
+    scaling: float
+
+
 def products(
     op: ElementwiseOp,
     inputs: Sequence[Tensor],
     weights: Sequence[Float[Tensor, "_ size"]],
     biases: Sequence[Float[Tensor, " _"] | None],
+    low_rank: Sequence[LowRank] = (),
 ) -> Sequence[Float[Tensor, "tok _"]]:
     """Linear layers side by side, of what ``op`` makes of its inputs: (tok, size).
 
     With gradient, only the inputs are kept, and ``op`` is run again in the backward pass: the results of norms and
-    gates would be a third of what a layer leaves behind, attention's probabilities aside. Source: project; recomputing
+    gates would be a third of what a layer leaves behind, attention's probabilities aside. ``low_rank`` never becomes a
+    matrix of the size of a weight, and what passes through its rank is made again, too. Source: project; recomputing
     what is cheap is arXiv 2205.05198, section 5.
     """
     if not torch.is_grad_enabled() or torch.is_autocast_enabled(inputs[0].device.type):
-        x = op(*inputs)
-        return [functional.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
+        return _linear(op(*inputs), weights, biases, low_rank)
+    counts = (len(inputs), len(op.parameters), len(weights), len(weights), len(low_rank), len(low_rank))
+    factors = *(low.a for low in low_rank), *(low.b for low in low_rank)
+    places = tuple((low.at, low.scaling) for low in low_rank)
     outputs: tuple[Tensor, ...] = _Products.apply(
-        op, (len(inputs), len(op.parameters), len(weights)), *inputs, *op.parameters, *weights, *biases
+        op, counts, places, *inputs, *op.parameters, *weights, *biases, *factors
     )
     return outputs
+
+
+def _linear(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], low_rank: Sequence[LowRank]
+) -> list[Tensor]:
+    outputs = [functional.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
+    if low_rank:
+        for low, narrow in zip(low_rank, _narrowed(x, [low.a for low in low_rank]), strict=True):
+            outputs[low.at] = torch.addmm(outputs[low.at], narrow, low.b.t(), alpha=low.scaling)
+    return outputs
+
+
+def _narrowed(x: Tensor, a: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """x Aᵀ for each A: (tok, rank), in one product."""
+    return functional.linear(x, torch.cat(tuple(a))).split([len(each) for each in a], dim=-1)
 
 
 class _Products(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, op: ElementwiseOp, counts: tuple[int, int, int], *tensors: Tensor | None
+        ctx: Any,
+        op: ElementwiseOp,
+        counts: tuple[int, ...],
+        places: tuple[tuple[int, float], ...],
+        *tensors: Tensor | None,
     ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(*tensors)
-        ctx.op, ctx.counts = op, counts
-        inputs, parameters, weights, biases = _groups(tensors, counts)
-        x = op(*inputs, *parameters)
-        return tuple(functional.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
+        ctx.op, ctx.counts, ctx.places = op, counts, places
+        inputs, parameters, weights, biases, a, b = _groups(tensors, counts)
+        low_rank = [
+            LowRank(at, *pair, scaling) for (at, scaling), pair in zip(places, zip(a, b, strict=True), strict=True)
+        ]
+        return tuple(_linear(op(*inputs, *parameters), weights, biases, low_rank))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, parameters, weights, _ = _groups(ctx.saved_tensors, ctx.counts)
-        to_inputs, to_parameters, to_weights, to_biases = _groups(ctx.needs_input_grad[2:], ctx.counts)
+        inputs, parameters, weights, _, a, b = _groups(ctx.saved_tensors, ctx.counts)
+        to_inputs, to_parameters, to_weights, to_biases, *_ = _groups(ctx.needs_input_grad[3:], ctx.counts)
         below = *to_inputs, *to_parameters
         # Leaves of a graph of its own: hooks and gradients of the outer one are the outer one's affair.
         leaves = [x.detach().requires_grad_(wanted) for x, wanted in zip((*inputs, *parameters), below, strict=True)]
         with torch.enable_grad():
             x = ctx.op(*leaves)
+        # scaling · g B: what reaches the rank from above.
+        narrow = [(gradients[at] @ each).mul_(scaling) for (at, scaling), each in zip(ctx.places, b, strict=True)]
         found: list[Tensor | None] = [None] * len(leaves)
         if any(below):
             to_x = gradients[0] @ weights[0]
             for gradient, weight in zip(gradients[1:], weights[1:], strict=True):
                 to_x.addmm_(gradient, weight)
+            if narrow:
+                to_x.addmm_(torch.cat(narrow, dim=-1), torch.cat(tuple(a)))
             made = iter(torch.autograd.grad(x, [leaf for leaf in leaves if leaf.requires_grad], to_x))
             found = [next(made) if wanted else None for wanted in below]
             del to_x
         x = x.detach()
         found += [g.t() @ x if wanted else None for g, wanted in zip(gradients, to_weights, strict=True)]
         found += [g.sum(dim=0) if wanted else None for g, wanted in zip(gradients, to_biases, strict=True)]
-        return None, None, *found
+        if narrow:
+            found += (torch.cat(narrow, dim=-1).t() @ x).split([len(each) for each in a])
+            passed = zip(ctx.places, _narrowed(x, a), strict=True)
+            found += [(gradients[at].t() @ each).mul_(scaling) for (at, scaling), each in passed]
+        return None, None, None, *found
 
 
-def _groups(values: Sequence[Any], counts: tuple[int, int, int]) -> tuple[Sequence[Any], ...]:
-    """Inputs, parameters, weights, biases."""
-    first, second, third = counts[0], sum(counts[:2]), sum(counts)
-    return values[:first], values[first:second], values[second:third], values[third:]
+def _groups(values: Sequence[Any], counts: tuple[int, ...]) -> list[Sequence[Any]]:
+    """Inputs, parameters, weights, biases, and of what is of low rank the factors A and B."""
+    return [values[start:stop] for start, stop in pairwise(accumulate(counts, initial=0))]
 
 
 class Norm:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,8 @@ from torch import nn
 from rlif.config import PolicyConfig
 from rlif.errors import Argument, RlifError, brief
 from rlif.model import chat_templates, checks, registry
-from rlif.model.files import (
-    ModelFiles,
-    adapter_of,
-    inspect_folder,
-    inspect_gguf,
-    merge_first,
-)
+from rlif.model.adapter_files import AdapterFiles, merge_adapter, read_adapter
+from rlif.model.files import ADAPTER_CONFIG, ModelFiles, inspect_folder, inspect_gguf
 from rlif.model.merge import model_source
 from rlif.model.policy import Policy, _reason
 from rlif.utils.atomic_io import flush_folder, unfinished
@@ -28,10 +24,14 @@ from rlif.utils.paths import expanded
 def load_policy(config: PolicyConfig, *, dtype: torch.dtype | None = None) -> Policy:
     """Load model and tokenizer; the model comes in ``dtype`` (None: `compute_dtype` of the config), in eval mode.
 
-    Raises `RlifError` if there is no such model, if its files are damaged or describe another model than the weights
-    are of, if weights would be left out or made up, if it is an adapter, if its tokenizer does not fit, or if it has no
-    chat template where one was asked for.
+    An adapter is merged into its base, whose tokenizer the policy has. ``config.lora`` is for who trains
+    (`rlif.model.lora.with_adapter`). Raises `RlifError` if there is no such model, if its files are damaged or describe
+    another model than the weights are of, if weights would be left out or made up, if its tokenizer does not fit, or if
+    it has no chat template where one was asked for.
     """
+    if (adapter := adapter_named(config)) is not None:
+        base = load_base(config, adapter, dtype=dtype)
+        return replace(merge_adapter(base, adapter), source=str(config.model))
     # transformers takes seconds to import and decides by the environment; only those who load a model pay.
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
@@ -106,13 +106,50 @@ def _inspect(source: str) -> ModelFiles:
 def _snapshot(source: str, file: str) -> Path | None:
     """The folder of the hub's cache that holds a model, as far as ``file`` of it lies there."""
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    found = try_to_load_from_cache(source, file)
+    try:
+        found = try_to_load_from_cache(source, file)
+    except HFValidationError:  # nothing that the hub could have
+        return None
     return Path(found).parent if isinstance(found, str) else None
+
+
+def adapter_named(config: PolicyConfig) -> AdapterFiles | None:
+    """The adapter that ``config.model`` is, in a folder or in the hub's cache; None if it is a whole model."""
+    source = registry.resolve(str(config.model)) if isinstance(config.model, str) else ""
+    path = expanded(source)
+    folder = path if path.is_dir() else None if _names_a_path(source) else _snapshot(source, ADAPTER_CONFIG)
+    alone = folder is not None and (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").exists()
+    return read_adapter(folder) if folder is not None and alone else None
+
+
+def load_base(config: PolicyConfig, adapter: AdapterFiles, *, dtype: torch.dtype | None = None) -> Policy:
+    """The base model of an adapter, loaded as ``config`` says. Raises `RlifError` as `load_policy` does."""
+    with _of_adapter(config, adapter) as base:
+        return load_policy(base, dtype=dtype)
+
+
+@contextmanager
+def _of_adapter(config: PolicyConfig, adapter: AdapterFiles) -> Iterator[PolicyConfig]:
+    """The config of an adapter's base; what is said of that says whose it is."""
+    said = f": {brief(str(config.model))} is an adapter of {brief(adapter.base)}"
+    base = config.model_copy(update={"model": adapter.base})
+    if adapter_named(base) is not None:
+        raise RlifError(Argument("model"), said, ", which is an adapter itself; merge that with its base first")
+    try:
+        yield base
+    except RlifError as error:
+        of_model = error.args[0] == Argument("model")
+        raise RlifError(Argument("model"), said, *(error.args[1:] if of_model else (": ", *error.args))) from error
 
 
 def check_source(config: PolicyConfig) -> None:
     """Raise `RlifError` if there is no such model, as far as that shows without loading it."""
+    if (adapter := adapter_named(config)) is not None:
+        with _of_adapter(config, adapter) as base:
+            check_source(base)
+        return
     _locate(registry.resolve(model_source(config.model)), config)
 
 
@@ -176,8 +213,6 @@ def _locate(source: str, config: PolicyConfig) -> tuple[str, dict[str, Any]]:
         return str(path.parent), {"gguf_file": path.name}
     if path.is_dir():
         if not (path / "config.json").is_file():
-            if (base := adapter_of(path)) is not None:
-                raise merge_first(source, base)
             raise RlifError(Argument("model"), f": {source} is a folder without a config.json; give a model folder")
         if not any(next(path.glob(pattern), None) for pattern in _TOKENIZERS):
             raise RlifError(
@@ -208,8 +243,6 @@ def _missing_on_hub(source: str) -> str | None:
     try:
         if isinstance(try_to_load_from_cache(source, "config.json"), str):
             return None
-        if (folder := _snapshot(source, "adapter_config.json")) and (base := adapter_of(folder)) is not None:
-            raise merge_first(source, base)
         if is_offline_mode():
             return ", not in the hub's cache either, and the hub is switched off (HF_HUB_OFFLINE)"
         get_hf_file_metadata(hf_hub_url(source, "config.json"), timeout=10)

@@ -16,6 +16,7 @@ from torch import nn
 
 from rlif.errors import Argument, RlifError, brief
 from rlif.model import chat_templates, checks
+from rlif.model.lora import Adapter, merged
 from rlif.model.template_clock import clock_at
 from rlif.utils.atomic_io import settle
 
@@ -29,6 +30,7 @@ class Policy:
         vocab_size: the true vocabulary; embedding rows beyond it are padding and are never sampled.
         context: most positions the model knows, None if unlimited.
         chat_template: whether prompts go through the tokenizer's chat template.
+        adapter: what is trained of the model, if not all of it (`rlif.model.lora`).
 
     >>> import rlif
     >>> policy = rlif.load_policy("tiny-base")
@@ -45,6 +47,7 @@ class Policy:
     context: int | None
     chat_template: bool
     source: str
+    adapter: Adapter | None = None
 
     @property
     def device(self) -> torch.device:
@@ -137,8 +140,12 @@ class Policy:
     def save(self, folder: Path, *, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Write a folder that plain transformers loads: safetensors, config, tokenizer; all of it is on the disk then.
 
-        ``state_dict`` takes the place of the model's own weights (the optimizer's fp32 masters, say).
+        An adapter is merged into the weights. Without one ``state_dict`` takes the place of the model's own weights
+        (the optimizer's fp32 masters, say).
         """
+        if self.adapter is not None:
+            merged(self).save(folder)
+            return
         checks.state_tie(self.model)
         weights = None if state_dict is None else dict(state_dict)  # transformers empties the mapping it is given
         self.model.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]

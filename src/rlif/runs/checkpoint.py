@@ -1,6 +1,6 @@
 """Checkpoints: whole or absent, checksummed, exact.
 
-A checkpoint is a model folder that transformers loads, and beside the model:
+A checkpoint is a model folder that transformers loads, or that of an adapter (policy.lora), and beside the model:
 
     optimizer.safetensors     tensors by flat name
     state.json                everything else a run needs to go on
@@ -89,7 +89,7 @@ def save_checkpoint(
     """Write ``root/step-NNNNNN``, replacing one of that name, and return its path.
 
     Args:
-        write_model: writes config, tokenizer and model.safetensors into the folder it is given.
+        write_model: writes config, tokenizer and weights into the folder it is given.
         tensors: optimizer and random-number state by flat name.
         state: plain JSON: string keys, and lists, for tuples come back as lists.
 

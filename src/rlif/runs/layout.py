@@ -20,6 +20,9 @@ FINAL = "final"
 LAST = "last"
 """The folder of the last step's model, where ``final`` is that of an earlier step (guards.restore)."""
 
+ADAPTER = "adapter"
+"""The folder in ``final`` and ``last`` of the adapter alone, where only one was trained (policy.lora)."""
+
 PROBE, LOOKS = "probe", "looks.json"
 """The folder of the probe: what the untrained policy answered (reference-*.json), and in this file what was seen at
 each look up to the last checkpoint (`rlif.monitoring.measurement.ProbeRecord`)."""

@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rlif.config import Recipe
 from rlif.errors import RlifError
+from rlif.model.adapter_files import read_adapter
+from rlif.model.files import ADAPTER_CONFIG
 from rlif.model.registry import MODELS, resolve
 from rlif.model.template_clock import present
 from rlif.recipes import parse_recipe
@@ -189,27 +191,35 @@ def _first_difference(old: Mapping[str, str], new: Mapping[str, str]) -> str:
 def model_files(source: str, began: Provenance | None = None) -> tuple[dict[str, str], dict[str, str]]:
     """What a recipe's model consists of: file to sha256, and file to stamp (`Provenance`).
 
-    It is a folder, a .gguf file or what the cache holds of a hub id. Empty for what is not there, and for a fetched
-    model: its name stands for one sha256 (`rlif.model.registry`). A file with the stamp it had when the run ``began``
-    is not read again. Of a hub id only the files count, not the commit; what the cache lacks of a newer commit was not
-    loaded, and counts as it was.
+    It is a folder, a .gguf file or what the cache holds of a hub id; of an adapter also its base, as ``base/FILE``.
+    Empty for what is not there, and for a fetched model: its name stands for one sha256 (`rlif.model.registry`). A file
+    with the stamp it had when the run ``began`` is not read again. Of a hub id only the files count, not the commit;
+    what the cache lacks of a newer commit was not loaded, and counts as it was.
     """
-    if source in MODELS and not MODELS[source].shipped:
-        return {}, {}
-    path = Path(resolve(source)).expanduser()
-    rest: dict[str, str] = {}
-    if path.is_file():
-        files = {_GGUF: path}
-    elif path.is_dir():
-        files = _files_of(path)
-    elif snapshot := _snapshot(source):
-        files, rest = _files_of(snapshot), began.model if began else {}
-    else:
-        return {}, {}
+    files, on_hub = _model_paths(source)
+    rest = began.model if began and on_hub else {}
     stamps = {name: _stamp(file) for name, file in files.items()}
     unchanged = dict(began.stamps.items() & stamps.items()) if began else {}
     known = {name: began.model[name] for name in unchanged if name in began.model} if began else {}
     return rest | {name: known.get(name) or _digest(file) for name, file in files.items()}, stamps
+
+
+def _model_paths(source: str) -> tuple[dict[str, Path], bool]:
+    """The files of a model, and whether they are what the hub's cache has of it."""
+    if source in MODELS and not MODELS[source].shipped:
+        return {}, False
+    path = Path(resolve(source)).expanduser()
+    if path.is_file():
+        return {_GGUF: path}, False
+    folder = path if path.is_dir() else _snapshot(source)
+    if folder is None:
+        return {}, False
+    files, on_hub = _files_of(folder), folder != path
+    if ADAPTER_CONFIG in files and "config.json" not in files:
+        base, base_on_hub = _model_paths(read_adapter(folder).base)
+        files |= {f"base/{name}": file for name, file in base.items()}
+        on_hub |= base_on_hub
+    return files, on_hub
 
 
 def _files_of(folder: Path) -> dict[str, Path]:
@@ -223,10 +233,10 @@ def _snapshot(source: str) -> Path | None:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        config = try_to_load_from_cache(source, "config.json")
+        found = [try_to_load_from_cache(source, name) for name in ("config.json", ADAPTER_CONFIG)]
     except HFValidationError:
         return None
-    return Path(config).parent if isinstance(config, str) else None
+    return next((Path(file).parent for file in found if isinstance(file, str)), None)
 
 
 def _stamp(file: Path) -> str:

@@ -1,24 +1,39 @@
-"""What a run leaves behind when it has ended: a folder of the model that plain transformers loads."""
+"""The weights that a run writes: into its checkpoints, and at its end a folder that plain transformers loads."""
 
 import shutil
 from pathlib import Path
 
 from rlif.errors import RlifError
+from rlif.model.adapter_files import WEIGHTS, write_adapter
+from rlif.model.files import ADAPTER_CONFIG
 from rlif.model.policy import Policy
-from rlif.runs.layout import resume_with
-from rlif.utils.atomic_io import disk_reason, flush_folder, system_error
+from rlif.runs.layout import ADAPTER, resume_with
+from rlif.training.optim import MasterOptimizer
+from rlif.utils.atomic_io import disk_reason, flush_folder, settle, system_error
 
 
-def write_model(out: Path, name: str, policy: Policy) -> Path:
+def write_masters(folder: Path, policy: Policy, optimizer: MasterOptimizer) -> None:
+    """Write what is trained, in fp32, into a checkpoint that is being made: a model, or only an adapter of one."""
+    if policy.adapter is None:
+        policy.save(folder, state_dict=optimizer.master_state_dict())
+        return
+    write_adapter(folder, policy, optimizer.named_masters())
+    policy.tokenizer.save_pretrained(folder)  # whoever reads answers cuts them into tokens by it
+
+
+def write_model(out: Path, name: str, policy: Policy, checkpoint: Path | None) -> Path:
     """Write the policy into ``out/name``, in the type it computes in; one that is there is replaced, or stays whole.
 
-    Raises `RlifError` if the disk is full or cannot be written.
+    An adapter is merged, and lies beside the whole model in fp32, as ``checkpoint`` of the same step has it; without
+    one it is written as the policy has it. Raises `RlifError` if the disk is full or cannot be written.
     """
     final, unfinished, replaced = (out / folder for folder in (name, f".tmp-{name}", f".old-{name}"))
     for leftover in (unfinished, replaced):
         shutil.rmtree(leftover, ignore_errors=True)
     try:
         policy.save(unfinished)
+        if policy.adapter is not None:
+            _write_adapter(unfinished / ADAPTER, policy, checkpoint)
         if final.exists():
             final.rename(replaced)
         unfinished.rename(final)
@@ -33,3 +48,13 @@ def write_model(out: Path, name: str, policy: Policy) -> Path:
             f"{final}: {disk_reason(reason)}; the last checkpoint is whole: free some space, then ", resume_with(out)
         ) from error
     return final
+
+
+def _write_adapter(folder: Path, policy: Policy, checkpoint: Path | None) -> None:
+    folder.mkdir()
+    if checkpoint is None:
+        write_adapter(folder, policy, {n: p for n, p in policy.model.named_parameters() if p.requires_grad})
+    else:
+        for name in (ADAPTER_CONFIG, WEIGHTS):
+            shutil.copyfile(checkpoint / name, folder / name)
+    settle(folder)

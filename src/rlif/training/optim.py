@@ -22,7 +22,8 @@ class MasterOptimizer:
     """A torch optimizer over fp32 master weights of a model.
 
     Casts the model's parameters (not its buffers: rotary frequencies must stay fp32) to ``compute_dtype`` in place.
-    ``build`` makes the inner optimizer from the list of masters.
+    Those that need no gradient are not trained: they have neither name nor master here, and stay as they are. ``build``
+    makes the inner optimizer from the list of masters.
     """
 
     def __init__(
@@ -33,11 +34,11 @@ class MasterOptimizer:
         compute_dtype: torch.dtype = torch.float32,
     ) -> None:
         self.model = model
-        self.names = [name for name, _ in model.named_parameters()]
-        self._parameters = [parameter for _, parameter in model.named_parameters()]
+        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self.names, self._parameters = list(trained), list(trained.values())
         self._separate = compute_dtype != torch.float32
         self.masters = [p.detach().float().clone() if self._separate else p for p in self._parameters]
-        for parameter in self._parameters:
+        for parameter in model.parameters():
             parameter.data = parameter.data.to(compute_dtype)
         self.inner = build(self.masters)
 
@@ -47,7 +48,7 @@ class MasterOptimizer:
         hooks = []
         try:
             for parameter, master in zip(self._parameters, self.masters, strict=True):
-                if self._separate and parameter.requires_grad:
+                if self._separate:
                     hooks.append(parameter.register_post_accumulate_grad_hook(partial(_move_gradient, master)))
             loss.backward()
         finally:
@@ -62,8 +63,8 @@ class MasterOptimizer:
         finite: those are corrupted.
         """
         if all(master.grad is None for master in self.masters):
-            for parameter, master in zip(self._parameters, self.masters, strict=True):
-                master.grad = torch.zeros_like(master) if parameter.requires_grad else None
+            for master in self.masters:
+                master.grad = torch.zeros_like(master)
         norm = float(nn.utils.clip_grad_norm_([m for m in self.masters if m.grad is not None], max_grad_norm))
         if not math.isfinite(norm):
             self.discard()
@@ -89,6 +90,10 @@ class MasterOptimizer:
         if self._separate:
             for parameter, master in zip(self._parameters, self.masters, strict=True):
                 parameter.copy_(master)
+
+    def named_masters(self) -> dict[str, Tensor]:
+        """The masters by the names of what they are masters of."""
+        return dict(zip(self.names, self.masters, strict=True))
 
     def master_state_dict(self) -> dict[str, Tensor]:
         """The model's state dict with fp32 masters in place of its parameters, ties kept."""

@@ -20,7 +20,7 @@ from rlif.monitoring.mismatch import Guard, comparable
 from rlif.recipes import load_recipe
 from rlif.rng import Key
 from rlif.rollout.engine import Engine
-from rlif.runs.checkpoint import flatten_optimizer, prune, save_checkpoint
+from rlif.runs.checkpoint import checkpoint_name, flatten_optimizer, prune, save_checkpoint
 from rlif.runs.environment import collect_info
 from rlif.runs.layout import FINAL, INFO, LAST, recipe_path, resume_with
 from rlif.runs.provenance import accept, read_provenance, start_of
@@ -31,8 +31,9 @@ from rlif.training.callbacks import ProgressCallback
 from rlif.training.coefficients import in_force, moved_levels, settings_of
 from rlif.training.consensus import Consensus, NoConsensusError
 from rlif.training.custom import NEEDS, Custom, check_needs
-from rlif.training.final import write_model
+from rlif.training.final import write_masters, write_model
 from rlif.training.looks import Looks
+from rlif.training.lora import start_for_merge_back
 from rlif.training.optim import merge_back
 from rlif.training.phases import Phases
 from rlif.training.resolve import as_before, eval_sampling, resolved
@@ -178,7 +179,9 @@ class Run:
         """Move the weights towards the start if a guard has said stop at the last look; only with guards.merge_back."""
         rho = self.recipe.guards.merge_back
         if self.looks.take_alarm() and rho is not None and self._start is not None:
-            merge_back(self.optimizer, dict(self._start.model.named_parameters()), rho)
+            adapted = self.policy.adapter is not None
+            start = start_for_merge_back(self.optimizer) if adapted else dict(self._start.model.named_parameters())
+            merge_back(self.optimizer, start, rho)
 
     def _ask_teacher(self) -> None:
         """Have a teacher that follows the policy answer the problems of the step under way; nothing without one."""
@@ -317,8 +320,8 @@ class Run:
         prune(root, self.recipe.checkpoint.keep_last, self._kept_steps())
 
     def _write_weights(self, folder: Path) -> None:
-        """The policy's fp32 masters as a model, and the teacher's beside them, if there is one."""
-        self.policy.save(folder, state_dict=self.optimizer.master_state_dict())
+        """What is trained, and the teacher's weights beside it, if there is one."""
+        write_masters(folder, self.policy, self.optimizer)
         if self.teacher is not None:
             self.teacher.save(folder)
 
@@ -326,12 +329,14 @@ class Run:
         """Write final/: the last step's policy or, with last/ beside it, that of the look that guards.restore chose."""
         self._log.check_place()
         chosen = self.looks.chosen
-        policy = self.policy
+        policy, root = self.policy, self.out / "checkpoints"
+        at: Path | None = root / checkpoint_name(self.step)
         shutil.rmtree(self.out / LAST, ignore_errors=True)  # of an earlier end
         if chosen is not None and chosen != self.step:
-            policy = policy_at(self.recipe, self.out / "checkpoints", chosen, self.policy.device)
-            write_model(self.out, LAST, self.policy)
-        final = write_model(self.out, FINAL, policy)
+            policy = policy_at(self.recipe, root, chosen, self.policy.device)
+            write_model(self.out, LAST, self.policy, at)
+            at = root / checkpoint_name(chosen) if chosen else None  # step 0 has no checkpoint
+        final = write_model(self.out, FINAL, policy, at)
         if verdict := self.looks.verdict(self.step):
             self._log.note(selected=verdict)
         return final

@@ -16,6 +16,7 @@ from rlif.config import PolicyConfig, Recipe
 from rlif.errors import Argument, RlifError
 from rlif.model.fingerprint import weights_digest
 from rlif.model.loading import compute_dtype, load_policy
+from rlif.model.lora import cast_adapter
 from rlif.model.merge import model_source
 from rlif.model.policy import Policy
 from rlif.monitoring.probe import distinct_prompts
@@ -29,6 +30,7 @@ from rlif.runs.provenance import Provenance, model_files
 from rlif.tasks import build_task
 from rlif.tasks.base import Task
 from rlif.training.custom import Custom
+from rlif.training.lora import adapted_policy, start_of
 from rlif.training.optim import MasterOptimizer, adamw
 from rlif.training.probe_problems import probe_problems
 from rlif.training.resolve import check_best
@@ -139,11 +141,11 @@ def prepare(recipe: Recipe, origin: Origin, custom: Custom) -> Setup:
 
 
 def load_trainable(recipe: Recipe, checkpoint: Checkpoint | None) -> tuple[Policy, MasterOptimizer]:
-    """The policy in compute type, under an optimizer that holds its fp32 masters."""
-    config = recipe.policy
-    if checkpoint is not None:
-        config = PolicyConfig(**{**config.model_dump(), "model": str(checkpoint.path)})
-    policy = load_policy(config, dtype=torch.float32)
+    """The policy in compute type, under an optimizer that holds the fp32 masters of what is trained."""
+    if recipe.policy.lora is not None:
+        policy = adapted_policy(recipe, checkpoint.path if checkpoint else None)
+    else:
+        policy = load_policy(_from(recipe, checkpoint.path if checkpoint else None), dtype=torch.float32)
     if recipe.grpo.gradient_checkpointing:
         enable_gradient_checkpointing(policy.model)
     dtype = compute_dtype(recipe.policy.dtype, policy.device)
@@ -161,7 +163,7 @@ def build_engine(recipe: Recipe, policy: Policy) -> Engine:
 
 def initial_policy(recipe: Recipe, device: torch.device) -> Policy:
     """The policy as it was before the first step, loaded again, in the type the run computes in."""
-    return load_policy(recipe.policy, dtype=compute_dtype(recipe.policy.dtype, device))
+    return _load_frozen(recipe, None, device)
 
 
 def policy_at(recipe: Recipe, checkpoints: Path, step: int, device: torch.device) -> Policy:
@@ -175,8 +177,22 @@ def policy_at(recipe: Recipe, checkpoints: Path, step: int, device: torch.device
             "false in the run's recipe.yaml to end with the last step"
         )
     load_checkpoint(path)  # every byte is what was written
-    config = PolicyConfig(**{**recipe.policy.model_dump(), "model": str(path)})
-    return load_policy(config, dtype=compute_dtype(recipe.policy.dtype, device))
+    return _load_frozen(recipe, path, device)
+
+
+def _load_frozen(recipe: Recipe, checkpoint: Path | None, device: torch.device) -> Policy:
+    if recipe.policy.lora is None:
+        return load_policy(_from(recipe, checkpoint), dtype=compute_dtype(recipe.policy.dtype, device))
+    policy = adapted_policy(recipe, checkpoint)
+    cast_adapter(policy.model)
+    return policy
+
+
+def _from(recipe: Recipe, checkpoint: Path | None) -> PolicyConfig:
+    """How to load the policy: as the recipe says, or from a checkpoint."""
+    if checkpoint is None:
+        return recipe.policy
+    return PolicyConfig(**{**recipe.policy.model_dump(), "model": str(checkpoint)})
 
 
 def enable_gradient_checkpointing(model: Any) -> None:
@@ -191,9 +207,12 @@ def load_start(recipe: Recipe, policy: Policy, *, fresh: bool) -> Policy | None:
     """The policy as it was before the first step, frozen; None where neither a KL term nor the probe needs it."""
     if not (recipe.grpo.needs_reference or (recipe.probe.every and recipe.probe.start)):
         return None
-    # A resumed policy has moved on: it is the model that the recipe started from.
-    kept = replace(policy, model=copy.deepcopy(policy.model)) if fresh else None
-    start = kept or initial_policy(recipe, policy.device)
+    if recipe.policy.lora is not None:
+        start = start_of(recipe, policy)
+    else:
+        # A resumed policy has moved on: it is the model that the recipe started from.
+        kept = replace(policy, model=copy.deepcopy(policy.model)) if fresh else None
+        start = kept or initial_policy(recipe, policy.device)
     start.model.requires_grad_(False).eval()
     return start
 

@@ -6,7 +6,6 @@ first of ``consensus.decay`` to the last: the teacher follows at first and stand
 Co-rewarding-II, arXiv 2508.00410 (1 − decay from .01 to 1e-5); its schedule is that of BYOL, arXiv 2006.07733.
 """
 
-import copy
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rlif.errors import RlifError
+from rlif.model.lora import sharing_frozen
 from rlif.model.policy import Policy
 from rlif.training.optim import MasterOptimizer
 
@@ -26,12 +26,14 @@ FILE = "teacher.safetensors"
 
 class Teacher:
     """A copy of a policy whose fp32 weights follow those of its optimizer. ``policy`` is what samples, in the compute
-    type of the one that is trained. Another copy of the weights in memory; in bf16 the fp32 ones besides."""
+    type of the one that is trained. Another copy in memory of the weights that are trained; in bf16 the fp32 ones
+    besides. Of an adapter A and B follow each on its own: the teacher's product is not the average of products."""
 
     def __init__(self, policy: Policy, optimizer: MasterOptimizer) -> None:
-        self.policy = replace(policy, model=copy.deepcopy(policy.model))
+        self.policy = replace(policy, model=sharing_frozen(policy.model))
         self.policy.model.requires_grad_(False).eval()
-        self._parameters = dict(self.policy.model.named_parameters())
+        parameters = dict(self.policy.model.named_parameters())
+        self._parameters = {name: parameters[name] for name in optimizer.names}
         masters = zip(self._parameters.items(), optimizer.masters, strict=True)
         # A model that computes in fp32 is its own master, as in the optimizer.
         self.weights: dict[str, Tensor] = {
