@@ -307,5 +307,13 @@ def test_the_shares_of_all_ranks_are_all_items() -> None:
         for count in (0, 1, 4, 7):
             ranks, items = [Group(rank, size) for rank in range(size)], list(range(count))
             assert [item for one in ranks for item in one.block(items)] == items
-            assert sorted(item for one in ranks for item in one.every_nth(items)) == items
+            assert [item for one in ranks for item in one.balanced(items, [1.0] * count)] == items
             assert max(len(one.block(items)) for one in ranks) - min(len(one.block(items)) for one in ranks) <= 1
+
+
+def test_rows_are_shared_by_what_they_weigh() -> None:
+    weights = [30, 1, 1, 10, 8, 8, 2]
+    shares = [Group(rank, 2).balanced(weights, weights) for rank in (0, 1)]
+    assert shares == [[30], [1, 1, 10, 8, 8, 2]]
+    assert Group(0, 2).balanced([7], [0.0]) == [7]  # rows without tokens belong to somebody
+    assert ALONE.balanced(weights, weights) == weights

@@ -49,8 +49,8 @@ def main() -> None:
         signal.signal(number, end_at_once)
     prepare()
     with terminal.guarded_streams():
-        if (place := launched()) and place.rank:
-            terminal.hush()  # what all ranks have to say, the first one says
+        if sys.platform == "win32":
+            terminal.note("rlif: warning: rlif is made for Linux and macOS and not tested on Windows; use WSL there")
         code, message = _outcome(sys.argv[1:])
         if message:
             terminal.note(f"rlif: {message}")
@@ -104,6 +104,8 @@ def _outcome(arguments: Sequence[str]) -> tuple[int, str]:
 def _run(arguments: Sequence[str]) -> int:
     """A command from its words to the last of its output. typer's own way of running one would turn what is raised
     into boxes of five lines, or nothing."""
+    if (place := launched()) and place.rank:
+        terminal.hush()  # what all ranks have to say, the first one says
     for argument in arguments:
         if "\0" in argument or not _is_unicode(argument):
             raise RlifError(f"{argument!r}: a file name or text that is not UTF-8 (or holds a NUL); rename it")

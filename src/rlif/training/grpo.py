@@ -42,7 +42,7 @@ def grpo_step(
     """Update the policy on one batch of scored rollouts: ``epochs`` passes of ``minibatches`` optimizer steps.
 
     Log-probabilities are of the distribution sampled from, without top-p and top-k. Of several ranks (those of the
-    optimizer) each runs every n-th micro-batch.
+    optimizer) each runs its share of the rows.
 
     Args:
         lr: learning rate of these steps.
@@ -59,21 +59,19 @@ def grpo_step(
     advance = progress or (lambda tokens: None)
     beside = reference is not None or config.entropy_coef > 0.0 or scored.penalised is not None
     wanted = set(_rows_with_gradient(scored, every=beside))
-    steps = []
-    for rows in _split_by_prompt(rollouts, config.minibatches):
-        run = [row for row in rows if row in wanted]
-        parts = micro_batches(policy.model, rollouts, run, config.micro_batch_tokens)
-        steps.append((rows, run, ranks.every_nth(parts)))
+    minibatches, lengths = _split_by_prompt(rollouts, config.minibatches), rollouts.lengths.tolist()
+    run = [[row for row in rows if row in wanted] for rows in minibatches]
+    shares = [ranks.balanced(rows, [lengths[row] for row in rows]) for rows in run]
     on_policy = config.epochs * config.minibatches == 1
-    own = sorted(row for _, _, parts in steps for part in parts for row in part)
+    own = sorted(row for share in shares for row in share)
     old = None if on_policy else _all_logprobs(policy, rollouts, own, config.micro_batch_tokens)
     tally, norms = _Tally(rollouts, config.epochs), []
     with _checkpointing(policy.model, config.gradient_checkpointing):
-        for rows, run, own_parts in steps * config.epochs:
+        for rows, kept, share in [*zip(minibatches, run, shares, strict=True)] * config.epochs:
             weights = _weights(rollouts, rows, config)
-            if skipped := int(rollouts.mask[rows].sum() - rollouts.mask[run].sum()):
+            if skipped := int(rollouts.mask[rows].sum() - rollouts.mask[kept].sum()):
                 advance(skipped)
-            for part in own_parts:
+            for part in micro_batches(policy.model, rollouts, share, config.micro_batch_tokens):
                 inputs = _loss_inputs(policy, scored, part, weights, old, reference, config)
                 loss, sums = grpo_loss(
                     inputs,

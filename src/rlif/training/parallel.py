@@ -1,7 +1,7 @@
 """The processes of a run, its ranks: how they share the work of a step, and what they agree on.
 
 Data parallelism, seen from the training loop: nothing. Each rank samples a block of a step's prompts and is handed all
-completions, scores all of them, and runs every n-th micro-batch. Gradients are summed before the optimizer's step. Of
+completions, scores all of them, and runs the update on its share. Gradients are summed before the optimizer's step. Of
 every weight's fp32 master, and of AdamW's moments for it, a rank keeps one n-th (ZeRO-1, arXiv 1910.02054) and sends
 the others what it made of it. The first rank owns the folder, and what it says is done.
 
@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import torch
@@ -46,9 +47,12 @@ class Ranks:
         """This rank's share of items, in one piece; those of all ranks in order are all items."""
         return items[self.rank * len(items) // self.size : (self.rank + 1) * len(items) // self.size]
 
-    def every_nth(self, items: Sequence[T]) -> Sequence[T]:
-        """This rank's share of items, dealt out one by one."""
-        return items[self.rank :: self.size]
+    def balanced(self, items: Sequence[T], weights: Sequence[float]) -> list[T]:
+        """This rank's share of items, in one piece, such that all shares weigh about the same."""
+        share = sum(weights) / self.size or 1.0
+        middles = [before + weight / 2 for before, weight in zip(accumulate(weights, initial=0.0), weights, strict=False)]
+        owners = [min(int(middle / share), self.size - 1) for middle in middles]
+        return [item for item, owner in zip(items, owners, strict=True) if owner == self.rank]
 
     def gather(self, value: T) -> list[T]:
         """What each rank gave, in their order."""
