@@ -59,9 +59,9 @@ def joined() -> Iterator[Ranks]:
         return
     if dist.is_initialized():
         raise RlifError("this process has a process group already; let rlif make its own: train before you make one")
+    company = _Company(place)
     if place.rank:
         terminal.hush()
-    company = _Company(place)
     _here = company.ranks
     try:
         yield company.ranks
@@ -90,6 +90,7 @@ class _Company:
             store = PrefixStore(f"{self._key}group", self._store)
             dist.init_process_group(_backend(), store=store, rank=place.rank, world_size=place.size, timeout=_STEP)
         except (RuntimeError, OSError, ValueError) as error:
+            terminal.speak()
             raise RlifError(
                 f"rank {place.rank} does not find the others ({brief(str(error), 200)}); start all {place.size} ranks, "
                 "with one --rdzv-endpoint that every machine reaches"

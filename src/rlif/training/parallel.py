@@ -50,7 +50,9 @@ class Ranks:
     def balanced(self, items: Sequence[T], weights: Sequence[float]) -> list[T]:
         """This rank's share of items, in one piece, such that all shares weigh about the same."""
         share = sum(weights) / self.size or 1.0
-        middles = [before + weight / 2 for before, weight in zip(accumulate(weights, initial=0.0), weights, strict=False)]
+        middles = [
+            before + weight / 2 for before, weight in zip(accumulate(weights, initial=0.0), weights, strict=False)
+        ]
         owners = [min(int(middle / share), self.size - 1) for middle in middles]
         return [item for item, owner in zip(items, owners, strict=True) if owner == self.rank]
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 _GOODBYE = b"."
-_PATIENCE = 60.0  # seconds in which all have to come
+_PATIENCE = 300.0  # seconds in which all have to come
 _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}  # seconds, seconds, times
 
 
