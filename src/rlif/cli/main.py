@@ -30,9 +30,10 @@ from rlif.cli.commands.theory import theory
 from rlif.cli.commands.tiny import make
 from rlif.cli.commands.train import train
 from rlif.cli.commands.watch import watch
-from rlif.errors import RlifError
+from rlif.errors import RlifError, ToldElsewhereError
 from rlif.utils import terminal
 from rlif.utils.interrupts import STOP_SIGNALS, AtOnce, Interrupted, end_at_once
+from rlif.utils.torchrun import launched
 
 UsageError: Any = typer.BadParameter.__bases__[0]  # click's, or that of the copy inside newer typers
 
@@ -78,6 +79,8 @@ def _outcome(arguments: Sequence[str]) -> tuple[int, str]:
     except BrokenPipeError:  # the reader of our output has read enough, as in rlif models | head -1
         terminal.give_up(sys.stdout)
         return 1, ""
+    except ToldElsewhereError as error:
+        return error.code, ""
     except RlifError as error:
         if isinstance(error, terminal.OutputError):
             terminal.give_up(sys.stdout)
@@ -103,6 +106,8 @@ def _outcome(arguments: Sequence[str]) -> tuple[int, str]:
 def _run(arguments: Sequence[str]) -> int:
     """A command from its words to the last of its output. typer's own way of running one would turn what is raised
     into boxes of five lines, or nothing."""
+    if (place := launched()) and place.rank:
+        terminal.hush()  # what all ranks have to say, the first one says
     for argument in arguments:
         if "\0" in argument or not _is_unicode(argument):
             raise RlifError(f"{argument!r}: a file name or text that is not UTF-8 (or holds a NUL); rename it")
@@ -165,11 +170,16 @@ def _print_version(asked: bool) -> bool:
 
 @app.callback()
 def root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand != "train" and (place := launched()) is not None:
+        raise RlifError(
+            f"rlif {context.invoked_subcommand}: torchrun has started this {place.size} times over; only train shares "
+            "its work among processes, so start this without torchrun"
+        )
 
 
 app.command("diagnose")(diagnose)

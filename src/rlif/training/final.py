@@ -1,7 +1,10 @@
 """The weights that a run writes: into its checkpoints, and at its end a folder that plain transformers loads."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+
+from torch import Tensor
 
 from rlif.errors import RlifError
 from rlif.model.adapter_files import WEIGHTS, write_adapter
@@ -12,12 +15,17 @@ from rlif.training.optim import MasterOptimizer
 from rlif.utils.atomic_io import disk_reason, flush_folder, settle, system_error
 
 
-def write_masters(folder: Path, policy: Policy, optimizer: MasterOptimizer) -> None:
-    """Write what is trained, in fp32, into a checkpoint that is being made: a model, or only an adapter of one."""
+def trained_weights(policy: Policy, optimizer: MasterOptimizer) -> dict[str, Tensor]:
+    """What is trained, in fp32 and whole: a model's state dict, or the factors of an adapter. All ranks call it."""
+    return optimizer.master_state_dict() if policy.adapter is None else optimizer.named_masters()
+
+
+def write_masters(folder: Path, policy: Policy, weights: Mapping[str, Tensor]) -> None:
+    """Write `trained_weights` into a checkpoint that is being made: a model, or only an adapter of one."""
     if policy.adapter is None:
-        policy.save(folder, state_dict=optimizer.master_state_dict())
+        policy.save(folder, state_dict=dict(weights))
         return
-    write_adapter(folder, policy, optimizer.named_masters())
+    write_adapter(folder, policy, weights)
     policy.tokenizer.save_pretrained(folder)  # whoever reads answers cuts them into tokens by it
 
 
