@@ -402,6 +402,13 @@ class ProbeConfig(Section):
     start: bool = True
     """Keep a frozen copy of the untrained policy, to say how likely new answers are under it: one more copy of the
     weights, which a KL term shares."""
+    refresh: Natural = 0
+    """At most so many times the frozen answers are renewed where the policy has outgrown them
+    (`rlif.monitoring.guards.outgrown`); needs probe.start. Each time the guards begin anew, with all of their rate of
+    false alarms. 0: the answers of the untrained policy stay."""
+    labels: str | None = None
+    """A few problems with answers, a file as `task.path` (its first 64): their share of right answers is told at each
+    look (probe/labelled_right). No gradient and no guard reads it; `guards.choose_by` may. null: none."""
 
 
 class GuardsConfig(Section):
@@ -412,6 +419,9 @@ class GuardsConfig(Section):
     null: nothing is merged."""
     restore: bool = True
     """final/ is the checkpoint of the look of highest agreement, last/ the last step's. false: final/ is the last."""
+    choose_by: Literal["agreement", "labels"] = "agreement"
+    """labels: of the look with most right and formatted answers to `probe.labels` instead; labels then have a part in
+    what comes out, which is told."""
 
 
 class CheckpointConfig(Section):
@@ -509,6 +519,10 @@ class Recipe(Section):
         grpo = self.grpo
         if self.guards.merge_back is not None and not self.probe.start:
             raise ValueError("guards.merge_back: the untrained weights are not kept; set probe.start")
+        if self.probe.refresh and not self.probe.start:
+            raise ValueError("probe.refresh: only the frozen start can tell that a policy outgrew it; set probe.start")
+        if self.guards.choose_by == "labels" and self.probe.labels is None:
+            raise ValueError("guards.choose_by: there are no labels to choose by; name a file in probe.labels")
         if grpo.kl_target is not None and grpo.kl_coef == 0.0:
             raise ValueError("grpo.kl_target: kl_coef is multiplied, and 0 stays 0; give it a start, such as 0.005")
         if grpo.entropy_floor is not None and grpo.entropy_coef > grpo.entropy_most:

@@ -52,6 +52,7 @@ RECIPE_KEYS: Mapping[str, str] = {
     "question": "task.question",
     "eval_problems": "eval.problems",
     "probe_path": "probe.path",
+    "probe_labels": "probe.labels",
     "low_temperature": "probe.low_temperature",
 }
 """What a recipe calls the arguments that an `RlifError` of the library names: for `rlif.errors.named`."""

@@ -117,6 +117,9 @@ def test_vary_is_a_product_and_one_by_one_changes_one_key_at_a_time(tmp_path: Pa
         ({"instruct": ["tuned"]}, "instruct: no model 'tuned'; there are base, instruct"),
         ({"vary": {"seed": [1]}}, "vary: seed has a key of its own in a grid: seeds"),
         ({"vary": {"grpo.lr": [7]}}, "grpo.lr: expected 1 or less (given 7)"),
+        ({"settings": {}}, "settings: empty"),
+        ({"settings": {"other": {"seed": 1}}}, "seed has a key of its own in a grid: seeds"),
+        ({"settings": {"other": {"grpo.lr": 7}}}, "grpo.lr: expected 1 or less (given 7)"),
         ({"set": {"grpo.": 1}}, "set.grpo.: write key=value"),
         ({"set": {"seed.x": 1}}, "set.seed.x: seed is not a section in this recipe"),
         ({"rewards": ["self_certinty"]}, "rewards: no reward 'self_certinty'; did you mean self_certainty?"),
@@ -144,11 +147,15 @@ def test_cells_are_chosen_by_pattern_and_by_label(tmp_path: Path) -> None:
             choose(found, only=only, where=where)
 
 
-@pytest.mark.parametrize(("name", "count"), [("tiny", 84), ("paper", 26), ("sensitivity", 78), ("quickstart", 5)])
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("tiny", 84), ("paper", 26), ("sensitivity", 78), ("quickstart", 5), ("shootout", 72), ("interventions", 36)],
+)
 def test_every_shipped_grid_is_whole(name: str, count: int) -> None:
     """tiny: 6 models × 4 rewards × 3 seeds + 2 models × 2 controls × 3 seeds.
     paper: (3 models, r0, r1) × 4 + 2 merges × 3.
-    sensitivity: (1 + 6 keys × 2 values) × 3 rewards × 2 seeds."""
+    sensitivity: (1 + 6 keys × 2 values) × 3 rewards × 2 seeds.
+    shootout: 3 models × 8 rewards × 3 seeds. interventions: (1 + 5) settings × 2 rewards × 3 seeds."""
     found = cells(load_grid(shipped_grids()[name]))
     assert len(found) == len({cell.digest for cell in found}) == count
 
@@ -158,6 +165,27 @@ def test_sensitivity_shares_its_unchanged_cells_with_the_grid_tiny() -> None:
     unchanged = {cell.digest for cell in changed if cell.axes["change"] == "none"}
     assert len(unchanged) == 6
     assert unchanged <= {cell.digest for cell in tiny}
+
+
+def test_interventions_share_their_unchanged_cells_with_the_grid_shootout_and_nobody_is_stopped() -> None:
+    shootout, changed = (cells(load_grid(shipped_grids()[name])) for name in ("shootout", "interventions"))
+    unchanged = {cell.digest for cell in changed if cell.axes["setting"] == "none"}
+    assert len(unchanged) == 6
+    assert unchanged <= {cell.digest for cell in shootout}
+    for cell in (*shootout, *changed):
+        recipe = cell.recipe
+        assert not recipe.guards.stop
+        assert recipe.steps == 120
+        assert recipe.probe.every == recipe.eval.every == 10, "a rule may choose any look"
+
+
+def test_a_setting_changes_keys_together(tmp_path: Path) -> None:
+    settings = {"as it is": {}, "slow": {"grpo.lr": 1e-5, "rollout.group_size": 4}}
+    found = made(tmp_path, models=None, instruct=[], rewards=None, seeds=[0], settings=settings)
+    assert [(c.axes["setting"], c.recipe.grpo.lr, c.recipe.rollout.group_size) for c in found] == [
+        ("as it is", 1e-4, 8),
+        ("slow", 1e-5, 4),
+    ]
 
 
 def test_a_digest_is_of_what_differs_from_the_defaults_so_that_new_keys_do_not_change_it() -> None:
@@ -179,7 +207,10 @@ def test_a_grid_is_found_by_name_or_path_and_a_damaged_file_is_told_of(tmp_path:
     copy = tmp_path / "mine.yaml"
     shutil.copy(shipped_grids()["tiny"], copy)
     assert find_grid(copy) == copy
-    with pytest.raises(RlifError, match=r"tyni: no such grid; .* shipped one: paper, quickstart, sensitivity, tiny"):
+    with pytest.raises(
+        RlifError,
+        match=r"tyni: no such grid; .* shipped one: interventions, paper, quickstart, sensitivity, shootout, tiny",
+    ):
         find_grid(Path("tyni"))
     copy.write_text("- a list")
     with pytest.raises(RlifError, match="a grid is a mapping of keys to values"):

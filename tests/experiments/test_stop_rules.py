@@ -12,16 +12,24 @@ from rlif.errors import RlifError
 from rlif.experiments.courses import SCORE, Course
 from rlif.experiments.effects import GREEDY
 from rlif.experiments.stop_rules import (
+    GAINS,
+    PASS,
     RULES,
+    SCORES,
     Watched,
     choice,
+    false_alarm,
+    gains_table,
     markdown,
     read_looks,
     rules_table,
     runs_table,
     until_stopped,
+    watched_runs,
 )
+from rlif.experiments.study import GRIDS, RUNS
 from rlif.monitoring.record import ProbeRecord
+from rlif.runs.layout import FINAL, LOOKS, METRICS_FILE, PROBE
 
 N, K = 32, 4
 STEPS = (0, 10, 20, 30, 40)
@@ -112,3 +120,65 @@ def test_looks_are_read_from_a_run_s_folder(tmp_path: Path) -> None:
     path.write_text("[{}]")
     with pytest.raises(RlifError, match=r"looks\.json: not the looks of a run"):
         read_looks(tmp_path)
+
+
+def test_a_stop_is_false_where_going_on_loses_nothing() -> None:
+    """Stopped after step 20, the step chosen is 10, worth .6; the last is worth more, as much within noise, or less."""
+
+    def run(last: float, error: float = 0.03) -> Course:
+        made = course((0.5, 0.6, 0.7, 0.4, last))
+        return replace(made, lines=[{**line, f"{SCORE}_stderr": error} for line in made.lines])
+
+    assert false_alarm(run(0.7), looks())
+    assert false_alarm(run(0.52), looks())  # .08 less, where two standard errors of the difference are .085
+    assert not false_alarm(run(0.51), looks())
+    assert not false_alarm(run(0.7), looks((0.25, 0.5, 0.5, 0.75, 1.0))), "never stopped"
+
+
+def test_gains_are_told_of_start_best_last_and_choice_for_each_setting() -> None:
+    runs = [
+        Watched(course((0.5, 0.6, 0.7, 0.4, 0.2), **{"eval/majority_right_and_formatted": 0.65}), looks()),
+        Watched(course((0.5, 0.8, 0.7, 0.4, 0.1), **{"eval/majority_right_and_formatted": 0.65}), looks()),
+    ]
+    runs.append(replace(runs[1], course=replace(runs[1].course, setting="fixed KL")))
+    heading, plain, changed = gains_table(runs, SCORE)
+    assert heading == GAINS
+    # best .7 and .8, last .2 and .1, chosen .6 and .8; regret .1 and 0.
+    told = ("0.500", "+0.250", "-0.350", "+0.200", "+0.050", "0.050", "2", "0")
+    assert plain == ("base", "self_certainty", "none", "2", *told)
+    assert changed[:5] == ("base", "self_certainty", "fixed KL", "1", "0.500")
+    (_, greedy) = gains_table(runs[:1], GREEDY)
+    assert greedy[4:7] == ("0.250", "+0.100", "-0.150")
+
+
+def test_pass_at_k_has_its_own_start_for_a_baseline() -> None:
+    score, baselines = next((key, free) for key, free in SCORES.values() if key == PASS)
+    made = course((0.5, 0.6, 0.7, 0.4, 0.2))
+    passes = (0.9, 0.8, 0.8, 0.5, 0.3)
+    made = replace(made, lines=[{**line, PASS: p} for line, p in zip(made.lines, passes, strict=True)])
+    found = choice(made, 10, score, baselines)
+    assert (found.over_start, found.over_baselines) == (pytest.approx(-0.1), pytest.approx(-0.1))
+
+
+def test_a_run_of_two_grids_counts_once_and_settings_are_kept_apart(tmp_path: Path) -> None:
+    def cell(name: str, **axes: Any) -> dict[str, Any]:
+        axes = {"model": "r0", "reward": "self_certainty", "seed": 0, **axes}
+        return {"cell": name, "axes": axes, "model_kind": "base", "merge_ratio": None, "reward_kind": "internal"}
+
+    grids = {
+        "first": [cell("a")],
+        "second": [cell("a", setting="none"), cell("b", setting="fixed KL")],
+    }
+    (tmp_path / GRIDS).mkdir()
+    for name, entries in grids.items():
+        (tmp_path / GRIDS / f"{name}.json").write_text(json.dumps({"cells": entries}))
+    for name in ("a", "b"):
+        run = tmp_path / RUNS / name
+        for folder in (FINAL, PROBE):
+            (run / folder).mkdir(parents=True)
+        lines = [{"step": step, SCORE: 0.5} for step in STEPS]
+        (run / METRICS_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (run / PROBE / LOOKS).write_text(json.dumps([record.as_json() for record in looks()]))
+    found = watched_runs(tmp_path)
+    assert [(run.course.setting, run.course.lines[0]["cell"]) for run in found] == [("", "a"), ("fixed KL", "b")]
+    assert [len(run.course.lines) for run in found] == [5, 5]

@@ -184,3 +184,58 @@ def test_the_best_look_has_the_highest_agreement_then_the_lowest_cross_entropy_t
     ]
     assert best_look(records).step == 20
     assert best_look(records[:1]).step == 0
+
+
+def outgrowing(*shares: float, **last: Any) -> list[ProbeRecord]:
+    """Agreement by look while the samples become ever likelier under the start and surer of themselves."""
+    looks = [
+        record(10 * t, agreement=share, cross_entropy=0.9 - 0.1 * t, self_agreement=0.6 + 0.05 * t)
+        for t, share in enumerate(shares)
+    ]
+    changed = {f"probe/{name}": value for name, value in last.items()}
+    return [*looks[:-1], dataclasses.replace(looks[-1], metrics={**looks[-1].metrics, **changed})]
+
+
+def test_a_policy_has_outgrown_its_frozen_answers_if_all_but_agreement_speaks_for_it() -> None:
+    assert guards.outgrown(outgrowing(1.0, 0.5))
+    assert not guards.outgrown(outgrowing(1.0))
+    assert not guards.outgrown(outgrowing(0.5, 1.0)), "nothing fell"
+    assert not guards.outgrown(outgrowing(1.0, 0.5, self_agreement=0.5)), "its answers scatter"
+    assert not guards.outgrown(outgrowing(1.0, 0.5, constant=0.3)), "one answer for many prompts"
+    assert not guards.outgrown(outgrowing(1.0, 0.25)), "too much is lost for the start's veto"
+    left = outgrowing(1.0, 0.5)
+    left[1] = record(10, agreement=0.5, cross_entropy=1.2, self_agreement=0.9)
+    assert not guards.outgrown(left), "its samples are less likely under the start"
+    form = outgrowing(1.0, 0.5)
+    form[1] = dataclasses.replace(form[1], counts={**form[1].counts, "content": form[0].counts["content"]})
+    assert not guards.outgrown(form), "the same answers in another form"
+    blind = [record(0, agreement=1.0, self_agreement=0.6), record(10, agreement=0.5, self_agreement=0.7)]
+    assert not guards.outgrown(blind), "no start is there to speak for it"
+
+
+def test_looks_before_a_renewal_are_neither_compared_nor_chosen() -> None:
+    before = outgrowing(1.0, 0.5)
+    renewed = [dataclasses.replace(record(step, agreement=0.75, cross_entropy=0.8), renewals=1) for step in (10, 20)]
+    assert examine([*before, *renewed]) == {}
+    assert best_look([*before, *renewed]).step == 10
+    assert best_look([*before, renewed[0], dataclasses.replace(record(20, agreement=1.0), renewals=1)]).step == 20
+    fallen = dataclasses.replace(record(20, agreement=0.5, cross_entropy=1.2), renewals=1)
+    found = examine([*before, renewed[0], fallen])
+    assert found["agreement"].level == "stop"
+    assert "from 75% at step 10 to 50%" in found["agreement"].reason
+    # What is no matter of the reference is still held against the first look of all.
+    longer = dataclasses.replace(record(20, agreement=0.75, cross_entropy=0.8, length=900.0), renewals=1)
+    assert examine([*before, renewed[0], longer])["length"].level == "stop"
+
+
+def test_labels_choose_by_what_is_right_and_formatted() -> None:
+    looks = [record(10 * t, agreement=a) for t, a in enumerate((0.5, 1.0, 0.75, 0.25))]
+    right = (0.5, 0.6, 0.7, 0.7)
+    labelled = [
+        dataclasses.replace(one, metrics={**one.metrics, guards.LABELLED: share})
+        for one, share in zip(looks, right, strict=True)
+    ]
+    assert best_look(labelled).step == 10
+    assert guards.best_by_labels(labelled).step == 20  # of equals the one that agrees more
+    without = [examine(looks[:n]) for n in range(1, 5)]
+    assert [examine(labelled[:n]) for n in range(1, 5)] == without, "no guard reads labels"

@@ -70,11 +70,21 @@ def test_names_lose_their_folders(model: str, public: str, tmp_path: Path) -> No
         ({"step": 40, "last": 40, "looks": 9}, "These are the weights of the last step; no score chose them."),
         (
             {"step": 20, "last": 40, "looks": 9},
-            "These are the weights of step 20 of 40: of 9 looks without labels the one that agreed most with the "
-            "untrained model's own answers.",
+            "These are the weights of step 20 of 40, which of 9 looks without labels agreed most with the untrained "
+            "model's own answers.",
+        ),
+        (
+            {"step": 20, "last": 40, "looks": 9, "renewed": [10]},
+            "These are the weights of step 20 of 40, which of 9 looks without labels agreed most with its own renewed "
+            "answers.",
+        ),
+        (
+            {"step": 20, "last": 40, "looks": 9, "criterion": "probe/labelled_right_and_formatted"},
+            "These are the weights of step 20 of 40, which of 9 looks had most right and formatted answers to a few "
+            "labelled problems.",
         ),
     ],
-    ids=["not looked at", "the last", "an earlier one"],
+    ids=["not looked at", "the last", "an earlier one", "renewed", "by labels"],
 )
 def test_the_card_says_by_what_its_weights_were_chosen(selected: object, said: str) -> None:
     assert _chosen(selected) == said

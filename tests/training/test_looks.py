@@ -15,17 +15,22 @@ from rlif.cli.train_progress import ending_lines
 from rlif.config import Recipe
 from rlif.errors import RlifError
 from rlif.experiments import pool
+from rlif.monitoring import guards
 from rlif.monitoring.guards import GUARDS, Alarm, best_look
+from rlif.monitoring.labelled import LabelledProbe
 from rlif.monitoring.record import ProbeRecord
 from rlif.recipes import dump_recipe, load_recipe, parse_recipe
+from rlif.rng import Key
 from rlif.runs.checkpoint import latest_checkpoint, load_checkpoint
 from rlif.runs.history import read_metrics
 from rlif.runs.metric_keys import METRICS
 from rlif.tasks import build_task
 from rlif.training import looks
 from rlif.training.loop import resume, train
-from rlif.training.probe_problems import looks_every, probe_problems
+from rlif.training.probe_problems import labelled_problems, looks_every, probe_problems
+from rlif.types import Problem, Prompt, Sampling
 from rlif.utils.interrupts import Interrupted
+from scripted import Scripted
 from toys import toy_policy
 
 pytestmark = pytest.mark.filterwarnings("ignore:step [0-9]+:RuntimeWarning")  # guards have their say on random models
@@ -83,8 +88,8 @@ def stopping_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 
 def test_looking_changes_neither_weights_nor_other_numbers(toy_model: Path, tmp_path: Path) -> None:
-    guards = {"restore": False, "stop": False}
-    watched = train(recipe(toy_model, guards=guards), tmp_path / "watched")
+    free = {"restore": False, "stop": False}
+    watched = train(recipe(toy_model, guards=free), tmp_path / "watched")
     blind = train(recipe(toy_model, probe={"every": 0}), tmp_path / "blind")
     assert watched is not None
     assert blind is not None
@@ -100,7 +105,8 @@ def test_looking_changes_neither_weights_nor_other_numbers(toy_model: Path, tmp_
 
 
 def test_every_key_of_a_look_that_is_documented_is_logged(tiny_base_path: Path, tmp_path: Path) -> None:
-    probe = {"every": 1, "prompts": 16, "samples": 4, "reference_samples": 8}
+    probe = {"every": 1, "prompts": 16, "samples": 4, "reference_samples": 8, "refresh": 1}
+    probe |= {"labels": labels_file(tmp_path, LABELS)}
     longer = {"prompts": 2, "group_size": 3, "max_new_tokens": 64}
     train(recipe(tiny_base_path, steps=1, probe=probe, rollout=longer), tmp_path / "run")
     logged = {key for line in read_metrics(tmp_path / "run" / "metrics.jsonl") for key in line}
@@ -383,8 +389,7 @@ def test_merging_back_moves_the_weights_once_after_each_alarm_and_goes_on(
     path = train(once, tmp_path / "two")
     assert path is not None
     start, two = weights(toy_model), weights(path)
-    guards = {"merge_back": 0.5, "restore": False}
-    run = recipe(toy_model, guards=guards)
+    run = recipe(toy_model, guards={"merge_back": 0.5, "restore": False})
     train(run, tmp_path / "whole", until=2)
     changed = run.model_copy(update={"grpo": run.grpo.model_validate(frozen)})
     (tmp_path / "whole" / "recipe.yaml").write_text(dump_recipe(changed))
@@ -411,3 +416,101 @@ def test_a_run_that_a_guard_stops_is_done_for_the_pool_too(
     run = recipe(toy_model, steps=30, eval={"every": 0})
     assert pool._run_chunk("cell", run, tmp_path / "run") == 30
     assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == 2
+
+
+def labels_file(folder: Path, answers: list[str | None]) -> str:
+    path = folder / "labels.jsonl"
+    rows = [{"question": f"{20 + i}+{30 + i}=?", "answer": answer} for i, answer in enumerate(answers)]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return str(path)
+
+
+LABELS = [str(50 + 2 * i) for i in range(6)]
+
+
+def test_labelled_problems_are_told_of_apart_and_change_no_weight_and_no_guard(toy_model: Path, tmp_path: Path) -> None:
+    probe = {"every": 2, "prompts": 5, "samples": 2, "reference_samples": 2}
+    without = train(recipe(toy_model, steps=2, probe=probe), tmp_path / "without")
+    told = {**probe, "labels": labels_file(tmp_path, LABELS)}
+    with_labels = train(recipe(toy_model, steps=2, probe=told), tmp_path / "with")
+    assert without is not None
+    assert with_labels is not None
+    assert same(without, with_labels)
+    lines = [[without_clock(x) for x in read_metrics(tmp_path / n / "metrics.jsonl")] for n in ("without", "with")]
+    for bare, one in zip(*lines, strict=True):
+        labelled = {key for key in one if key.startswith("probe/labelled")}
+        assert {key: value for key, value in one.items() if key not in labelled} == bare
+        assert bool(labelled) == (one["step"] in (0, 2))
+        assert labelled <= METRICS.keys()
+
+
+def test_labelled_problems_are_judged_by_their_labels() -> None:
+    """Of two samples a problem: both right and boxed; one right without a box, one wrong; none right."""
+    texts = [r"\boxed{46}", r"\boxed{46.0}", "it is 47.", r"\boxed{4}", "", "no"]
+    problems = [Problem(f"l{i}", f"{i}?", answer) for i, answer in enumerate(("46", "47", "48"))]
+    prompts = [Prompt(one.id, one.question, (3 + i,), one) for i, one in enumerate(problems)]
+    engine = Scripted(lambda i, j, sampling, key: texts[2 * i + j])
+    task = rlif.task_of(problems, format="boxed")
+    found = LabelledProbe(engine, task, prompts, Sampling(), samples=2, seed=3).measure()
+    assert engine.keys == [Key(3, "probe/labelled")]
+    assert found["probe/labelled_right"] == pytest.approx((1 + 0.5 + 0) / 3)
+    assert found["probe/labelled_right_and_formatted"] == pytest.approx(1 / 3)
+    assert found["probe/labelled_right/stderr"] == pytest.approx((0.25 / 3) ** 0.5)  # variance of 1, .5, 0 is .25
+    assert LabelledProbe(engine, task, (), Sampling()).measure() == {}
+
+
+def test_labels_choose_the_checkpoint_if_they_are_asked_to(
+    toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = iter([0.1, 0.2, 0.4, 0.3, 0.2])
+    monkeypatch.setattr(LabelledProbe, "measure", lambda self, progress=None: {guards.LABELLED: next(right)})
+    probe = {"every": 1, "prompts": 5, "samples": 1, "reference_samples": 2, "labels": labels_file(tmp_path, LABELS)}
+    train(recipe(toy_model, probe=probe, guards={"choose_by": "labels"}, eval={"every": 0}), tmp_path / "run")
+    selected = json.loads((tmp_path / "run" / "run.json").read_text())["selected"]
+    assert (selected["step"], selected["criterion"], selected["value"]) == (2, guards.LABELLED, 0.4)
+    assert "the share right and formatted of the few labelled problems is 0.400" in ending_lines(tmp_path / "run")[0]
+
+
+def test_labels_that_are_none_are_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def problems(path: str, **changes: Any) -> tuple[Problem, ...]:
+        asked = recipe("toy", probe={"every": 1, "labels": path}, **changes)
+        return labelled_problems(asked, build_task(asked.task))
+
+    with pytest.raises(RlifError, match=r"labels\.jsonl: 2 of its problems have no answer \(the first is labels"):
+        problems(labels_file(tmp_path, ["1", None, "3", None]))
+    with pytest.raises(RlifError, match=r"gone\.jsonl: .*; check probe_labels"):
+        problems(str(tmp_path / "gone.jsonl"))
+    with pytest.raises(RlifError, match=r"guards\.choose_by: there are no labels to choose by; .* probe\.labels"):
+        recipe("toy", guards={"choose_by": "labels"})
+    assert [one.answer for one in problems(labels_file(tmp_path, LABELS))] == LABELS
+    assert "trained on" not in caplog.text
+    many = problems(labels_file(tmp_path, [str(i) for i in range(70)]))
+    assert len(many) == 64
+    assert "only its first 64 problems are looked at" in caplog.text
+    path = labels_file(tmp_path, LABELS)
+    problems(path, task={"name": "file", "path": path}, eval={"every": 0})
+    assert "6 problems of probe.labels are trained on" in caplog.text
+
+
+def test_labels_that_have_changed_are_refused(tmp_path: Path, toy_model: Path) -> None:
+    probe = {"every": 1, "prompts": 5, "samples": 1, "reference_samples": 2, "labels": labels_file(tmp_path, LABELS)}
+    train(recipe(toy_model, probe=probe, eval={"every": 0}), tmp_path / "run", until=1)
+    labels_file(tmp_path, [*LABELS[1:], "7"])
+    with pytest.raises(RlifError, match=r"probe\.labels: the problems in .*labels\.jsonl have changed"):
+        resume(tmp_path / "run")
+
+
+@pytest.mark.parametrize(("name", "prompts"), [("guarded", 64), ("guarded-smollm2", 48)])
+def test_the_guarded_recipes_are_looked_at_on_prompts_of_their_own(
+    name: str, prompts: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    shipped = load_recipe(Path(name))
+    assert shipped.guards.stop
+    assert shipped.guards.restore
+    assert shipped.probe.start
+    assert shipped.steps / looks_every(shipped) == 12
+    task = build_task(shipped.task)
+    problems = probe_problems(shipped, task)
+    assert len(problems) == prompts
+    assert not {one.id for one in problems} & {one.id for one in task.eval_problems(shipped.eval.problems)}
+    assert not caplog.text

@@ -63,7 +63,17 @@ def look_parts(metrics: Mapping[str, float | int]) -> list[str]:
     )
     agreement = with_error(metrics["probe/agreement"], metrics.get("probe/agreement/stderr"), ".3f")
     parts = [f"probe: agreement {agreement}"]
+    if (right := metrics.get(_LABELLED)) is not None:
+        parts.append(f"labelled {with_error(right, metrics.get(f'{_LABELLED}/stderr'), '.3f')}")
     return parts + [f"{label} {form.format(metrics[key])}" for label, key, form in known if key in metrics]
+
+
+_LABELLED = "probe/labelled_right_and_formatted"
+_MERITS = {
+    "probe/agreement": "agreement with the untrained model's answers",
+    _LABELLED: "the share right and formatted of the few labelled problems",
+}
+"""What run.json says a checkpoint was chosen by, in words."""
 
 
 def ending_lines(out: Path) -> list[str]:
@@ -76,7 +86,7 @@ def ending_lines(out: Path) -> list[str]:
         verb = "stopped" if stopped["step"] == selected["last"] else "would have been stopped"
         lines.append(f"{verb} after step {stopped['step']}: {stopped['reason']}")
     value = "unknown" if selected["value"] is None else f"{selected['value']:.3f}"
-    why = f"agreement with the untrained model's answers is {value} there"
+    why = f"{_MERITS.get(selected['criterion'], selected['criterion'])} is {value} there"
     if selected["step"] == selected["last"]:
         return [*lines, f"final model: {out / FINAL} (the last step's, {selected['last']}: {why})"]
     lines.append(

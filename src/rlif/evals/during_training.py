@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rlif.analysis.baselines import BASELINES, GradedSamples, evaluate_baseline
-from rlif.analysis.estimators import Estimate
+from rlif.analysis.estimators import Estimate, pass_at_k
 from rlif.evals.metrics import AnswerTable, headline
 from rlif.rewards.score import grade
 from rlif.rng import Key
@@ -23,6 +23,8 @@ from rlif.types import Prompt, Rollouts, Sampling, Verdict
 
 MAJORITY_FROM = 4
 """Samples a problem: of fewer the commonest answer is hardly more than any of them."""
+MOST_ATTEMPTS = 8
+"""k of eval/pass_at_k, or as many samples as there are."""
 _GREEDY = ("right", "right_and_formatted", "formatted", "length")
 
 
@@ -52,11 +54,14 @@ def evaluate_policy(
 
 
 def summarise(rollouts: Rollouts, verdicts: tuple[Verdict, ...]) -> dict[str, float]:
-    """The numbers of an evaluation; from `MAJORITY_FROM` samples on, those of the majority vote too.
+    """The numbers of an evaluation; of several samples pass@k too, from `MAJORITY_FROM` on the majority vote's.
 
     Standard errors are clustered by problem.
     """
-    numbers = headline(answer_table(rollouts, verdicts))
+    answers = answer_table(rollouts, verdicts)
+    numbers = headline(answers)
+    if rollouts.group_size > 1:
+        numbers |= _with_error("pass_at_k", pass_at_k(answers.right, min(rollouts.group_size, MOST_ATTEMPTS)))
     if rollouts.group_size >= MAJORITY_FROM:
         vote = evaluate_baseline(BASELINES["majority"], GradedSamples.from_rollouts(rollouts, verdicts))
         numbers |= _with_error("majority_right", vote.right)

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -82,6 +83,9 @@ class Grid(Section):
     """Recipe key → its values, or label → value. Several keys: all combinations."""
     one_by_one: dict[str, Labelled] = Field(default={})
     """As `vary`, but one key at a time, the others as the recipe has them; the axis is called `change`."""
+    settings: Annotated[dict[str, dict[str, Any]], Field(min_length=1)] | None = None
+    """Label → {recipe key: value, …}, {} for the recipe as it is: what is changed together; the axis is called
+    `setting`."""
     leave_out: tuple[dict[str, tuple[str, ...]], ...] = ()
     """Each {axis: labels, …}: cells that match all its axes are not run."""
     keep_checkpoints: bool = True
@@ -238,7 +242,7 @@ Axis = Mapping[str, Mapping[str, Any]]
 
 
 def _axes(grid: Grid, recipe: Recipe) -> dict[str, Axis]:
-    for key in (*grid.vary, *grid.one_by_one):
+    for key in (*grid.vary, *grid.one_by_one, *chain.from_iterable((grid.settings or {}).values())):
         if key in _OWN_AXES:
             raise RlifError(f"vary: {key} has a key of its own in a grid: {_OWN_AXES[key]}")
     own = "+".join(reward.name for reward in recipe.reward)
@@ -252,6 +256,7 @@ def _axes(grid: Grid, recipe: Recipe) -> dict[str, Axis]:
         "seed": {str(seed): {"seed": seed} for seed in grid.seeds},
         **{key: {label: {key: value} for label, value in values.items()} for key, values in grid.vary.items()},
         **({"change": {"none": {}, **changes}} if changes else {}),
+        **({"setting": grid.settings} if grid.settings else {}),
     }
 
 

@@ -3,6 +3,10 @@
 ``DIR`` is a study whose runs were looked at (``probe.every``) and not stopped. Each rule reads the looks of a run, no
 label, and names a step; the evaluations of the run, which have labels, then say what that step was worth. So all rules
 are judged on the same runs, beside an oracle that chooses by the labels themselves.
+
+Printed are, for each reward and setting, every rule; then, run by run of the guards' choice: what was to be had (best −
+start), what is left in the end (last − start), what was kept, beside the best answers without training too, and which
+stops were false alarms. Sampled, greedy, right in any form, and pass@k.
 """
 
 import json
@@ -12,16 +16,30 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 from rlif.errors import RlifError
 from rlif.experiments.courses import SCORE, Course, courses_of
-from rlif.experiments.effects import GREEDY, TRAINING_FREE
+from rlif.experiments.effects import GREEDY, GREEDY_RIGHT, RIGHT, TRAINING_FREE
 from rlif.monitoring.guards import best_look, examine, worst
 from rlif.monitoring.record import ProbeRecord
 from rlif.runs.layout import LOOKS, PROBE
 from rlif.utils.terminal import say
 
 Records = Sequence[ProbeRecord]
+PASS = "eval/pass_at_k"
+_IN_FORM, _IN_ANY = tuple(TRAINING_FREE.values()), (RIGHT, GREEDY_RIGHT, "eval/majority_right")
+
+SCORES: Mapping[str, tuple[str, Sequence[str]]] = {
+    "right and formatted, sampled": (SCORE, _IN_FORM),
+    "right and formatted, greedy": (GREEDY, _IN_FORM),
+    "right in any form, sampled": (RIGHT, _IN_ANY),
+    "right in any form, greedy": (GREEDY_RIGHT, _IN_ANY),
+    "right in any form, one of k samples (pass@k)": (PASS, (PASS,)),
+}
+"""What a run is scored by → its metric, and those of the answers without training that a gain has to exceed."""
+NOISE = 2.0
+"""Standard errors of a difference, within which two evaluations are taken for the same."""
 
 
 def until_stopped(records: Records) -> Records:
@@ -64,8 +82,11 @@ class Choice:
     over_baselines: float
 
 
-def choice(course: Course, step: int, score: str) -> Choice:
-    """What the step is worth by ``score``. Raises `RlifError` if the run was not evaluated there."""
+def choice(course: Course, step: int, score: str, baselines: Sequence[str] = _IN_FORM) -> Choice:
+    """What the step is worth by ``score``; NaN where that was not measured.
+
+    Raises `RlifError` if the run was not evaluated there.
+    """
     line = next((line for line in course.lines if line["step"] == step), None)
     if line is None:
         raise RlifError(
@@ -73,9 +94,26 @@ def choice(course: Course, step: int, score: str) -> Choice:
             "give probe.every a multiple of eval.every"
         )
     value = course.value(line, score)
-    free = max(course.start(key) for key in TRAINING_FREE.values() if math.isfinite(course.start(key)))
+    free = max((course.start(key) for key in baselines if math.isfinite(course.start(key))), default=math.nan)
     best = max(course.value(one, score) for one in course.lines)
     return Choice(step, best - value, value - course.start(score), value - free)
+
+
+def false_alarm(course: Course, records: Records, score: str = SCORE) -> bool:
+    """Whether the guards stop a run in which going on to its end costs nothing, as far as its evaluations tell.
+
+    That is where its last score is not below that of the step the guards chose by more than `NOISE` standard errors (by
+    anything, where these are not known).
+    """
+    kept = until_stopped(records)
+    if len(kept) == len(records):
+        return False
+    chosen = next(line for line in course.lines if line["step"] == best_look(kept).step)
+    lines = (chosen, course.lines[-1])
+    errors = (course.value(line, f"{score}_stderr") for line in lines)
+    error = math.hypot(*(one for one in errors if math.isfinite(one)))
+    fall = course.value(lines[0], score) - course.value(lines[1], score)
+    return not fall > NOISE * error
 
 
 def read_looks(run: Path) -> list[ProbeRecord]:
@@ -101,12 +139,14 @@ def watched_runs(study: Path) -> list[Watched]:
     """The finished and evaluated runs of a study that were looked at. Raises `RlifError` if there are none."""
     from rlif.experiments.study import RUNS, collect
 
-    rows = collect(study).to_pylist()
-    folders = {(row["model"], row["reward"], row["seed"]): study / RUNS / row["cell"] for row in rows}
+    by_cell: dict[str, list[Mapping[str, Any]]] = {}
+    for row in collect(study).to_pylist():
+        by_cell.setdefault(row["cell"], []).append(row)
     found = []
-    for course in courses_of(rows):
-        if records := read_looks(folders[course.model, course.reward, course.seed]):
-            found.append(Watched(course, records))
+    for cell, rows in by_cell.items():  # a cell of two grids is one run, as the first of them names it
+        courses = courses_of(row for row in rows if row["grid"] == rows[0]["grid"])
+        if courses and (records := read_looks(study / RUNS / cell)):
+            found.append(Watched(courses[0], records))
     if not found:
         raise RlifError(
             f"{study}: no finished run was looked at; set probe.every in its grid, and keep guards.stop off"
@@ -138,19 +178,58 @@ def by_model(runs: Sequence[Watched], values: Sequence[float]) -> list[float]:
 
 
 def runs_table(runs: Sequence[Watched]) -> list[tuple[str, ...]]:
-    """A row a model and reward, means over seeds: the guards' choice beside the start, the best and the last step."""
+    """A row a model, reward and setting, means over seeds: the guards' choice beside start, best and last step."""
     heading = ("model", "reward", "stopped after", "chosen", "start", "chosen", "best", "last")
     rows: list[tuple[str, ...]] = [(*heading, "greedy: start", "chosen", "best", "last")]
-    groups: dict[tuple[str, str], list[Watched]] = {}
-    for run in runs:
-        groups.setdefault((run.course.model, run.course.reward), []).append(run)
-    for (model, reward), group in groups.items():
+    for (model, reward, setting), group in groups(runs).items():
         kept = [until_stopped(run.records) for run in group]
         ends = [str(k[-1].step) if len(k) < len(run.records) else "–" for k, run in zip(kept, group, strict=True)]
         steps = [best_look(k).step for k in kept]
         cells = [cell for score in (SCORE, GREEDY) for cell in _four(group, steps, score)]
-        rows.append((model, reward, " ".join(ends), " ".join(map(str, steps)), *cells))
+        named = f"{reward}, {setting}" if setting else reward
+        rows.append((model, named, " ".join(ends), " ".join(map(str, steps)), *cells))
     return rows
+
+
+def gains_table(runs: Sequence[Watched], score: str, baselines: Sequence[str] = _IN_FORM) -> list[tuple[str, ...]]:
+    """A row a model, reward and setting, means over seeds: what was to be had, what is left, what the guards kept.
+
+    *False*: of the runs that the guards stop those that had nothing to lose (`false_alarm`).
+    """
+    rows: list[tuple[str, ...]] = [GAINS]
+    for group in groups(runs).values():
+        kept = [until_stopped(run.records) for run in group]
+        chosen = [choice(run.course, best_look(k).step, score, baselines) for run, k in zip(group, kept, strict=True)]
+        last = [choice(run.course, run.course.lines[-1]["step"], score, baselines) for run in group]
+        numbers = (
+            fmean(run.course.start(score) for run in group),
+            fmean(one.over_start + one.regret for one in chosen),
+            fmean(one.over_start for one in last),
+            fmean(one.over_start for one in chosen),
+            fmean(one.over_baselines for one in chosen),
+        )
+        stops = sum(len(k) < len(run.records) for k, run in zip(kept, group, strict=True))
+        false = sum(false_alarm(run.course, run.records) for run in group)
+        told = [f"{numbers[0]:.3f}", *(f"{value:+.3f}" for value in numbers[1:])]
+        regret = f"{fmean(one.regret for one in chosen):.3f}"
+        first = group[0].course
+        names = (first.model, first.reward, first.setting or "none")
+        rows.append((*names, str(len(group)), *told, regret, str(stops), str(false)))
+    return rows
+
+
+GAINS = (
+    *("model", "reward", "setting", "runs", "start", "best − start", "last − start", "selected − start"),
+    *("selected − best baseline", "regret", "stopped", "false"),
+)
+
+
+def groups(runs: Sequence[Watched]) -> dict[tuple[str, str, str], list[Watched]]:
+    """The runs of each model, reward and setting."""
+    found: dict[tuple[str, str, str], list[Watched]] = {}
+    for run in runs:
+        found.setdefault((run.course.model, run.course.reward, run.course.setting), []).append(run)
+    return found
 
 
 def _four(group: Sequence[Watched], steps: Sequence[int], score: str) -> list[str]:
@@ -176,15 +255,21 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 def main(study: Path) -> None:
-    """Print a study's tables: the rules for each reward, sampled and greedy; then every model and reward."""
+    """Print a study's tables: the rules for each reward and setting; what was kept; then every model and reward."""
     runs = watched_runs(study)
-    for reward in dict.fromkeys(run.course.reward for run in runs):
-        those = [run for run in runs if run.course.reward == reward]
-        for name, score in (("sampled", SCORE), ("greedy", GREEDY)):
-            heading = f"{reward}, {len(those)} runs, right and formatted, {name}:"
-            for line in ("", heading, "", *markdown(rules_table(those, score)).splitlines()):
-                say(line)
-    for line in ("", *markdown(runs_table(runs)).splitlines()):
+    for reward, setting in dict.fromkeys((run.course.reward, run.course.setting) for run in runs):
+        those = [run for run in runs if (run.course.reward, run.course.setting) == (reward, setting)]
+        for name in tuple(SCORES)[:2]:
+            heading = f"{reward}{f', {setting}' if setting else ''}, {len(those)} runs, {name}:"
+            _print(heading, rules_table(those, SCORES[name][0]))
+    for name, (score, baselines) in SCORES.items():
+        if any(math.isfinite(run.course.start(score)) for run in runs):
+            _print(f"The guards' choice, {name}:", gains_table(runs, score, baselines))
+    _print("Every model and reward, right and formatted:", runs_table(runs))
+
+
+def _print(heading: str, rows: Sequence[Sequence[str]]) -> None:
+    for line in ("", heading, "", *markdown(rows).splitlines()):
         say(line)
 
 

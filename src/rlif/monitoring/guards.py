@@ -43,6 +43,10 @@ LEAST_TRUSTED = 0.5
 """Share of prompts with a significant frozen vote from which agreement may stop a run by itself."""
 
 
+LABELLED = "probe/labelled_right_and_formatted"
+"""The one number of a record that has seen labels. No guard reads it; `best_by_labels` does."""
+
+
 VETO_LOOKS = 3
 """For so many looks in a row the frozen start may speak against a fall of agreement. A policy that sharpens onto one
 fluent answer stays likely under its start, too: what is still better after three looks is a person's to say. Not
@@ -60,8 +64,14 @@ OK = Alarm("ok", "")
 Records = Sequence[ProbeRecord]
 
 
+def since_renewal(records: Records) -> Records:
+    """The looks that were held against the frozen answers of the last one: all, if these were never renewed."""
+    return [record for record in records if record.renewals == records[-1].renewals]
+
+
 def agreement(records: Records) -> Alarm:
     """Agreement with the frozen answers in the asked form: stop when it is below its best (`_left_the_start`)."""
+    records = since_renewal(records)
     frozen = len(records[-1].counts["agreement"])
     needed = fewest_prompts(max(len(records) - 1, 1), FALSE_ALARMS["agreement"])
     if frozen < needed:
@@ -71,7 +81,8 @@ def agreement(records: Records) -> Alarm:
 
 def content(records: Records) -> Alarm:
     """The same in whatever form: what is lost shows here first while better form still makes up for it."""
-    return _left_the_start(records, "content", "agreement with the frozen answers in whatever form")
+    what = "agreement with the frozen answers in whatever form"
+    return _left_the_start(since_renewal(records), "content", what)
 
 
 def constant_answer(records: Records) -> Alarm:
@@ -167,20 +178,53 @@ def worst(alarms: Mapping[str, Alarm]) -> Level:
     return max((alarm.level for alarm in alarms.values()), key=LEVELS.index, default="ok")
 
 
+def outgrown(records: Records) -> bool:
+    """Whether the policy has outgrown its frozen answers: it gives others, and all else speaks for these.
+
+    The rule (probe.refresh), set before any run was looked at with it:
+
+    1. agreement in whatever form has significantly fallen: the answers are others, not their form alone;
+    2. the frozen start has its veto: the samples are as likely under it as ever (`_left_the_start`);
+    3. no other guard has anything to say;
+    4. the policy agrees with itself no less than when its answers were frozen: it is not scattering.
+
+    A policy that drifts away from its start fails 2, one that falls for a single answer 3, one that guesses 4.
+    """
+    alarms, known = examine(records), since_renewal(records)
+    if set(alarms) - {"agreement", "content"} or worst(alarms) == "stop":
+        return False
+    settled = [record.metrics.get("probe/self_agreement", 0.0) for record in (known[0], known[-1])]
+    return "content" in alarms and settled[1] >= settled[0] and _still_sharpening(known)
+
+
 def can_choose(records: Records) -> bool:
     """Whether the looks say enough to choose one by agreement: as many prompts have a frozen answer as a fall needs to
     show, and somebody has agreed with one."""
+    records = since_renewal(records)
     needed = fewest_prompts(max(len(records) - 1, 1), FALSE_ALARMS["agreement"])
     agreed = any(record.metrics.get("probe/agreement", 0.0) > 0.0 for record in records)
     return agreed and len(records[-1].counts["agreement"]) >= needed
 
 
 def best_look(records: Records) -> ProbeRecord:
-    """The look of highest agreement; of equals that of the lowest cross-entropy, then the first."""
+    """The look of highest agreement; of equals that of the lowest cross-entropy, then the first.
+
+    Where the frozen answers were renewed, of the looks since: those before were held against what was outgrown.
+    """
 
     def merit(record: ProbeRecord) -> tuple[float, float]:
         metrics = record.metrics
         return metrics.get("probe/agreement", 0.0), -metrics.get("probe/cross_entropy", math.inf)
+
+    return max(since_renewal(records), key=merit)
+
+
+def best_by_labels(records: Records) -> ProbeRecord:
+    """The look with most right and formatted answers to the few labelled problems; of equals that of the highest
+    agreement, then the first."""
+
+    def merit(record: ProbeRecord) -> tuple[float, float]:
+        return record.metrics.get(LABELLED, -math.inf), record.metrics.get("probe/agreement", 0.0)
 
     return max(records, key=merit)
 

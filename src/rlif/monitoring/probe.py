@@ -151,18 +151,18 @@ class Probe:
         *,
         samples: int = 4,
         start: Policy | None = None,
+        renewals: int = 0,
     ) -> None:
         """``engine`` samples from the policy that trains, ``start`` is a frozen copy of what it was (None: off).
 
         ``settings`` are those that the reference was made with; a look draws ``samples`` completions a prompt as they
-        are drawn in training.
+        are drawn in training. ``renewals``: how often the reference had been renewed before.
 
         Raises `RlifError` if the reference is of other prompts.
         """
         _check_distinct(prompts)
-        if [prompt.id for prompt in prompts] != [answer.prompt_id for answer in reference.answers]:
-            raise RlifError(Argument("reference"), ": it is of other prompts than the probe's; make it anew")
-        self.reference, self.records = reference, list[ProbeRecord]()
+        _check_same_prompts(prompts, reference)
+        self.reference, self.records, self.renewals = reference, list[ProbeRecord](), renewals
         self._engine, self._task, self._prompts, self._start = engine, task, tuple(prompts), start
         self._sampling, self._samples, self._key = settings.sampling, samples, Key(settings.seed, PROBE_KEY)
 
@@ -180,11 +180,22 @@ class Probe:
                 start_logprobs=start_logprobs(self._start, rollouts),
                 answer_starts=answer_starts(self._engine.policy, rollouts, verdicts),
             )
-        record = measure(seen, step)
-        if self.records:
-            record = dataclasses.replace(record, metrics={**record.metrics, **change(self.records[0], record)})
+        record = dataclasses.replace(measure(seen, step), renewals=self.renewals)
+        first = next((one for one in self.records if one.renewals == self.renewals), None)
+        if first is not None:
+            record = dataclasses.replace(record, metrics={**record.metrics, **change(first, record)})
         self.records.append(record)
         return record
+
+    def renew(self, reference: Reference, progress: Callable[[int], None] | None = None) -> ProbeRecord:
+        """Hold the policy against these frozen answers from here on; they are those of the policy as it stands.
+
+        The last look is taken once more (the same completions, for the random numbers are the same): against the new
+        answers it is the first of the looks to come. Raises `RlifError` if the reference is of other prompts.
+        """
+        _check_same_prompts(self._prompts, reference)
+        self.reference, self.renewals = reference, self.renewals + 1
+        return self.measure(self.records[-1].step, progress)
 
 
 def start_logprobs(start: Policy, rollouts: Rollouts) -> Float[Tensor, "row tok"]:
@@ -203,6 +214,11 @@ def change(first: ProbeRecord, now: ProbeRecord) -> dict[str, float]:
     found = paired(before, after)
     values = {"change": found.difference, "change_low": found.low, "change_high": found.high}
     return {f"probe/agreement/{name}": value for name, value in values.items()}
+
+
+def _check_same_prompts(prompts: Sequence[Prompt], reference: Reference) -> None:
+    if [prompt.id for prompt in prompts] != [answer.prompt_id for answer in reference.answers]:
+        raise RlifError(Argument("reference"), ": it is of other prompts than the probe's; make it anew")
 
 
 def _check_distinct(prompts: Sequence[Prompt]) -> None:

@@ -17,6 +17,7 @@ class ProbeRecord:
             answer, in the asked form) and ``content`` (in whatever form) of prompts that have one, in their order;
             ``answered``, ``ended`` (not cut off) and ``not_looping`` of all prompts.
         nats: means over the tokens of a prompt's samples: ``entropy``, and ``cross_entropy`` under the frozen start.
+        renewals: how often the frozen answers had been renewed: looks of different ones do not compare in agreement.
     """
 
     step: int
@@ -24,6 +25,7 @@ class ProbeRecord:
     metrics: Mapping[str, float]
     counts: Mapping[str, tuple[int, ...]]
     nats: Mapping[str, tuple[float, ...]]
+    renewals: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """For a file; `from_json` reads it."""
@@ -33,4 +35,4 @@ class ProbeRecord:
     def from_json(cls, data: Mapping[str, Any]) -> "ProbeRecord":
         """What `as_json` wrote."""
         tuples = {field: {name: tuple(row) for name, row in data[field].items()} for field in ("counts", "nats")}
-        return cls(data["step"], data["samples"], dict(data["metrics"]), **tuples)
+        return cls(data["step"], data["samples"], dict(data["metrics"]), **tuples, renewals=data.get("renewals", 0))

@@ -14,7 +14,7 @@ import yaml
 
 from rlif.config import Recipe
 from rlif.report.run_record import Group, RunRecord, read_run
-from rlif.report.story import has_labels, is_scored, table
+from rlif.report.story import has_labels, is_scored, merit_of_choice, table
 from rlif.runs.layout import FINAL
 from rlif.utils.atomic_io import write_whole, writing
 
@@ -90,8 +90,8 @@ def _chosen(selected: Any) -> str:
     if not isinstance(selected, dict) or selected["step"] == selected["last"]:
         return "These are the weights of the last step; no score chose them."
     return (
-        f"These are the weights of step {selected['step']} of {selected['last']}: of {selected['looks']} looks without "
-        "labels the one that agreed most with the untrained model's own answers."
+        f"These are the weights of step {selected['step']} of {selected['last']}, which of {selected['looks']} "
+        f"{merit_of_choice(selected)}."
     )
 
 

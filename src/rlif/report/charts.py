@@ -56,6 +56,11 @@ CHARTS = (
             "probe/self_agreement": "of the samples among themselves",
         },
     ),
+    Chart(
+        "Right answers to the few labelled problems",
+        "share",
+        {"probe/labelled_right_and_formatted": "right and formatted", "probe/labelled_right": "right in any form"},
+    ),
     Chart("Cross-entropy of new answers under the untrained policy", "nats", {"probe/cross_entropy": "cross-entropy"}),
     Chart("What the guards say", "0 ok, 1 warn, 2 stop", {"guard/<name>": ""}, kind="states"),
     Chart("Entropy of the policy", "nats", {"eval/entropy": "held-out", "signal/entropy": "training"}),

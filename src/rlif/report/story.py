@@ -55,8 +55,16 @@ def _chosen(run: RunRecord) -> str:
         return ""
     return (
         f"{run.name}: the final model is that of step {selected['step']} of {selected['last']}, which of "
-        f"{selected['looks']} looks without labels agreed most with the untrained model's answers."
+        f"{selected['looks']} {merit_of_choice(selected)}."
     )
+
+
+def merit_of_choice(selected: Mapping[str, Any]) -> str:
+    """What distinguished the look that a run was taken back to, by ``selected`` of its run.json; after "of N"."""
+    if selected.get("criterion") == "probe/labelled_right_and_formatted":
+        return "looks had most right and formatted answers to a few labelled problems"
+    own = "its own renewed answers" if selected.get("renewed") else "the untrained model's own answers"
+    return f"looks without labels agreed most with {own}"
 
 
 def is_scored(group: Group) -> bool:

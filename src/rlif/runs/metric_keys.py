@@ -24,7 +24,9 @@ METRICS: dict[str, Metric] = {
     "time/update": Metric("s", "losses, gradients and optimizer steps"),
     "time/watch": Metric("s", "looking at entropy before and after the update (log.entropy_share)"),
     "time/eval": Metric("s", "the evaluation at this step"),
-    "time/reference": Metric("s", "the untrained policy's answers to the probe's prompts, in step 1"),
+    "time/reference": Metric(
+        "s", "the untrained policy's answers to the probe's prompts, in step 1; the policy's own where they are renewed"
+    ),
     "time/probe": Metric("s", "the look at the probe's prompts at this step"),
     "tokens/prompt": Metric("tokens", "prompt tokens of the step, each prompt counted once"),
     "tokens/completion": Metric("tokens", "completion tokens of the step, EOS included"),
@@ -109,6 +111,11 @@ METRICS: dict[str, Metric] = {
     "eval/majority_right_and_formatted_stderr": Metric(
         "share", "standard error of eval/majority_right_and_formatted over problems"
     ),
+    "eval/pass_at_k": Metric(
+        "share",
+        "problems with a right answer among k samples, unbiased (arXiv 2107.03374); k is eval.samples, 8 at most",
+    ),
+    "eval/pass_at_k_stderr": Metric("share", "its standard error over problems"),
     "eval/undecided": Metric("share", "as verdict/undecided, of held-out answers; 1.0 in a task without labels"),
     "eval/entropy": Metric("nats", "entropy of the policy at temperature 1, mean over completion tokens"),
     "eval/self_certainty": Metric("nats", "KL(uniform, policy) at temperature 1, mean over completion tokens"),
@@ -131,7 +138,9 @@ METRICS: dict[str, Metric] = {
     "probe/agreement/disputed": Metric(
         "share", "probe/agreement of prompts on which the start's temperatures disagree"
     ),
-    "probe/agreement/change": Metric("share", "probe/agreement less that of the first look"),
+    "probe/agreement/change": Metric(
+        "share", "probe/agreement less that of the first look (since the frozen answers were renewed)"
+    ),
     "probe/agreement/change_low": Metric("share", "lower end of its 95 % interval, paired over prompts"),
     "probe/agreement/change_high": Metric("share", "upper end of its 95 % interval, paired over prompts"),
     "probe/rival/disputed": Metric("share", "of these prompts' answers, those that give the sharper source's answer"),
@@ -158,6 +167,11 @@ METRICS: dict[str, Metric] = {
     "probe/kl": Metric("nats", "k3 estimate of KL(policy, frozen start), mean over completion tokens"),
     "probe/kl/reasoning": Metric("nats", "the same over the tokens before the answer, where that was found"),
     "probe/kl/answer": Metric("nats", "the same over the tokens from the answer on, where that was found"),
+    "probe/labelled_right": Metric("share", "right answers, in whatever form, to the problems of probe.labels"),
+    "probe/labelled_right/stderr": Metric("share", "its standard error over problems"),
+    "probe/labelled_right_and_formatted": Metric("share", "the same, right and in the asked form"),
+    "probe/labelled_right_and_formatted/stderr": Metric("share", "its standard error over problems"),
+    "probe/renewals": Metric("count", "how often the frozen answers have been renewed, this look included"),
     "probe/tokens": Metric("tokens", "what the look cost: tokens drawn, and those the frozen start was shown"),
     "guard/<name>": Metric("level", "what that guard says after a look: 0 ok, 1 warn, 2 stop"),
 }

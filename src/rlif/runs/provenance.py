@@ -27,7 +27,7 @@ from rlif.utils.atomic_io import sha256
 
 FREE = (
     *("checkpoint.", "log.", "eval.every", "eval.greedy", "rollout.max_mismatch"),
-    *("probe.every", "guards.stop", "guards.restore"),
+    *("probe.every", "guards.stop", "guards.restore", "guards.choose_by"),
 )
 """Keys, or beginnings of them, that decide neither weights nor the value of any number: they may change."""
 
@@ -143,9 +143,8 @@ def _changes(began: Provenance, found: Provenance) -> Iterator[Change]:
     for key, digest in found.problems.items():
         used = key not in ("task.eval_path", "task.eval_problems") or (old.eval.every and new.eval.every)
         if used and began.problems.get(key, digest) != digest:
-            path = getattr(new.task, key.removeprefix("task."), None) or getattr(
-                new.task, "path", "what was given from Python"
-            )
+            section, _, name = key.partition(".")
+            path = getattr(getattr(new, section), name, None) or getattr(new.task, "path", "what was given from Python")
             yield Change(f"{key}: the problems in {path} have changed", "result")
     if any(began.prompts.get(key, digest) != digest for key, digest in found.prompts.items()):
         yield Change("prompts: tokenizer, chat template or task render the first ones differently,", "result")

@@ -6,12 +6,25 @@ had never stopped. A run without a probe has looks that are never due.
 
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rlif.monitoring.guards import GUARDS, LEVELS, Alarm, best_look, can_choose, examine, worst
+from rlif.errors import RlifError
+from rlif.monitoring.guards import (
+    GUARDS,
+    LABELLED,
+    LEVELS,
+    Alarm,
+    best_by_labels,
+    best_look,
+    can_choose,
+    examine,
+    outgrown,
+    worst,
+)
+from rlif.monitoring.labelled import LABELLED_KEY, LabelledProbe
 from rlif.monitoring.probe import Probe, kept_reference
 from rlif.monitoring.record import ProbeRecord
 from rlif.monitoring.reference import Reference, ReferenceSettings, reference_path
@@ -23,8 +36,21 @@ from rlif.training.setup import Setup
 from rlif.types import Sampling
 from rlif.utils.atomic_io import make_folder, write_whole, writing
 
-CRITERION = "probe/agreement"
-"""What the checkpoint that is restored has the most of (`rlif.monitoring.guards.best_look`)."""
+
+def _by_agreement(records: Sequence[ProbeRecord]) -> ProbeRecord | None:
+    return best_look(records) if can_choose(records) else None
+
+
+def _by_labels(records: Sequence[ProbeRecord]) -> ProbeRecord | None:
+    return best_by_labels(records)
+
+
+CHOICES: Mapping[str, tuple[str, Callable[[Sequence[ProbeRecord]], ProbeRecord | None]]] = {
+    "agreement": ("probe/agreement", _by_agreement),
+    "labels": (LABELLED, _by_labels),
+}
+"""guards.choose_by → what the checkpoint that is restored has the most of, and how it is found: None where the looks
+cannot tell."""
 
 
 class Looks:
@@ -41,9 +67,18 @@ class Looks:
             samples=recipe.probe.reference_samples,
             seed=recipe.seed,
         )
-        self._state: dict[str, Any] = setup.state.setdefault(
-            "probe", {"reference": None, "records": [], "said": [], "stopped": None}
+        self._labels = LabelledProbe(
+            setup.engine,
+            setup.prompts.task,
+            setup.labelled_prompts,
+            self._settings.sampling,
+            samples=recipe.probe.samples,
+            seed=recipe.seed,
         )
+        self._state: dict[str, Any] = setup.state.setdefault(
+            "probe", {"reference": None, "records": [], "said": [], "stopped": None, "renewed": []}
+        )
+        self._state.setdefault("renewed", [])  # of a run that began before there were renewals
         self._probe: Probe | None = None
         if self._every and (known := self._ranks.told(self._known)):
             self._open(known)
@@ -55,7 +90,7 @@ class Looks:
 
     @property
     def reference_tokens(self) -> int:
-        """The most tokens that `settle` draws."""
+        """The most tokens that `settle` draws, and `renew` beside its look."""
         answers = 2 * self._settings.samples + 1
         return len(self._setup.probe_prompts) * answers * self._settings.sampling.max_new_tokens
 
@@ -63,15 +98,23 @@ class Looks:
     def look_tokens(self) -> int:
         """The most tokens that a look draws."""
         samples = self._setup.recipe.probe.samples
-        return len(self._setup.probe_prompts) * samples * self._settings.sampling.max_new_tokens
+        prompts = len(self._setup.probe_prompts) + len(self._setup.labelled_prompts)
+        return prompts * samples * self._settings.sampling.max_new_tokens
 
     def settle(self, untrained: Engine, progress: Callable[[int], None]) -> None:
-        """Have the untrained policy's answers frozen: they are kept in the run's folder, under their digest."""
-        source, prompts = self._setup.prompts, self._setup.probe_prompts
+        """Have the untrained policy's answers frozen: they are kept in the run's folder, under their digest.
+
+        Raises `RlifError` if they were renewed and are gone: the policy that gave them is no longer there.
+        """
+        if renewed := self._state["renewed"]:
+            path = reference_path(self._folder, str(self._state["reference"]))
+            raise RlifError(f"{path}: the answers that were frozen after step {renewed[-1]} are gone; restore the file")
+        self._open(self._frozen(untrained, progress))
+
+    def _frozen(self, engine: Engine, progress: Callable[[int], None]) -> Reference:
+        task, prompts = self._setup.prompts.task, self._setup.probe_prompts
         told = self._ranks.told
-        self._open(
-            kept_reference(self._folder, untrained, source.task, prompts, self._settings, progress=progress, told=told)
-        )
+        return kept_reference(self._folder, engine, task, prompts, self._settings, progress=progress, told=told)
 
     def due(self, step: int) -> bool:
         """Before the first step, after every so many, and at the end."""
@@ -83,7 +126,8 @@ class Looks:
         seen = self._ranks.agreed(self._probe.measure(step, progress))
         zero = "advantage/zero_groups"
         also = {zero: trained[zero]} if zero in trained and not self._labelled else {}
-        self._probe.records[-1] = replace(seen, metrics={**seen.metrics, **also})  # the guards read it there
+        by_labels = self._ranks.agreed(self._labels.measure(progress))
+        self._probe.records[-1] = replace(seen, metrics={**seen.metrics, **by_labels, **also})  # guards read ``also``
         self._state["records"].append(self._probe.records[-1].as_json())
         alarms = self._ranks.agreed(examine(self._probe.records))
         for name, alarm in alarms.items():
@@ -91,7 +135,37 @@ class Looks:
         if worst(alarms) == "stop":
             self._state["alarm"] = True
         levels = {name: alarms[name].level if name in alarms else "ok" for name in GUARDS}
-        return {**seen.metrics, **{f"guard/{name}": float(LEVELS.index(level)) for name, level in levels.items()}}
+        told = {f"guard/{name}": float(LEVELS.index(level)) for name, level in levels.items()}
+        return {**seen.metrics, **by_labels, **told, **self._renewals()}
+
+    @property
+    def renewal_due(self) -> bool:
+        """Whether `renew` is to follow the last look: it outgrew the frozen answers, and probe.refresh allows it."""
+        allowed = len(self._state["renewed"]) < self._setup.recipe.probe.refresh
+        return allowed and self._probe is not None and outgrown(self._probe.records)
+
+    def renew(self, progress: Callable[[int], None]) -> dict[str, float]:
+        """Freeze the answers of the policy as it stands, and hold later looks against these; returns what is logged."""
+        assert self._probe is not None, "not settled"
+        labels = {key: value for key, value in self._probe.records[-1].metrics.items() if key.startswith(LABELLED_KEY)}
+        reference = self._frozen(self._setup.engine, progress)
+        seen = self._ranks.agreed(self._probe.renew(reference, progress))
+        self._probe.records[-1] = replace(seen, metrics={**seen.metrics, **labels})
+        self._state["records"].append(self._probe.records[-1].as_json())
+        self._state["reference"] = reference.digest
+        self._state["renewed"].append(seen.step)
+        warnings.warn(
+            f"step {seen.step}: the policy gives other answers than the frozen ones, which are as likely under the "
+            "start; its own are frozen in their place",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return self._renewals()
+
+    def _renewals(self) -> dict[str, float]:
+        """Logged where answers may be renewed at all."""
+        allowed = self._setup.recipe.probe.refresh > 0
+        return {"probe/renewals": float(len(self._state["renewed"]))} if allowed else {}
 
     @property
     def stopped(self) -> bool:
@@ -105,19 +179,25 @@ class Looks:
     @property
     def chosen(self) -> int | None:
         """The step whose weights final/ is to hold; None: the last one's, also where the looks cannot tell."""
+        return None if (found := self._best()) is None else found.step
+
+    def _best(self) -> ProbeRecord | None:
         records = [ProbeRecord.from_json(record) for record in self._state["records"]]
-        if not (self._every and self._guards.restore and records and can_choose(records)):
+        if not (self._every and self._guards.restore and records):
             return None
-        return best_look(records).step
+        return CHOICES[self._guards.choose_by][1](records)
 
     def verdict(self, step: int) -> dict[str, Any] | None:
         """What came of it, for run.json, when the run has ended after ``step``; None without a look."""
         if not (records := self._state["records"]):
             return None
-        chosen = step if self.chosen is None else self.chosen
-        value = next((one["metrics"].get(CRITERION) for one in records if one["step"] == chosen), None)
-        found = {"step": chosen, "criterion": CRITERION, "value": value, "looks": len(records), "last": step}
-        return found | {"stopped": self._state["stopped"]}
+        criterion, best = CHOICES[self._guards.choose_by][0], self._best()
+        chosen = step if best is None else best.step
+        value = next((one["metrics"].get(criterion) for one in reversed(records) if one["step"] == chosen), None)
+        looks = len({one["step"] for one in records})
+        found = {"step": chosen, "criterion": criterion, "value": value, "looks": looks, "last": step}
+        renewed = {"renewed": self._state["renewed"]} if self._state["renewed"] else {}
+        return found | {"stopped": self._state["stopped"]} | renewed
 
     def keep(self) -> None:
         """Write what was seen into the folder, for whoever tries other rules on it (`rlif.experiments.stop_rules`)."""
@@ -140,7 +220,10 @@ class Looks:
         samples, start = setup.recipe.probe.samples, setup.start if setup.recipe.probe.start else None
         task, prompts = setup.prompts.task, setup.probe_prompts
         self._state["reference"] = reference.digest
-        self._probe = Probe(setup.engine, task, prompts, reference, self._settings, samples=samples, start=start)
+        renewals = len(self._state["renewed"])
+        self._probe = Probe(
+            setup.engine, task, prompts, reference, self._settings, samples=samples, start=start, renewals=renewals
+        )
         self._probe.records += [ProbeRecord.from_json(record) for record in self._state["records"]]
 
     def _known(self) -> Reference | None:

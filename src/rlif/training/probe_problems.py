@@ -7,7 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from rlif.config import FileTask, Recipe
-from rlif.errors import RlifError
+from rlif.errors import Argument, RlifError
 from rlif.rewards.base import Reward
 from rlif.rewards.registry import internal_alone
 from rlif.tasks.base import Task
@@ -19,6 +19,9 @@ _LOG = logging.getLogger(__name__)
 
 COST = 0.1
 """Share of the training's time that looks may take, if the recipe does not say how often they are due."""
+
+MOST_LABELLED = 64
+"""Problems of ``probe.labels`` that are looked at: they are sampled at every look."""
 
 FEWEST_STEPS = 20
 """A shorter run is not looked at, unless its recipe says so: it ends before a fall could be told from chance."""
@@ -60,12 +63,43 @@ def probe_problems(recipe: Recipe, task: Task) -> tuple[Problem, ...]:
     return tuple(Problem(problem.id, problem.question, None) for problem in problems)
 
 
+def labelled_problems(recipe: Recipe, task: Task) -> tuple[Problem, ...]:
+    """The problems of ``probe.labels`` with their answers, `MOST_LABELLED` at most; none without it.
+
+    Raises `RlifError` for a file that cannot be read, and for a problem without an answer. A warning says how many are
+    trained on: what is seen on these says less.
+    """
+    if recipe.probe.labels is None:
+        return ()
+    path = Path(expanded(recipe.probe.labels))
+    found = read_problems(path, _columns(recipe, path), limit=MOST_LABELLED + 1, argument="probe_labels")
+    if len(found) > MOST_LABELLED:
+        _LOG.warning("%s: only its first %d problems are looked at", path, MOST_LABELLED)
+    problems = found[:MOST_LABELLED]
+    if bare := [problem.id for problem in problems if problem.answer is None]:
+        raise RlifError(
+            f"{path}: {len(bare)} of its problems have no answer (the first is {bare[0]}); give them one, or name the "
+            "column in ",
+            Argument("answer_column"),
+        )
+    trained = {problem.question for problem in _trained_on(recipe, task)}
+    if learnt := sum(problem.question in trained for problem in problems):
+        _LOG.warning("%d problems of probe.labels are trained on: what is seen on them says less", learnt)
+    return problems
+
+
 def _from_file(recipe: Recipe, count: int) -> tuple[Problem, ...]:
-    task, path = recipe.task, expanded(str(recipe.probe.path))
-    config = task if isinstance(task, FileTask) else FileTask(name="file", path=str(path))
+    path = Path(expanded(str(recipe.probe.path)))
     # A file of prompts needs no answers, whatever column those of the training stand in.
-    unlabelled = config.model_copy(update={"path": str(path), "eval_path": None, "answer_column": None, "limit": None})
-    return read_problems(Path(path), unlabelled, limit=count, argument="probe_path")
+    unlabelled = _columns(recipe, path).model_copy(update={"answer_column": None})
+    return read_problems(path, unlabelled, limit=count, argument="probe_path")
+
+
+def _columns(recipe: Recipe, path: Path) -> FileTask:
+    """How a file beside the task's is read: by the task's columns, if it is a file, too."""
+    task = recipe.task
+    config = task if isinstance(task, FileTask) else FileTask(name="file", path=str(path))
+    return config.model_copy(update={"path": str(path), "eval_path": None, "limit": None})
 
 
 def _held_out(recipe: Recipe, task: Task, count: int) -> tuple[Problem, ...]:

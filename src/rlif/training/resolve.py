@@ -33,8 +33,9 @@ def resolved(recipe: Recipe, own: Mapping[str, Reward] = MappingProxyType({})) -
     data["rollout"]["stop"] = list(dict.fromkeys((*template.stop, *recipe.rollout.stop)))
     data["eval"] |= {"top_p": sampling.top_p, "top_k": sampling.top_k}
     data["probe"]["every"] = looks_every(recipe, own)
-    if recipe.probe.path is not None:
-        data["probe"]["path"] = str(expanded(recipe.probe.path).resolve())
+    for key in ("path", "labels"):
+        if data["probe"][key] is not None:
+            data["probe"][key] = str(expanded(data["probe"][key]).resolve())
     return parse_recipe(data)
 
 
@@ -88,6 +89,7 @@ def check_best(recipe: Recipe) -> None:
 _NEEDS: Mapping[str, tuple[Callable[[EvalConfig], bool], str]] = {
     "eval/": (lambda config: config.every > 0, "eval.every"),
     "eval/greedy_": (lambda config: config.greedy, "eval.greedy"),
+    "eval/pass_": (lambda config: config.samples > 1, "eval.samples=2 or more"),
     "eval/majority_": (lambda config: config.samples >= MAJORITY_FROM, f"eval.samples={MAJORITY_FROM} or more"),
 }
 """Beginnings of keys that only some recipes log: when, and what is missing otherwise."""

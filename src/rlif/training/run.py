@@ -273,6 +273,9 @@ class Run:
         if self.looks.due(self.step):
             with self.phase("probe", tokens=self.looks.look_tokens):
                 metrics |= self.looks.look(self.step, trained, self.callback.advance)
+            if self.looks.renewal_due:
+                with self.phase("reference", tokens=self.looks.reference_tokens + self.looks.look_tokens):
+                    metrics |= self.looks.renew(self.callback.advance)
         if self._eval_due():
             metrics |= self.evaluate()
         return metrics

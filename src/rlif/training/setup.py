@@ -29,17 +29,20 @@ from rlif.runs.checkpoint import Checkpoint, checkpoint_name, load_checkpoint
 from rlif.runs.layout import resume_with
 from rlif.runs.provenance import Provenance, model_files
 from rlif.tasks import build_task
-from rlif.tasks.base import Task
+from rlif.tasks.base import Task, digest
 from rlif.training.custom import Custom
 from rlif.training.launch import check_loaded, check_start
 from rlif.training.lora import adapted_policy, start_of
 from rlif.training.optim import MasterOptimizer, adamw
 from rlif.training.parallel import ALONE, Ranks
-from rlif.training.probe_problems import probe_problems
+from rlif.training.probe_problems import labelled_problems, probe_problems
 from rlif.training.resolve import check_best
 from rlif.training.split_engine import SplitEngine
 from rlif.training.teacher import Teacher
 from rlif.types import Problem, Prompt
+
+LABELS = "labels"
+"""What the provenance of a run calls the prompts of probe.labels."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,14 @@ class PromptSource:
             distinct_prompts(self.rendered(probe_problems(self.recipe, self.task))) if self.recipe.probe.every else ()
         )
 
+    def labelled(self) -> tuple[Prompt, ...]:
+        """Those with labels that are told of at every look; none where nobody looks."""
+        return (
+            distinct_prompts(self.rendered(labelled_problems(self.recipe, self.task)))
+            if self.recipe.probe.every
+            else ()
+        )
+
     def rendered(self, problems: tuple[Problem, ...]) -> tuple[Prompt, ...]:
         return render(self.policy, self.recipe.task.template, problems, now=self.now)
 
@@ -88,9 +99,9 @@ class PromptSource:
 class Setup:
     """A run but for its folder. ``rewards`` is every reward by name, ``state`` what its checkpoints hold as JSON.
 
-    ``eval_prompts`` and ``probe_prompts`` are empty where nothing is evaluated or looked at. ``start`` is the untrained
-    policy, frozen; None where neither a KL term nor the probe needs it. ``teacher`` is None where no reward asks one
-    that follows the policy. Of several ``ranks`` each has a setup, and the same one.
+    ``eval_prompts``, ``probe_prompts`` and ``labelled_prompts`` are empty where nothing is evaluated or looked at.
+    ``start`` is the untrained policy, frozen; None where neither a KL term nor the probe needs it. ``teacher`` is None
+    where no reward asks one that follows the policy. Of several ``ranks`` each has a setup, and the same one.
     """
 
     recipe: Recipe
@@ -103,6 +114,7 @@ class Setup:
     prompts: PromptSource
     eval_prompts: tuple[Prompt, ...]
     probe_prompts: tuple[Prompt, ...]
+    labelled_prompts: tuple[Prompt, ...]
     provenance: Provenance
     step: int
     state: dict[str, Any]
@@ -126,8 +138,10 @@ def prepare(recipe: Recipe, origin: Origin, custom: Custom, ranks: Ranks = ALONE
     if start is not None:
         state["reference"] = _digest_of_start(recipe, start, state.get("reference"), origin)
     eval_prompts, probe_prompts = prompts.evaluation() if recipe.eval.every else (), prompts.probe()
-    check_context(policy, probe_prompts, recipe.rollout.max_new_tokens)
-    provenance = _provenance(prompts, {"eval": eval_prompts, "probe": probe_prompts}, origin.began)
+    labelled_prompts = prompts.labelled()
+    check_context(policy, (*probe_prompts, *labelled_prompts), recipe.rollout.max_new_tokens)
+    held_out = {"eval": eval_prompts, "probe": probe_prompts, LABELS: labelled_prompts}
+    provenance = _provenance(prompts, held_out, origin.began)
     state["provenance"] = provenance.model_dump(mode="json")
     check_loaded(ranks, loaded(recipe, provenance, policy))
     return Setup(
@@ -142,6 +156,7 @@ def prepare(recipe: Recipe, origin: Origin, custom: Custom, ranks: Ranks = ALONE
         prompts=prompts,
         eval_prompts=eval_prompts,
         probe_prompts=probe_prompts,
+        labelled_prompts=labelled_prompts,
         provenance=provenance,
         step=origin.checkpoint.step if origin.checkpoint else 0,
         state=state,
@@ -299,11 +314,12 @@ def _provenance(
     recipe = prompts.recipe
     rendered = {"train": prompts.train(1), **{name: some for name, some in held_out.items() if some}}
     files, stamps = model_files(model_source(recipe.policy.model), began)
+    labels = tuple(prompt.problem for prompt in held_out[LABELS])
     return Provenance(
         date=prompts.now,
         recipe=recipe.model_dump(mode="json"),
         model=files,
         stamps=stamps,
-        problems=dict(prompts.task.digests()),
+        problems={**prompts.task.digests(), **({"probe.labels": digest(labels)} if labels else {})},
         prompts={name: prompts_digest(some) for name, some in rendered.items()},
     )
