@@ -23,6 +23,7 @@ from rlif.cli.commands.models import models
 from rlif.cli.commands.quickstart import quickstart
 from rlif.cli.commands.report import report
 from rlif.cli.commands.sample import sample
+from rlif.cli.commands.sft import sft
 from rlif.cli.commands.study import study
 from rlif.cli.commands.theory import theory
 from rlif.cli.commands.tiny import make
@@ -167,6 +168,7 @@ app.command("watch")(watch)
 app.command("report")(report)
 app.command("sample")(sample)
 app.command("theory")(theory)
+app.command("sft")(sft)
 app.command("merge")(merge)
 app.command("models")(models)
 tiny_app = typer.Typer(help="The two tiny models that ship with rlif.")
