@@ -125,6 +125,7 @@ LARGER = {
     "cli.commands.diagnose.diagnose": "every option of the command is a parameter",
     "cli.commands.evaluate.evaluate": "every option of the command is a parameter",
     "cli.commands.sample.sample": "every option of the command is a parameter",
+    "cli.commands.sft.sft": "every option of the command is a parameter",
     "cli.sample.print_samples": "every option of the command is a parameter",
     "model.kernels.cpu.Kernels.attend": "what one call of C is given",
     "model.kernels.lm_head_triton._fold": "what one launch on a GPU is given",

