@@ -8,7 +8,16 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlif.config import ArithmeticTask, ConsensusConfig, FileTask, NegatedConfig, PolicyConfig, Recipe, RewardConfig
+from rlif.config import (
+    ArithmeticTask,
+    ConsensusConfig,
+    FileTask,
+    LoraConfig,
+    NegatedConfig,
+    PolicyConfig,
+    Recipe,
+    RewardConfig,
+)
 from rlif.errors import RlifError
 from rlif.recipes import dump_recipe, load_recipe
 from rlif.recipes import parse_recipe as parse
@@ -241,6 +250,10 @@ def test_an_override_is_checked_like_the_file(recipe_file: Path) -> None:
         ({"rollout": {"groupsize": 4}}, "rollout.groupsize: unknown key; did you mean rollout.group_size?"),
         ({"grpo": {"learning_rate": 1e-5}}, "grpo.learning_rate: unknown key; did you mean grpo."),
         ({"policy": {"model": "m", "chat": "on"}}, "policy.chat: unknown key; did you mean policy.chat_template?"),
+        ({"policy": {"model": "m", "lora": {"rr": 8}}}, "policy.lora.rr: unknown key; did you mean policy.lora.r?"),
+        ({"policy": {"model": "m", "lora": {"r": 0}}}, "policy.lora.r: "),
+        ({"policy": {"model": "m", "lora": {"targets": []}}}, "policy.lora.targets: "),
+        ({"policy": {"model": "m", "lora": 16}}, "policy.lora: "),
         ({"task": {"name": "arithmetic", "hihg": 9}}, "task.hihg: unknown key; did you mean task.high?"),
         ({"task": {"name": "arithmetic", "file": "x"}}, "task.file: unknown key; did you mean task."),
         ({"task": {"name": "math", "path": "p", "limt": 9}}, "task.limt: unknown key; did you mean task.limit?"),
@@ -356,3 +369,10 @@ def test_the_frozen_consensus_is_drawn_at_the_temperature_that_its_page_gives_th
     page = (Path(__file__).parents[1] / "docs/rewards.md").read_text()
     assert f"`consensus.temperature` ({ConsensusConfig().temperature:g})" in page
     assert "at temperature 1 and on .86 at 0.4" in page
+
+
+def test_one_target_of_an_adapter_needs_no_list() -> None:
+    lora = parse(minimal(policy={"model": "m", "lora": {"targets": "q_proj"}})).policy.lora
+    assert lora is not None
+    assert lora.targets == ("q_proj",)
+    assert parse(minimal(policy={"model": "m", "lora": {}})).policy.lora == LoraConfig(r=16, alpha=32)

@@ -281,6 +281,7 @@ def test_an_adapter_folder_loads_as_its_base_with_the_adapter_merged(written: Pa
     policy = load(written)
     assert policy.source == str(written)
     assert not adapted_layers(policy.model)
+    assert all(parameter.requires_grad for parameter in policy.model.parameters())
     torch.testing.assert_close(logits(policy.model), logits(adapted().model), atol=1e-4, rtol=1e-5)
     check_source(PolicyConfig(model=str(written)))
     rounded = load_policy(PolicyConfig(model=str(written), dtype="bfloat16")).model
@@ -312,7 +313,9 @@ def test_what_peft_wrote_is_merged_as_peft_merges_it(
     model.save_pretrained(str(tmp_path / "theirs"))
     if not kind:
         monkeypatch.setitem(sys.modules, "peft", None)  # plain LoRA needs no peft
-    found = logits(load(tmp_path / "theirs").model)
+    merged_model = load(tmp_path / "theirs").model
+    assert all(parameter.requires_grad for parameter in merged_model.parameters())
+    found = logits(merged_model)
     torch.testing.assert_close(found, logits(model.eval()), atol=1e-4, rtol=1e-5)
     if kind:
         monkeypatch.setitem(sys.modules, "peft", None)

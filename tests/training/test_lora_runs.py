@@ -187,6 +187,8 @@ def test_a_run_goes_on_from_an_adapter(run: Path, tmp_path: Path) -> None:
     whole = recipe(given, "steps=1", "policy.lora=null")  # without policy.lora: merged, and trained whole
     train(whole, tmp_path / "whole")
     assert not (tmp_path / "whole/final/adapter").exists()
+    old, new = (load_file(out / "final/model.safetensors") for out in (run, tmp_path / "whole"))
+    assert all(not torch.equal(tensor, old[name]) for name, tensor in new.items())
     files, _ = model_files(str(given))
     assert {"adapter_config.json", ADAPTER, "base/config.json", "base/model.safetensors"} <= set(files)
 

@@ -132,13 +132,13 @@ def load_factors(policy: Policy, files: AdapterFiles) -> None:
 
 
 def merge_adapter(policy: Policy, files: AdapterFiles) -> Policy:
-    """The policy with an adapter of these files added to its weights: a model without one.
+    """The policy with an adapter of these files added to its weights: a model without one, all of which can be trained.
 
     Raises `RlifError` if it is damaged or of another base, and if it is no plain LoRA and peft is not installed.
     """
     check_base(policy.model, files)
     if files.other is not None:
-        return replace(policy, model=_merged_by_peft(policy.model, files))
+        return replace(policy, model=_merged_by_peft(policy.model, files).requires_grad_(True))
     modules = dict(policy.model.named_modules())
     for name, factors in _factors(files).items():
         linear = modules.get(name)
@@ -147,7 +147,9 @@ def merge_adapter(policy: Policy, files: AdapterFiles) -> Policy:
         layer = LoraLinear(linear, files.r, files.alpha)
         _fill(layer, name, factors, files)
         replace_module(policy.model, name, layer)
-    return merged(policy)
+    whole = merged(policy)
+    whole.model.requires_grad_(True)
+    return whole
 
 
 def check_base(model: nn.Module, files: AdapterFiles) -> str:

@@ -117,7 +117,9 @@ def _snapshot(source: str, file: str) -> Path | None:
 
 def adapter_named(config: PolicyConfig) -> AdapterFiles | None:
     """The adapter that ``config.model`` is, in a folder or in the hub's cache; None if it is a whole model."""
-    source = registry.resolve(str(config.model)) if isinstance(config.model, str) else ""
+    if not isinstance(config.model, str):
+        return None
+    source = registry.resolve(config.model)
     path = expanded(source)
     folder = path if path.is_dir() else None if _names_a_path(source) else _snapshot(source, ADAPTER_CONFIG)
     alone = folder is not None and (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").exists()
