@@ -16,6 +16,7 @@ from pages import HOSTILE, INFO, SCORES, STEPS, data_of, line, write_run
 from rlif.cli.report import gather
 from rlif.errors import RlifError, printable_lines
 from rlif.report import page as page_module
+from rlif.report.charts import MOST_ROWS, _rows
 from rlif.report.page import LIMIT, MARK, Subjects, page, write_page
 from rlif.report.run_record import read_run
 from toys import toy_tokenizer
@@ -296,3 +297,12 @@ def test_the_step_of_the_final_model_is_told_where_looks_chose_it(tmp_path: Path
     told = "the final model is that of step 2 of 4, which of 3 looks without labels agreed most"
     write_page(gather([run]), tmp_path / "page.html")
     assert told in (tmp_path / "page.html").read_text("utf-8")
+
+
+def test_of_many_guards_those_that_were_always_ok_are_left_out() -> None:
+    quiet = [{"name": f"quiet {i}", "y": [0.0, 0.0]} for i in range(MOST_ROWS)]
+    loud = {"name": "loud", "y": [0.0, 2.0]}
+    assert _rows([*quiet, loud]) == {"lines": [loud], "quiet": MOST_ROWS}
+    assert _rows([*quiet[1:], loud]) == {"lines": [*quiet[1:], loud], "quiet": 0}
+    many = quiet + quiet
+    assert _rows(many) == {"lines": quiet, "quiet": MOST_ROWS}, "some are drawn where none has spoken"

@@ -116,8 +116,8 @@ MOST_ROWS = 18
 def _rows(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Lines of states; of many those that ever said more than ok, and how many others are ``quiet``."""
     loud = [line for line in lines if any(line["y"])]
-    kept = loud if len(lines) > MOST_ROWS else list(lines)
-    return {"lines": kept or list(lines[:MOST_ROWS]), "quiet": len(lines) - len(kept) if kept else 0}
+    kept = (loud or list(lines[:MOST_ROWS])) if len(lines) > MOST_ROWS else list(lines)
+    return {"lines": kept, "quiet": len(lines) - len(kept)}
 
 
 def _lines(chart: Chart, number: int, group: Group) -> Iterator[dict[str, Any]]:

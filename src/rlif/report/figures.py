@@ -32,7 +32,7 @@ class Curve:
     def steps(self) -> list[int]:
         return [int(line["step"]) for line in self.lines]
 
-    def values(self, key: str) -> list[float]:
+    def values(self, key: str) -> list[float | int]:
         """The values of one eval key, ``eval/`` left out; NaN at a step that lacks it."""
         return [line.get(f"eval/{key}", math.nan) for line in self.lines]
 
@@ -140,7 +140,7 @@ FIGURES: Mapping[str, Callable[[Sequence[Curve]], Figure]] = {
 """The pictures by the name of their file."""
 
 
-def _line(axes: Axes, x: Sequence[float], y: Sequence[float], colour: str) -> None:
+def _line(axes: Axes, x: Sequence[int], y: Sequence[float | int], colour: str) -> None:
     axes.plot(x, y, color=colour, marker="o", markersize=3, linewidth=1.5)
 
 
@@ -150,7 +150,7 @@ def _band(axes: Axes, curve: Curve, key: str, colour: str) -> None:
     axes.fill_between(curve.steps, low, high, color=colour, alpha=0.13, linewidth=0)
 
 
-def _path(axes: Axes, x: Sequence[float], y: Sequence[float], colour: str) -> None:
+def _path(axes: Axes, x: Sequence[float | int], y: Sequence[float | int], colour: str) -> None:
     """Dots joined in their order, the first as a ring."""
     axes.plot(x, y, color=colour, marker="o", markersize=3.5, linewidth=1.3, zorder=2)
     axes.plot(x[:1], y[:1], color=colour, marker="o", markersize=9, markerfacecolor="none", linestyle="none", zorder=3)
@@ -189,7 +189,7 @@ def _untrained(axes: Axes, curves: Sequence[Curve], *, told: bool) -> None:
             axes.annotate(said, (0, start["score"]), fontsize=7, color=GREY, path_effects=_HALO, **where)
 
 
-def _named(axes: Axes, ends: Sequence[tuple[Curve, float, float, str]]) -> None:
+def _named(axes: Axes, ends: Sequence[tuple[Curve, int, float | int, str]]) -> None:
     label_ends(axes, [(x, y, curve.label, colour) for curve, x, y, colour in ends if math.isfinite(y)], size=8)
 
 

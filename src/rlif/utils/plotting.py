@@ -28,7 +28,7 @@ def bare(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-End = tuple[float, float, str, str]
+End = tuple[float | int, float | int, str, str]
 """Where a line ends, its name and its colour."""
 
 
@@ -55,10 +55,10 @@ def label_ends(axes: Axes, ends: Sequence[End], *, size: float = 7.5, room: floa
     axes.set_ylim(low, high)
 
 
-def spread_apart(values: Sequence[float], low: float, high: float, apart: float) -> list[float]:
+def spread_apart(values: Sequence[float | int], low: float, high: float, apart: float) -> list[float | int]:
     """Ascending values moved so that each is ``apart`` from the next and, where there is room, between the bounds."""
     apart = min(apart, (high - low) / max(len(values) - 1, 1))
-    places: list[float] = []
+    places: list[float | int] = []
     for value in values:
         places.append(max(value, low, places[-1] + apart if places else low))
     for i in reversed(range(len(places))):
