@@ -21,6 +21,8 @@ from rlif.training.optim import MasterOptimizer
 from rlif.training.parallel import ALONE, Group
 
 SMALL = [
+    # In the first steps AdamW moves a weight by lr · g / |g|: where g is near 0, rounding decides on more than rounding.
+    "grpo.lr=1e-5",
     *("steps=6", "rollout.prompts=4", "rollout.group_size=4", "rollout.max_new_tokens=24", "checkpoint.every=2"),
     *("eval.every=3", "eval.problems=3", "eval.samples=2", "grpo.micro_batch_tokens=128"),
 ]
@@ -55,10 +57,12 @@ def numbers(out: Path) -> list[dict[str, Any]]:
 
 
 def assert_equal(one: Path, other: Path, *, within: float = 0.0) -> None:
+    """No number differs by more than ``within``, and on average they differ by a hundredth of that."""
     first, second = load_file(one), load_file(other)
     assert first.keys() == second.keys()
-    for name, tensor in first.items():
-        assert (tensor - second[name]).abs().max() <= within, name
+    differences = {name: (tensor - second[name]).abs() for name, tensor in first.items()}
+    assert max(float(difference.max()) for difference in differences.values()) <= within
+    assert max(float(difference.mean()) for difference in differences.values()) <= within / 100.0
 
 
 def alarm_at_4(rank: int) -> None:

@@ -57,11 +57,10 @@ class Phases:
         )
 
     def _out_of_memory(self, step: int, error: torch.OutOfMemoryError) -> RlifError:
-        last = self._said(latest_checkpoint(self._checkpoints))
         return RlifError(
-            f"step {step}: out of memory ({str(error).splitlines()[0]}); {last};"
-            " lower grpo.micro_batch_tokens (null: 16384 on a GPU) or rollout.max_rows, or set "
-            "grpo.gradient_checkpointing"
+            f"step {step}: out of memory ({str(error).splitlines()[0]}); "
+            f"{self._said(latest_checkpoint(self._checkpoints))}; lower grpo.micro_batch_tokens (null: 16384 on a GPU) "
+            "or rollout.max_rows, or set grpo.gradient_checkpointing"
         )
 
     def _said(self, last: Path | None) -> str:
