@@ -179,7 +179,9 @@ def test_a_grid_is_found_by_name_or_path_and_a_damaged_file_is_told_of(tmp_path:
     copy = tmp_path / "mine.yaml"
     shutil.copy(shipped_grids()["tiny"], copy)
     assert find_grid(copy) == copy
-    with pytest.raises(RlifError, match=r"tyni: no such grid; .* shipped one: gemma, paper, quickstart, sensitivity, tiny"):
+    with pytest.raises(
+        RlifError, match=r"tyni: no such grid; .* shipped one: gemma, paper, quickstart, sensitivity, tiny"
+    ):
         find_grid(Path("tyni"))
     copy.write_text("- a list")
     with pytest.raises(RlifError, match="a grid is a mapping of keys to values"):
