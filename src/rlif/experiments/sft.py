@@ -31,7 +31,7 @@ from rlif.tasks.base import walk
 from rlif.tasks.few_shot import read_shots
 from rlif.tasks.templates import find_template, gap, worked_solution
 from rlif.training.optim import MasterOptimizer, NonFiniteError, adamw, learning_rate
-from rlif.types import Problem, Rollouts, Sampling, TokenSignals
+from rlif.types import Problem, Rollouts, Sampling, StopReason, TokenSignals
 from rlif.utils.atomic_io import disk_reason, flush_folder, system_error, unfinished, write_whole
 from rlif.utils.paths import expanded
 
@@ -161,7 +161,7 @@ def demonstrated(policy: Policy, template: str, batch: Sequence[Demonstration], 
         sampler_logprobs=nothing,
         signals=TokenSignals(nothing, nothing, nothing),
         texts=tuple(shown.solution for shown in batch),
-        stop_reasons=("eos",) * len(batch),
+        stop_reasons=tuple[StopReason, ...](["eos"] * len(batch)),
         sampling=Sampling(max_new_tokens=width),
     )
 
