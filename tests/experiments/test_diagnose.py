@@ -171,8 +171,8 @@ def test_few_prompts_cannot_tell() -> None:
 # --- with a calibration ---------------------------------------------------------------------------------------------
 
 
-def case(model: str, own: float, gain: float, *, free: float | None = None, **fields: Any) -> Case:
-    """A run of a model that is as well off decoded in one way as in the best, unless ``free`` says otherwise."""
+def case(model: str, own: float, gain: float, **fields: Any) -> Case:
+    """A run of a model that agrees with its frozen answers as much sampled as it is decoded."""
     given: dict[str, Any] = {
         "model": model,
         "task": "sums",
@@ -180,8 +180,7 @@ def case(model: str, own: float, gain: float, *, free: float | None = None, **fi
         "seed": 0,
         "decoding": "sampled",
         "prompts": N,
-        "features": Features(own, trusted=1.0, disputed=0.0, entropy=0.5),
-        "free": own if free is None else free,
+        "features": Features(own, own, trusted=1.0, disputed=0.0, entropy=0.5),
         "step": 20,
         "gain": gain,
         "change": gain,
@@ -191,7 +190,8 @@ def case(model: str, own: float, gain: float, *, free: float | None = None, **fi
 
 
 def calibrated(closes: float, *, noise: float = 0.0, reward: str = "self_certainty") -> Calibration:
-    """Four models of which training closes a share of the headroom, sampled and greedy, give or take the noise."""
+    """Four models of which training closes a share of what samples disagree on, sampled and greedy, give or take the
+    noise."""
     owns = {"a": 0.3, "b": 0.5, "c": 0.7, "d": 0.9}
     cases = tuple(
         case(model, own, closes * (1.0 - own) + sign * noise, reward=reward, decoding=decoding)
@@ -214,7 +214,7 @@ def test_training_is_worth_it_where_it_beats_every_baseline() -> None:
 @pytest.mark.parametrize("temperature", [0.0, 0.4, 0.7, 1.0])
 @pytest.mark.parametrize("says", [sharp, noisy_when_sampled])
 def test_it_is_never_worth_it_where_a_baseline_already_gives_the_gain(says: Says, temperature: float) -> None:
-    """Training would close all of the headroom, with no error at all; greedy answers and votes already do."""
+    """Training would give all that samples disagree on, with no error at all; greedy answers and votes already do."""
     found = diagnosed(says, calibration=calibrated(1.0), temperature=temperature)
     assert found.verdict in ("little to win", "just lower the temperature", "cannot tell")
     prediction = found.prediction
@@ -250,9 +250,9 @@ def test_a_model_unlike_those_of_the_calibration_is_told_so() -> None:
     assert "agreement with its own frozen answers is 0.5" in found.reasons[0]
 
 
-def test_two_models_are_no_calibration() -> None:
-    few = dataclasses.replace(calibrated(0.8), cases=tuple(c for c in calibrated(0.8).cases if c.model in "ab"))
-    assert "fewer than 3 models" in diagnosed(half_in_form, calibration=few).reasons[0]
+def test_three_models_are_no_calibration() -> None:
+    few = dataclasses.replace(calibrated(0.8), cases=tuple(c for c in calibrated(0.8).cases if c.model in "abc"))
+    assert "fewer than 4 models" in diagnosed(half_in_form, calibration=few).reasons[0]
 
 
 def test_the_fit_is_least_squares_and_its_error_that_on_models_left_out() -> None:
@@ -260,29 +260,37 @@ def test_the_fit_is_least_squares_and_its_error_that_on_models_left_out() -> Non
     random = np.random.default_rng(0)
     cases, rows = [], []
     for model in "abcde":
-        own, free = random.uniform(0.2, 0.6), random.uniform(0.6, 0.7)
-        gains = [0.6 * (1 - own) + own - free + random.normal(0, 0.05) for _ in range(3)]
-        cases += [case(model, own, gain, free=free, seed=seed) for seed, gain in enumerate(gains)]
-        rows.append((1 - own, np.mean(gains) - own + free))
+        own = random.uniform(0.2, 0.6)
+        gains = [0.6 * (1 - own) + random.normal(0, 0.05) for _ in range(3)]
+        cases += [case(model, own, gain, seed=seed, change=2 * gain) for seed, gain in enumerate(gains)]
+        rows.append((own, np.mean(gains)))
 
-    def solved(of: Sequence[tuple[float, float]]) -> float:
-        headroom, rise = np.array(of).T
-        return float(np.linalg.lstsq(headroom[:, None], rise, rcond=None)[0][0])
+    def solved(of: Sequence[tuple[float, float]]) -> tuple[float, float]:
+        own, gain = np.array(of).T
+        slope, intercept = np.polyfit(own, gain, 1)
+        return float(slope), float(intercept)
 
     found = fit(cases)
-    assert found.closes == pytest.approx(solved(rows))
+    assert found.gain == pytest.approx(solved(rows))
+    assert found.change == pytest.approx(tuple(2 * value for value in solved(rows)))
     errors = []
     for k, model in enumerate("abcde"):
-        closes = solved(rows[:k] + rows[k + 1 :])
-        for one in (one for one in cases if one.model == model):
-            own = one.features.own
-            errors.append(abs(one.gain - (own + closes * (1 - own) - one.free)))
+        slope, intercept = solved(rows[:k] + rows[k + 1 :])
+        errors += [abs(one.gain - intercept - slope * one.features.own) for one in cases if one.model == model]
     assert found.error == pytest.approx(max(errors))
 
 
-def test_training_closes_no_more_than_all_of_the_headroom() -> None:
-    assert fit([case(model, 0.5, 0.9) for model in "abc"]).closes == 1.0
-    assert fit([case(model, 1.0, 0.0) for model in "abc"]).closes == 0.0
+def test_models_that_agree_alike_have_a_mean_and_no_slope() -> None:
+    gain = fit([case(model, 0.5, share) for model, share in zip("abc", (0.9, 0.0, 0.3), strict=True)]).gain
+    assert (gain.slope, gain.intercept) == (0.0, pytest.approx(0.4))
+
+
+def test_no_gain_is_predicted_beyond_what_the_best_baseline_leaves() -> None:
+    """Half of the samples are in form, all agree: .5 is left, whatever runs gained elsewhere."""
+    found = diagnosed(half_in_form, calibration=calibrated(1.6)).prediction
+    assert not isinstance(found, str)
+    assert (found.gain, found.low, found.high) == (0.5, 0.5, 0.5)
+    assert found.change == pytest.approx(0.8)
 
 
 def test_between_two_temperatures_the_interval_spans_both() -> None:
@@ -331,9 +339,13 @@ def test_a_calibration_survives_its_file_and_a_damaged_one_is_told(tmp_path: Pat
     path = tmp_path / "calibration.json"
     path.write_text(json.dumps(known.as_json()), "utf-8")
     assert read_calibration(path) == known
-    path.write_text('{"format": 1}', "utf-8")
-    with pytest.raises(RlifError, match=r"no calibration \(KeyError\); make one with"):
-        read_calibration(path)
+    for text, said in (
+        ('{"format": 2}', r"no calibration \(KeyError\); make one with"),
+        ('{"format": 1}', "a calibration of format 1, not 2; make it anew"),
+    ):
+        path.write_text(text, "utf-8")
+        with pytest.raises(RlifError, match=said):
+            read_calibration(path)
 
 
 # --- numbers --------------------------------------------------------------------------------------------------------
@@ -482,16 +494,18 @@ def test_a_run_is_worth_what_its_checkpoint_of_highest_agreement_gains_over_the_
         ]
     )
     assert [run.recipe.reward[0].name for run in runs] == ["self_certainty"]
-    found = calibrate(runs, {runs[0].start: half()})
+    found = calibrate(runs, {runs[0].start: half()}, {runs[0].start: 0.55})
     sampled, greedy = found.cases
     assert (sampled.decoding, sampled.step, greedy.decoding) == ("sampled", 10, "greedy")
     assert sampled.gain == pytest.approx(0.7 - 0.6)
     assert sampled.change == pytest.approx(0.7 - 0.4)
-    assert sampled.lower == pytest.approx(0.5 - 0.4)
+    assert sampled.lower == pytest.approx(0.55 - 0.4)  # the low temperature is worth more than greedy answers
     assert greedy.gain == pytest.approx(0.9 - 0.6)
     assert greedy.change == pytest.approx(0.9 - 0.5)
     assert greedy.lower == 0.0
-    assert sampled.features.own == sampled.free == 0.5
+    assert sampled.features.own == sampled.features.sampled == 0.5
+    better = calibrate(runs, {runs[0].start: half()}, {runs[0].start: 0.65}).cases
+    assert [one.gain for one in better] == pytest.approx([0.05, 0.25])
     assert found.stands_on()["runs"] == 1
     assert found.recipes["self_certainty"]["grpo"]["lr"] == 1e-4
 
@@ -526,6 +540,7 @@ def test_the_program_writes_a_calibration_that_is_read_back(
     models = ("tiny-base", "tiny-instruct", "smollm2-135m-instruct")
     folder = study(tmp_path / "study", {(model, "self_certainty", 0): RISE_AND_FALL for model in models})
     monkeypatch.setattr("rlif.experiments.calibrate.measure_untrained", lambda recipe: half())
+    monkeypatch.setattr("rlif.experiments.calibrate.measure_low", lambda recipe: 0.5)
     out = tmp_path / "calibration.json"
     monkeypatch.setattr(sys, "argv", ["calibrate", str(folder), "--out", str(out), "--check"])
     calibrating()
@@ -533,7 +548,7 @@ def test_the_program_writes_a_calibration_that_is_read_back(
     found = read_calibration(out)
     assert found.stands_on()["models"] == sorted(models)
     assert found.rlif == rlif.__version__
-    assert "sampled, self_certainty: closes 0.20 of the headroom, off by 0.000 at most" in said  # .1 / .5
+    assert "sampled, self_certainty: gain +0.10 +0.00 × sampled agreement, off by 0.000 at most" in said
     assert "6 of 6 verdicts are what the runs brought" in said
 
 

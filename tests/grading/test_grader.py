@@ -81,6 +81,7 @@ def test_thoughts_are_not_graded_in_any_form(grader: Grader, name: str, opening:
     forms = {
         **{"boxed": r"\boxed{%s}", "boxed_once": r"\boxed{%s}", "answer_tag": "<answer>%s</answer>", "hash": "#### %s"},
         **{"gsm8k_strict": "#### %s", "minerva": "Final Answer: The final answer is %s. I hope it is correct."},
+        **{"text": "%s"},
     }
     form = forms.get(name, "The answer is %s")
     text = f"{opening}\n{form % 31}\n{closing}\n{form % 42}"
@@ -435,3 +436,25 @@ def test_a_text_without_a_form_compiles_one_pattern_of_numbers() -> None:
     assert right == "True"
     assert int(characters) < 2 * len(NUMBER) + 4000  # of the tokens, and of the value in "step 1"
     assert len(NUMBER) < 15_000
+
+
+@pytest.mark.parametrize(
+    ("said", "answer", "right"),
+    [
+        ("The Eiffel Tower.", "eiffel tower", True),
+        ("an  Eiffel\ntower", "The Eiffel Tower!", True),
+        ("It is the Eiffel Tower.", "Eiffel Tower", False),
+        ("35", "3.5", False),
+        ("-5", "5", False),
+        ("x + 2", "2 + x", False),  # no algebra: these are texts
+        ("<think>Rome?</think>Paris", "paris", True),
+        ("?", "paris", False),
+    ],
+)
+def test_free_form_answers_are_compared_as_normalised_texts(said: str, answer: str, right: bool) -> None:
+    with Grader() as grader:
+        verdict = grader.grade(said, answer, format="text", row_id="row")
+        assert verdict.right is right
+        assert verdict.formatted is (verdict.extracted is not None)
+        if verdict.extracted:  # what is frozen is what was read: held against itself it agrees
+            assert grader.grade(said, verdict.extracted, format="text", row_id="row").right is True

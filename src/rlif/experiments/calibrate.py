@@ -2,8 +2,9 @@
 
 Each finished run gives a `rlif.experiments.calibration.Case` for each way in which it was evaluated. What it gained is
 read from its log, with labels: the checkpoint of highest agreement (``probe/agreement``) at a step that was evaluated,
-less the best of the untrained answers (sampled, greedy, vote). What its untrained model looked like is measured anew,
-without labels and by the very function that `rlif diagnose` calls, once for each model and task.
+less the best of the untrained answers: sampled, greedy and voted ones from the log, those at a low temperature drawn
+anew for the same problems. What its untrained model looked like is measured anew, too, without labels and by the very
+function that `rlif diagnose` calls, once for each model and task.
 
 Left out: rewards that read labels and controls; runs that never looked, sampled or were evaluated at another
 temperature than 1; and runs of other settings than most have, for a calibration speaks of one recipe.
@@ -25,7 +26,8 @@ from typing import Any, NamedTuple
 from rlif import __version__
 from rlif.config import Recipe
 from rlif.errors import RlifError
-from rlif.experiments.calibration import DECODINGS, EVALUATED, Calibration, Case, Start, features_of, label_of, predict
+from rlif.evals.during_training import evaluate_policy
+from rlif.experiments.calibration import DECODINGS, Calibration, Case, Line, Start, features_of, label_of, predict
 from rlif.experiments.courses import SCORE
 from rlif.experiments.effects import GREEDY as GREEDY_SCORE
 from rlif.experiments.effects import TRAINING_FREE
@@ -33,13 +35,16 @@ from rlif.experiments.study import RUNS, collect
 from rlif.experiments.subject import DiagnoseSettings, asking_of, subject_in
 from rlif.experiments.untrained import Untrained, look_at
 from rlif.experiments.verdict import MARGIN, Evidence, VerdictName, verdict_on
-from rlif.experiments.ways import GREEDY, TRAINING, share
+from rlif.experiments.ways import GREEDY, TRAINING
 from rlif.model.loading import load_policy
 from rlif.recipes import load_recipe
 from rlif.rewards.registry import needs_labels
+from rlif.rng import Key
 from rlif.rollout.engine import Engine
+from rlif.rollout.prompts import render
 from rlif.runs.layout import RECIPE
 from rlif.signals import SIGNALS
+from rlif.training.resolve import eval_sampling
 from rlif.utils.atomic_io import write_whole, writing
 from rlif.utils.terminal import say
 
@@ -47,6 +52,8 @@ CONTROLS = frozenset({"format_only", "random", "length", "negated", "right_any_f
 """Rewards that nobody trains on to gain."""
 SCORES = {"sampled": SCORE, "greedy": GREEDY_SCORE}
 WAYS = {"sampled": TRAINING, "greedy": GREEDY}
+LOW_SAMPLES = 8
+"""Answers to each evaluation problem at the low temperature."""
 _OWN = ("policy", "task", "seed", "reward", "eval", "log", "checkpoint", "probe", "guards")
 """Sections in which runs of one recipe may differ."""
 
@@ -92,6 +99,16 @@ def measure_untrained(recipe: Recipe) -> Untrained:
     return look_at(engine, subject.task, prompts, asking_of(engine.policy, subject, prompts, settings))
 
 
+def measure_low(recipe: Recipe) -> float:
+    """What one answer at the low temperature of `rlif diagnose` is worth before training: the share right and formatted
+    of the recipe's own evaluation problems, by their labels."""
+    engine, task = Engine(load_policy(recipe.policy)), subject_in(recipe.policy, recipe.task).task
+    prompts = render(engine.policy, recipe.task.template, task.eval_problems(recipe.eval.problems))
+    sampling = replace(eval_sampling(recipe), temperature=DiagnoseSettings().low_temperature)
+    found = evaluate_policy(engine, task, prompts, samples=LOW_SAMPLES, sampling=sampling, key=Key(0, "low"))
+    return found.metrics["right_and_formatted"]
+
+
 def runs_of(study: Path) -> Iterator[Run]:
     """The finished runs of a study that a calibration can use. Raises `RlifError` if the folder holds none at all."""
     by_cell: dict[str, dict[int, Mapping[str, Any]]] = {}
@@ -119,9 +136,10 @@ def usable_runs(studies: Iterable[Path]) -> list[Run]:
     return [run for run in runs if run.settings == usual]
 
 
-def calibrate(runs: Sequence[Run], untrained: Mapping[Start, Untrained]) -> Calibration:
-    """A calibration from these runs. ``untrained``: what `measure_untrained` finds of each model and task."""
-    cases = tuple(case for run in runs for case in cases_of(run, untrained[run.start]))
+def calibrate(runs: Sequence[Run], untrained: Mapping[Start, Untrained], low: Mapping[Start, float]) -> Calibration:
+    """A calibration from these runs. ``untrained`` and ``low``: what `measure_untrained` and `measure_low` find of each
+    model and task."""
+    cases = tuple(case for run in runs for case in cases_of(run, untrained[run.start], low[run.start]))
     recipes = {label_of(run.recipe.reward): _recipe(run) for run in runs}
     return Calibration(cases, recipes, date.today().isoformat(), __version__)
 
@@ -130,10 +148,10 @@ def _recipe(run: Run) -> dict[str, Any]:
     return {"reward": [reward.model_dump(mode="json") for reward in run.recipe.reward], **run.shared}
 
 
-def cases_of(run: Run, untrained: Untrained) -> Iterator[Case]:
-    """What a run says: one case for each way in which it was evaluated."""
+def cases_of(run: Run, untrained: Untrained, low: float) -> Iterator[Case]:
+    """What a run says: one case for each way in which it was evaluated. ``low``: as `measure_low`."""
     first, chosen = run.lines[0], chosen_line(run.lines)
-    start = {name: _value(first, key) for name, key in TRAINING_FREE.items()}
+    start = {"low": low, **{name: _value(first, key) for name, key in TRAINING_FREE.items()}}
     for decoding, key in SCORES.items():
         selected = _value(chosen, key)
         if not all(map(math.isfinite, (selected, *start.values()))):
@@ -146,11 +164,10 @@ def cases_of(run: Run, untrained: Untrained) -> Iterator[Case]:
             decoding=decoding,
             prompts=untrained.prompts,
             features=features_of(untrained, WAYS[decoding]),
-            free=share(untrained.ways[untrained.best(EVALUATED)].in_form),
             step=int(chosen["step"]),
             gain=selected - max(start.values()),
             change=selected - start[decoding],
-            lower=max(0.0, start["greedy"] - start[decoding]),
+            lower=max(0.0, max(start["greedy"], low) - start[decoding]) if DECODINGS[decoding] else 0.0,
         )
 
 
@@ -215,17 +232,19 @@ def _main() -> None:
     parser.add_argument("--check", action="store_true", help="leave each model out and compare verdicts")
     given = parser.parse_args()
     runs = usable_runs(given.studies)
-    untrained: dict[Start, Untrained] = {}
+    untrained, low = dict[Start, Untrained](), dict[Start, float]()
     for run in runs:
         if run.start not in untrained:
             say(f"diagnosing {', '.join(run.start)}")
-            untrained[run.start] = measure_untrained(run.recipe)
-    calibration = calibrate(runs, untrained)
+            untrained[run.start], low[run.start] = measure_untrained(run.recipe), measure_low(run.recipe)
+    calibration = calibrate(runs, untrained, low)
     with writing(given.out, "choose another --out"):
         write_whole(given.out, (json.dumps(calibration.as_json(), indent=1, allow_nan=False) + "\n").encode())
     for decoding, rewards in calibration.as_json()["fits"].items():
         for reward, fit in rewards.items():
-            say(f"{decoding}, {reward}: closes {fit['closes']:.2f} of the headroom, off by {fit['error']:.3f} at most")
+            line = Line(**fit["gain"])
+            said = f"{line.intercept:+.2f} {line.slope:+.2f} × sampled agreement, off by {fit['error']:.3f} at most"
+            say(f"{decoding}, {reward}: gain {said}")
     if given.check:
         _print_check(list(check(calibration, untrained)))
 

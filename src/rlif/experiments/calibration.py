@@ -4,15 +4,17 @@ A calibration is a list of finished runs (`Case`): of each, what its untrained m
 checkpoint that was chosen without labels then gained over the best training-free baseline, with labels. It ships with
 the package as calibration.json and says on which runs it stands; `rlif.experiments.calibrate` writes it.
 
-One number is fitted for each way to decode and each reward, so that three models are enough to see it fail:
+A line is fitted for each way to decode and each reward, by least squares over the models, each the mean of its runs:
 
-    gain = own + c (1 − own) − free
+    gain = a + b · sampled
 
-*own* is the untrained model's agreement with its frozen answers in the asked form as the user decodes, *free* that of
-its best training-free baseline, and c the share of the headroom 1 − own that training closes: least squares over the
-models, each the mean of its runs, at most 1 (training brings out what is there, and no more). The interval is as wide
-as the worst error on a model that was left out of the fit: of models like these n, about one in n + 1 lies outside it.
-A model unlike them (`Fit.unlike`) is told so and gets no number.
+*sampled* is the untrained model's agreement with its frozen answers, in the asked form, when it is sampled as in
+training. Of all its numbers that one is not flattered: these samples cast no vote, while the low temperature, greedy
+answers and votes are held against answers of their own making. Training has to work with what samples disagree on.
+
+The interval is as wide as the worst error on a model that was left out of the fit: of models like these n, about one in
+n + 1 lies outside it. A model unlike them (`Fit.unlike`) is told so and gets no number. And no gain is predicted beyond
+what the best training-free baseline leaves (`predict`).
 """
 
 import json
@@ -20,22 +22,20 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, linear_regression
 from typing import Any, NamedTuple
 
 from rlif.config import RewardConfig
 from rlif.errors import RlifError
 from rlif.experiments.untrained import Untrained
-from rlif.experiments.ways import GREEDY, MAJORITY, TRAINING, share
+from rlif.experiments.ways import TRAINING, share
 
 SHIPPED = Path(__file__).parent / "calibration.json"
-FORMAT = 1
-LEAST_MODELS = 3
-"""Models without which a reward has no fit: an error on one that is left out is then that of two others."""
+FORMAT = 2
+LEAST_MODELS = 4
+"""Models without which a reward has no fit: an error on one that is left out is then that of a line through three."""
 DECODINGS: Mapping[str, float] = {"sampled": 1.0, "greedy": 0.0}
 """How runs are evaluated, and the temperature of that."""
-EVALUATED = (TRAINING, GREEDY, MAJORITY)
-"""The baselines that an evaluation during training has; a calibration holds like against like."""
 
 
 def label_of(rewards: Sequence[RewardConfig]) -> str:
@@ -51,9 +51,11 @@ Start = tuple[str, str]
 
 
 class Features(NamedTuple):
-    """Of an untrained model, without labels: what decides whether it is like those of a calibration."""
+    """Of an untrained model, without labels: what decides whether it is like those of a calibration, and what a gain is
+    predicted from (``sampled``). ``own`` is agreement as it is decoded."""
 
     own: float
+    sampled: float
     trusted: float
     disputed: float
     entropy: float
@@ -68,11 +70,12 @@ class Case:
         decoding: a key of `DECODINGS`.
         prompts: how many the untrained model was diagnosed on.
         features: of the untrained model.
-        free: agreement of the best of `EVALUATED` with the frozen answers, in the asked form.
         step: of the checkpoint of highest agreement.
-        gain: its share right and formatted, less that of the best of `EVALUATED` before training.
+        gain: its share right and formatted, less the best of sampled, low-temperature, greedy and voted answers before
+            training.
         change: the same, less that of the untrained model decoded in the same way.
-        lower: of the untrained model, what decoding greedily gives over this decoding (0 where it is greedy).
+        lower: of the untrained model, what one answer at a lower temperature gives over this decoding (0 where it is
+            greedy).
     """
 
     model: str
@@ -82,7 +85,6 @@ class Case:
     decoding: str
     prompts: int
     features: Features
-    free: float
     step: int
     gain: float
     change: float
@@ -129,7 +131,7 @@ class Calibration:
         """For the file; `read_calibration` reads it. The fits stand there to be read by people, and are made anew."""
         fits = {
             decoding: {
-                reward: {"closes": found.closes, "error": found.error, "models": len(found.starts)}
+                reward: {"gain": found.gain._asdict(), "error": found.error, "models": len(found.starts)}
                 for reward in self.rewards
                 if (found := self.fit(decoding, reward)) is not None
             }
@@ -145,12 +147,23 @@ class Calibration:
         }
 
 
+class Line(NamedTuple):
+    """A share as a line over sampled agreement."""
+
+    slope: float
+    intercept: float
+
+    def at(self, sampled: float) -> float:
+        return self.intercept + self.slope * sampled
+
+
 @dataclass(frozen=True)
 class Fit:
-    """What the runs of one reward say, decoded in one way: ``closes`` is c, ``error`` half the interval's width."""
+    """What the runs of one reward say, decoded in one way; ``error`` is half the width of the gain's interval."""
 
     cases: tuple[Case, ...]
-    closes: float
+    gain: Line
+    change: Line
     error: float
 
     @property
@@ -172,6 +185,7 @@ class Fit:
 
 _WORDS = {
     "own": "agreement with its own frozen answers",
+    "sampled": "agreement of its samples with its own frozen answers",
     "trusted": "the share of trusted answers",
     "disputed": "the share of disputed answers",
     "entropy": "initial entropy (nats)",
@@ -190,7 +204,7 @@ class Prediction(NamedTuple):
     """What training is expected to bring, as shares right and formatted.
 
     ``gain`` is over the best training-free baseline, from ``low`` to ``high``; ``change`` over the untrained model as
-    it is decoded, within the same distance. ``stands_on``: which runs say so.
+    it is decoded, ``change_high`` at most (within the same distance). ``stands_on``: which runs say so.
     """
 
     reward: str
@@ -198,47 +212,37 @@ class Prediction(NamedTuple):
     low: float
     high: float
     change: float
+    change_high: float
     stands_on: Mapping[str, Any]
-
-    @property
-    def change_high(self) -> float:
-        return self.change + (self.high - self.gain)
 
 
 def fit(cases: Sequence[Case]) -> Fit:
-    """Fit c and its error on models left out. ``cases``: of one reward and decoding, of at least two models."""
+    """Fit both lines, and the error on models left out. ``cases``: of one reward and decoding, two models at least."""
     starts = list(dict.fromkeys(case.start for case in cases))
     errors = [0.0]
     for start in starts:
-        rest = [case for case in cases if case.start != start]
-        closes = _closes(rest)
-        errors += [abs(case.gain - _gain(case, closes)) for case in cases if case.start == start]
-    return Fit(tuple(cases), _closes(cases), max(errors))
+        gain = _line([case for case in cases if case.start != start], "gain")
+        errors += [abs(case.gain - gain.at(case.features.sampled)) for case in cases if case.start == start]
+    return Fit(tuple(cases), _line(cases, "gain"), _line(cases, "change"), max(errors))
 
 
-def _closes(cases: Iterable[Case]) -> float:
-    """Least squares over models; 0 if none of them has headroom."""
+def _line(cases: Iterable[Case], name: str) -> Line:
+    """Least squares over models; level where all of them have the same agreement."""
     by_start: dict[Start, list[Case]] = {}
     for case in cases:
         by_start.setdefault(case.start, []).append(case)
-    points = [
-        (1.0 - runs[0].features.own, fmean(run.gain - run.features.own + run.free for run in runs))
-        for runs in by_start.values()
-    ]
-    squares = sum(headroom**2 for headroom, _ in points)
-    return max(-1.0, min(1.0, sum(h * y for h, y in points) / squares)) if squares > 0.0 else 0.0
-
-
-def _gain(case: Case, closes: float) -> float:
-    own = case.features.own
-    return own + closes * (1.0 - own) - case.free
+    x = [fmean(run.features.sampled for run in runs) for runs in by_start.values()]
+    y = [fmean(getattr(run, name) for run in runs) for runs in by_start.values()]
+    slope = linear_regression(x, y).slope if max(x) - min(x) > 1e-9 else 0.0
+    return Line(slope, fmean(y) - slope * fmean(x))
 
 
 def features_of(untrained: Untrained, way: str) -> Features:
     """Of a model decoded in one of its ways."""
     trust = untrained.trust
     own = share(untrained.ways[way].in_form)
-    return Features(own, trust["trusted"], trust["disputed"], untrained.entropy["sampled"].value)
+    sampled = share(untrained.ways[TRAINING].in_form)
+    return Features(own, sampled, trust["trusted"], trust["disputed"], untrained.entropy["sampled"].value)
 
 
 def predict(
@@ -247,7 +251,8 @@ def predict(
     """What training is expected to bring at a temperature; in words why that cannot be said, if it cannot.
 
     ``reward``: train on this one; None: on the one whose interval has the highest lower end. Between the temperatures
-    that runs were evaluated at, the interval spans those of both.
+    that runs were evaluated at, the interval spans those of both. No gain is predicted beyond what the best
+    training-free baseline leaves, as far as the frozen answers know: where one of them gives it already, none is left.
     """
     if not calibration.cases:
         return "the calibration of this version stands on no run"
@@ -267,8 +272,9 @@ def _asked(calibration: Calibration, reward: str | None) -> Sequence[str]:
 
 def _predict(calibration: Calibration, untrained: Untrained, decodings: Sequence[str], reward: str) -> Prediction | str:
     features = features_of(untrained, untrained.own)
-    free = share(untrained.ways[untrained.best()].in_form)
-    gains, lows, highs, changes, cases = [], [], [], [], list[Case]()
+    room = 1.0 - share(untrained.ways[untrained.best()].in_form)
+    gains, lows, highs, cases = [], [], [], list[Case]()
+    changes, most = [], []
     for decoding in decodings:
         known = calibration.fit(decoding, reward)
         if known is None:
@@ -276,14 +282,15 @@ def _predict(calibration: Calibration, untrained: Untrained, decodings: Sequence
         if why := known.unlike(features):
             return f"this model is unlike those of the runs: {why}"
         error = known.error * max(1.0, math.sqrt(max(case.prompts for case in known.cases) / untrained.prompts))
-        change = known.closes * (1.0 - features.own)
-        gain = features.own + change - free
-        gains.append(gain)
+        gain, change = known.gain.at(features.sampled), known.change.at(features.sampled)
         changes.append(change)
-        lows.append(gain - error)
-        highs.append(gain + error)
+        most.append(change + error)
+        gains.append(min(gain, room))
+        lows.append(min(gain - error, room))
+        highs.append(min(gain + error, room))
         cases += known.cases
-    return Prediction(reward, fmean(gains), min(lows), max(highs), fmean(changes), calibration.stands_on(cases))
+    stands_on = calibration.stands_on(cases)
+    return Prediction(reward, fmean(gains), min(lows), max(highs), fmean(changes), max(most), stands_on)
 
 
 def read_calibration(path: Path = SHIPPED) -> Calibration:

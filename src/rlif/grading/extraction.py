@@ -7,6 +7,7 @@ Every pattern is linear in the length of the text, however hostile: they read wh
 """
 
 import re
+import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ class Extractor:
     strict: bool
     rule: str
     """What counts, in a line; as in docs/grading.md."""
+    same: Callable[[str, str], bool] | None = None
+    """Whether a ground truth and what was read are the same; None: as numbers and formulas are compared."""
 
     def __call__(self, text: str) -> str | None:
         return self.read(text)
@@ -266,6 +269,40 @@ def extract_any(text: str) -> str | None:
     return next(filter(None, answers), None)
 
 
+_ARTICLES = frozenset({"a", "an", "the"})
+
+
+def whole_text(text: str) -> str | None:
+    """All of the text, normalised: case, articles, spaces and punctuation around words do not count; None if nothing is
+    left. Source: SQuAD's exact match (arXiv 1606.05250); but 3.5, it's and -5 keep the marks within and the sign.
+    """
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    words = (_bare(word) for word in folded.split())
+    return " ".join(word for word in words if word and word not in _ARTICLES) or None
+
+
+_NUMBER = re.compile(rf"{MINUS}?\.?[0-9]")
+
+
+def _bare(word: str) -> str:
+    """A word without the punctuation around it; the sign and the point of a number are part of it."""
+    first, last = 0, len(word)
+    while last and _is_mark(word[last - 1]):
+        last -= 1
+    while first < last and _is_mark(word[first]) and not _NUMBER.match(word, first, last):
+        first += 1
+    return word[first:last]
+
+
+def _is_mark(character: str) -> bool:
+    return character not in "%‰" and unicodedata.category(character)[0] == "P"
+
+
+def same_text(answer: str, found: str) -> bool:
+    """Whether the normalised texts are equal; ``found`` is one."""
+    return whole_text(answer) == found
+
+
 EXTRACTORS: Mapping[str, Extractor] = MappingProxyType(
     {
         "boxed": Extractor(boxed, True, r"the last closed `\boxed{}` or `\fbox{}`, of nested ones the innermost"),
@@ -283,6 +320,9 @@ EXTRACTORS: Mapping[str, Extractor] = MappingProxyType(
         "last_number": Extractor(last_number, False, "the last number, in any spelling; not one inside a formula"),
         "conclusion": Extractor(conclusion, False, "the formula or number, list or range that the text ends with"),
         "gsm8k_flexible": Extractor(gsm8k_flexible, False, "the last run of digits, as lm-eval's flexible-extract"),
+        "text": Extractor(
+            whole_text, False, "the whole text, without case, articles and punctuation around words", same_text
+        ),
         "any": Extractor(extract_any, False, "the first of boxed, answer_tag, hash, answer_is, conclusion to find one"),
     }
 )

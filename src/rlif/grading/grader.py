@@ -10,6 +10,7 @@ others disagree.
 """
 
 import unicodedata
+from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -78,15 +79,18 @@ class Grader:
             # The answer in the asked form is the answer: another one elsewhere in the text neither saves nor spoils it.
             found = found if found is not None else extract_any(said)
             too_long = found is not None and len(found) > len(answer or "") + LONGEST_ANSWER
-            extracted = _printable(clean(found)) if found is not None and not too_long else None
-            right = self._right(answer, extracted) if answer is not None else None
+            read = found if found is None or in_form.same else clean(found)
+            extracted = _printable(read) if read is not None and not too_long else None
+            right = self._right(answer, extracted, in_form.same) if answer is not None else None
         except Exception as error:
             raise RuntimeError(f"{row_id}: grading failed: {error}") from error
         return Verdict(right, formatted, extracted)
 
-    def _right(self, answer: str, extracted: str | None) -> bool | None:
+    def _right(self, answer: str, extracted: str | None, same: Callable[[str, str], bool] | None) -> bool | None:
         if extracted is None:
             return False
+        if same is not None:
+            return same(answer, extracted)
         pairs = readings(clean(answer), extracted)
         verdicts = [compare_quickly(*pair) for pair in pairs]
         if True in verdicts:
