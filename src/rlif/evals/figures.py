@@ -21,6 +21,8 @@ _PANELS = {
     "logprob": "log-probability, nats",
 }
 _GROUPS = {"right": BLUE, "wrong": ORANGE}
+_ALL = {"all": BLUE}
+"""Without ground truths there are no right and wrong ones."""
 _WIDTH = 48  # characters of a model's name
 
 
@@ -36,7 +38,7 @@ def write_figures(results: Mapping[str, Any], out: Path) -> list[Path]:
 
 
 def profile(task: str, results: Sequence[Mapping[str, Any]]) -> Figure:
-    """Transitional words and signals in each tenth of the answer, right and wrong answers apart.
+    """Transitional words and signals in each tenth of the answer, right and wrong answers apart where they are known.
 
     Args:
         results: the entries of results.json of this task. Each has a row of panels, each thing known of any a column.
@@ -67,12 +69,15 @@ def _draw(axes: Axes, result: Mapping[str, Any], name: str) -> None:
     counts = {
         group: sum(count for key, count in result["counts"].items() if key.startswith(group)) for group in _GROUPS
     }
+    groups = _GROUPS
+    if not any(result["counts"][key] for key in result["counts"] if key != "unlabelled"):
+        groups, counts = _ALL, {"all": int(result["metrics"]["n"])}
     if name not in result["course"] or not any(counts.values()):
         missing = "not known" if any(counts.values()) else "no answer could be decided"
         axes.text(0.5, 0.5, missing, ha="center", transform=axes.transAxes, fontsize=8)
         return
     tenth = np.arange(1, TENTHS + 1)
-    for group, colour in _GROUPS.items():
+    for group, colour in groups.items():
         answers = counts[group]
         if not answers:
             continue

@@ -10,9 +10,13 @@ from rlif.grading.extraction import find_extractor
 from rlif.tasks.base import digest
 from rlif.tasks.benchmarks import Benchmark, find_benchmark, load_benchmark
 from rlif.tasks.few_shot import FIXED, Shot, read_shots
+from rlif.tasks.readers import OwnData
 from rlif.tasks.templates import Template, find_template, render_messages, render_text
 from rlif.types import Problem, Sampling
 from rlif.utils.paths import expanded
+
+_COLUMNS = ("question_column", "answer_column", "config", "split")
+"""What settings say of data of your own, in the order of `OwnData`."""
 
 
 class Plan:
@@ -21,16 +25,15 @@ class Plan:
 
     def __init__(self, name: str, settings: Settings, *, now: datetime | None = None) -> None:
         self._now = now
-        path = settings.data.get(name)
+        source = settings.data.get(name)
+        own = None if source is None else OwnData(source, *(getattr(settings, key) for key in _COLUMNS))
         self.name = name
-        self.benchmark: Benchmark = find_benchmark(name, has_file=path is not None)
+        self.benchmark: Benchmark = find_benchmark(name, has_file=own is not None)
         self.template: Template = find_template(settings.template or self.benchmark.template)
         usual = self.template.format if settings.template else self.benchmark.format or self.template.format
         self.format = settings.format or usual
         find_extractor(self.format)
-        self.problems: tuple[Problem, ...] = load_benchmark(
-            self.benchmark, expanded(path) if path else None, limit=settings.limit
-        )
+        self.problems: tuple[Problem, ...] = load_benchmark(self.benchmark, own, limit=settings.limit)
         self.shots = _shots(settings)
         self._shots_from = settings.shots_from or "rlif.tasks.few_shot"
         self.samples = settings.samples
