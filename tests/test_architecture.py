@@ -14,7 +14,7 @@ SOURCE = Path(rlif.__file__).parent
 PAGE = Path(__file__).parents[1] / "docs" / "architecture.md"
 
 ORDER = (
-    *("errors", "utils", "config", "types", "rng", "signals", "recipes"),
+    *("errors", "utils", "config", "types", "rng", "signals", "recipe_hints", "recipes"),
     *("tiny", "grading", "model", "tasks", "analysis", "rollout", "rewards", "runs", "monitoring", "evals", "training"),
     *("report", "integrations", "theory", "experiments", "api", "cli", "__main__"),
 )
@@ -124,6 +124,9 @@ MOST_LINES, MOST_PARAMETERS = 60, 7
 LARGER = {
     "cli.commands.diagnose.diagnose": "every option of the command is a parameter",
     "cli.commands.evaluate.evaluate": "every option of the command is a parameter",
+    "cli.commands.study.study": "every option of the command is a parameter",
+    "cli.commands.train.train": "every option of the command is a parameter",
+    "training.loop.resume": "what `train` is given, and how far to go",
     "cli.commands.sample.sample": "every option of the command is a parameter",
     "cli.sample.print_samples": "every option of the command is a parameter",
     "model.kernels.cpu.Kernels.attend": "what one call of C is given",

@@ -11,11 +11,11 @@ from rich.table import Table
 
 from rlif.config import Recipe
 from rlif.errors import RlifError, named
-from rlif.evals.pace import duration
 from rlif.experiments.budget import seconds, side_by_side, tokens_at_most
 from rlif.experiments.courses import SCORE
 from rlif.experiments.grid import shipped_grids
 from rlif.experiments.study import GRIDS, RESULTS, RUNS, Plan, collect, missing_models, plan_study, run_study, status
+from rlif.utils.durations import duration
 from rlif.utils.terminal import Console
 
 _OPTIONS = {"out": "--out", "processes": "--processes"}
@@ -77,14 +77,18 @@ def _state(out: Path | None, digest: str) -> str:
     return status(out, found[0].name) if out is not None and found else "waiting"
 
 
-def print_study(grid: Path, out: Path, only: Sequence[str], where: Sequence[str], *, processes: int | None) -> None:
-    """Run a study and print what became of its cells. Raises `RlifError` in the end if a cell failed."""
+def print_study(
+    grid: Path, out: Path, only: Sequence[str], where: Sequence[str], *, processes: int | None, quiet: bool = False
+) -> None:
+    """Run a study and print what became of its cells; ``quiet``: that alone. Raises `RlifError` in the end if a cell
+    failed."""
     console, started = Console(), time.monotonic()
     plan = plan_study(grid, only=only, where=_labels(where))
     words = [*(f"--only {shlex.quote(each)}" for each in only), *(f"--where {shlex.quote(each)}" for each in where)]
     again = " ".join([f"rlif study {shlex.quote(str(grid))} --out {shlex.quote(str(out))}", *words])
     with named(_OPTIONS):
-        run_study(plan, out, processes=processes, console=console, go_on_with=again)
+        shown = Console(quiet=True) if quiet else console
+        run_study(plan, out, processes=processes, console=shown, go_on_with=again)
     rows = [row for row in collect(out).to_pylist() if row["grid"] == plan.name]
     console.print(_summary(plan, rows))
     for name, error in {row["cell"]: row["error"] for row in rows if row["status"] == "failed"}.items():

@@ -29,6 +29,9 @@ class RolloutConfig(Section):
     """Sample among the k likeliest tokens; 0 is off, 1 would be greedy."""
     max_new_tokens: Positive = 3072
     """Length limit of a completion, in tokens."""
+    fit: bool = False
+    """Lower `prompts` and `eval.problems` to what the task has, and `max_new_tokens` to what the model's context leaves
+    beside the longest prompt, instead of refusing them. A run's recipe.yaml holds what came of it."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Strings that end a completion, besides those of the template, which a run's recipe.yaml holds as well; they are
     cut from the text, not from the tokens that are trained on."""

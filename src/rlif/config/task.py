@@ -32,19 +32,27 @@ class ArithmeticTask(Section):
 
 
 class FileTask(Section):
-    """Problems from a file: JSONL or Parquet, columns by your names."""
+    """Problems from a file (JSONL, JSON, CSV, Parquet) or from the hub; columns by your names."""
 
     name: Literal["file", "gsm8k", "math"]
     """file: any columns. gsm8k, math: the same with the schemas of those data sets as defaults."""
     path: str
-    """Training problems: .jsonl or .parquet."""
+    """Training problems: a .jsonl, .json, .csv, .tsv or .parquet file, or a data set of the hub (openai/gsm8k)."""
     eval_path: str | None = None
-    """Held-out problems for evaluation; without it, evaluation uses `path` and says so."""
+    """Held-out problems for evaluation; without it (and `eval_split`), evaluation uses `path` and says so."""
+    config: str | None = None
+    """Which configuration of a data set of the hub, where it has several (openai/gsm8k: main)."""
+    split: str = "train"
+    """The split of a data set of the hub that is trained on."""
+    eval_split: str | None = None
+    """The split of a data set of the hub that holds the problems for evaluation; null: test, if `eval_path` is one."""
     question_column: str | None = None
-    """Column of the question; null: the task's usual one (problem or question)."""
+    """Column of the question; null: the task's usual one (problem, question, prompt, messages). It may hold chat
+    messages: then the one user message, behind the system's."""
     answer_column: str | None = None
-    """Column of the answer; null: `answer`, or none if the first row has none. A row without a ground truth holds null
-    there; no reward that needs labels can be used then."""
+    """Column of the answer; null: `answer`, or none if the first row has none (of chat messages: what the reply has in
+    \\boxed or behind ####). A row without a ground truth holds null there; no reward that needs labels can be used
+    then."""
     id_column: str | None = None
     """Column of the row's id; null: `id` if there is one, else file name and line number."""
     template: str = "boxed"

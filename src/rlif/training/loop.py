@@ -7,6 +7,7 @@ prompt), so a run killed at any moment and resumed from its last checkpoint give
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from rlif.config import Recipe
 from rlif.errors import Argument, RlifError, named
@@ -61,6 +62,7 @@ def resume(
     task: Task | None = None,
     rewards: Mapping[str, Reward] | None = None,
     callback: ProgressCallback | None = None,
+    steps: int | None = None,
     until: int | None = None,
     stop: Stop | None = None,
     allow_changed: bool = False,
@@ -68,11 +70,12 @@ def resume(
     """Resume a run from its last checkpoint, as if it had never stopped; as `train` otherwise.
 
     A run that was given ``task`` or ``rewards`` needs the same again. Recipe, problems or model that have changed since
-    it began are refused unless ``allow_changed``.
+    it began are refused unless ``allow_changed``. ``steps``: go on until there are so many, a finished run as well.
     """
     _check_until(until)
     custom = Custom(task, rewards or {})
-    with Run.resume(out, callback or NullCallback(), custom, allow_changed=allow_changed) as run:
+    options: dict[str, Any] = {"steps": steps, "allow_changed": allow_changed}
+    with Run.resume(out, callback or NullCallback(), custom, **options) as run:
         return _loop(run, until, stop)
 
 

@@ -29,11 +29,15 @@ from rlif.runs.provenance import Provenance, model_files
 from rlif.tasks import build_task
 from rlif.tasks.base import Task
 from rlif.training.custom import Custom
+from rlif.training.fit import fitted
 from rlif.training.optim import MasterOptimizer, adamw
 from rlif.training.probe_problems import probe_problems
 from rlif.training.resolve import check_best
 from rlif.training.teacher import Teacher
 from rlif.types import Problem, Prompt
+
+BEGAN_WITH = "began_with"
+"""The key of a checkpoint's state that holds the steps which a run began with, where it has been told to do more."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +72,11 @@ class PromptSource:
         """Those of every evaluation."""
         return self.rendered(self.task.eval_problems(self.recipe.eval.problems))
 
-    def probe(self) -> tuple[Prompt, ...]:
-        """Those of every look, each with tokens of its own; none where nobody looks."""
-        return (
-            distinct_prompts(self.rendered(probe_problems(self.recipe, self.task))) if self.recipe.probe.every else ()
-        )
+    def probe(self, steps: int) -> tuple[Prompt, ...]:
+        """Those of every look, each with tokens of its own; none where nobody looks. ``steps``: for how long a run they
+        are chosen."""
+        recipe = self.recipe.model_copy(update={"steps": steps})
+        return distinct_prompts(self.rendered(probe_problems(recipe, self.task))) if recipe.probe.every else ()
 
     def rendered(self, problems: tuple[Problem, ...]) -> tuple[Prompt, ...]:
         return render(self.policy, self.recipe.task.template, problems, now=self.now)
@@ -108,6 +112,8 @@ def prepare(recipe: Recipe, origin: Origin, custom: Custom) -> Setup:
     check_best(recipe)
     task = custom.task or build_task(recipe.task)
     policy, optimizer = load_trainable(recipe, origin.checkpoint)
+    if recipe.rollout.fit and origin.began is None:
+        recipe = fitted(recipe, task, policy, origin.now)
     engine = build_engine(recipe, policy)
     prompts = PromptSource(recipe, task, policy, origin.now)
     check_problems(prompts, custom.needs_labels(recipe))
@@ -117,7 +123,11 @@ def prepare(recipe: Recipe, origin: Origin, custom: Custom) -> Setup:
     start = load_start(recipe, policy, fresh=origin.checkpoint is None)
     if start is not None:
         state["reference"] = _digest_of_start(recipe, start, state.get("reference"), origin)
-    eval_prompts, probe_prompts = prompts.evaluation() if recipe.eval.every else (), prompts.probe()
+    # A probe keeps its prompts when the run goes on for more steps: they were chosen for as many as it began with.
+    began_with = state.get(BEGAN_WITH, origin.began.recipe["steps"] if origin.began else recipe.steps)
+    if began_with != recipe.steps:
+        state[BEGAN_WITH] = began_with
+    eval_prompts, probe_prompts = prompts.evaluation() if recipe.eval.every else (), prompts.probe(began_with)
     check_context(policy, probe_prompts, recipe.rollout.max_new_tokens)
     provenance = _provenance(prompts, {"eval": eval_prompts, "probe": probe_prompts}, origin.began)
     state["provenance"] = provenance.model_dump(mode="json")

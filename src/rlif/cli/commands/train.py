@@ -1,7 +1,8 @@
-"""`rlif train`: a recipe, or a run to go on with."""
+"""`rlif train`: a recipe, data of your own, or a run to go on with."""
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,43 +19,106 @@ def train(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; must be new or empty.")] = None,
+    model: Annotated[str | None, typer.Option(help="A named model, hub id, folder, .gguf file, or a run.")] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Problems of yours: .jsonl, .json, .csv, .parquet, or a hub id.")
+    ] = None,
+    question: Annotated[str | None, typer.Option(metavar="COLUMN", help="The question's in --data.")] = None,
+    answer: Annotated[str | None, typer.Option(metavar="COLUMN", help="The answer's in --data, if any.")] = None,
+    config: Annotated[str | None, typer.Option(help="Of a data set of the hub, where it has several.")] = None,
+    split: Annotated[str | None, typer.Option(help="Of a data set of the hub; train unless given.")] = None,
+    reward: Annotated[str | None, typer.Option(metavar="NAME", help="What is rewarded (docs/rewards.md).")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of the run; with --resume: go on until there are so many.")
+    ] = None,
+    until: Annotated[
+        int | None, typer.Option(min=1, metavar="STEP", help="Pause after that step, with a checkpoint.")
+    ] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder instead.")] = None,
     allow_changed: Annotated[
         bool, typer.Option("--allow-changed", help="With --resume: also if recipe, data or model have changed.")
     ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress, only how it ended.")] = False,
 ) -> None:
-    """Train a model with GRPO, as a recipe says."""
+    """Train a model with GRPO: as a recipe says, or on problems of your own (--model M --data FILE)."""
+    if recipe is not None and "=" in str(recipe) and not os.path.isfile(recipe):  # no recipe: it is the first change
+        recipe, overrides = None, [str(recipe), *(overrides or [])]
+    begins = [recipe, out, model, data, question, answer, config, split, reward]
     if resume is not None:
-        if recipe is not None or out is not None:
-            raise RlifError("--resume DIR stands alone: the folder holds the recipe of its run")
-        _train(resume, recipe=None, allow_changed=allow_changed)
+        if overrides or any(one is not None for one in begins):
+            raise RlifError(
+                "--resume DIR goes with --steps, --until and --allow-changed alone: the folder holds the recipe of its "
+                "run; to change other keys of it, begin a new run"
+            )
+        _go_on(resume, steps, until, allow_changed=allow_changed, quiet=quiet)
         return
     if allow_changed:
         raise RlifError("--allow-changed belongs to --resume DIR: a new run has nothing that could have changed")
-    if recipe is None or out is None:
-        raise RlifError("give a recipe and --out DIR (or --resume DIR): rlif train recipes/tiny.yaml --out runs/first")
-    from rlif.recipes import find_recipe, load_recipe
+    if data is None and (odd := _named_of(question=question, answer=answer, config=config, split=split)):
+        raise RlifError(f"--{odd}: belongs to --data FILE, whose columns or parts it names")
+    if recipe is None and data is None:
+        raise RlifError(
+            "give a recipe, or a model and data (or --resume DIR): rlif train recipes/tiny.yaml --out runs/first, "
+            "rlif train --model MODEL --data FILE --out runs/own"
+        )
+    from rlif.tasks.readers import OwnData
+    from rlif.training.own_data import recipe_for, usual_folder
 
-    _train(out, recipe=load_recipe(find_recipe(recipe), overrides))
+    own = None if data is None else OwnData(data, question, answer, config, split)
+    found = recipe_for(model, own, recipe=recipe, reward=reward, steps=steps, overrides=overrides or [])
+    if out is None:
+        if own is None or recipe is not None:
+            raise RlifError(f"give a folder for the run: rlif train {recipe} --out DIR")
+        out = usual_folder(model, own)
+    _begin(found, out, until, quiet=quiet)
 
 
-def _train(out: Path, recipe: "Recipe | None", *, allow_changed: bool = False) -> None:
-    from rlif.cli.train_progress import ending_lines, show_progress
-    from rlif.recipes import load_recipe
-    from rlif.report.card import write_card
-    from rlif.runs.checkpoint import resumes_at
-    from rlif.runs.layout import FINAL, recipe_path
+def _named_of(**options: Any) -> str:
+    return next((name for name, value in options.items() if value is not None), "")
+
+
+_OPTIONS = {"out": "--out", "steps": "--steps", "until": "--until"}
+
+
+def _begin(recipe: "Recipe", out: Path, until: int | None, *, quiet: bool) -> None:
+    from rlif.cli.train_progress import beginning_line, show_progress
     from rlif.training import loop as trainer
 
     console = terminal.Console()
-    known = recipe or load_recipe(recipe_path(out))
-    done = 0 if recipe else resumes_at(out)
-    with named({"out": "--out"}), show_progress(console, known.steps, done) as callback:
-        if recipe:
-            trainer.train(recipe, out, callback=callback)
-        else:
-            trainer.resume(out, callback=callback, allow_changed=allow_changed)
-    if (out / FINAL).is_dir():
-        write_card(out)
+    if not quiet:
+        console.write_line(beginning_line(recipe, out))
+    with named(_OPTIONS), show_progress(console, recipe, quiet=quiet) as callback:
+        trainer.train(recipe, out, callback=callback, until=until)
+    _end(console, out)
+
+
+def _go_on(out: Path, steps: int | None, until: int | None, *, allow_changed: bool, quiet: bool) -> None:
+    from rlif.cli.train_progress import show_progress
+    from rlif.recipes import load_recipe
+    from rlif.runs.checkpoint import resumes_at
+    from rlif.runs.layout import recipe_path
+    from rlif.training import loop as trainer
+    from rlif.training.extension import with_steps
+
+    console = terminal.Console()
+    with named(_OPTIONS):
+        recipe, done = with_steps(load_recipe(recipe_path(out)), steps), resumes_at(out)
+        if not quiet:
+            console.write_line(f"{out}: going on from step {done} of {recipe.steps}")
+        with show_progress(console, recipe, done, quiet=quiet) as callback:
+            trainer.resume(out, callback=callback, steps=steps, until=until, allow_changed=allow_changed)
+    _end(console, out)
+
+
+def _end(console: terminal.Console, out: Path) -> None:
+    """Write the model's card if the run has ended, and say what came of it."""
+    from rlif.cli.train_progress import ending_lines, paused_line
+    from rlif.report.card import write_card
+    from rlif.runs.layout import FINAL
+
+    if not (out / FINAL).is_dir():
+        console.write_line(paused_line(out))
+        return
+    write_card(out)
     for line in ending_lines(out):
         console.write_line(line)
