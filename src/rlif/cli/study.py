@@ -12,7 +12,7 @@ from rich.table import Table
 from rlif.config import Recipe
 from rlif.errors import RlifError, named
 from rlif.experiments.budget import seconds, side_by_side, tokens_at_most
-from rlif.experiments.courses import SCORE
+from rlif.experiments.courses import SCORE, scored
 from rlif.experiments.grid import shipped_grids
 from rlif.experiments.study import GRIDS, RESULTS, RUNS, Plan, collect, missing_models, plan_study, run_study, status
 from rlif.utils.durations import duration
@@ -111,15 +111,16 @@ def _summary(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> Table:
     for row in rows:
         by_cell.setdefault(tuple(str(row[axis]) for axis in axes), []).append(row)
     for labels, lines in by_cell.items():
-        scored = [line for line in lines if line.get(SCORE) is not None]
+        evaluated = [line for line in lines if scored(line)]
         state = lines[0]["status"]
-        if not scored:
+        if not evaluated:
             if state != "waiting":
                 table.add_row(*labels, "", "", "", "", state)
             continue
-        best = max(scored, key=lambda line: float(line[SCORE]))
-        entropy = f"{scored[0]['eval/entropy']:.3f}→{scored[-1]['eval/entropy']:.3f}"
-        numbers = (f"{scored[0][SCORE]:.3f}", f"{best[SCORE]:.3f}@{best['step']}", f"{scored[-1][SCORE]:.3f}", entropy)
+        best = max(evaluated, key=lambda line: float(line[SCORE]))
+        first, last = evaluated[0], evaluated[-1]
+        entropy = f"{first['eval/entropy']:.3f}→{last['eval/entropy']:.3f}"
+        numbers = (f"{first[SCORE]:.3f}", f"{best[SCORE]:.3f}@{best['step']}", f"{last[SCORE]:.3f}", entropy)
         table.add_row(*labels, *(re.sub(r"\b0\.", ".", number) for number in numbers), state)
     return table
 

@@ -44,7 +44,7 @@ def step_parts(step: int, metrics: Mapping[str, float | int], steps: int | None 
     known = (
         ("entropy", "signal/entropy", "{:.3f}"),
         ("right", "verdict/right", "{:.2f}"),
-        *([("agree", "verdict/self_agreement", "{:.2f}")] if _unknown(metrics.get("verdict/right", 0.0)) else []),
+        ("agree", "verdict/self_agreement", "{:.2f}"),
         ("formatted", "verdict/formatted", "{:.2f}"),
         ("length", "length/mean", "{:.0f}"),
         ("tokens/s", "tokens_per_second/rollout", "{:,.0f}"),
@@ -67,10 +67,10 @@ def eval_parts(metrics: Mapping[str, float | int]) -> list[str]:
     right, both, entropy, n = (metrics[f"eval/{key}"] for key in ("right", "right_and_formatted", "entropy", "n"))
     greedy = metrics.get("eval/greedy_right_and_formatted")
     if _unknown(right):
-        agreement = with_error(metrics["eval/self_agreement"], metrics.get("eval/self_agreement_stderr"), ".3f")
         return [
             "eval: right –",
-            *([f"agree {agreement}"] if n > metrics["eval/problems"] else []),  # one answer agrees with itself
+            # Of one answer a problem there is nothing to say: it agrees with itself.
+            *([f"agree {metrics['eval/self_agreement']:.3f}"] if n > metrics["eval/problems"] else []),
             f"formatted {metrics['eval/formatted']:.3f}",
             f"entropy {entropy:.3f}",
             f"n {n:.0f}",

@@ -53,7 +53,9 @@ METRICS: dict[str, Metric] = {
     "verdict/formatted": Metric("share", "answers in the form that was asked for, right or wrong"),
     "verdict/right_and_formatted": Metric("share", "as verdict/right, and in the form that was asked for"),
     "verdict/undecided": Metric("share", "answers to problems with a label that could not be decided in time"),
-    "verdict/self_agreement": Metric("share", "mean share of a prompt's completions that give its commonest answer"),
+    "verdict/self_agreement": Metric(
+        "share", "mean share of a prompt's completions that give its commonest answer; of a task without labels alone"
+    ),
     "transitional/rate": Metric("words/token", "transitional words (but, wait, ...) per completion token"),
     "transitional/share": Metric("share", "completions with at least one transitional word"),
     "loss": Metric("nats", "the GRPO loss with its KL term, mean over the optimizer steps"),
@@ -117,7 +119,6 @@ METRICS: dict[str, Metric] = {
     "eval/length": Metric("tokens", "mean completion length, EOS included"),
     "eval/truncated": Metric("share", "completions cut off at the length limit"),
     "eval/self_agreement": Metric("share", "mean share of a problem's samples that give its most frequent answer"),
-    "eval/self_agreement_stderr": Metric("share", "standard error of eval/self_agreement over problems"),
     "eval/transitional_rate": Metric("words/token", "transitional words per completion token"),
     "eval/transitional_share": Metric("share", "completions with at least one transitional word"),
     "eval/n": Metric("completions", "completions evaluated: problems times samples"),

@@ -29,7 +29,6 @@ def describe(scored: Scored, update: Update) -> dict[str, float]:
         "verdict/formatted": sum(verdict.formatted for verdict in verdicts) / n,
         "verdict/right_and_formatted": _share(v.right is True and v.formatted for v in judged),
         "verdict/undecided": _share(verdict.right is None for verdict in judged),
-        "verdict/self_agreement": self_agreement([v.extracted for v in verdicts], rollouts.group_size).value,
         "transitional/rate": words.rate,
         "transitional/share": words.share,
         "tokens/prompt": float(sum(len(prompt.token_ids) for prompt in rollouts.prompts)),
@@ -38,6 +37,8 @@ def describe(scored: Scored, update: Update) -> dict[str, float]:
         "grad_norm": update.grad_norm,
         **update.metrics,
     }
+    if not judged:
+        metrics["verdict/self_agreement"] = self_agreement([v.extracted for v in verdicts], rollouts.group_size).value
     if scored.shares is not None:
         metrics["advantage/token_share"] = scored.shares.sum().item() / tokens
     for reason in ("eos", "stop_string", "length"):
