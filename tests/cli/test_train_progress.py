@@ -94,7 +94,12 @@ def test_a_log_gets_a_line_every_half_minute_and_what_evaluates(monkeypatch: pyt
         for step in range(1, 201):
             now[0] += 1.0
             callback.logged(step, METRICS if step == 50 else of_a_step)
+        now[0] += 40.0
+        callback.begin("update", 201, 700)
     lines = console.export_text().splitlines()
+    last = lines.pop()
+    assert last.startswith("step 201 of 200, update: 0 of at most 700 tokens")
+    assert "last step: trajectory_entropy -123.457, right 0.67" in last
     assert lines[0] == "step 1 of 200, rollout: 300 of at most 5,000 tokens  8 tokens/s"
     assert [int(line.split()[1]) for line in lines[1:]] == [1, 31, 50, 80, 110, 140, 170, 200]
     assert "eval: right 0.671" in lines[3]

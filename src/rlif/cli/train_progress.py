@@ -177,7 +177,7 @@ class PlainProgress:
     def __init__(self, console: Console, recipe: Recipe, done: int = 0) -> None:
         self._console, self._steps, self._left = console, recipe.steps, TimeLeft(recipe, done)
         self._said, self._phase, self._done, self._total, self._first = monotonic(), "", 0, 0, True
-        self._began = monotonic()
+        self._began, self._known = monotonic(), list[str]()
 
     def begin(self, phase: str, step: int, total: int) -> None:
         self._phase, self._done, self._total = f"step {step} of {self._steps}, {phase}", 0, total
@@ -193,10 +193,15 @@ class PlainProgress:
             return
         speed = self._done / max(monotonic() - self._began, 1e-9)
         parts = [f"{self._phase}: {self._done:,} of at most {self._total:,} tokens", f"{speed:,.0f} tokens/s"]
-        self._say([*parts, _left(self._left)])
+        self._say([*parts, *self._known, _left(self._left)])
 
     def logged(self, step: int, metrics: Mapping[str, float | int]) -> None:
         self._left.logged(step, metrics)
+        if step > 0:  # within the next step it is what is known: rewards, and what is right
+            known = step_parts(
+                step, {key: metrics[key] for key in metrics if key.startswith(("reward/", "verdict/right"))}
+            )
+            self._known = [f"last step: {', '.join(known[1:])}"]
         seen = [*look_parts(metrics), *eval_parts(metrics)]
         if self._first or seen or step == self._steps or monotonic() - self._said >= LINE_EVERY:
             self._first = self._first and step == 0

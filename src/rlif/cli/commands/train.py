@@ -1,6 +1,8 @@
 """`rlif train`: a recipe, data of your own, or a run to go on with."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -70,7 +72,10 @@ def train(
         if own is None or recipe is not None:
             raise RlifError(f"give a folder for the run: rlif train {recipe} --out DIR")
         out = usual_folder(model, own)
-    _begin(found, out, until, quiet=quiet)
+    given = {"model": model, "path": data, "question_column": question, "answer_column": answer}
+    given |= {"config": config, "split": split}
+    with _by_options({name for name, value in given.items() if value is not None}):
+        _begin(found, out, until, quiet=quiet)
 
 
 def _named_of(**options: Any) -> str:
@@ -78,6 +83,17 @@ def _named_of(**options: Any) -> str:
 
 
 _OPTIONS = {"out": "--out", "steps": "--steps", "until": "--until"}
+_OF_RECIPE = {"question_column": "--question", "answer_column": "--answer", "path": "--data"}
+
+
+@contextmanager
+def _by_options(given: set[str]) -> Iterator[None]:
+    """Let an error speak of the options that were given, where it would name their keys in a recipe."""
+    try:
+        yield
+    except RlifError as error:
+        error.names |= {name: _OF_RECIPE.get(name, f"--{name}") for name in given}
+        raise
 
 
 def _begin(recipe: "Recipe", out: Path, until: int | None, *, quiet: bool) -> None:
