@@ -5,7 +5,7 @@ WORKERS ?= 2# processes that share the tests; each takes a core and up to 4 GB
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup models demo test bench format clean
+.PHONY: help setup models demo test docs bench format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ test: setup ## lint, types, tests
 	$(BIN)/clang-format --dry-run --Werror src/rlif/model/kernels/cpu.c
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
+docs: setup ## the documentation as a site, site/index.html; a broken link or name fails it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 bench: setup ## the short benchmarks: one step beside TRL and transformers, and the head; some minutes
 	$(BIN)/python benchmarks/w1.py --steps 2
 	$(BIN)/python benchmarks/head.py --tokens 256 --rounds 2
@@ -43,4 +46,4 @@ format: setup ## put the code into its usual form
 	$(BIN)/clang-format -i src/rlif/model/kernels/cpu.c
 
 clean: ## remove .venv and the caches of the tools; runs/ stays
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf site .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis dist

@@ -14,7 +14,7 @@ SOURCE = Path(rlif.__file__).parent
 PAGE = Path(__file__).parents[1] / "docs" / "architecture.md"
 
 ORDER = (
-    *("errors", "utils", "config", "types", "rng", "signals", "recipe_hints", "recipes"),
+    *("errors", "utils", "config", "types", "rng", "signals", "recipe_hints", "recipes", "recipe_keys"),
     *("tiny", "grading", "model", "tasks", "analysis", "rollout", "rewards", "runs", "monitoring", "evals", "training"),
     *("report", "integrations", "theory", "experiments", "api", "cli", "__main__"),
 )

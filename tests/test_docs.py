@@ -1,17 +1,26 @@
 """The pages: lines short enough to read anywhere, and links that lead somewhere."""
 
 import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
+
+from rlif.cli.main import UsageError, app
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
     str(page.relative_to(ROOT)): page.read_text("utf-8") for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"))
 }
 WIDTH = 110
-WIDER = {"CHANGELOG.md", "CONTRIBUTING.md", "docs/LOG.md", "docs/architecture.md", "docs/metrics.md", "docs/tiny.md"}
+WIDER = {
+    *("CHANGELOG.md", "CONTRIBUTING.md", "docs/LOG.md", "docs/architecture.md", "docs/tiny.md"),
+    *("docs/commands.md", "docs/metrics.md", "docs/recipe.md"),
+}
 """Pages that may be wider: lists that are generated or grow by a line at a time, and notebooks."""
 
 
@@ -78,6 +87,11 @@ def test_long_lines_and_broken_links_are_seen() -> None:
     assert broken_links("README.md", links) == ["absent.md", "#there"]
 
 
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_no_page_holds_the_marks_of_a_merge(page: str) -> None:
+    assert not [line for line in PAGES[page].splitlines() if re.match(r"(<{7}|>{7}) |={7}$", line)]
+
+
 def test_what_the_architecture_page_says_where_is_there() -> None:
     """`path: name` stands for a name defined in that module; a path or a name alone for a module or a folder."""
     _, _, table = PAGES["docs/architecture.md"].partition("## Where is …")
@@ -89,3 +103,56 @@ def test_what_the_architecture_page_says_where_is_there() -> None:
         assert path.exists() or path.with_suffix(".py").exists(), entry
         for part in name.split("."):
             assert not part or re.search(rf"^\s*(?:def|class) {part}\b|^{part}\b", path.read_text("utf-8"), re.M), entry
+
+
+def commands(text: str) -> Iterator[str]:
+    """What a page's shell blocks tell a user to type: rlif's commands, continued lines joined, without comments."""
+    for block in re.findall(r"^```(?:sh|bash|console)?\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            if found := re.match(
+                r"\s*(?:\$ )?(?:\.venv/bin/|HF_HUB_OFFLINE=1 )*rlif ([^;|&>]*)", line.partition(" #")[0]
+            ):
+                yield found[1]
+
+
+def refusal(command: str) -> str:
+    """Why the command line would not take a command; empty if it would. Nothing is run."""
+    context = typer.main.get_command(app).make_context("rlif", shlex.split(command))
+    try:
+        while isinstance(context.command, typer.core.TyperGroup):
+            name, inner, rest = context.command.resolve_command(context, [*context._protected_args, *context.args])
+            assert inner is not None
+            context = inner.make_context(name, rest, parent=context)
+    except UsageError as error:
+        return str(error.format_message())
+    return ""
+
+
+GENERATED = "docs/commands.md"  # its lines are usage: rlif [OPTIONS] …
+TOLD = sorted({(page, told) for page, text in PAGES.items() if page != GENERATED for told in commands(text)})
+
+
+@pytest.mark.parametrize(("page", "command"), TOLD)
+def test_the_command_line_takes_what_a_page_tells_to_type(page: str, command: str) -> None:
+    assert not refusal(command), page
+
+
+def test_a_command_that_is_not_taken_is_seen() -> None:
+    text = (
+        "```sh\n.venv/bin/rlif eval a \\\n  --tasks x  # why; rlif\nls\n```\n`rlif inline`\n```python\nrlif = 1\n```\n"
+    )
+    assert [*commands(text)] == ["eval a    --tasks x "]
+    assert "--reward" in refusal("diagnose M --rewards x")
+    assert "No such command" in refusal("trian x")
+
+
+@pytest.mark.parametrize(
+    ("page", "module"),
+    [
+        ("docs/recipe.md", ["rlif.recipe_keys"]),
+        (GENERATED, ["typer", "rlif.cli.main", "utils", "docs", "--name", "rlif", "--title", "Every command"]),
+    ],
+)
+def test_a_generated_page_is_that_of_the_code(page: str, module: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-m", *module], capture_output=True, text=True, check=True)
+    assert PAGES[page] == done.stdout, f"run: python -m {' '.join(module)} > {page}"

@@ -48,6 +48,8 @@ def main() -> None:
         signal.signal(number, end_at_once)
     prepare()
     with terminal.guarded_streams():
+        if sys.platform == "win32":
+            terminal.note("rlif: warning: rlif is made for Linux and macOS and not tested on Windows; use WSL there")
         code, message = _outcome(sys.argv[1:])
         if message:
             terminal.note(f"rlif: {message}")

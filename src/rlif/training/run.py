@@ -296,7 +296,9 @@ class Run:
             if every and self.step % every == 0:
                 self._log.write_rollouts(self.step, scored)
             self._warn_of_drift(scored.rollouts, metrics["mismatch/mean"])
-        metrics |= {"time": time.monotonic() - self._started, "memory/peak_gb": peak_memory_gb(self.policy.device)}
+        metrics |= {"time": time.monotonic() - self._started}
+        if (peak := peak_memory_gb(self.policy.device)) is not None:
+            metrics |= {"memory/peak_gb": peak}
         self._log.write(self.step, metrics)
         self._sinks.write(self.step, metrics)
         self._remember_best(metrics)

@@ -11,9 +11,16 @@ import shutil
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from rlif.errors import Advice, Argument, RlifError
+
+try:
+    fcntl: Any = import_module("fcntl")
+except ImportError:  # Windows
+    fcntl = None
 
 LOCK = ".lock"
 """The file in a run folder that the process at work in it holds. It stays there, and means nothing, when none does."""
@@ -51,8 +58,8 @@ def locked(folder: Path) -> Iterator[None]:
 
 def in_use(folder: Path) -> bool:
     """Whether a process is at work in a folder (`locked`); nothing is written. Where that cannot be told: no."""
-    import fcntl
-
+    if fcntl is None:
+        return False
     try:
         with (folder / LOCK).open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go of when the file is closed
@@ -71,8 +78,6 @@ def unfinished(folder: Path, doing: str) -> Iterator[Path]:
     It is held (flock) as long as its process lives, so that what killed ones left of the same ``doing`` is known and
     goes first, on whatever machine or in whatever container they ran.
     """
-    import fcntl
-
     start = f".{folder.name}.{doing}-"
     if folder.parent.is_dir():
         for left in folder.parent.iterdir():
@@ -81,21 +86,31 @@ def unfinished(folder: Path, doing: str) -> Iterator[Path]:
     path = folder.with_name(f"{start}{os.getpid()}")
     try:
         make_folder(path)
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            with suppress(OSError):  # a file system without locks: it stays then, if this process is killed
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with _holding(path):
             yield path
-        finally:
-            os.close(descriptor)
     finally:
         shutil.rmtree(path, ignore_errors=True)
 
 
+@contextmanager
+def _holding(folder: Path) -> Iterator[None]:
+    """Hold an `unfinished` folder. On a system or disk without locks it stays, should this process be killed."""
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _held(folder: Path) -> bool:
     """Whether a process holds an `unfinished` folder. Where that cannot be told: yes."""
-    import fcntl
-
+    if fcntl is None:
+        return True
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:

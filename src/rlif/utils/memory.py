@@ -1,7 +1,6 @@
 """Memory of the process: how much it held at most, and giving back what it no longer needs."""
 
 import ctypes
-import resource
 import sys
 from functools import lru_cache
 from typing import Any
@@ -9,10 +8,15 @@ from typing import Any
 import torch
 
 
-def peak_memory_gb(device: torch.device) -> float:
-    """Peak memory since the start, in GB: of the GPU if the policy lives there, else of the process."""
+def peak_memory_gb(device: torch.device) -> float | None:
+    """Peak memory since the start, in GB: of the GPU if the policy lives there, else of the process. None where the
+    system does not count it (Windows)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
+    try:
+        import resource
+    except ImportError:
+        return None
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 

@@ -46,11 +46,19 @@ def kernels_for(x: Tensor) -> "Kernels | None":
 def kernels(dtype: torch.dtype) -> "Kernels | None":
     """The kernels for bfloat16 or float32, compiled if they have not been yet; None if that cannot be done.
 
-    A compiler that is there and fails, or makes something else, is a RuntimeWarning.
+    No compiler, or one that fails or makes something else, is a RuntimeWarning, said once.
     """
     wanted = os.environ.get("RLIF_CPU_KERNELS", "1").lower() not in ("0", "off", "no", "false")
+    if not wanted or sys.platform != "linux" or dtype not in _DEFINED:
+        return None
     command = os.environ.get("CC") or shutil.which("cc")
-    if not wanted or sys.platform != "linux" or not command or dtype not in _DEFINED:
+    if not command:
+        warnings.warn(
+            "there is no C compiler (cc) for rlif's CPU kernels, PyTorch's slower operations serve instead; "
+            "install gcc or clang, or set RLIF_CPU_KERNELS=0",
+            RuntimeWarning,
+            stacklevel=1,  # one place, whoever asks: Python says it once
+        )
         return None
     wide = ("-mprefer-vector-width=512",) if platform.machine() == "x86_64" else ()
     try:
