@@ -101,8 +101,7 @@ def explain(error: ValidationError, source: str, overrides: Sequence[str] = ()) 
         if said:
             override = _override(key or said.partition(":")[0], overrides)
             place = source if override is None else f"override {shown(override, 200)}"
-            named = override is not None and override.partition("=")[0] == key  # it stands in the override
-            by_place.setdefault(place, []).append(said if named or not key else f"{key}: {said}")
+            by_place.setdefault(place, []).append(f"{key}: {said}" if key else said)
     ordered = sorted(by_place.items(), key=lambda item: item[0] == source)
     return "; also ".join(f"{place}: {listed(each)}" for place, each in ordered)
 

@@ -168,7 +168,7 @@ def test_a_disk_without_room(run, toy_model: Path) -> None:  # type: ignore[no-u
         (["trian"], "No such command 'trian'"),
         (["train", "tiny", "--otu", "x"], "No such option: --otu"),
         (["train", "no-such-recipe", "--out", "x"], "no such recipe"),
-        (["train", "tiny"], "give a recipe and --out DIR"),
+        (["train", "tiny"], "give a folder for the run: rlif train tiny --out DIR"),
         (["train", "--resume", "nowhere"], "nowhere: holds no run"),
         (["quickstart"], "Missing option '--out'; see rlif quickstart --help"),
         (["quickstart", "--out", "x", "--steps", "0"], "Invalid value for '--steps'"),

@@ -99,11 +99,17 @@ def test_what_is_said_beside_a_recipe_comes_before_its_overrides_and_keeps_its_w
         ("tiny", "give a folder for the run: rlif train tiny --out DIR"),
         (
             "tiny task.path=x.jsonl --out x",
-            "override 'task.path=x.jsonl': the task arithmetic reads no file; for ",
+            "override 'task.path=x.jsonl': task.path: the task arithmetic reads no file; for ",
         ),
-        ("tiny task.pth=x.jsonl --out x", "override 'task.pth=x.jsonl': unknown key"),
-        ("tiny learning_rate=1 --out x", "override 'learning_rate=1': unknown key; did you mean grpo.lr?"),
-        ("tiny steps=0 seed=-1 --out x", "override 'steps=0': expected 1 or more (given 0); also override 'seed=-1': "),
+        ("tiny task.pth=x.jsonl --out x", "override 'task.pth=x.jsonl': task.pth: unknown key"),
+        (
+            "tiny learning_rate=1 --out x",
+            "override 'learning_rate=1': learning_rate: unknown key; did you mean grpo.lr?",
+        ),
+        (
+            "tiny steps=0 seed=-1 --out x",
+            "override 'steps=0': steps: expected 1 or more (given 0); also override 'seed=-1': ",
+        ),
         ("tiny rollout.group_size=1 --out x", "override 'rollout.group_size=1': rollout.group_size: 1 makes every"),
         ("tinyy --out x", "did you mean tiny?"),
         ("--model m --data none.jsonl --out x", "none.jsonl: No such file or directory; check --data"),
