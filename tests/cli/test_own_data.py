@@ -44,6 +44,8 @@ def test_a_file_and_a_models_name_are_a_run_and_its_folder_is_a_model(tmp_path: 
     assert (recipe.task.template, recipe.rollout.max_new_tokens, recipe.grpo.lr) == ("plain", 96, 1e-4)  # the model's
     again = invoke("train", "--resume", "run", "--quiet")
     assert again.splitlines() == ["final model: run/final"]
+    further = recipe_for("run", OwnData("sums.csv", "text"))  # a run is asked as it was trained
+    assert (further.task.template, further.rollout.max_new_tokens, further.policy.model) == ("plain", 96, "run")
     said = invoke("eval", "run", "--data", "sums.csv", "--question", "text", "--limit", "2", "--samples", "2", *OUT)
     assert said.splitlines()[0] == "run: loading"
     assert "sums: 2 problems" in said

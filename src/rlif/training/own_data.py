@@ -6,8 +6,11 @@ from typing import Any
 
 from rlif.config import Recipe
 from rlif.errors import RlifError
-from rlif.recipes import find_recipe, overridden, read_mapping, set_key
+from rlif.model.registry import final_of
+from rlif.recipes import find_recipe, load_recipe, overridden, read_mapping, set_key
+from rlif.runs.layout import recipe_path
 from rlif.tasks.readers import OwnData
+from rlif.utils.paths import expanded
 
 BASE = "own-data"
 """The shipped recipe that is begun with."""
@@ -23,7 +26,7 @@ USUAL: Mapping[str, Mapping[str, Any]] = {
     "gemma3-270m": {"task.template": "qa", "rollout.max_new_tokens": 128},
 }
 """What a named model brings: how it is asked, in which form it answers and how long, and how fast it learns (as in the
-shipped recipes). Any other model gets what recipes/own-data.yaml says."""
+shipped recipes). The folder of a run brings what it was trained with, any other model gets recipes/own-data.yaml."""
 
 
 def recipe_for(
@@ -47,7 +50,7 @@ def recipe_for(
     if recipe is None:
         if model is None:
             raise RlifError("say which model: rlif train --model MODEL --data FILE (rlif models lists those by name)")
-        asked |= USUAL.get(model, {})
+        asked |= USUAL.get(model) or _as_trained(model)
     if data is not None:
         content["task"] = _task(content.get("task"), data)
         asked["rollout.fit"] = True
@@ -56,6 +59,15 @@ def recipe_for(
     for key, value in asked.items():
         set_key(content, key, value, where=str(path))
     return overridden(content, overrides, source=str(path))
+
+
+def _as_trained(model: str) -> dict[str, Any]:
+    """What the folder of a run brings: how its model was asked while it was trained. Nothing for any other model."""
+    if final_of(model) == model:
+        return {}
+    recipe = load_recipe(recipe_path(expanded(model)))
+    asked = {"task.template": recipe.task.template, "rollout.max_new_tokens": recipe.rollout.max_new_tokens}
+    return asked | {"task.format": recipe.task.format, "grpo.lr": recipe.grpo.lr, "policy.dtype": recipe.policy.dtype}
 
 
 def _task(before: Any, data: OwnData) -> dict[str, Any]:
