@@ -215,7 +215,7 @@ def test_randomness_is_seen_however_it_is_written() -> None:
 
 def test_the_command_line_starts_light() -> None:
     heavy = ("torch", "transformers", "tokenizers", "matplotlib", "pyarrow", "numpy", "math_verify", "sympy")
-    code = f"import sys, rlif.cli.main; print(*sorted(set({heavy!r}) & set(sys.modules)))"
+    code = f"import sys, rlif.cli.main, rlif.training.own_data; print(*sorted(set({heavy!r}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [], f"import rlif.cli.main loads {done.stdout.strip()}"

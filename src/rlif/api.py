@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from rlif.config import PolicyConfig, Recipe
+from rlif.config import OwnData, PolicyConfig, Recipe
 from rlif.errors import expect
 from rlif.evals.backends.engine import EngineBackend
 from rlif.evals.runner import Candidate
@@ -25,7 +25,6 @@ from rlif.rollout.engine import Engine
 from rlif.runs.layout import recipe_path
 from rlif.tasks.base import Task
 from rlif.tasks.problems import Row, task_of
-from rlif.tasks.readers import OwnData
 from rlif.tasks.templates import find_template
 from rlif.training import loop
 from rlif.training.own_data import recipe_for as recipe_of_own_data

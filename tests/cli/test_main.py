@@ -199,7 +199,7 @@ def test_a_signal_while_nothing_runs_yet(  # type: ignore[no-untyped-def]
     run, monkeypatch: pytest.MonkeyPatch, signum: signal.Signals, code: int
 ) -> None:
     """While models load, say: there is nothing to keep."""
-    monkeypatch.setattr("rlif.cli.commands.train._train", lambda *arguments, **options: signal.raise_signal(signum))
+    monkeypatch.setattr("rlif.cli.commands.train._begin", lambda *arguments, **options: signal.raise_signal(signum))
     outcome = run("train", "tiny", "--out", "run")
     assert (outcome.code, outcome.err) == (code, "rlif: interrupted\n")
 

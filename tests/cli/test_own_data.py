@@ -9,11 +9,10 @@ from typer.testing import CliRunner
 
 from rlif.cli.commands.evaluate import _asked
 from rlif.cli.main import app
-from rlif.config import ArithmeticTask, FileTask
+from rlif.config import ArithmeticTask, FileTask, OwnData
 from rlif.errors import RlifError
 from rlif.recipes import load_recipe, shipped_recipes
 from rlif.runs.layout import recipe_path
-from rlif.tasks.readers import OwnData
 from rlif.training.own_data import recipe_for, usual_folder
 
 

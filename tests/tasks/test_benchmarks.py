@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from rlif.config import OwnData
 from rlif.errors import RlifError
 from rlif.tasks.base import digest
 from rlif.tasks.benchmarks import BENCHMARKS, find_benchmark, load_benchmark
 from rlif.tasks.few_shot import FIXED, read_shots
-from rlif.tasks.readers import OwnData
 from rlif.tasks.templates import TEMPLATES, render_messages, render_text
 
 HUB = Path(__file__).parents[1] / "fixtures" / "hub"

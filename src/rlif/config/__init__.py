@@ -35,4 +35,5 @@ from rlif.config.section import Positive as Positive
 from rlif.config.section import Section as Section
 from rlif.config.task import ArithmeticTask as ArithmeticTask
 from rlif.config.task import FileTask as FileTask
+from rlif.config.task import OwnData as OwnData
 from rlif.config.task import TaskConfig as TaskConfig

@@ -1,5 +1,6 @@
 """The section task: where the problems come from, and how they are put."""
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -64,3 +65,15 @@ class FileTask(Section):
 
 
 TaskConfig = Annotated[ArithmeticTask | FileTask, Field(discriminator="name")]
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """Where problems are read from instead of their usual place, and from which columns (None: the usual ones).
+    ``source``: a file, or a data set of the hub with its ``config`` and ``split``."""
+
+    source: str
+    question_column: str | None = None
+    answer_column: str | None = None
+    config: str | None = None
+    split: str | None = None

@@ -2,6 +2,7 @@
 
 from datetime import datetime
 
+from rlif.config import OwnData
 from rlif.evals.backends.base import RenderedProblem
 from rlif.evals.grader_mark import grader_mark
 from rlif.evals.passes import Pass
@@ -10,7 +11,6 @@ from rlif.grading.extraction import find_extractor
 from rlif.tasks.base import digest
 from rlif.tasks.benchmarks import Benchmark, find_benchmark, load_benchmark
 from rlif.tasks.few_shot import FIXED, Shot, read_shots
-from rlif.tasks.readers import OwnData
 from rlif.tasks.templates import Template, find_template, render_messages, render_text
 from rlif.types import Problem, Sampling
 from rlif.utils.paths import expanded

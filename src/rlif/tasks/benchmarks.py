@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
 
-from rlif.config import ArithmeticTask, FileTask
+from rlif.config import ArithmeticTask, FileTask, OwnData
 from rlif.errors import Argument, RlifError, did_you_mean
 from rlif.tasks.arithmetic import Arithmetic
 from rlif.tasks.files import problems_of
-from rlif.tasks.readers import OwnData, hub_rows, rows_in
+from rlif.tasks.readers import hub_rows, rows_in
 from rlif.types import Problem
 
 

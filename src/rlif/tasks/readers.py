@@ -10,7 +10,6 @@ import math
 import re
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,18 +21,6 @@ if TYPE_CHECKING:
     import pyarrow
 
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class OwnData:
-    """Where problems are read from instead of their usual place, and from which columns (None: the usual ones).
-    ``source``: a file, or a data set of the hub with its ``config`` and ``split``."""
-
-    source: str
-    question_column: str | None = None
-    answer_column: str | None = None
-    config: str | None = None
-    split: str | None = None
 
 
 def is_on_hub(source: str, base_dir: Path | None = None) -> bool:

@@ -4,12 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-from rlif.config import Recipe
+from rlif.config import OwnData, Recipe
 from rlif.errors import RlifError
 from rlif.model.registry import final_of
 from rlif.recipes import find_recipe, load_recipe, overridden, read_mapping, set_key
 from rlif.runs.layout import recipe_path
-from rlif.tasks.readers import OwnData
 from rlif.utils.paths import expanded
 
 BASE = "own-data"

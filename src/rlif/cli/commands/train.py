@@ -63,7 +63,7 @@ def train(
             "give a recipe, or a model and data (or --resume DIR): rlif train recipes/tiny.yaml --out runs/first, "
             "rlif train --model MODEL --data FILE --out runs/own"
         )
-    from rlif.tasks.readers import OwnData
+    from rlif.config import OwnData
     from rlif.training.own_data import recipe_for, usual_folder
 
     own = None if data is None else OwnData(data, question, answer, config, split)
