@@ -430,7 +430,7 @@ def test_a_bug_keeps_its_traceback_and_shows_it_printably(monkeypatch: pytest.Mo
     def broken(*_: object, **__: object) -> None:
         raise KeyError(f"ours {WILD}")
 
-    monkeypatch.setattr("rlif.recipes.find_recipe", broken)
+    monkeypatch.setattr("rlif.training.own_data.find_recipe", broken)
     outcome = run(["train", "tiny", "--out", "run"])
     assert outcome.code == 1
     assert "Traceback (most recent call last)" in outcome.err
@@ -455,7 +455,7 @@ def test_the_type_of_an_exception_decides(
     def broken(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("rlif.recipes.find_recipe", broken)
+    monkeypatch.setattr("rlif.training.own_data.find_recipe", broken)
     with monkeypatch.context() as patched:
         patched.setattr("rlif.utils.terminal.give_up", lambda stream: None)
         outcome = run(["train", "tiny", "--out", "run"])
