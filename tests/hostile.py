@@ -85,6 +85,11 @@ COMMANDS: Mapping[str, Callable[[str], list[str]]] = {
     "the model of eval": lambda t: ["eval", f"./{t}", "--tasks", "arithmetic", "--out", "judged"],
     "the tasks": lambda t: ["eval", "tiny-base", "--tasks", t, "--out", "file/judged"],
     "the data": lambda t: ["eval", "tiny-base", "--tasks", "own", "--data", f"own={t}", "--out", "file/judged"],
+    "bare data": lambda t: ["eval", "tiny-base", "--data", t, "--out", "file/judged"],
+    "the data of train": lambda t: ["train", "--model", "./none", "--data", t, "--out", "run"],
+    "a column of the data": lambda t: [
+        *("train", "--model", "./none", "--data", "file.jsonl", "--question", t, "--answer", t, "--out", "run")
+    ],
     "the task of the data": lambda t: ["eval", "tiny-base", "--tasks", "own", "--data", f"{t}=x", "--out", "file/e"],
     "the template": lambda t: ["eval", "tiny-base", "--tasks", "arithmetic", "--template", t, "--out", "file/judged"],
     "the format": lambda t: ["eval", "tiny-base", "--tasks", "arithmetic", "--format", t, "--out", "file/judged"],
@@ -236,6 +241,14 @@ FILES: Mapping[str, tuple[Mapping[str, str], list[str]]] = {
     "problems": (
         {"own.jsonl": ROWS},
         ["eval", "tiny-base", "--tasks", "own", "--data", "own=own.jsonl", "--out", "file/judged"],
+    ),
+    "problems as CSV": (
+        {"own.csv": 'id,question,answer\n0,"1+1=?",2\n1,2+1=?,3\n'},
+        ["eval", "tiny-base", "--data", "own.csv", "--question", "question", "--out", "file/judged"],
+    ),
+    "problems as JSON": (
+        {"own.json": json.dumps([{"messages": [{"role": "user", "content": "1+1=?"}]}])},
+        ["eval", "tiny-base", "--data", "own.json", "--out", "file/judged"],
     ),
     "problems as Parquet": (
         {"own.parquet": "PAR1" + ROWS + "PAR1"},

@@ -14,7 +14,7 @@ SOURCE = Path(rlif.__file__).parent
 PAGE = Path(__file__).parents[1] / "docs" / "architecture.md"
 
 ORDER = (
-    *("errors", "utils", "config", "types", "rng", "signals", "recipes", "recipe_keys"),
+    *("errors", "utils", "config", "types", "rng", "signals", "recipe_hints", "recipes", "recipe_keys"),
     *("tiny", "grading", "model", "tasks", "analysis", "rollout", "rewards", "runs", "monitoring", "evals", "training"),
     *("report", "integrations", "theory", "experiments", "api", "cli", "__main__"),
 )
@@ -124,6 +124,9 @@ MOST_LINES, MOST_PARAMETERS = 60, 7
 LARGER = {
     "cli.commands.diagnose.diagnose": "every option of the command is a parameter",
     "cli.commands.evaluate.evaluate": "every option of the command is a parameter",
+    "cli.commands.study.study": "every option of the command is a parameter",
+    "cli.commands.train.train": "every option of the command is a parameter",
+    "training.loop.resume": "what `train` is given, and how far to go",
     "cli.commands.sample.sample": "every option of the command is a parameter",
     "cli.commands.sft.sft": "every option of the command is a parameter",
     "cli.sample.print_samples": "every option of the command is a parameter",
@@ -213,7 +216,7 @@ def test_randomness_is_seen_however_it_is_written() -> None:
 
 def test_the_command_line_starts_light() -> None:
     heavy = ("torch", "transformers", "tokenizers", "matplotlib", "pyarrow", "numpy", "math_verify", "sympy")
-    code = f"import sys, rlif.cli.main; print(*sorted(set({heavy!r}) & set(sys.modules)))"
+    code = f"import sys, rlif.cli.main, rlif.training.own_data; print(*sorted(set({heavy!r}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [], f"import rlif.cli.main loads {done.stdout.strip()}"

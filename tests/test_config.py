@@ -1,5 +1,6 @@
 """Recipes: what is right reads back equal, what is wrong gets one line that names its key."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from rlif.config import (
     RewardConfig,
 )
 from rlif.errors import RlifError
+from rlif.recipe_hints import ALIASES
 from rlif.recipes import dump_recipe, load_recipe
 from rlif.recipes import parse_recipe as parse
 
@@ -231,7 +233,7 @@ def test_an_override_that_cannot_be_read(override: str, said: str, recipe_file: 
 
 def test_an_override_is_checked_like_the_file(recipe_file: Path) -> None:
     message = complaint(load_recipe, recipe_file, ["grop.lr=1e-5"])
-    assert message == f"{recipe_file}: grop: unknown key; did you mean grpo?"
+    assert message == "override 'grop.lr=1e-5': grop: unknown key; did you mean grpo?"
     message = complaint(load_recipe, recipe_file, ["task.question={a}+{b}"])  # to YAML, {a} is a mapping
     said = "override 'task.question={a}+{b}': the value is not YAML; text with signs in it stands in quotes: "
     assert message == said + "\"task.question='{a}+{b}'\""
@@ -246,16 +248,23 @@ def test_an_override_is_checked_like_the_file(recipe_file: Path) -> None:
         ({"lr": 1}, "lr: unknown key; did you mean grpo.lr?"),  # a key of another section before a likeness
         ({"group_size": 4}, "group_size: unknown key; did you mean rollout.group_size?"),
         ({"rewards": "random"}, "rewards: unknown key; did you mean reward?"),
-        ({"math": 1}, "math: unknown key; did you mean "),  # the name of a task is no key
+        ({"math": 1}, "my.yaml: math: unknown key"),  # the name of a task is no key, and nothing is like it
+        ({"learning_rate": 1e-5}, "learning_rate: unknown key; did you mean grpo.lr?"),  # as other trainers call it
+        ({"num_generations": 8}, "num_generations: unknown key; did you mean rollout.group_size?"),
+        ({"grpo": {"beta": 0.1}}, "grpo.beta: unknown key; did you mean grpo.kl_coef?"),
+        ({"output_dir": "x"}, "output_dir: unknown key; that is the option --out of rlif train"),
         ({"rollout": {"groupsize": 4}}, "rollout.groupsize: unknown key; did you mean rollout.group_size?"),
-        ({"grpo": {"learning_rate": 1e-5}}, "grpo.learning_rate: unknown key; did you mean grpo."),
+        ({"grpo": {"learning_rate": 1e-5}}, "grpo.learning_rate: unknown key; did you mean grpo.lr?"),
         ({"policy": {"model": "m", "chat": "on"}}, "policy.chat: unknown key; did you mean policy.chat_template?"),
         ({"policy": {"model": "m", "lora": {"rr": 8}}}, "policy.lora.rr: unknown key; did you mean policy.lora.r?"),
         ({"policy": {"model": "m", "lora": {"r": 0}}}, "policy.lora.r: "),
         ({"policy": {"model": "m", "lora": {"targets": []}}}, "policy.lora.targets: "),
         ({"policy": {"model": "m", "lora": 16}}, "policy.lora: "),
         ({"task": {"name": "arithmetic", "hihg": 9}}, "task.hihg: unknown key; did you mean task.high?"),
-        ({"task": {"name": "arithmetic", "file": "x"}}, "task.file: unknown key; did you mean task."),
+        (
+            {"task": {"name": "arithmetic", "path": "x"}},
+            "task.path: the task arithmetic reads no file; for problems of ",
+        ),
         ({"task": {"name": "math", "path": "p", "limt": 9}}, "task.limt: unknown key; did you mean task.limit?"),
         ({"task": {"name": "file", "path": "p", "arithmetic": 1}}, "task.arithmetic: unknown key"),
         ({"reward": {"name": "random", "wieght": 2}}, "reward.0.wieght: unknown key; did you mean reward.0.weight?"),
@@ -376,3 +385,32 @@ def test_one_target_of_an_adapter_needs_no_list() -> None:
     assert lora is not None
     assert lora.targets == ("q_proj",)
     assert parse(minimal(policy={"model": "m", "lora": {}})).policy.lora == LoraConfig(r=16, alpha=32)
+
+
+@pytest.mark.parametrize("task", [{"name": "arithmetic"}, {"name": "file", "path": "x"}], ids=["arithmetic", "file"])
+def test_whatever_stands_at_a_key_the_complaint_is_in_our_words(task: dict[str, Any]) -> None:
+    """The words of the library that checks mean nothing to who wrote a recipe."""
+    whole = yaml.safe_load(dump_recipe(parse(minimal(task=task))))
+    places = [(key, None) for key in whole]
+    places += [(key, inner) for key, section in whole.items() if isinstance(section, dict) for inner in section]
+    said = set()
+    for key, inner in places:
+        for value in (None, "", "x", -1, 0.5, 10**400, True, [], [[]], {}, {"a": 1}, [{"name": 3}], "\ud800"):
+            section = value if inner is None else {**whole[key], inner: value}
+            try:
+                parse({**whole, key: section})
+            except RlifError as error:
+                said.add(str(error))
+    assert len(said) > 200
+    foreign = re.compile(r"(?i)input should|valid|pydantic|extra inputs|field required|unable to|type=")
+    assert not [message for message in said if foreign.search(message)]
+
+
+def test_every_name_of_another_trainer_leads_to_a_key_that_is_there() -> None:
+    whole = parse(minimal()).model_dump()
+    whole["task"] |= parse(minimal(task={"name": "file", "path": "x"})).model_dump()["task"]
+    for alias, meant in ALIASES.items():
+        section, _, key = meant.partition(".")
+        assert meant.startswith("--") or (key in whole[section] if key else section in whole), alias
+        assert alias not in whole, alias
+    assert "did you mean" not in complaint(parse, minimal(zzz=1))

@@ -43,7 +43,7 @@ def test_advice_is_for_who_reads_it(error: Exception, code: int, monkeypatch: py
         raise pickle.loads(pickle.dumps(error))
 
     assert str(error) == "a: gone; rlif.resume('a')"
-    monkeypatch.setattr("rlif.recipes.find_recipe", broken)
+    monkeypatch.setattr("rlif.training.own_data.find_recipe", broken)
     assert main._outcome(["train", "tiny", "--out", "run"]) == (code, "a: gone; rlif train --resume a")
 
 

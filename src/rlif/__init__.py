@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors; a test holds 
     from rlif.api import evaluate as evaluate
     from rlif.api import load_policy as load_policy
     from rlif.api import load_recipe as load_recipe
+    from rlif.api import recipe_for as recipe_for
     from rlif.api import resume as resume
     from rlif.api import train as train
     from rlif.config import Recipe as Recipe
@@ -73,6 +74,7 @@ PUBLIC = {
     "Recipe": "rlif.config.Recipe",
     "load_recipe": "rlif.api.load_recipe",
     "parse_recipe": "rlif.recipes.parse_recipe",
+    "recipe_for": "rlif.api.recipe_for",
     "train": "rlif.api.train",
     "resume": "rlif.api.resume",
     "Task": "rlif.tasks.base.Task",

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from rlif.config import PolicyConfig, Recipe
+from rlif.config import OwnData, PolicyConfig, Recipe
 from rlif.errors import expect
 from rlif.evals.backends.engine import EngineBackend
 from rlif.evals.runner import Candidate
@@ -27,6 +27,7 @@ from rlif.tasks.base import Task
 from rlif.tasks.problems import Row, task_of
 from rlif.tasks.templates import find_template
 from rlif.training import loop
+from rlif.training.own_data import recipe_for as recipe_of_own_data
 from rlif.types import Problem
 
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -72,6 +73,39 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return read_recipe(find_recipe(Path(recipe)), list(overrides))
 
 
+def recipe_for(
+    model: str | Path,
+    data: str | Path,
+    *,
+    question: str | None = None,
+    answer: str | None = None,
+    reward: str | None = None,
+    steps: int | None = None,
+    overrides: Sequence[str] = (),
+) -> Recipe:
+    """A recipe for problems of your own, as ``rlif train --model M --data FILE`` makes one.
+
+    Args:
+        model: as `load_policy` takes it; a named one brings its own template, form, length and learning rate.
+        data: a .jsonl, .json, .csv, .tsv or .parquet file, or a data set of the hub (openai/gsm8k).
+        question: the column of the question; None: problem, question, prompt or messages.
+        answer: the column of the answer; None: answer, where there is one. None is needed for internal rewards.
+        reward: a name (docs/rewards.md); None: self_certainty.
+        steps: of training; None: 40.
+        overrides: further changes, ``key=value`` as on the command line (``task.config=main`` for the hub).
+
+    Prompts and lengths are fitted to the data and the model's context when training begins. Raises `RlifError` for what
+    is wrong.
+
+    >>> import rlif
+    >>> recipe = rlif.recipe_for("tiny-base", "sums.jsonl", question="text", steps=10, overrides=["seed=1"])
+    >>> recipe.task.question_column, recipe.rollout.max_new_tokens, recipe.seed
+    ('text', 96, 1)
+    """
+    own = OwnData(str(data), question, answer)
+    return recipe_of_own_data(str(model), own, reward=reward, steps=steps, overrides=overrides)
+
+
 def train(
     recipe: Recipe | str | Path, out: str | Path, *, rewards: Rewards | None = None, task: Problems | None = None
 ) -> Path | None:
@@ -105,12 +139,13 @@ def resume(
     *,
     rewards: Rewards | None = None,
     task: Problems | None = None,
+    steps: int | None = None,
     allow_changed: bool = False,
 ) -> Path | None:
     """Resume a run from its last checkpoint, as if it had never stopped; as `train` otherwise.
 
-    ``rewards`` and ``task`` are given again, for a folder holds no code. Recipe, problems or model that have changed
-    are refused unless ``allow_changed``.
+    ``rewards`` and ``task`` are given again, for a folder holds no code. ``steps``: go on until there are so many, a
+    finished run as well. Recipe, problems or model that have changed are refused unless ``allow_changed``.
 
     >>> import rlif, tempfile
     >>> small = ["rollout.prompts=2", "rollout.group_size=2", "rollout.max_new_tokens=8", "eval.every=0"]
@@ -122,7 +157,8 @@ def resume(
     out = Path(out)
     problems = None if task is None else _task(task, read_recipe(recipe_path(out)))
     own = rewards_of(rewards or {})
-    return _with_card(loop.resume(out, task=problems, rewards=own, allow_changed=allow_changed), out, own)
+    final = loop.resume(out, task=problems, rewards=own, steps=steps, allow_changed=allow_changed)
+    return _with_card(final, out, own)
 
 
 def _with_card(final: Path | None, out: Path, own: Mapping[str, Reward]) -> Path | None:

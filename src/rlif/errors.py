@@ -146,6 +146,22 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)), "")
 
 
+def near(name: str, known: Iterable[str]) -> str:
+    """The known name that was probably meant: of which this is a beginning or an end, or a misspelling; "" if none is
+    near enough to be guessed."""
+    names = list(known)
+    if misspelt := difflib.get_close_matches(name, names, n=1, cutoff=0.7):
+        return misspelt[0]
+    parts = [one for one in names if len(name) > 2 and (one.startswith(name) or one.endswith(f"_{name}"))]
+    return parts[0] if len(parts) == 1 else next(iter(difflib.get_close_matches(name, names, n=1, cutoff=0.6)), "")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """``; did you mean X?`` for a name that is near a known one, else nothing."""
+    meant = near(name, known)
+    return f"; did you mean {meant}?" if meant else ""
+
+
 _JOINERS = "\u200c\u200d"  # words of Persian and of India's languages, and families of emoji, need them
 
 

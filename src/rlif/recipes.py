@@ -1,25 +1,15 @@
 """Recipes: YAML in, a checked `Recipe` out; those that ship with rlif by name."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from rlif.config import (
-    WRAPPER_CONFIGS,
-    ArithmeticTask,
-    FileTask,
-    LoraConfig,
-    Merge,
-    MergedModel,
-    Recipe,
-    RewardConfig,
-    Section,
-)
-from rlif.errors import RlifError, nearest, printable, shortened, shown
-from rlif.utils.validation import explained, listed, misspelt_first
+from rlif.config import ArithmeticTask, FileTask, Recipe
+from rlif.errors import RlifError, did_you_mean, shortened, shown
+from rlif.recipe_hints import explain
 from rlif.utils.yaml_text import LONGEST, YamlError, read_yaml
 
 # Beside the package in a wheel; at the top of the repository in a checkout.
@@ -45,6 +35,8 @@ RECIPE_KEYS: Mapping[str, str] = {
     "path": "task.path",
     "eval_path": "task.eval_path",
     "answer_column": "task.answer_column",
+    "config": "task.config",
+    "split": "task.split",
     "question_column": "task.question_column",
     "low": "task.low",
     "high": "task.high",
@@ -70,18 +62,34 @@ def find_recipe(recipe: Path) -> Path:
     shipped = shipped_recipes()
     if str(recipe) in shipped:
         return shipped[str(recipe)]
-    raise RlifError(f"{recipe}: no such recipe; give a YAML file, or the name of a shipped one: {', '.join(shipped)}")
+    meant = did_you_mean(str(recipe), shipped)
+    raise RlifError(
+        f"{recipe}: no such recipe; give a YAML file, or the name of a shipped one: {', '.join(shipped)}{meant}"
+    )
 
 
-def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a YAML recipe, apply ``key=value`` overrides (values are YAML), check it.
 
-    Raises `RlifError` naming the file and the key of each mistake.
+    Raises `RlifError` naming the file, or the override, and the key of each mistake.
     """
-    data = read_mapping(path, "recipe")
-    for override in overrides or []:
+    return overridden(read_mapping(path, "recipe"), overrides, source=str(path))
+
+
+def overridden(data: dict[str, Any], overrides: Sequence[str], *, source: str) -> Recipe:
+    """The recipe that the mapping of a file and overrides make together; ``data`` is changed. Of a task that is
+    replaced by another one (``task.name=file``) the keys that the new one does not know are left behind.
+
+    Raises `RlifError` as `load_recipe`.
+    """
+    for override in overrides:
         _apply(data, override)
-    return parse_recipe(data, source=str(path))
+    keys = {override.partition("=")[0] for override in overrides}
+    task = data.get("task")
+    if "task.name" in keys and isinstance(task, dict):
+        known = (ArithmeticTask if task["name"] == "arithmetic" else FileTask).model_fields
+        data["task"] = {key: value for key, value in task.items() if key in known or f"task.{key}" in keys}
+    return parse_recipe(data, source=source, overrides=overrides)
 
 
 def read_mapping(path: Path, what: str) -> dict[str, Any]:
@@ -105,8 +113,9 @@ def read_mapping(path: Path, what: str) -> dict[str, Any]:
     return data
 
 
-def parse_recipe(data: dict[str, Any], *, source: str = "recipe") -> Recipe:
-    """Check a mapping. Raises `RlifError` naming ``source`` and the key of each mistake, misspelt ones first.
+def parse_recipe(data: dict[str, Any], *, source: str = "recipe", overrides: Sequence[str] = ()) -> Recipe:
+    """Check a mapping. Raises `RlifError` naming ``source`` and the key of each mistake, misspelt ones first; a mistake
+    in one of the ``overrides`` that were put into it names that one instead.
 
     >>> import rlif
     >>> base = {"steps": 1, "policy": {"model": "tiny-base"}, "task": {"name": "arithmetic"}, "reward": "length"}
@@ -119,7 +128,7 @@ def parse_recipe(data: dict[str, Any], *, source: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise RlifError(f"{source}: {_explain(error)}") from None
+        raise RlifError(explain(error, source, overrides)) from None
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -155,51 +164,3 @@ def set_key(data: dict[str, Any], key: str, value: Any, *, where: str) -> None:
             raise RlifError(f"{where}: {parent} is not a section in this recipe")
         node = child
     node[leaf] = value
-
-
-_KIND_AT: dict[tuple[str | int, ...], int] = {("task",): 1, ("policy", "model"): 2, ("reward",): 2}
-"""Where pydantic's location of a key below these holds the kind of its section: task.arithmetic.low,
-policy.model.merged.merge.base, reward.0.negated.of."""
-
-
-def _explain(error: ValidationError) -> str:
-    """The mistakes in one line: key, what is wrong, what to do. Misspelt keys come first."""
-    said, meant = [], set()
-    for mistake in misspelt_first(error.errors()):
-        location = mistake["loc"]
-        kinds = {_KIND_AT.get(location[:n]) for n in (1, 2)}
-        keys = [part for i, part in enumerate(location) if i not in kinds]
-        key = shortened(printable(".".join(str(part) for part in keys)), 200)
-        if mistake["type"] == "extra_forbidden":
-            known = _meant(keys, location)
-            meant.add(known)
-            said.append(f"{key}: unknown key; did you mean {known}?")
-        elif mistake["type"] != "missing":
-            said.append(f"{key + ': ' if key else ''}{explained(mistake)}")
-        elif key not in meant:  # what was misspelt is missing under its right name
-            said.append(f"{key}: {'a further value' if isinstance(keys[-1], int) else 'this key'} is required")
-    return listed(said)
-
-
-def _meant(unknown: list[Any], location: tuple[Any, ...]) -> str:
-    """The key that was meant: one of that name in another section (lr: grpo.lr), else the nearest of the same one."""
-    task = ArithmeticTask if location[1:2] == ("arithmetic",) else FileTask
-    reward = WRAPPER_CONFIGS.get(str(location[2]), RewardConfig) if location[2:] else RewardConfig
-    sections: dict[str, type[BaseModel]] = {"task": task, "reward": reward}
-    for name, field in Recipe.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            sections[name] = field.annotation
-    *parents, leaf = (printable(str(part))[:100] for part in unknown)
-    if not parents:
-        elsewhere = [f"{name}.{leaf}" for name, section in sections.items() if leaf in section.model_fields]
-        return next(iter(elsewhere), "") or nearest(leaf, Recipe.model_fields)
-    section = _DEEPER.get(tuple(parents), sections[parents[0]])
-    return ".".join([*parents, nearest(leaf, section.model_fields)])
-
-
-_DEEPER: Mapping[tuple[str, ...], type[BaseModel]] = {
-    ("policy", "model"): MergedModel,
-    ("policy", "model", "merge"): Merge,
-    ("policy", "lora"): LoraConfig,
-}
-"""Sections within sections."""

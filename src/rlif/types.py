@@ -14,7 +14,7 @@ and ``policy_logprobs`` (what the trainer computes).
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Literal, NamedTuple
@@ -174,6 +174,23 @@ class Verdict:
     right: bool | None
     formatted: bool
     extracted: str | None
+
+
+def labelled(answers: Sequence[str | None], verdicts: Sequence[Verdict]) -> list[bool]:
+    """Which problems can be judged at all: those with a ground truth, and those on which a task's own judge has
+    given a verdict.
+
+    Args:
+        answers: the ground truth of each problem, None where it has none.
+        verdicts: those on all its answers, as many each, a problem's adjacent.
+
+    What is right or wrong is said of these alone: of the others it is not known, which is no 0.
+    """
+    size = len(verdicts) // max(len(answers), 1)
+    return [
+        answer is not None or any(verdict.right is not None for verdict in verdicts[i * size : (i + 1) * size])
+        for i, answer in enumerate(answers)
+    ]
 
 
 @dataclass(frozen=True)

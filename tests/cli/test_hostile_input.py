@@ -24,7 +24,7 @@ from rlif.cli import main
 from rlif.cli.train_progress import eval_parts, show_progress
 from rlif.errors import RlifError, printable, printable_lines, shown, with_error
 from rlif.evals.tables import task_view
-from rlif.recipes import load_recipe
+from rlif.recipes import load_recipe, shipped_recipes
 from rlif.utils.terminal import Console, OutputError, give_up, guarded_streams, text_column
 from rlif.utils.yaml_text import YamlError, read_yaml
 from toys import toy_policy
@@ -119,7 +119,7 @@ def test_bars_and_tables_show_names_as_they_are(name: str) -> None:
     console = Console(file=out, force_terminal=True, width=200, legacy_windows=False, color_system=None)
     task: Any = type("Task", (), {"description": name, "fields": {}})()
     assert text_column("{task.description}").render(task).plain.count("[") == name.count("[")
-    with show_progress(console, 1) as callback:
+    with show_progress(console, load_recipe(shipped_recipes()["tiny"], ["steps=1"])) as callback:
         callback.begin(name, 1, 10)
         callback.logged(1, {f"reward/{name}/mean": 1.0})
     assert "\x1b[2J" not in out.getvalue().replace("\x1b[2K", "")
@@ -430,7 +430,7 @@ def test_a_bug_keeps_its_traceback_and_shows_it_printably(monkeypatch: pytest.Mo
     def broken(*_: object, **__: object) -> None:
         raise KeyError(f"ours {WILD}")
 
-    monkeypatch.setattr("rlif.recipes.find_recipe", broken)
+    monkeypatch.setattr("rlif.training.own_data.find_recipe", broken)
     outcome = run(["train", "tiny", "--out", "run"])
     assert outcome.code == 1
     assert "Traceback (most recent call last)" in outcome.err
@@ -455,7 +455,7 @@ def test_the_type_of_an_exception_decides(
     def broken(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("rlif.recipes.find_recipe", broken)
+    monkeypatch.setattr("rlif.training.own_data.find_recipe", broken)
     with monkeypatch.context() as patched:
         patched.setattr("rlif.utils.terminal.give_up", lambda stream: None)
         outcome = run(["train", "tiny", "--out", "run"])

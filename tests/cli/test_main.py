@@ -168,7 +168,7 @@ def test_a_disk_without_room(run, toy_model: Path) -> None:  # type: ignore[no-u
         (["trian"], "No such command 'trian'"),
         (["train", "tiny", "--otu", "x"], "No such option: --otu"),
         (["train", "no-such-recipe", "--out", "x"], "no such recipe"),
-        (["train", "tiny"], "give a recipe and --out DIR"),
+        (["train", "tiny"], "give a folder for the run: rlif train tiny --out DIR"),
         (["train", "--resume", "nowhere"], "nowhere: holds no run"),
         (["quickstart"], "Missing option '--out'; see rlif quickstart --help"),
         (["quickstart", "--out", "x", "--steps", "0"], "Invalid value for '--steps'"),
@@ -201,7 +201,7 @@ def test_a_signal_while_nothing_runs_yet(  # type: ignore[no-untyped-def]
     run, monkeypatch: pytest.MonkeyPatch, signum: signal.Signals, code: int
 ) -> None:
     """While models load, say: there is nothing to keep."""
-    monkeypatch.setattr("rlif.cli.commands.train._train", lambda *arguments, **options: signal.raise_signal(signum))
+    monkeypatch.setattr("rlif.cli.commands.train._begin", lambda *arguments, **options: signal.raise_signal(signum))
     outcome = run("train", "tiny", "--out", "run")
     assert (outcome.code, outcome.err) == (code, "rlif: interrupted\n")
 

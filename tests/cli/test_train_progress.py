@@ -5,7 +5,11 @@ from io import StringIO
 
 import pytest
 
+from rlif.cli import train_progress
+from rlif.cli.time_left import TimeLeft
 from rlif.cli.train_progress import eval_parts, fitting, show_progress, step_parts
+from rlif.config import Recipe
+from rlif.recipes import load_recipe, shipped_recipes
 from rlif.utils.terminal import Console
 
 KEY = "eval/greedy_right_and_formatted"
@@ -16,6 +20,8 @@ METRICS = {
     "verdict/formatted": 0.755,
     "length/mean": 123.4,
     "tokens_per_second/rollout": 12345.0,
+    "time/rollout": 1.5,
+    "time/update": 0.5,
     "eval/right": 0.671,
     "eval/right_stderr": 0.021,
     "eval/right_and_formatted": 0.634,
@@ -36,7 +42,7 @@ def test_a_line_is_as_much_as_fits(width: int) -> None:
 
 def test_a_terminal_gets_no_wrapped_line_and_no_bar_of_a_phase_that_is_over() -> None:
     console = Console(width=80, force_terminal=True, record=True, file=StringIO())
-    with show_progress(console, 2) as callback:
+    with show_progress(console, recipe(2)) as callback:
         callback.begin("rollout", 1, 100)
         callback.advance(40)
         callback.logged(1, METRICS)
@@ -62,9 +68,90 @@ def test_the_greedy_answers_stand_beside_the_sampled_ones_where_there_are_any() 
 
 def test_a_log_gets_one_whole_line_a_step() -> None:
     console = Console(width=80, record=True, file=StringIO())
-    with show_progress(console, 2) as callback:
+    with show_progress(console, recipe(2)) as callback:
         callback.logged(1, METRICS)
     (line,) = console.export_text().splitlines()
     assert "12,345" in line
     assert "eval: right 0.671 ± 0.021" in line
-    assert line.endswith(" s left")
+    assert line.startswith("step    1 of 2  ")
+    assert line.endswith("  2 s left")
+
+
+def recipe(steps: int, *changes: str) -> Recipe:
+    return load_recipe(shipped_recipes()["tiny"], [f"steps={steps}", *changes])
+
+
+def test_a_log_gets_a_line_every_half_minute_and_what_evaluates(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(train_progress, "monotonic", lambda: now[0])
+    console = Console(width=80, record=True, file=StringIO())
+    of_a_step = {key: value for key, value in METRICS.items() if not key.startswith("eval/")}
+    with show_progress(console, recipe(200)) as callback:
+        callback.begin("rollout", 1, 5000)
+        for tokens in (100, 200):  # within a step, too
+            now[0] += 20.0
+            callback.advance(tokens)
+        for step in range(1, 201):
+            now[0] += 1.0
+            callback.logged(step, METRICS if step == 50 else of_a_step)
+        now[0] += 40.0
+        callback.begin("update", 201, 700)
+    lines = console.export_text().splitlines()
+    last = lines.pop()
+    assert last.startswith("step 201 of 200, update: 0 of at most 700 tokens")
+    assert "last step: trajectory_entropy -123.457, right 0.67" in last
+    assert lines[0] == "step 1 of 200, rollout: 300 of at most 5,000 tokens  8 tokens/s"
+    assert [int(line.split()[1]) for line in lines[1:]] == [1, 31, 50, 80, 110, 140, 170, 200]
+    assert "eval: right 0.671" in lines[3]
+    assert all(name in lines[2] for name in ("of 200", "trajectory_entropy", "right 0.67", "12,345", " left"))
+
+
+def test_quiet_shows_nothing_and_a_narrow_terminal_no_line_that_is_cut() -> None:
+    console = Console(width=80, record=True, file=StringIO())
+    with show_progress(console, recipe(2), quiet=True) as callback:
+        callback.begin("rollout", 1, 10)
+        callback.logged(1, METRICS)
+    assert console.export_text() == ""
+    narrow = Console(width=40, force_terminal=True, record=True, file=StringIO())
+    with show_progress(narrow, recipe(2)) as callback:
+        callback.begin("rollout", 1, 100_000)
+        callback.advance(40_000)
+        callback.logged(1, METRICS)
+    shown = narrow.export_text()
+    assert "0/100000" in shown
+    assert "1/2" in shown
+    assert "2 s left" in shown
+    lines = re.findall(r"(?:step    1|eval:|run )[^\n]*", shown.replace("run ", "\nrun "))
+    assert len(lines) > 3
+    assert max(map(len, lines)) <= 40
+
+
+def test_no_colour_is_sent_to_who_wants_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def shown() -> str:
+        out = StringIO()
+        console = Console(width=80, force_terminal=True, color_system="truecolor", file=out, legacy_windows=False)
+        with show_progress(console, recipe(2)) as callback:
+            callback.begin("rollout", 1, 100)
+            callback.logged(1, METRICS)
+        return out.getvalue()
+
+    coloured = re.compile(r"\x1b\[[0-9;]*(3[0-9]|38;[0-9;]+)m")
+    assert coloured.search(shown())
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not coloured.search(shown())
+
+
+def test_the_time_left_counts_neither_loading_nor_the_first_step_but_what_evaluations_take() -> None:
+    left = TimeLeft(recipe(60, "eval.every=25"))
+    assert left.seconds is None
+    left.logged(0, {"time/eval": 5.0})
+    left.logged(1, {"time/rollout": 15.0, "time/update": 5.0, "time": 400.0})  # kernels are made
+    assert left.seconds == 59 * 20.0 + 3 * 5.0  # at steps 25, 50 and 60
+    left.logged(2, {"time/rollout": 0.5, "time/update": 0.5})
+    assert left.seconds == 58 * 1.0 + 3 * 5.0
+    for step in range(3, 26):
+        left.logged(step, {"time/rollout": 2.0, **({"time/eval": 4.0} if step == 25 else {})})
+    assert left.seconds == 35 * 2.0 + 2 * 4.0
+    left = TimeLeft(recipe(60, "eval.every=0"), done=50)
+    left.logged(51, {"time/rollout": 3.0})
+    assert left.seconds == 9 * 3.0

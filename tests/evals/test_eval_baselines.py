@@ -363,4 +363,4 @@ def test_the_command_takes_a_list_of_baselines(tmp_path: Path, monkeypatch: pyte
     assert "baselines" not in json.loads((tmp_path / "none" / "results.json").read_text())["asked"]
     wrong = run("e", "--baselines", "greed")
     assert isinstance(wrong.exception, RlifError)
-    assert str(wrong.exception).startswith("--baselines: no 'greed'; did you mean greedy? There are greedy, low_temp")
+    assert str(wrong.exception).startswith("--baselines: no 'greed'; did you mean greedy? (there are greedy, low_temp")

@@ -35,7 +35,7 @@ from rlif.evals.backends.engine import EngineBackend, answers_of
 from rlif.evals.compare import compare, model_folders
 from rlif.evals.grader_mark import SAME_VERDICTS
 from rlif.evals.metrics import AnswerTable, counts, headline, profile
-from rlif.evals.pace import Pace, duration
+from rlif.evals.pace import Pace
 from rlif.evals.plan import Plan
 from rlif.evals.runner import Candidate, evaluate
 from rlif.evals.store import Store, read_answers, slug
@@ -44,6 +44,7 @@ from rlif.model.fingerprint import tokenizer_mark, weights_mark
 from rlif.rng import Key
 from rlif.rollout.engine import Engine
 from rlif.types import Sampling, Verdict
+from rlif.utils.durations import duration
 from rlif.utils.terminal import Console
 from toys import toy_policy, toy_prompts
 
@@ -464,11 +465,11 @@ def test_a_plan_says_what_it_asks() -> None:
         ("--tasks own --data own=none.jsonl", r"none.jsonl: No such file or directory; check --data"),
         (
             "--tasks own --data own=empty.jsonl",
-            r"empty.jsonl: no answer in column 'answer' of any row; put .* there",
+            r"empty.jsonl: no answer in column 'answer' of any row; name another in --answer",
         ),
         (
             "--tasks own --data own=text.jsonl",
-            r"text.jsonl:1: no column 'problem' or 'question'; rename .* text, .*",
+            r"text.jsonl:1: no column .* or 'messages'; name the question's in --question .*text, .*",
         ),
         ("--tasks arithmetic --limit 9999", r"the evaluation share of .* 9999 .* asked for; lower --limit to \d+"),
         ("--tasks arithmetic --shots 1 --shots-from none.jsonl", r"none.jsonl: No such file .*; check --shots-from"),

@@ -436,7 +436,7 @@ def test_what_changes_in_a_real_run_is_refused_and_harmless_changes_are_not(toy_
 
 def test_the_flag_stands_beside_resume_alone(tmp_path: Path) -> None:
     with pytest.raises(RlifError, match="--allow-changed belongs to --resume DIR"):
-        main.train(Path("tiny"), None, tmp_path / "run", None, True)
+        main.train(Path("tiny"), None, tmp_path / "run", allow_changed=True)
 
 
 def test_a_model_folder_is_known_by_what_transformers_reads_of_it(toy_model: Path, tmp_path: Path) -> None:

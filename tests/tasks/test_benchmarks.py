@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from rlif.config import OwnData
 from rlif.errors import RlifError
 from rlif.tasks.base import digest
 from rlif.tasks.benchmarks import BENCHMARKS, find_benchmark, load_benchmark
@@ -48,7 +49,7 @@ def test_hub_and_file_give_the_same_problems(name: str, hub: list[tuple[Any, ...
     from_hub = load_benchmark(benchmark)
     assert [problem.answer for problem in from_hub] == answers
     assert [problem.id for problem in from_hub] == ids
-    from_file = load_benchmark(benchmark, HUB / file)
+    from_file = load_benchmark(benchmark, OwnData(str(HUB / file)))
     assert from_file == from_hub
     assert digest(from_file) == digest(from_hub) != digest(from_file[:1])
     assert load_benchmark(benchmark, limit=1) == from_hub[:1]
@@ -83,8 +84,8 @@ def test_names_that_are_not_known(tmp_path: Path) -> None:
     assert find_benchmark("mine", has_file=True).schema == "file"
     path = tmp_path / "mine.jsonl"
     path.write_text('{"problem": "1+1?", "answer": "2"}\n{"problem": "2+2?", "answer": null}\n')
-    with pytest.raises(RlifError, match=r"1 problems without an answer \(the first: mine.jsonl:2\)"):
-        load_benchmark(find_benchmark("mine", has_file=True), path)
+    problems = load_benchmark(find_benchmark("mine", has_file=True), OwnData(str(path)))
+    assert [problem.answer for problem in problems] == ["2", None]  # what is right is said of the first alone
 
 
 def test_generated_benchmarks_are_held_out_and_have_a_size() -> None:

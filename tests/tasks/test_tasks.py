@@ -347,7 +347,11 @@ GOOD = '{"id": "a", "problem": "p", "answer": "1"}\n'
         (GOOD + '{"id": "b", "answer": "1"}\n', {}, r"rows\.jsonl:2: no column 'problem' \(there are id, answer\)"),
         (GOOD + '{"id": "b", "problem": "q"}\n', {}, r"rows\.jsonl:2: no column 'answer' \(there are id, problem\)"),
         (GOOD + '\n{"problem": "q", "answer": "1"}\n', {}, r"rows\.jsonl:3: no column 'id'"),
-        ('{"text": "p"}\n', {}, r"rows\.jsonl:1: no column 'problem' or 'question'; .*question_column .*are text\)"),
+        (
+            '{"text": "p"}\n',
+            {},
+            r"rows\.jsonl:1: no column 'problem', 'question', 'prompt' or 'messages'; .*question_column .*are text\)",
+        ),
         ("{}\n", {}, r"rows\.jsonl:1: .*\(there are none\)"),
         (GOOD, {"question_column": "q"}, r"rows\.jsonl:1: no column 'q' \(there are id, problem, answer\)"),
         (GOOD, {"answer_column": "gold"}, r"rows\.jsonl:1: no column 'gold'"),
@@ -377,8 +381,8 @@ def test_bad_files_are_refused_with_their_line(
 def test_files_that_are_not_there_or_not_known(tmp_path: Path) -> None:
     with pytest.raises(RlifError, match=r"none\.jsonl: No such file or directory; check path$"):
         read(tmp_path / "none.jsonl")
-    with pytest.raises(RlifError, match=r"rows\.csv: expected a file whose name ends in \.jsonl or \.parquet"):
-        read(tmp_path / "rows.csv")
+    with pytest.raises(RlifError, match=r"rows\.xlsx: expected a file ending in \.jsonl, .* or \.parquet"):
+        read(tmp_path / "rows.xlsx")
     (tmp_path / "folder.jsonl").mkdir()
     with pytest.raises(RlifError, match=r"folder\.jsonl: Is a directory"):
         read(tmp_path / "folder.jsonl")

@@ -41,11 +41,12 @@ OF_SOME = {
     "entropy_coef",
     "kl_cov",
     "advantage/token_share",
+    "verdict/self_agreement",
     "time/reference",
     "time/probe",
 }
-"""Keys that only some recipes log: test_consensus.py, test_coefficients.py; and of looks, with `probe/*`:
-test_looks.py."""
+"""Keys that only some recipes log: test_consensus.py, test_coefficients.py, test_without_labels.py; and of looks, with
+`probe/*`: test_looks.py."""
 
 
 INTERVENTIONS = {

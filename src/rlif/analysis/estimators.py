@@ -22,8 +22,10 @@ class Estimate(NamedTuple):
 
 
 def over_problems(values: Float[np.ndarray, " problem"]) -> Estimate:
-    """The mean of one number per problem."""
+    """The mean of one number per problem; NaN of none."""
     n = len(values)
+    if not n:
+        return Estimate(math.nan, math.nan)
     return Estimate(float(values.mean()), float(values.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan)
 
 
@@ -68,8 +70,10 @@ def maj_at_k(answers: Sequence[Sequence[str | None]], right: Bool[np.ndarray, "p
     """maj@k: is the commonest of a problem's k answers right? Answers are the same if `canonical` says so: 18, 18.00.
 
     One that could not be read never votes. Among answers equally common each wins with the same chance; if nobody
-    votes the problem is lost (`rlif.grading.voting`).
+    votes the problem is lost (`rlif.grading.voting`). NaN of no problem.
     """
+    if not answers:
+        return Estimate(math.nan, math.nan)
     return over_problems((winner_shares(ballots(answers)) * right).sum(axis=1))
 
 

@@ -8,7 +8,9 @@ from rich.progress import BarColumn, Progress
 
 from rlif.errors import printable, shortened
 from rlif.evals.backends.base import Answer
-from rlif.evals.pace import Pace, duration
+from rlif.evals.callbacks import EvalCallback, NullEvalCallback
+from rlif.evals.pace import Pace
+from rlif.utils.durations import duration
 from rlif.utils.terminal import Console, text_column
 
 _LINE_EVERY = 30.0  # seconds
@@ -71,8 +73,11 @@ class PlainEvalProgress:
 
 
 @contextmanager
-def eval_progress(console: Console) -> Iterator[LiveEvalProgress | PlainEvalProgress]:
-    """The callback that fits the console."""
+def eval_progress(console: Console, *, quiet: bool = False) -> Iterator[EvalCallback]:
+    """The callback that fits the console; one that shows nothing if ``quiet``."""
+    if quiet:
+        yield NullEvalCallback()
+        return
     if not console.is_terminal:
         yield PlainEvalProgress(console)
         return

@@ -8,6 +8,7 @@ from typing import Any
 from rlif.cli.eval_progress import eval_progress
 from rlif.config import PolicyConfig
 from rlif.errors import Argument, RlifError, named
+from rlif.evals.backends.base import Backend
 from rlif.evals.backends.engine import EngineBackend
 from rlif.evals.backends.openai import ServedBackend
 from rlif.evals.backends.openai_client import Client, Server
@@ -27,6 +28,7 @@ _SAME = (
 )
 OPTIONS: Mapping[str, str] = {
     **{name: f"--{name.replace('_', '-')}" for name in _SAME},
+    **{"question_column": "--question", "answer_column": "--answer", "config": "--config", "split": "--split"},
     "eval_problems": "--limit",
     "model": "MODEL",
 }
@@ -35,14 +37,21 @@ OPTIONS: Mapping[str, str] = {
 
 @named(OPTIONS)
 def run_eval(
-    models: Sequence[str], settings: Settings, out: Path, *, dtype: str, device: str, max_mismatch: float | None = None
+    models: Sequence[str],
+    settings: Settings,
+    out: Path,
+    *,
+    dtype: str,
+    device: str,
+    max_mismatch: float | None = None,
+    quiet: bool = False,
 ) -> None:
-    """Evaluate models in this process, one after the other, and print the tables.
+    """Evaluate models in this process, one after the other, and print the tables; ``quiet``: these alone.
 
     Raises `RlifError` for what the user can fix; a model that is not there is found before the first one is asked.
     """
     options: dict[str, Any] = {"dtype": dtype, "device": device, "max_mismatch": max_mismatch}
-    judge([local(name, settings, **options) for name in models], settings, out)
+    judge([local(name, settings, **options) for name in models], settings, out, quiet=quiet)
 
 
 def local(model: str, settings: Settings, *, dtype: str, device: str, max_mismatch: float | None = None) -> Candidate:
@@ -57,9 +66,9 @@ def local(model: str, settings: Settings, *, dtype: str, device: str, max_mismat
 
 
 @named(OPTIONS)
-def run_served(servers: Sequence[Server], settings: Settings, out: Path) -> None:
+def run_served(servers: Sequence[Server], settings: Settings, out: Path, *, quiet: bool = False) -> None:
     """Evaluate models behind a server, and print the tables. Raises `RlifError` for what the user can fix."""
-    judge([served(server, settings) for server in servers], settings, out)
+    judge([served(server, settings) for server in servers], settings, out, quiet=quiet)
 
 
 def served(server: Server, settings: Settings) -> Candidate:
@@ -76,12 +85,13 @@ def served(server: Server, settings: Settings) -> Candidate:
 
 
 @named(OPTIONS)
-def judge(candidates: Sequence[Candidate], settings: Settings, out: Path) -> None:
-    """Evaluate whatever answers, with a bar, and print the tables. Ctrl-C says how to go on."""
+def judge(candidates: Sequence[Candidate], settings: Settings, out: Path, *, quiet: bool = False) -> None:
+    """Evaluate whatever answers, with a bar unless ``quiet``, and print the tables. Ctrl-C says how to go on."""
     console = Console()
+    told = candidates if quiet else [_announced(one, console) for one in candidates]
     try:
-        with eval_progress(console) as callback:
-            results = evaluate(candidates, settings, out, callback=callback)
+        with eval_progress(console, quiet=quiet) as callback:
+            results = evaluate(told, settings, out, callback=callback)
     except KeyboardInterrupt:
         console.write_line("interrupted: what was finished is kept; the same command goes on from there")
         raise
@@ -93,6 +103,16 @@ def judge(candidates: Sequence[Candidate], settings: Settings, out: Path) -> Non
     if BASELINES in results["asked"]:
         console.write_line(f"of the baselines: {out}/MODEL/TASK/_*/part-*.parquet")
     console.write_line(f"along the answers: {', '.join(map(str, figures))}")
+
+
+def _announced(candidate: Candidate, console: Console) -> Candidate:
+    """The candidate, which says so before it loads or connects: that may take minutes."""
+
+    def open_loudly() -> Backend:
+        console.write_line(f"{candidate.name}: loading")
+        return candidate.open()
+
+    return Candidate(candidate.name, open_loudly)
 
 
 @named(OPTIONS)

@@ -11,11 +11,11 @@ from rich.table import Table
 
 from rlif.config import Recipe
 from rlif.errors import RlifError, named
-from rlif.evals.pace import duration
 from rlif.experiments.budget import seconds, side_by_side, tokens_at_most
-from rlif.experiments.courses import SCORE
+from rlif.experiments.courses import SCORE, scored
 from rlif.experiments.grid import shipped_grids
 from rlif.experiments.study import GRIDS, RESULTS, RUNS, Plan, collect, missing_models, plan_study, run_study, status
+from rlif.utils.durations import duration
 from rlif.utils.terminal import Console
 
 _OPTIONS = {"out": "--out", "processes": "--processes"}
@@ -77,14 +77,18 @@ def _state(out: Path | None, digest: str) -> str:
     return status(out, found[0].name) if out is not None and found else "waiting"
 
 
-def print_study(grid: Path, out: Path, only: Sequence[str], where: Sequence[str], *, processes: int | None) -> None:
-    """Run a study and print what became of its cells. Raises `RlifError` in the end if a cell failed."""
+def print_study(
+    grid: Path, out: Path, only: Sequence[str], where: Sequence[str], *, processes: int | None, quiet: bool = False
+) -> None:
+    """Run a study and print what became of its cells; ``quiet``: that alone. Raises `RlifError` in the end if a cell
+    failed."""
     console, started = Console(), time.monotonic()
     plan = plan_study(grid, only=only, where=_labels(where))
     words = [*(f"--only {shlex.quote(each)}" for each in only), *(f"--where {shlex.quote(each)}" for each in where)]
     again = " ".join([f"rlif study {shlex.quote(str(grid))} --out {shlex.quote(str(out))}", *words])
     with named(_OPTIONS):
-        run_study(plan, out, processes=processes, console=console, go_on_with=again)
+        shown = Console(quiet=True) if quiet else console
+        run_study(plan, out, processes=processes, console=shown, go_on_with=again)
     rows = [row for row in collect(out).to_pylist() if row["grid"] == plan.name]
     console.print(_summary(plan, rows))
     for name, error in {row["cell"]: row["error"] for row in rows if row["status"] == "failed"}.items():
@@ -107,15 +111,16 @@ def _summary(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> Table:
     for row in rows:
         by_cell.setdefault(tuple(str(row[axis]) for axis in axes), []).append(row)
     for labels, lines in by_cell.items():
-        scored = [line for line in lines if line.get(SCORE) is not None]
+        evaluated = [line for line in lines if scored(line)]
         state = lines[0]["status"]
-        if not scored:
+        if not evaluated:
             if state != "waiting":
                 table.add_row(*labels, "", "", "", "", state)
             continue
-        best = max(scored, key=lambda line: float(line[SCORE]))
-        entropy = f"{scored[0]['eval/entropy']:.3f}→{scored[-1]['eval/entropy']:.3f}"
-        numbers = (f"{scored[0][SCORE]:.3f}", f"{best[SCORE]:.3f}@{best['step']}", f"{scored[-1][SCORE]:.3f}", entropy)
+        best = max(evaluated, key=lambda line: float(line[SCORE]))
+        first, last = evaluated[0], evaluated[-1]
+        entropy = f"{first['eval/entropy']:.3f}→{last['eval/entropy']:.3f}"
+        numbers = (f"{first[SCORE]:.3f}", f"{best[SCORE]:.3f}@{best['step']}", f"{last[SCORE]:.3f}", entropy)
         table.add_row(*labels, *(re.sub(r"\b0\.", ".", number) for number in numbers), state)
     return table
 

@@ -1,17 +1,27 @@
 """What a run looks like while it runs: two live bars on a terminal, one plain line a step anywhere else."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task
 from rich.text import Text
 
+from rlif.cli.time_left import TimeLeft
+from rlif.config import Recipe
 from rlif.errors import with_error
 from rlif.runs.layout import FINAL, INFO, LAST
 from rlif.runs.run_log import read_info
+from rlif.training.callbacks import NullCallback, ProgressCallback
+from rlif.utils.durations import duration
 from rlif.utils.terminal import Console, text_column
+
+LINE_EVERY = 30.0
+"""Seconds between two lines of a log, at most, while something is done."""
+_WIDE = 72
+"""Columns of a terminal from which on a bar has its speed beside it."""
 
 
 class _Speed(ProgressColumn):
@@ -23,19 +33,31 @@ class _Speed(ProgressColumn):
         return Text(shown, style="cyan")
 
 
-def step_parts(step: int, metrics: Mapping[str, float | int]) -> list[str]:
-    """What one line says of a step, the most telling first: reward, entropy, verdicts, length, speed."""
-    parts = [f"step {step:4d}"]
+def step_parts(step: int, metrics: Mapping[str, float | int], steps: int | None = None) -> list[str]:
+    """What one line says of a step, the most telling first: reward, entropy, verdicts, length, speed.
+
+    Without labels it is not known what is right: ``–``, and how far a prompt's answers agree.
+    """
+    parts = [f"step {step:4d}" if steps is None else f"step {step:4d} of {steps}"]
     rewards = [key for key in metrics if key.startswith("reward/") and key.endswith("/mean")]
     parts += [f"{key.split('/')[1]} {metrics[key]:.3f}" for key in rewards]
     known = (
         ("entropy", "signal/entropy", "{:.3f}"),
         ("right", "verdict/right", "{:.2f}"),
+        ("agree", "verdict/self_agreement", "{:.2f}"),
         ("formatted", "verdict/formatted", "{:.2f}"),
         ("length", "length/mean", "{:.0f}"),
         ("tokens/s", "tokens_per_second/rollout", "{:,.0f}"),
     )
-    return parts + [f"{label} {form.format(metrics[key])}" for label, key, form in known if key in metrics]
+    return parts + [f"{label} {_shown(metrics[key], form)}" for label, key, form in known if key in metrics]
+
+
+def _unknown(value: float | int) -> bool:
+    return not math.isfinite(value)
+
+
+def _shown(value: float | int, form: str) -> str:
+    return "–" if _unknown(value) else form.format(value)
 
 
 def eval_parts(metrics: Mapping[str, float | int]) -> list[str]:
@@ -44,6 +66,15 @@ def eval_parts(metrics: Mapping[str, float | int]) -> list[str]:
         return []
     right, both, entropy, n = (metrics[f"eval/{key}"] for key in ("right", "right_and_formatted", "entropy", "n"))
     greedy = metrics.get("eval/greedy_right_and_formatted")
+    if _unknown(right):
+        return [
+            "eval: right –",
+            # Of one answer a problem there is nothing to say: it agrees with itself.
+            *([f"agree {metrics['eval/self_agreement']:.3f}"] if n > metrics["eval/problems"] else []),
+            f"formatted {metrics['eval/formatted']:.3f}",
+            f"entropy {entropy:.3f}",
+            f"n {n:.0f}",
+        ]
     return [
         f"eval: right {with_error(right, metrics['eval/right_stderr'], '.3f')}",
         f"right and formatted {both:.3f}" + (f" (greedy {greedy:.3f})" if greedy is not None else ""),
@@ -65,7 +96,7 @@ def look_parts(metrics: Mapping[str, float | int]) -> list[str]:
     parts = [f"probe: agreement {agreement}"]
     if (right := metrics.get(_LABELLED)) is not None:
         parts.append(f"labelled {with_error(right, metrics.get(f'{_LABELLED}/stderr'), '.3f')}")
-    return parts + [f"{label} {form.format(metrics[key])}" for label, key, form in known if key in metrics]
+    return parts + [f"{label} {_shown(metrics[key], form)}" for label, key, form in known if key in metrics]
 
 
 _LABELLED = "probe/labelled_right_and_formatted"
@@ -105,13 +136,28 @@ def fitting(parts: Sequence[str], width: int) -> str:
     return line[:width]
 
 
+def beginning_line(recipe: Recipe, out: Path) -> str:
+    """What is about to happen, said before anything is loaded."""
+    rollout, rewards = recipe.rollout, ", ".join(reward.name for reward in recipe.reward)
+    return (
+        f"{recipe.policy.model} on {rewards}: {recipe.steps} steps of {rollout.prompts} prompts × "
+        f"{rollout.group_size} answers, into {out}"
+    )
+
+
+def paused_line(out: Path) -> str:
+    """How to go on with a run that has not ended."""
+    return f"paused; go on with: rlif train --resume {out}"
+
+
 class LiveProgress:
     """A `rlif.training.callbacks.ProgressCallback` with a bar for the run and one for the phase under way."""
 
-    def __init__(self, console: Console, progress: Progress, steps: int, done: int = 0) -> None:
+    def __init__(self, console: Console, progress: Progress, recipe: Recipe, done: int = 0) -> None:
         self._console, self._progress = console, progress
-        self._run = progress.add_task("run", total=steps, completed=done, line="")
-        self._phase = progress.add_task("", total=None, tokens=True, line="")
+        self._left = TimeLeft(recipe, done)
+        self._run = progress.add_task("run", total=recipe.steps, completed=done, left="")
+        self._phase = progress.add_task("loading", total=None, tokens=True, left="")
 
     def begin(self, phase: str, step: int, total: int) -> None:
         self._progress.reset(self._phase, total=total, description=f"step {step}: {phase}")
@@ -120,7 +166,8 @@ class LiveProgress:
         self._progress.advance(self._phase, tokens)
 
     def logged(self, step: int, metrics: Mapping[str, float | int]) -> None:
-        self._progress.update(self._run, completed=step)
+        self._left.logged(step, metrics)
+        self._progress.update(self._run, completed=step, left=_left(self._left))
         for parts in filter(None, (step_parts(step, metrics), look_parts(metrics), eval_parts(metrics))):
             self._console.write_line(fitting(parts, self._console.width))
 
@@ -129,35 +176,68 @@ class LiveProgress:
         self._progress.update(self._phase, visible=False)
 
 
+def _left(left: TimeLeft) -> str:
+    return "" if left.seconds is None else f"{duration(left.seconds)} left"
+
+
 class PlainProgress:
-    """A `rlif.training.callbacks.ProgressCallback` for logs and pipes."""
+    """A `rlif.training.callbacks.ProgressCallback` for logs and pipes: the first step and the last, whatever evaluates
+    or looks, and else a line every half minute, also within a step. metrics.jsonl has every step."""
 
-    def __init__(self, console: Console, steps: int, done: int = 0) -> None:
-        self._console, self._steps, self._first = console, steps, done
-        self._started = monotonic()
+    def __init__(self, console: Console, recipe: Recipe, done: int = 0) -> None:
+        self._console, self._steps, self._left = console, recipe.steps, TimeLeft(recipe, done)
+        self._said, self._phase, self._done, self._total, self._first = monotonic(), "", 0, 0, True
+        self._began, self._known = monotonic(), list[str]()
 
-    def begin(self, phase: str, step: int, total: int) -> None: ...
+    def begin(self, phase: str, step: int, total: int) -> None:
+        self._phase, self._done, self._total = f"step {step} of {self._steps}, {phase}", 0, total
+        self._began = monotonic()
+        self._say_if_due()
 
-    def advance(self, tokens: int) -> None: ...
+    def advance(self, tokens: int) -> None:
+        self._done += tokens
+        self._say_if_due()
+
+    def _say_if_due(self) -> None:
+        if monotonic() - self._said < LINE_EVERY:
+            return
+        speed = self._done / max(monotonic() - self._began, 1e-9)
+        parts = [f"{self._phase}: {self._done:,} of at most {self._total:,} tokens", f"{speed:,.0f} tokens/s"]
+        self._say([*parts, *self._known, _left(self._left)])
 
     def logged(self, step: int, metrics: Mapping[str, float | int]) -> None:
-        left = ""
-        if step > self._first:
-            seconds = (monotonic() - self._started) / (step - self._first) * (self._steps - step)
-            left = f"  {seconds:,.0f} s left"
-        line = "  ".join([*step_parts(step, metrics), *look_parts(metrics), *eval_parts(metrics)])
-        self._console.write_line(line + left)
+        self._left.logged(step, metrics)
+        if step > 0:  # within the next step it is what is known: rewards, and what is right
+            known = step_parts(
+                step, {key: metrics[key] for key in metrics if key.startswith(("reward/", "verdict/right"))}
+            )
+            self._known = [f"last step: {', '.join(known[1:])}"]
+        seen = [*look_parts(metrics), *eval_parts(metrics)]
+        if self._first or seen or step == self._steps or monotonic() - self._said >= LINE_EVERY:
+            self._first = self._first and step == 0
+            self._say([*step_parts(step, metrics, self._steps), *seen, _left(self._left)])
+
+    def _say(self, parts: Sequence[str]) -> None:
+        self._console.write_line("  ".join(filter(None, parts)))
+        self._said = monotonic()
 
 
 @contextmanager
-def show_progress(console: Console, steps: int, done: int = 0) -> Iterator[LiveProgress | PlainProgress]:
-    """The `ProgressCallback` that fits the console: live bars on a terminal, plain lines elsewhere."""
-    if not console.is_terminal:
-        yield PlainProgress(console, steps, done)
+def show_progress(
+    console: Console, recipe: Recipe, done: int = 0, *, quiet: bool = False
+) -> Iterator[ProgressCallback]:
+    """The callback that fits the console: live bars on a terminal, plain lines elsewhere, nothing if ``quiet``."""
+    if quiet:
+        yield NullCallback()
         return
-    columns = (text_column("{task.description}"), BarColumn(20), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        callback = LiveProgress(console, progress, steps, done)
+    if not console.is_terminal:
+        yield PlainProgress(console, recipe, done)
+        return
+    wide = console.width >= _WIDE
+    columns = [text_column("{task.description}"), BarColumn(20 if wide else 5), MofNCompleteColumn()]
+    columns += [_Speed()] if wide else []
+    with Progress(*columns, text_column("{task.fields[left]}"), console=console) as progress:
+        callback = LiveProgress(console, progress, recipe, done)
         try:
             yield callback
         finally:

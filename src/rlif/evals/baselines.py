@@ -37,7 +37,11 @@ def graded_samples(table: AnswerTable) -> GradedSamples:
 
 
 def scores(main: AnswerTable, passes: Mapping[str, AnswerTable]) -> dict[str, Any]:
-    """``results[].baselines``: what ``main`` gives for free, and the answers of the passes, by name."""
+    """``results[].baselines``: what ``main`` gives for free, and the answers of the passes, by name; of the problems
+    that have a ground truth, nothing where none has."""
+    main, passes = main.with_labels(), {name: table.with_labels() for name, table in passes.items()}
+    if not main.texts:
+        return {}
     samples = graded_samples(main)
     found = baselines(samples, **{name: graded_samples(table) for name, table in passes.items()})
     kept = {name.partition("/")[0] for name in _free(samples, main, passes)} | set(passes)
@@ -46,15 +50,15 @@ def scores(main: AnswerTable, passes: Mapping[str, AnswerTable]) -> dict[str, An
 
 def of_each_problem(main: AnswerTable, passes: Mapping[str, AnswerTable]) -> dict[str, PerProblem]:
     """The same baselines for a comparison, by their names in `rlif.analysis.baselines.BASELINES` or of passes: the
-    chance that a problem's answer is right, and that it is right and formatted."""
+    chance that a problem's answer is right, and that it is right and formatted; NaN without a ground truth."""
     samples = graded_samples(main)
     chances = {name: (samples, BASELINES[name].choose(samples)) for name in _free(samples, main, passes)}
     others = {name: graded_samples(table) for name, table in passes.items()}
     chances |= {name: (other, uniform(other)) for name, other in others.items()}
     return {
         name: {
-            "right": (chance * of.right).sum(axis=1),
-            "right_and_formatted": (chance * (of.right & of.formatted)).sum(axis=1),
+            "right": main.where_labelled((chance * of.right).sum(axis=1)),
+            "right_and_formatted": main.where_labelled((chance * (of.right & of.formatted)).sum(axis=1)),
         }
         for name, (of, chance) in chances.items()
     }

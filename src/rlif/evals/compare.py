@@ -184,7 +184,10 @@ def _per_problem(table: AnswerTable) -> dict[str, Differences]:
         "length": table.lengths,
         **table.means,
     }
-    return {name: _mean_of_known(values.astype(np.float64).reshape(-1, table.samples)) for name, values in rows.items()}
+    found = {
+        name: _mean_of_known(values.astype(np.float64).reshape(-1, table.samples)) for name, values in rows.items()
+    }
+    return found | {name: table.where_labelled(found[name]) for name in ("right", "right_and_formatted", "undecided")}
 
 
 def _mean_of_known(values: Float[np.ndarray, "problem sample"]) -> Differences:

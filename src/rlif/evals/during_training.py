@@ -11,15 +11,16 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from rlif.analysis.baselines import BASELINES, GradedSamples, evaluate_baseline
+from rlif.analysis.baselines import BASELINES, evaluate_baseline
 from rlif.analysis.estimators import Estimate, pass_at_k
+from rlif.evals.baselines import graded_samples
 from rlif.evals.metrics import AnswerTable, headline
 from rlif.rewards.score import grade
 from rlif.rng import Key
 from rlif.rollout.engine import Engine
 from rlif.runs.metric_keys import METRICS
 from rlif.tasks.base import Task
-from rlif.types import Prompt, Rollouts, Sampling, Verdict
+from rlif.types import Prompt, Rollouts, Sampling, Verdict, labelled
 
 MAJORITY_FROM = 4
 """Samples a problem: of fewer the commonest answer is hardly more than any of them."""
@@ -59,11 +60,12 @@ def summarise(rollouts: Rollouts, verdicts: tuple[Verdict, ...]) -> dict[str, fl
     Standard errors are clustered by problem.
     """
     answers = answer_table(rollouts, verdicts)
-    numbers = headline(answers)
-    if rollouts.group_size > 1:
-        numbers |= _with_error("pass_at_k", pass_at_k(answers.right, min(rollouts.group_size, MOST_ATTEMPTS)))
-    if rollouts.group_size >= MAJORITY_FROM:
-        vote = evaluate_baseline(BASELINES["majority"], GradedSamples.from_rollouts(rollouts, verdicts))
+    numbers, judged = headline(answers), answers.with_labels()
+    if rollouts.group_size > 1 and judged.texts:
+        attempts = min(rollouts.group_size, MOST_ATTEMPTS)
+        numbers |= _with_error("pass_at_k", pass_at_k(judged.right, attempts))
+    if rollouts.group_size >= MAJORITY_FROM and judged.texts:
+        vote = evaluate_baseline(BASELINES["majority"], graded_samples(judged))
         numbers |= _with_error("majority_right", vote.right)
         numbers |= _with_error("majority_right_and_formatted", vote.right_and_formatted)
     return _logged(numbers)
@@ -88,7 +90,10 @@ def answer_table(rollouts: Rollouts, verdicts: tuple[Verdict, ...]) -> AnswerTab
     """Rollouts as the columns that numbers are made of (without the profile along the answer)."""
     lengths = _array(rollouts.lengths)
     means = {name: _array(values.sum(dim=1)) / lengths for name, values in rollouts.signals._asdict().items()}
-    return AnswerTable(rollouts.group_size, rollouts.texts, verdicts, rollouts.stop_reasons, lengths, means, {})
+    known = np.array(labelled([prompt.problem.answer for prompt in rollouts.prompts], verdicts))
+    return AnswerTable(
+        rollouts.group_size, rollouts.texts, verdicts, rollouts.stop_reasons, lengths, means, {}, labelled=known
+    )
 
 
 def _array(values: Tensor) -> Float[np.ndarray, " row"]:

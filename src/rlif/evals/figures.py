@@ -22,6 +22,8 @@ _PANELS = {
     "logprob": "log-probability, nats",
 }
 _GROUPS = {"right": BLUE, "wrong": ORANGE}
+_COLOURS = {**_GROUPS, "all": BLUE}  # all: without labels
+"""Without ground truths there are no right and wrong ones."""
 _WIDTH = 48  # characters of a model's name
 
 
@@ -37,7 +39,7 @@ def write_figures(results: Mapping[str, Any], out: Path) -> list[Path]:
 
 
 def profile(task: str, results: Sequence[Mapping[str, Any]]) -> Figure:
-    """Transitional words and signals in each tenth of the answer, right and wrong answers apart.
+    """Transitional words and signals in each tenth of the answer, right and wrong answers apart where they are known.
 
     Args:
         results: the entries of results.json of this task. Each has a row of panels, each thing known of any a column.
@@ -59,7 +61,9 @@ def profile(task: str, results: Sequence[Mapping[str, Any]]) -> Figure:
     for axes in grid[-1]:
         axes.set_xlabel("tenth of the answer", fontsize=8)
     keys = [
-        Line2D([], [], color=colour, marker="o", markersize=3, label=f"{g} answers") for g, colour in _GROUPS.items()
+        Line2D([], [], color=colour, marker="o", markersize=3, label=f"{group} answers")
+        for group, colour in _COLOURS.items()
+        if any(group in _counts(result) for result in results)
     ]
     figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), frameon=False, fontsize=8)
     figure.suptitle(f"{task}: along the answers (band: one standard error, clustered by problem)", fontsize=10)
@@ -76,17 +80,19 @@ def _draw(axes: Axes, result: Mapping[str, Any], name: str) -> None:
         axes.text(0.5, 0.5, missing, ha="center", transform=axes.transAxes, fontsize=8)
         return
     tenth = np.arange(1, TENTHS + 1)
-    for group, colour in _GROUPS.items():
-        if not counts[group]:
+    for group, answers in counts.items():
+        if not answers:
             continue
         of = result["course"][name][group]
         value, error = (np.array(of[part], dtype=np.float64) for part in ("value", "stderr"))
-        axes.plot(tenth, value, color=colour, marker="o", markersize=3)
-        axes.fill_between(tenth, value - error, value + error, color=colour, alpha=0.15, linewidth=0)
+        axes.plot(tenth, value, color=_COLOURS[group], marker="o", markersize=3)
+        axes.fill_between(tenth, value - error, value + error, color=_COLOURS[group], alpha=0.15, linewidth=0)
     if name == "transitional":
         axes.set_ylim(bottom=0.0)
 
 
 def _counts(result: Mapping[str, Any]) -> dict[str, int]:
-    """How many answers are right and wrong."""
+    """How many answers are right and wrong; without labels how many there are."""
+    if not any(count for key, count in result["counts"].items() if key != "unlabelled"):
+        return {"all": int(result["metrics"]["n"])}
     return {group: sum(n for key, n in result["counts"].items() if key.startswith(group)) for group in _GROUPS}

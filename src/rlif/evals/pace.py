@@ -1,9 +1,10 @@
-"""How long it will take: a pace that forgets, and seconds in words."""
+"""How long an evaluation will take: a pace that forgets."""
 
 from collections.abc import Sequence
 from time import monotonic
 
 from rlif.evals.backends.base import Answer
+from rlif.utils.durations import duration
 
 
 class Pace:
@@ -49,10 +50,3 @@ class Pace:
         left = self.seconds_left
         shown = f"{self.done:,} of {self.answers:,} answers, {self.speed:,.0f} tokens/s"
         return shown if left is None else f"{shown}, {duration(left)} left"
-
-
-def duration(seconds: float) -> str:
-    """A time left, as exact as it deserves: 45 s, 12 min, 3.5 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -2,6 +2,7 @@
 
 from datetime import datetime
 
+from rlif.config import OwnData
 from rlif.evals.backends.base import RenderedProblem
 from rlif.evals.grader_mark import grader_mark
 from rlif.evals.passes import Pass
@@ -14,6 +15,9 @@ from rlif.tasks.templates import Template, find_template, render_messages, rende
 from rlif.types import Problem, Sampling
 from rlif.utils.paths import expanded
 
+_COLUMNS = ("question_column", "answer_column", "config", "split")
+"""What settings say of data of your own, in the order of `OwnData`."""
+
 
 class Plan:
     """One task of an evaluation, ready to be asked: problems, wording, sampling. ``now`` is the moment that chat
@@ -21,16 +25,15 @@ class Plan:
 
     def __init__(self, name: str, settings: Settings, *, now: datetime | None = None) -> None:
         self._now = now
-        path = settings.data.get(name)
+        source = settings.data.get(name)
+        own = None if source is None else OwnData(source, *(getattr(settings, key) for key in _COLUMNS))
         self.name = name
-        self.benchmark: Benchmark = find_benchmark(name, has_file=path is not None)
+        self.benchmark: Benchmark = find_benchmark(name, has_file=own is not None)
         self.template: Template = find_template(settings.template or self.benchmark.template)
         usual = self.template.format if settings.template else self.benchmark.format or self.template.format
         self.format = settings.format or usual
         find_extractor(self.format)
-        self.problems: tuple[Problem, ...] = load_benchmark(
-            self.benchmark, expanded(path) if path else None, limit=settings.limit
-        )
+        self.problems: tuple[Problem, ...] = load_benchmark(self.benchmark, own, limit=settings.limit)
         self.shots = _shots(settings)
         self._shots_from = settings.shots_from or "rlif.tasks.few_shot"
         self.samples = settings.samples

@@ -6,10 +6,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from rlif.config import Fraction, Natural, Positive, Section
-from rlif.errors import RlifError, nearest
+from rlif.errors import RlifError, did_you_mean
 from rlif.evals.passes import PASSES
 from rlif.tasks.few_shot import FIXED
 from rlif.utils.validation import explained
+
+_OF_DATA = ("question_column", "answer_column", "config", "split")
+_OPTIONS = {"question_column": "question", "answer_column": "answer"}
+"""What the command line calls some of the settings."""
 
 
 class Settings(Section):
@@ -25,7 +29,16 @@ class Settings(Section):
     tasks: tuple[str, ...]
     """Names of benchmarks (rlif.tasks.benchmarks), or your own names for the files in `data`."""
     data: dict[str, str] = Field(default={})
-    """Task to the .jsonl or .parquet file its problems are read from, instead of the hub."""
+    """Task to where its problems are read from instead of its usual place: a .jsonl, .json, .csv, .tsv or .parquet
+    file, or a data set of the hub (openai/gsm8k)."""
+    question_column: str | None = None
+    """The column of the question in `data`; null: problem, question, prompt or messages."""
+    answer_column: str | None = None
+    """The column of the answer in `data`; null: answer, where there is one."""
+    config: str | None = None
+    """Which configuration of a data set of the hub in `data`, where it has several (openai/gsm8k: main)."""
+    split: str | None = None
+    """The split of a data set of the hub in `data`; null: test."""
     limit: Positive | None = None
     """Only the first so many problems of each task."""
     samples: Positive = 8
@@ -65,11 +78,13 @@ class Settings(Section):
             raise ValueError(f"tasks: {odd[0]!r} becomes a folder's name: use letters, digits, dots, hyphens")
         if unused := sorted(set(self.data) - set(self.tasks)):
             raise ValueError(f"data: {unused[0]} is not among the tasks ({', '.join(self.tasks)})")
+        if not self.data and (odd := [name for name in _OF_DATA if getattr(self, name) is not None]):
+            raise ValueError(f"{odd[0]}: belongs to data of your own, and there is none")
         if self.temperature == 0.0 and self.samples > 1:
             raise ValueError("samples: greedy answers (temperature 0) are all the same; ask for 1")
         if odd := [name for name in self.baselines or () if name not in PASSES]:
             known = ", ".join(PASSES)
-            raise ValueError(f"baselines: no {odd[0]!r}; did you mean {nearest(odd[0], PASSES)}? There are {known}")
+            raise ValueError(f"baselines: no {odd[0]!r}{did_you_mean(odd[0], PASSES)} (there are {known})")
         if self.shots_from and not self.shots:
             raise ValueError("shots_from: say how many with shots")
         if self.shots > len(FIXED) and not self.shots_from:
@@ -84,7 +99,7 @@ def settings_of(**values: Any) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         message = explained(first)
-        if not first["loc"]:  # of several settings together: the message begins with the name of the one to change
-            raise RlifError(f"--{message.replace('_', '-', 1) if message.startswith('shots_') else message}") from None
-        option = str(first["loc"][0]).replace("_", "-")
-        raise RlifError(f"--{option}: {message}") from None
+        key = str(first["loc"][0]) if first["loc"] else ""
+        if not key:  # of several settings together: the message begins with the name of the one to change
+            key, _, message = message.partition(": ")
+        raise RlifError(f"--{_OPTIONS.get(key, key).replace('_', '-')}: {message}") from None

@@ -28,7 +28,7 @@ from rlif.errors import Argument, RlifError
 from rlif.evals.backends.base import SIGNAL_NAMES, Answer
 from rlif.evals.grader_mark import with_known_grader
 from rlif.evals.metrics import AnswerTable
-from rlif.types import Problem, Verdict
+from rlif.types import Problem, Verdict, labelled
 from rlif.utils.atomic_io import locked, make_folder, one_line, write_whole, writing
 from rlif.utils.parquet_files import parquet_bytes, read_parquet
 
@@ -182,18 +182,20 @@ def read_answers(folder: Path) -> Answers:
     samples = max(column["sample"]) + 1
     if column["sample"] != list(range(samples)) * (len(order) // samples):
         raise RlifError(f"{folder}: answers are missing; run the same rlif eval again")
-    verdicts = zip(column["right"], column["formatted"], column["extracted"], strict=True)
+    graded = zip(column["right"], column["formatted"], column["extracted"], strict=True)
+    verdicts = tuple(Verdict(*verdict) for verdict in graded)
     means = {name: _known(column[name], math.nan) for name in SIGNAL_NAMES}
     along = {name: _known(column[f"{name}_tenths"], [math.nan] * TENTHS) for name in SIGNAL_NAMES}
     table = AnswerTable(
         samples=samples,
         texts=tuple(column["completion"]),
-        verdicts=tuple(Verdict(*verdict) for verdict in verdicts),
+        verdicts=verdicts,
         stops=tuple(column["stop_reason"]),
         lengths=np.array(column["length"], dtype=np.float64),
         means={name: np.array(values, dtype=np.float64) for name, values in means.items() if values},
         tenths={name: np.array(values, dtype=np.float64) for name, values in along.items() if values},
         drawn=None if None in column[_DRAWN] else np.array(column[_DRAWN], dtype=np.float64),
+        labelled=np.array(labelled(column["answer"][::samples], verdicts)),
     )
     spent = sum((Spent(**one) for one in columns[_SPENT.decode()]), Spent())
     return Answers(tuple(column["problem_id"][::samples]), tuple(column["question"][::samples]), table, spent)

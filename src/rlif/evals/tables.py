@@ -12,8 +12,8 @@ from rlif.analysis.baselines import BASELINES
 from rlif.analysis.paired import Paired
 from rlif.errors import printable, printable_lines, shortened, with_error
 from rlif.evals.compare import Comparison
-from rlif.evals.pace import duration
 from rlif.evals.passes import LOW_TEMPERATURE
+from rlif.utils.durations import duration
 from rlif.utils.terminal import Console
 
 _NAME = 22  # characters of a model's name
@@ -34,7 +34,8 @@ def task_view(task: str, protocol: Mapping[str, Any], results: Sequence[Mapping[
         Text(printable_lines(heading(task, protocol))),
         scores(protocol["samples"], results),
     ]
-    views += [kinds(results), makings(results)]
+    views += [kinds(results)] if _labelled(results) else []
+    views += [makings(results)]
     views += [one for one in (baselines(protocol["samples"], results),) if one]
     if knows := confidences(protocol["samples"], results):
         views.append(knows)
@@ -56,8 +57,26 @@ def heading(task: str, protocol: Mapping[str, Any]) -> str:
     )
 
 
+def _labelled(results: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether any answer could be judged."""
+    return any(not _none(result["metrics"]["right"]) for result in results)
+
+
+def agreement(samples: int, results: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """What can be said of answers without a ground truth: in per cent."""
+    several = samples > 1
+    table = _table(*(["agree"] if several else []), "formatted")
+    for result in results:
+        names = ["self_agreement"] * several + ["formatted"]
+        table.add_row(_name(result), *(_metric(result["metrics"], name) for name in names))
+    meaning = "; agree: of a problem's answers, those that say the commonest" if several else ""
+    return _captioned(table, f"in %{meaning}", "no answer is known here: nothing is said of right and wrong")
+
+
 def scores(samples: int, results: Sequence[Mapping[str, Any]]) -> RenderableType:
     """How good: in per cent."""
+    if not _labelled(results):
+        return agreement(samples, results)
     several = samples > 1
     columns = [f"avg@{samples}", f"pass@{samples}", f"maj@{samples}"] if several else ["right"]
     table = _table(*columns, "formatted", "both")
@@ -68,10 +87,13 @@ def scores(samples: int, results: Sequence[Mapping[str, Any]]) -> RenderableType
         if several:
             cells += [_percent(result["pass_at"][str(samples)]), _percent(result["maj_at"][str(samples)])]
         cells += [_metric(metrics, "formatted"), _metric(metrics, "right_and_formatted")]
-        alike |= {round(metrics["n"] / samples) for cell in cells if cell in ("0.0 ± –", "100.0 ± –")}
+        judged = sum(count for key, count in result["counts"].items() if key != "unlabelled")
+        alike |= {round(judged / samples) for cell in cells if cell in ("0.0 ± –", "100.0 ± –")}
         table.add_row(_name(result), *cells)
     meaning = "avg: right in whatever form; both: right and formatted" if several else "both: right and formatted"
-    return _captioned(table, f"in %; {meaning}", *(_without_error(problems) for problems in alike - {1}))
+    bare = sum(result["counts"].get("unlabelled", 0) for result in results[:1])
+    bare_line = [f"of the problems whose answer is known; {bare // samples:,} have none"] if bare else []
+    return _captioned(table, f"in %; {meaning}", *bare_line, *(_without_error(problems) for problems in alike - {1}))
 
 
 def _without_error(problems: int) -> str:
@@ -206,6 +228,8 @@ def _metric(metrics: Mapping[str, Any], name: str) -> str:
 
 
 def _percent(estimate: Mapping[str, Any]) -> str:
+    if _missing(estimate):
+        return "–"
     error = estimate["stderr"]
     return with_error(100 * estimate["value"], None if error is None else 100 * error, ".1f")
 
@@ -260,7 +284,10 @@ def _view(comparison: Comparison) -> RenderableType:
     if set(comparison.baselines) - {"sampled"}:
         views.append(_baseline_table(comparison))
     views.append(Text("p decides; the interval shows how large, and is too narrow for few problems", style="dim"))
-    for word, problems in (("gained (only B solves)", comparison.gained), ("lost (only A solves)", comparison.lost)):
+    judged = "right" in comparison.metrics  # without ground truths nothing is gained or lost
+    for word, problems in (
+        () if not judged else (("gained (only B solves)", comparison.gained), ("lost (only A solves)", comparison.lost))
+    ):
         first = ", ".join(shortened(printable(problem), 80) for problem in problems[:_SHOWN])
         shown = first + (", …" if len(problems) > _SHOWN else "")
         views.append(Text(f"{word}: {len(problems)}" + (f": {shown}" if problems else "")))

@@ -62,11 +62,16 @@ class Course:
 _KNOWN_TEXTS = {"grid", "cell", "model", "reward", "model_kind", "reward_kind", "status", "error"}
 
 
+def scored(row: Mapping[str, Any]) -> bool:
+    """Whether a row says how many answers are right: not where nothing was evaluated, nor without labels."""
+    return row.get(SCORE) is not None and math.isfinite(row[SCORE])
+
+
 def courses_of(rows: Iterable[Mapping[str, Any]]) -> list[Course]:
     """The finished runs that were evaluated before training and later, each with its rows in order of steps."""
     by_run: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
-        if row["status"] == "finished" and row.get(SCORE) is not None:
+        if row["status"] == "finished" and scored(row):
             extra = [value for key, value in row.items() if isinstance(value, str) and key not in _KNOWN_TEXTS]
             key = (row["model"], row["model_kind"], row["reward"], row["reward_kind"], row["seed"], ", ".join(extra))
             by_run.setdefault(key, []).append(row)

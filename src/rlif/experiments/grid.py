@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator
 
 from rlif.config import MergedModel, ModelSource, Natural, Recipe, Section
-from rlif.errors import RlifError, named, nearest, printable, shortened
+from rlif.errors import RlifError, did_you_mean, named, near, nearest, printable, shortened
 from rlif.recipes import RECIPE_KEYS, find_recipe, parse_recipe, read_mapping, set_key
 from rlif.utils.validation import explained, listed, misspelt_first
 
@@ -166,9 +166,9 @@ def load_grid(path: Path) -> Grid:
             if mistake["type"] == "extra_forbidden":
                 section = MergeAxis if mistake["loc"][0] == "merge" else Grid
                 *parents, leaf = (str(part) for part in mistake["loc"])
-                known = nearest(leaf[:100], section.model_fields)
+                known = near(leaf[:100], section.model_fields)
                 meant.add(".".join([*parents, known]))
-                said.append(f"{key}: unknown key; did you mean {known}?")
+                said.append(f"{key}: unknown key{did_you_mean(leaf[:100], section.model_fields)}")
             elif mistake["type"] != "missing" or key not in meant:  # what was misspelt is missing
                 said.append(f"{key}: {_wrong(mistake)}")
         raise RlifError(f"{path}: {listed(said)}") from None

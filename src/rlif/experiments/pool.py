@@ -4,6 +4,7 @@ One thread each, so that the numbers do not depend on how many cores there are. 
 that was never paused, so the cut into chunks changes nothing; it lets the last runs take turns on all the cores.
 """
 
+import math
 import multiprocessing
 import os
 import signal
@@ -14,6 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
@@ -24,12 +26,14 @@ from rlif.config import Recipe
 from rlif.errors import Argument, RlifError, printable, shortened
 from rlif.recipes import load_recipe
 from rlif.runs.layout import FINAL, RECIPE
+from rlif.utils.durations import duration
 from rlif.utils.interrupts import AtOnce, Interrupted, Stop, stop_on_signal
 from rlif.utils.terminal import Console, text_column
 from rlif.utils.terminal import prepare as prepare_terminal
 
 _CHUNK = 10  # steps
 _FEW = 12  # runs that all have a bar from the beginning; of more, only those at work
+_LINE_EVERY = 30.0  # seconds between two lines of a log, at most
 _BESIDE_NAME = 56  # columns: bar, steps, reward, share right, time left
 
 
@@ -98,6 +102,7 @@ def _work_through(
                     with _block_sigint():
                         running[pool.submit(_run_chunk, name, recipes[name], out / name)] = name
                 done = wait(running, timeout=0.2, return_when=FIRST_COMPLETED).done
+                bars.beat()
                 asked.value = stop()
                 while not news.empty():
                     bars.show(*news.get())
@@ -229,14 +234,43 @@ class _Bars:
             )
             for name, recipe in recipes.items()
         }
-        total = sum(recipe.steps for recipe in recipes.values())
-        self._all = self._progress.add_task("all", total=total, completed=sum(self._at.values()), news="", whole=True)
+        self._total = sum(recipe.steps for recipe in recipes.values())
+        self._all = self._progress.add_task(
+            "all", total=self._total, completed=sum(self._at.values()), news="", whole=True
+        )
         self._scores: dict[str, float] = {}
+        self._said = monotonic()
+        self._first: tuple[float, int] | None = None
         self._ended = {name for name in recipes if name not in waiting}
 
     def __enter__(self) -> "_Bars":
         self._progress.start()
+        if not self._console.is_terminal:
+            self._say(self._whole())
         return self
+
+    def _say(self, line: str) -> None:
+        self._console.write_line(line)
+        self._said = monotonic()
+
+    def _whole(self) -> str:
+        done = sum(self._at.values())
+        return f"{len(self._ended)} of {len(self._bars)} runs done, step {done:,} of {self._total:,} in all"
+
+    def beat(self) -> None:
+        """Where no terminal is, a line every half minute in which there was none."""
+        if self._console.is_terminal or monotonic() - self._said < _LINE_EVERY:
+            return
+        self._say(self._whole() + self._left())
+
+    def _left(self) -> str:
+        """At the pace since the first step: what loading took is no part of it."""
+        if self._first is None:
+            return ""
+        (began, before), done = self._first, sum(self._at.values())
+        if done == before:
+            return ""
+        return f", {duration((monotonic() - began) / (done - before) * (self._total - done))} left"
 
     def __exit__(self, *exception: object) -> None:
         self._progress.stop()
@@ -251,17 +285,18 @@ class _Bars:
         if not self._few and not self._console.is_terminal and name not in self._ended:
             self._ended.add(name)
             score = f", right and formatted {self._scores[name]:.2f}" if name in self._scores else ""
-            self._console.write_line(f"{len(self._ended)} of {len(self._bars)}: {name}, step {self._at[name]}{score}")
+            self._say(f"{len(self._ended)} of {len(self._bars)}: {name}, step {self._at[name]}{score}{self._left()}")
 
     def show(self, name: str, step: int, reward: float | None, score: float | None) -> None:
         """A run has done a step; ``score`` is the share right and formatted, if it was evaluated."""
         if score is not None:
             self._scores[name] = score
             if self._few and not self._console.is_terminal:
-                self._console.write_line(f"{name}: step {step}, right and formatted {score:.2f}")
+                self._say(f"{name}: step {step}, right and formatted {score:.2f}{self._left()}")
         numbers = {"reward": (reward, ".3f"), "right": (self._scores.get(name), ".2f")}
         news = "  ".join(f"{what} {value:{form}}" for what, (value, form) in numbers.items() if value is not None)
         self._at[name] = step
+        self._first = self._first or (monotonic(), sum(self._at.values()))
         self._progress.update(self._bars[name], completed=step, news=news)
         self._progress.update(self._all, completed=sum(self._at.values()))
 
@@ -297,7 +332,8 @@ class _Reporter:
 
     def logged(self, step: int, metrics: Mapping[str, float | int]) -> None:
         rewards = [metrics[key] for key in metrics if key.startswith("reward/") and key.endswith("/mean")]
-        _news.put((self._name, step, rewards[0] if rewards else None, metrics.get("eval/right_and_formatted")))
+        score = metrics.get("eval/right_and_formatted", math.nan)  # NaN without labels, too
+        _news.put((self._name, step, rewards[0] if rewards else None, score if math.isfinite(score) else None))
 
 
 def _workers() -> multiprocessing.context.BaseContext:

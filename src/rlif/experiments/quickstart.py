@@ -45,9 +45,9 @@ def variants(steps: int = 60, seed: int = 0) -> tuple[Variant, ...]:
     return tuple(found)
 
 
-def quickstart(out: Path, *, steps: int = 60, seed: int = 0, processes: int = 2) -> None:
+def quickstart(out: Path, *, steps: int = 60, seed: int = 0, processes: int = 2, quiet: bool = False) -> None:
     """Run all variants into ``out/<name>``, then print the table and write table.md, results.json, figures and the page
-    (report.html) there.
+    (report.html) there; ``quiet``: without showing how far they are.
 
     Raises `RlifError` if ``out`` holds anything but a quickstart of the same settings, which is gone on with;
     `Interrupted` after SIGINT or SIGTERM, each run's checkpoint written.
@@ -60,7 +60,8 @@ def quickstart(out: Path, *, steps: int = 60, seed: int = 0, processes: int = 2)
     with locked(out):
         labels = {variant.name: variant.label for variant in runs}
         again = f"rlif quickstart --out {out} --steps {steps}" + (f" --seed {seed}" if seed else "")
-        run_all(recipes, out, processes=processes, console=console, go_on_with=again, labels=labels)
+        shown = Console(quiet=True) if quiet else console
+        run_all(recipes, out, processes=processes, console=shown, go_on_with=again, labels=labels)
         _report(runs, out, console)
         size = _write_page(runs, out / PAGE)
     console.write_line(f"done in {time.monotonic() - started:.0f} s")

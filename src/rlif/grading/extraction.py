@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from rlif.errors import Argument, RlifError, nearest
+from rlif.errors import Argument, RlifError, did_you_mean
 from rlif.grading.citations import BEHIND_A_SENTENCE
 from rlif.grading.normalize import clean
 from rlif.grading.numerals import MINUS, VULGAR
@@ -332,6 +332,6 @@ EXTRACTORS: Mapping[str, Extractor] = MappingProxyType(
 def find_extractor(name: str) -> Extractor:
     """An extractor by its name. Raises `RlifError` for an unknown one."""
     if name not in EXTRACTORS:
-        meant, known = nearest(name, EXTRACTORS), ", ".join(EXTRACTORS)
-        raise RlifError(Argument("format"), f": no format {name!r}; did you mean {meant}? (there are {known})")
+        meant, known = did_you_mean(name, EXTRACTORS), ", ".join(EXTRACTORS)
+        raise RlifError(Argument("format"), f": no format {name!r}{meant} (there are {known})")
     return EXTRACTORS[name]

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from rlif.config import PolicyConfig
-from rlif.errors import Argument, RlifError, brief
+from rlif.errors import Argument, RlifError, brief, did_you_mean
 from rlif.model import chat_templates, checks, registry
 from rlif.model.adapter_files import AdapterFiles, merge_adapter, read_adapter
 from rlif.model.files import ADAPTER_CONFIG, ModelFiles, inspect_folder, inspect_gguf
@@ -223,8 +223,9 @@ def _locate(source: str, config: PolicyConfig) -> tuple[str, dict[str, Any]]:
         return str(path), {}
     why_not = "" if _names_a_path(source) else _missing_on_hub(source)
     if why_not is not None:
-        known = ", ".join(registry.MODELS)
-        raise RlifError(Argument("model"), f": no such folder or file: {config.model}{why_not} (named models: {known})")
+        known, meant = ", ".join(registry.MODELS), did_you_mean(str(config.model), registry.MODELS)
+        said = f": no such folder or file: {config.model}{why_not}{meant} (named models: {known})"
+        raise RlifError(Argument("model"), said)
     return source, {}
 
 

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from rlif import tiny
-from rlif.errors import RlifError
+from rlif.errors import Argument, RlifError
 from rlif.utils.atomic_io import make_folder, sha256
-from rlif.utils.paths import NoHomeError, cache_dir, shortened_home
+from rlif.utils.paths import NoHomeError, cache_dir, expanded, shortened_home
 
 Say = Callable[[str], None]
 
@@ -118,17 +118,40 @@ class ModelRow(NamedTuple):
 def resolve(source: str) -> str:
     """The path of a named model; anything that is not a known name is returned unchanged.
 
-    The file is not hashed again (see `fetch`). Raises `RlifError` if the model has not been fetched.
+    The folder of a run stands for the model that it ended with. The file is not hashed again (see `fetch`). Raises
+    `RlifError` if the model has not been fetched, or if the run has not ended.
     """
     model = MODELS.get(source)
     if model is None:
-        return source
+        return final_of(source)
     path = file_path(model)
     if model.shipped:
         return str(path)
     if not path.exists():
         raise RlifError(f"{source}: not in the cache ({path}); run `rlif models --fetch` (or `make models`)")
     return str(unpacked) if (unpacked := unpacked_path(model)).exists() else str(path)
+
+
+_OF_A_RUN = ("recipe.yaml", "metrics.jsonl")
+"""What tells the folder of a run (`rlif.runs.layout`), which this room may not know, from that of a model."""
+
+
+def final_of(source: str) -> str:
+    """The model's folder in that of a run, its ``final``; any other source as it is.
+
+    Raises `RlifError` for a run that has not ended, naming its newest checkpoint.
+    """
+    folder = expanded(source)
+    if not all(os.path.isfile(folder / name) for name in _OF_A_RUN) or os.path.isfile(folder / "config.json"):
+        return source
+    if os.path.isdir(folder / "final"):
+        return str(Path(source) / "final")
+    newest = max(folder.glob("checkpoints/step-*/config.json"), default=None)
+    instead = f", or give its newest checkpoint, {newest.parent}" if newest else ""
+    raise RlifError(
+        Argument("model"),
+        f": {source} is a run that has not ended (it has no final/); finish it: rlif train --resume {source}{instead}",
+    )
 
 
 def fetch(name: str, *, say: Say) -> Path:

@@ -35,6 +35,7 @@ _COURSES = {
     "transitional": ("Transitional words along the answer", "words"),
 }
 _GROUPS = {"right": "right answers", "wrong": "wrong answers"}
+_ALL = {"all": "all answers"}
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,14 @@ def sentences(record: EvalRecord) -> list[str]:
     """The best model of each task, by right answers, with its error; and whether its confidence knows."""
     found = []
     for task in record.tasks:
-        ranked = sorted(record.of(task), key=lambda one: -_number(one["metrics"].get("right")))
-        told = [f"{_model(one)} {_percent(one['metrics'], 'right')}" for one in ranked]
+        known = any(one["metrics"].get("right") is not None for one in record.of(task))
+        key, what = ("right", "of answers are right") if known else ("self_agreement", "of a problem's answers agree")
+        ranked = sorted(record.of(task), key=lambda one: -_number(one["metrics"].get(key)))
+        told = [f"{_model(one)} {_percent(one['metrics'], key)}" for one in ranked]
         n = ranked[0]["metrics"]
         problems = f"{int(_number(n.get('problems')))} problems, {int(_number(n.get('n')))} answers each model"
-        found.append(f"{printable(task)}: {', '.join(told[:6])} of answers are right ({problems}).")
+        problems += "" if known else "; no answer is known, so nothing is said of right and wrong"
+        found.append(f"{printable(task)}: {', '.join(told[:6])} {what} ({problems}).")
     return found
 
 
@@ -99,7 +103,9 @@ def tables(record: EvalRecord) -> list[dict[str, Any]]:
     found = []
     for task in record.tasks:
         results = record.of(task)
-        shown = {key: form for key, form in _METRICS.items() if any(key in one["metrics"] for one in results)}
+        shown = {
+            key: form for key, form in _METRICS.items() if any(one["metrics"].get(key) is not None for one in results)
+        }
         rows = [_row(one, shown) for one in results]
         head = ["model", *(heading for heading, _, _ in shown.values())]
         found.append({"title": printable(task), "head": head, "rows": rows})
@@ -115,8 +121,10 @@ def _row(result: Mapping[str, Any], shown: Mapping[str, tuple[str, float, str]])
 
 
 def courses(record: EvalRecord, task: str) -> list[dict[str, Any]]:
-    """The paper's figure 1 of each model as charts: signals in the tenths of the answer, right and wrong ones apart."""
+    """The paper's figure 1 of each model as charts: signals in the tenths of the answer; right and wrong answers
+    apart, where that is known."""
     found = []
+    known = any(one["metrics"].get("right") is not None for one in record.of(task))
     for name, (title, unit) in _COURSES.items():
         lines = [
             {
@@ -129,7 +137,7 @@ def courses(record: EvalRecord, task: str) -> list[dict[str, Any]]:
                 "e": [_brief(value) for value in along["stderr"]],
             }
             for i, one in enumerate(record.of(task))
-            for style, (kind, words) in enumerate(_GROUPS.items())
+            for style, (kind, words) in enumerate((_GROUPS if known else _ALL).items())
             if (along := one.get("course", {}).get(name, {}).get(kind)) and any(v is not None for v in along["value"])
         ]
         if lines:

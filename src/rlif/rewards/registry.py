@@ -18,7 +18,7 @@ from typing import Any, TypeVar, overload
 from torch import Tensor
 
 from rlif.config import MIXES, RewardConfig, WrapperConfig
-from rlif.errors import Argument, RlifError, nearest
+from rlif.errors import Argument, RlifError, did_you_mean
 from rlif.rewards.agreement import _majority_vote, _soft_consensus, _teacher_vote
 from rlif.rewards.base import Reward, RewardInputs, Wrapper, reward_of
 from rlif.rewards.builtin import _format_only, _internal, _length, _random, _right_any_format, _verifiable
@@ -206,10 +206,8 @@ def _look_up(key: str, name: str, own: Mapping[str, Reward], known: Sequence[str
     if name in _known:
         return _known[name]
     others = [*known, *(entry.name for entry in entry_points(group=GROUP))]
-    meant = nearest(name, others)
-    raise RlifError(
-        Argument(f"reward.{key}"), f": no reward {name!r}; did you mean {meant}? (there are {', '.join(others)})"
-    )
+    meant = did_you_mean(name, others)
+    raise RlifError(Argument(f"reward.{key}"), f": no reward {name!r}{meant} (there are {', '.join(others)})")
 
 
 def _load_entry_point(name: str) -> None:

@@ -23,6 +23,9 @@ LAST = "last"
 ADAPTER = "adapter"
 """The folder in ``final`` and ``last`` of the adapter alone, where only one was trained (policy.lora)."""
 
+EXTENDED = "extended"
+"""The key of run.json under which a run that was told to go on for more steps says how many it has now."""
+
 PROBE, LOOKS = "probe", "looks.json"
 """The folder of the probe: what the untrained policy answered (reference-*.json), and in this file what was seen at
 each look up to the last checkpoint (`rlif.monitoring.measurement.ProbeRecord`)."""
@@ -32,6 +35,11 @@ def resume_with(out: Path, *, allow_changed: bool = False) -> Advice:
     """How to resume the run in a folder."""
     python, command = (", allow_changed=True", " --allow-changed") if allow_changed else ("", "")
     return Advice(f"rlif.resume({str(out)!r}{python})", f"rlif train --resume {out}{command}")
+
+
+def earlier_end(step: int) -> str:
+    """What ``final`` is called once the run that had ended after this step goes on."""
+    return f"{FINAL}-{step_name(step)}"
 
 
 def begin_with(out: Path) -> Advice:

@@ -49,11 +49,14 @@ METRICS: dict[str, Metric] = {
     "stop/eos": Metric("share", "completions that ended with an EOS token"),
     "stop/stop_string": Metric("share", "completions that ended with a stop string"),
     "stop/length": Metric("share", "completions cut off at the length limit"),
-    "verdict/right": Metric("share", "right answers, in whatever form; an undecided answer is not right"),
+    "verdict/right": Metric(
+        "share", "right answers, in whatever form, of problems with a label; undecided is not right"
+    ),
     "verdict/formatted": Metric("share", "answers in the form that was asked for, right or wrong"),
-    "verdict/right_and_formatted": Metric("share", "answers both right and in the form that was asked for"),
-    "verdict/undecided": Metric(
-        "share", "answers without a verdict: not decided in time, or the problem has no label (1.0 in a task without)"
+    "verdict/right_and_formatted": Metric("share", "as verdict/right, and in the form that was asked for"),
+    "verdict/undecided": Metric("share", "answers to problems with a label that could not be decided in time"),
+    "verdict/self_agreement": Metric(
+        "share", "mean share of a prompt's completions that give its commonest answer; of a task without labels alone"
     ),
     "transitional/rate": Metric("words/token", "transitional words (but, wait, ...) per completion token"),
     "transitional/share": Metric("share", "completions with at least one transitional word"),
@@ -116,7 +119,7 @@ METRICS: dict[str, Metric] = {
         "problems with a right answer among k samples, unbiased (arXiv 2107.03374); k is eval.samples, 8 at most",
     ),
     "eval/pass_at_k_stderr": Metric("share", "its standard error over problems"),
-    "eval/undecided": Metric("share", "as verdict/undecided, of held-out answers; 1.0 in a task without labels"),
+    "eval/undecided": Metric("share", "as verdict/undecided, of held-out answers"),
     "eval/entropy": Metric("nats", "entropy of the policy at temperature 1, mean over completion tokens"),
     "eval/self_certainty": Metric("nats", "KL(uniform, policy) at temperature 1, mean over completion tokens"),
     "eval/logprob": Metric("nats", "log-probability of the drawn tokens at temperature 1, mean over them"),
@@ -184,7 +187,8 @@ Every key of `metrics.jsonl`, one line a step. `python -m rlif.runs.metric_keys`
 
 - `<name>` stands for any name, for example `reward/self_certainty/mean`.
 - A share lies in [0, 1]. Keys under `eval/` are of the evaluation problems, at the steps that evaluate.
-- A number that is not finite is written as `null`.
+- A number that is not finite is written as `null`. So is one that needs labels, `verdict/right` and the like, in a
+  task without: it is not known. Where some problems have a label it is of these.
 - `eval/greedy_*` are the same problems at temperature 0, `eval/majority_*` the vote of the samples. At step 0 they
   are what the model gives without training: a gain is what goes beyond them.
 - `mismatch/*` compares log-probabilities without top-p and top-k, of the completions that an update ran. At a

@@ -24,6 +24,7 @@ from rlif.model.template_clock import present
 from rlif.recipes import parse_recipe
 from rlif.runs.layout import resume_with
 from rlif.utils.atomic_io import sha256
+from rlif.utils.validation import explained
 
 FREE = (
     *("checkpoint.", "log.", "eval.every", "eval.greedy", "rollout.max_mismatch"),
@@ -75,6 +76,7 @@ class Change(NamedTuple):
 
     said: str
     effect: Literal["result", "rounding", "none"]
+    key: str = ""
 
 
 def read_provenance(data: Any, where: Path) -> Provenance | None:
@@ -89,7 +91,7 @@ def read_provenance(data: Any, where: Path) -> Provenance | None:
         return Provenance.model_validate(found)
     except ValidationError as error:
         key = ".".join(map(str, ("provenance", *error.errors()[0]["loc"])))
-        raise RlifError(f"{where}: {key} is damaged ({error.errors()[0]['msg']}); restore the file") from error
+        raise RlifError(f"{where}: {key} is damaged ({explained(error.errors()[0])}); restore the file") from error
 
 
 def start_of(info: Mapping[str, Any]) -> datetime:
@@ -100,16 +102,19 @@ def start_of(info: Mapping[str, Any]) -> datetime:
         return present()
 
 
-def accept(began: Provenance | None, found: Provenance, *, step: int, out: Path, allow: bool) -> list[str]:
+def accept(
+    began: Provenance | None, found: Provenance, *, step: int, out: Path, allow: bool, extended: bool = False
+) -> list[str]:
     """Decide whether a run may go on from ``step`` with what is ``found``; returns all that has changed, in words.
 
-    Raises `RlifError` for a change that decides the result, unless ``allow``; warns of one that changes rounding.
+    ``extended``: it was told to go on for so many steps, whatever a schedule makes of that. Raises `RlifError` for a
+    change that decides the result, unless ``allow``; warns of one that changes rounding.
     """
     if (steps := found.recipe["steps"]) < step:
         raise RlifError(f"{out}/recipe.yaml: steps is {steps}, but {step} are done; give {step} or more")
     if began is None:
         return []
-    changes = list(_changes(began, found))
+    changes = [one for one in _changes(began, found) if not (extended and one.key == "steps")]
     deciding = [change.said for change in changes if change.effect == "result"]
     if deciding and not allow:
         more = f" (and {len(deciding) - 1} more)" if len(deciding) > 1 else ""
@@ -156,7 +161,7 @@ def _recipe_changes(old: Recipe, new: Recipe, known: set[str]) -> Iterator[Chang
     for key in dict.fromkeys((*before, *after)):
         was, now = before.get(key), after.get(key)
         if was != now and key not in known:
-            yield Change(f"recipe.yaml: {key} was {_brief(was)}, is {_brief(now)}", _effect(key, old, new))
+            yield Change(f"recipe.yaml: {key} was {_brief(was)}, is {_brief(now)}", _effect(key, old, new), key)
 
 
 def _effect(key: str, old: Recipe, new: Recipe) -> Literal["result", "rounding", "none"]:

@@ -1,19 +1,19 @@
 """Benchmarks by name: where the hub keeps them, in which schema, and how they are put to a model unless told otherwise.
 
 Rows come from a local file (``--data NAME=PATH``) or, through the optional package datasets, from the hub. A name that
-is not in the table is a file of your own. A new benchmark is one line in `BENCHMARKS`.
+is not in the table is a data set of your own. A new benchmark is one line in `BENCHMARKS`.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal
 
-from rlif.config import ArithmeticTask, FileTask
-from rlif.errors import Argument, RlifError, nearest
+from rlif.config import ArithmeticTask, FileTask, OwnData
+from rlif.errors import Argument, RlifError, did_you_mean
 from rlif.tasks.arithmetic import Arithmetic
-from rlif.tasks.files import problems_of, rows_of
+from rlif.tasks.files import problems_of
+from rlif.tasks.readers import hub_rows, rows_in
 from rlif.types import Problem
 
 
@@ -124,33 +124,40 @@ def find_benchmark(name: str, *, has_file: bool) -> Benchmark:
     if has_file:
         return Benchmark(name, schema="file", template="boxed", max_new_tokens=_OWN_TOKENS, citation="a file of yours")
     raise RlifError(
-        *(Argument("tasks"), f": no benchmark {name!r}; did you mean {nearest(name, BENCHMARKS)}? "),
+        *(Argument("tasks"), f": no benchmark {name!r}{did_you_mean(name, BENCHMARKS)} "),
         *(f"(there are {', '.join(BENCHMARKS)}; for a file of your own add ", Argument("data"), f" {name}=PATH)"),
     )
 
 
-def load_benchmark(benchmark: Benchmark, path: Path | None = None, *, limit: int | None = None) -> tuple[Problem, ...]:
-    """Its problems in their order, the first ``limit`` if given: from ``path``, else from the hub, else generated.
+def load_benchmark(
+    benchmark: Benchmark, own: OwnData | None = None, *, limit: int | None = None
+) -> tuple[Problem, ...]:
+    """Its problems in their order, the first ``limit`` if given: from data of your own, from the hub, or generated.
 
-    Raises `RlifError` for data that cannot be had or read, and for a problem without an answer.
+    Problems of your own may be without an answer: nothing is said of right and wrong then. Raises `RlifError` for data
+    that cannot be had or read, and for a problem of a benchmark on the hub without an answer.
     """
-    if path is not None:
-        problems = _problems(rows_of(path, "data"), benchmark, str(path), limit)
+    if own is not None:
+        rows = rows_in(own.source, config=own.config, split=own.split or "test", argument="data")
+        problems = _problems(rows, benchmark, own, limit)
     elif benchmark.generated:
         problems = Arithmetic(benchmark.generated, widen=False).eval_problems(limit or benchmark.size or 1)
     else:
-        problems = _problems(_hub_rows(benchmark), benchmark, benchmark.hub, limit)
-    if missing := [problem.id for problem in problems if not problem.answer]:
-        raise RlifError(f"{path or benchmark.hub}: {len(missing)} problems without an answer (the first: {missing[0]})")
+        give = Argument("data"), f" {benchmark.name}=PATH (.jsonl or .parquet)"
+        rows = hub_rows(benchmark.hub, benchmark.config, benchmark.split, give=give)
+        problems = _problems(rows, benchmark, OwnData(benchmark.hub), limit)
+    if own is None and (missing := [problem.id for problem in problems if not problem.answer]):
+        raise RlifError(f"{benchmark.hub}: {len(missing)} problems without an answer (the first: {missing[0]})")
     return problems
 
 
 def _problems(
-    rows: Iterator[tuple[str, dict[str, Any]]], benchmark: Benchmark, source: str, limit: int | None
+    rows: Iterator[tuple[str, dict[str, Any]]], benchmark: Benchmark, data: OwnData, limit: int | None
 ) -> tuple[Problem, ...]:
     named = _with_ids(rows, benchmark) if benchmark.ids else rows
-    config = FileTask(name=benchmark.schema, path=source)
-    return problems_of(islice(named, limit), config, source=source, name_columns=False)
+    columns: dict[str, Any] = {"question_column": data.question_column, "answer_column": data.answer_column}
+    config = FileTask(name=benchmark.schema, path=data.source, **columns)
+    return problems_of(islice(named, limit), config, source=data.source)
 
 
 def _with_ids(rows: Iterator[tuple[str, dict[str, Any]]], benchmark: Benchmark) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -159,19 +166,3 @@ def _with_ids(rows: Iterator[tuple[str, dict[str, Any]]], benchmark: Benchmark) 
     for number, (where, row) in enumerate(rows):
         has_id = "id" in row or "unique_id" in row
         yield where, row if has_id else {**row, "id": benchmark.ids.format(row=number)}
-
-
-def _hub_rows(benchmark: Benchmark) -> Iterator[tuple[str, dict[str, Any]]]:
-    give = Argument("data"), f" {benchmark.name}=PATH (.jsonl or .parquet)"
-    remedy = ("download it elsewhere and give ", *give)
-    try:
-        import datasets
-    except ImportError as error:
-        raise RlifError(f"{benchmark.hub}: needs the package datasets: pip install datasets; or ", *remedy) from error
-    try:
-        rows = datasets.load_dataset(benchmark.hub, benchmark.config, split=benchmark.split)
-    except Exception as error:  # the hub, the network and the cache fail in many ways; all have the same remedy
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise RlifError(f"{benchmark.hub}: cannot be loaded from the hub ({reason}); ", *remedy) from error
-    for number, row in enumerate(rows, start=1):
-        yield f"{benchmark.hub}:{number}", dict(row)

@@ -76,7 +76,7 @@ def read_shots(path: Path, count: int | None) -> tuple[Shot, ...]:
     Columns: question or problem; solution, and answer unless the solution holds it in a box; or, as in GSM8K, an answer
     that is the solution with ``####`` before the answer itself. Raises `RlifError` if the file has fewer, or none.
     """
-    from rlif.tasks.files import rows_of
+    from rlif.tasks.readers import rows_of
 
     shots = [shot for shot in _shots(rows_of(path, "shots_from")) if shot is not None]
     if len(shots) < (count or 1):

@@ -1,38 +1,33 @@
-r"""Problems from a file of yours: JSONL or Parquet, columns by your names.
+r"""Problems from a data set of yours: a file, or one of the hub; columns by your names.
 
 GSM8K and MATH are this loader with their columns as defaults. Original hub files are read as they are: openai/gsm8k
 (the answer stands after ``####``), HuggingFaceH4/MATH-500, DigitalLearningGmbH/MATH-lighteval (the answer is the last
 ``\boxed`` of the solution).
 """
 
-import json
 import logging
 import math
 import re
-import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from rlif.config import FileTask
 from rlif.errors import Argument, RlifError
 from rlif.grading.extraction import boxed, find_extractor
 from rlif.rng import keyed_random
 from rlif.tasks.base import EVAL_SEED, GradedTask, digest, too_few, walk
+from rlif.tasks.conversations import exchange_in, is_conversation
+from rlif.tasks.readers import Row, is_on_hub, rows_in
 from rlif.tasks.templates import find_template
 from rlif.types import Problem
 from rlif.utils.paths import expanded
 
-if TYPE_CHECKING:
-    import pyarrow
-
 _LOG = logging.getLogger(__name__)
 
-Row = dict[str, Any]
 Reader = Callable[[str], str | None]
 
 
@@ -78,10 +73,15 @@ class ProblemFile(ProblemList):
         self.name: str = config.name
         format = config.format or find_template(config.template).format
         find_extractor(format)  # before anything is read
-        path, eval_path = (_resolve(path, base_dir) for path in (config.path, config.eval_path or config.path))
-        train = read_problems(path, config, limit=config.limit)
-        held_out = None if config.eval_path is None else read_problems(eval_path, config, argument="eval_path")
-        super().__init__(format, train=train, held_out=held_out, sources=(str(path), str(eval_path)))
+        source, held_out_source = _name(config.path, base_dir, config.split), ""
+        train = read_problems(config.path, config, base_dir, limit=config.limit)
+        held_out = None
+        if config.eval_path is not None or config.eval_split is not None:
+            path, split = config.eval_path or config.path, config.eval_split or "test"
+            argument = "path" if config.eval_path is None else "eval_path"
+            held_out = read_problems(path, config, base_dir, split=split, argument=argument)
+            held_out_source = _name(path, base_dir, split)
+        super().__init__(format, train=train, held_out=held_out, sources=(source, held_out_source))
 
     def digests(self) -> Mapping[str, str]:
         """See `Task.digests`."""
@@ -122,7 +122,7 @@ def _answer(text: str) -> str | None:
 
 
 SCHEMAS: Mapping[str, Schema] = {
-    "file": Schema(("problem", "question"), {"answer": _answer}),
+    "file": Schema(("problem", "question", "prompt", "messages"), {"answer": _answer}),
     "gsm8k": Schema(("question", "problem"), {"answer": _gsm8k_answer}),
     "math": Schema(("problem", "question"), {"answer": _answer, "solution": boxed}),
 }
@@ -140,73 +140,67 @@ class Columns:
 
 
 def read_problems(
-    path: Path, config: FileTask, *, limit: int | None = None, argument: str = "path"
+    source: str | Path,
+    config: FileTask,
+    base_dir: Path | None = None,
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+    argument: str = "path",
 ) -> tuple[Problem, ...]:
-    """The problems of a file, in its order; only the first ``limit`` if given. ``argument``: whose value the path is.
+    """The problems of a data set, in its order; only the first ``limit`` if given.
+
+    Args:
+        source: a file, relative to ``base_dir`` (None: the current folder), or a data set of the hub.
+        split: of the hub's; None: that of the config.
+        argument: whose value the source is, for messages.
 
     Raises `RlifError`, with file and line (Parquet: row), for a missing or empty file, a line that is not a JSON
     object, a missing column, a field that is not text, and an id that occurs twice.
     """
-    return problems_of(islice(rows_of(path, argument), limit), config, source=str(path))
+    source, split = str(source), split or config.split
+    rows = rows_in(source, base_dir, config=config.config, split=split, argument=argument)
+    return problems_of(islice(rows, limit), config, source=_name(source, base_dir, split))
 
 
-def rows_of(path: Path, argument: str = "path") -> Iterator[tuple[str, Row]]:
-    """The rows of a JSONL or Parquet file, each with FILE:LINE; ``argument`` is what an error tells to check.
-
-    Raises `RlifError` for a file it cannot read.
-    """
-    if path.suffix not in FORMATS:
-        raise RlifError(f"{path}: expected a file whose name ends in {' or '.join(FORMATS)}")
-    try:
-        kind = path.stat().st_mode
-        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # a pipe would be waited for, and can be read only once
-            raise RlifError(f"{path}: no regular file; write the problems to one first")
-        path.open("rb").close()
-    except OSError as error:
-        raise RlifError(f"{path}: {error.strerror}; check ", Argument(argument)) from error
-    return FORMATS[path.suffix](path)
-
-
-def problems_of(
-    rows: Iterable[tuple[str, Row]], config: FileTask, *, source: str, name_columns: bool = True
-) -> tuple[Problem, ...]:
-    """Rows, each with where it stands, as problems; ``source`` is what holds them all. Raises as `read_problems`.
-
-    ``name_columns``: whether errors may advise to name another column; an evaluation takes the usual ones.
-    """
+def problems_of(rows: Iterable[tuple[str, Row]], config: FileTask, *, source: str) -> tuple[Problem, ...]:
+    """Rows, each with where it stands, as problems; ``source`` is what holds them all. Raises as `read_problems`."""
     columns: Columns | None = None
     problems: list[Problem] = []
     seen: dict[str, str] = {}
+    asked = config.answer_column is not None  # or something stands in the usual column
     for where, row in rows:
-        columns = columns or _find_columns(row, config, where, name_columns)
+        columns = columns or _find_columns(row, config, where)
         if columns.answer is None and (late := _answer_column(row, config)) is not None:
             raise RlifError(f"{where}: has a column {late!r} that the first row lacks; give it to every row, or null")
         problem = _problem(row, columns, where)
+        asked = asked or (columns.answer is not None and row[columns.answer] is not None)
         if problem.id in seen:
             raise RlifError(f"{where}: the id {problem.id!r} was used before, in {seen[problem.id]}; ids must differ")
         seen[problem.id] = where
         problems.append(problem)
     if not problems:
         raise RlifError(f"{source}: holds no problems")
-    if columns and columns.answer and not any(problem.answer for problem in problems):
-        remedy = ("name another in ", Argument("answer_column")) if name_columns else ("put the answers there",)
-        raise RlifError(f"{source}: no answer in column {columns.answer!r} of any row; ", *remedy)
+    if columns and columns.answer and asked and not any(problem.answer for problem in problems):
+        said = f"{source}: no answer in column {columns.answer!r} of any row; name another in "
+        raise RlifError(said, Argument("answer_column"))
     return tuple(problems)
 
 
-def _resolve(path: str, base_dir: Path | None) -> Path:
-    return (base_dir or Path()) / expanded(path)
+def _name(source: str, base_dir: Path | None, split: str) -> str:
+    """What messages call a data set."""
+    return f"{source} ({split})" if is_on_hub(source, base_dir) else str((base_dir or Path()) / expanded(source))
 
 
-def _find_columns(row: Row, config: FileTask, where: str, name_columns: bool) -> Columns:
+def _find_columns(row: Row, config: FileTask, where: str) -> Columns:
     """Decide from the first row which columns to read: those the recipe names, else the schema's usual ones."""
     schema = SCHEMAS[config.name]
     question = config.question_column or next((name for name in schema.questions if name in row), None)
     if question is None:
-        usual = " or ".join(map(repr, schema.questions))
-        name_it = ("name the question's in ", Argument("question_column"))
-        remedy = name_it if name_columns else ("rename the question's",)
-        raise RlifError(f"{where}: no column {usual}; ", *remedy, f" ({_there_are(row)})")
+        *most, last = map(repr, schema.questions)
+        usual = f"{', '.join(most)} or {last}"
+        name_it = ("; name the question's in ", Argument("question_column"))
+        raise RlifError(f"{where}: no column {usual}", *name_it, f" ({_there_are(row)})")
     answer = _answer_column(row, config)
     read_answer = schema.answers.get(answer or "", schema.answers["answer"])
     return Columns(question, answer, read_answer, config.id_column or next((n for n in schema.ids if n in row), None))
@@ -219,10 +213,13 @@ def _answer_column(row: Row, config: FileTask) -> str | None:
 
 def _problem(row: Row, columns: Columns, where: str) -> Problem:
     text = partial(_text, row, where=where)
-    question = text(columns.question)
+    exchange = None
+    if is_conversation(row.get(columns.question)):
+        exchange = exchange_in(row[columns.question], f"{where}: column {columns.question!r}")
+    question = exchange.question if exchange else text(columns.question)
     if not question or question.isspace():
         raise RlifError(f"{where}: column {columns.question!r} is empty")
-    answer = _known(text(columns.answer)) if columns.answer else None
+    answer = _known(text(columns.answer)) if columns.answer else exchange and exchange.answer
     name = text(columns.id) if columns.id else Path(where).name
     if not name:
         raise RlifError(f"{where}: column {columns.id!r} is empty")
@@ -263,61 +260,3 @@ def _text(row: Row, column: str, *, where: str) -> str | None:
 
 def _there_are(row: Row) -> str:
     return f"there are {', '.join(row)}" if row else "there are none"
-
-
-def _read_jsonl(path: Path) -> Iterator[tuple[str, Row]]:
-    with path.open("rb") as lines:  # bytes end a line at \n alone; text would also break at U+2028 inside a problem
-        for number, line in enumerate(lines, start=1):
-            where = f"{path}:{number}"
-            if not line.strip():
-                continue
-            try:
-                # Numbers stay as they are written: an answer of 0.10 is not the float nearest to it.
-                row = json.loads(line.decode("utf-8-sig"), parse_float=str, parse_int=str, parse_constant=_no_number)
-            except UnicodeDecodeError as error:
-                raise RlifError(f"{where}: not UTF-8; save the file in that encoding") from error
-            except (ValueError, RecursionError) as error:
-                raise RlifError(f"{where}: not JSON ({error}); each line holds one JSON object") from error
-            if not isinstance(row, dict):
-                raise RlifError(f"{where}: a {type(row).__name__}, not a JSON object")
-            yield where, row
-
-
-def _no_number(_name: str) -> None:
-    """``NaN``, ``Infinity`` and ``-Infinity``, which Python's JSON knows beside the standard's, are missing values."""
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(path) as file:
-            rows = (row for batch in file.iter_batches() for row in _rows(batch))
-            for number, row in enumerate(rows, start=1):
-                yield f"{path}:{number}", row
-    except (pyarrow.ArrowException, OSError) as error:
-        raise RlifError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())})") from error
-
-
-def _rows(batch: "pyarrow.RecordBatch") -> list[Row]:
-    """The rows of a batch; a float as the shortest decimal that its own width tells from its neighbours."""
-    import pyarrow
-
-    columns = []
-    for column in batch.columns:
-        narrow = pyarrow.types.is_float32(column.type) or pyarrow.types.is_float16(column.type)
-        # As a Python float, 0.1 of 32 bits would be 0.10000000149011612; NumPy's scalars know their width.
-        columns.append(
-            [_shortest(one) for one in column.to_numpy(zero_copy_only=False)] if narrow else column.to_pylist()
-        )
-    return [dict(zip(batch.schema.names, values, strict=True)) for values in zip(*columns, strict=True)]
-
-
-def _shortest(number: Any) -> Decimal | None:
-    """A NumPy float as a decimal; None for what is no number. A null of Arrow comes as NaN, too."""
-    return Decimal(str(number)) if math.isfinite(number) else None
-
-
-FORMATS: Mapping[str, Callable[[Path], Iterator[tuple[str, Row]]]] = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
-"""File name endings to readers; each yields FILE:LINE and the row."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rlif.config import FileTask
-from rlif.errors import RlifError
+from rlif.errors import RlifError, named
 from rlif.tasks.base import Task, digest
 from rlif.tasks.files import ProblemList, problems_of
 from rlif.types import Problem
@@ -30,15 +30,19 @@ def task_of(
     problems: Iterable[Problem | Row],
     *,
     eval_problems: Iterable[Problem | Row] | None = None,
+    question: str | None = None,
+    answer: str | None = None,
     format: str = "boxed",
     name: str = "problems",
 ) -> Task:
     """A task for `rlif.train`: its problems are drawn as those of a file, each once an epoch.
 
     Args:
-        problems: `Problem`s, or rows with a column ``question`` (or ``problem``) and, where known, ``answer`` and
-            ``id``; a ``datasets.Dataset`` is such rows.
+        problems: `Problem`s, or rows with a column ``question`` (or ``problem``, ``prompt``, ``messages``) and, where
+            known, ``answer`` and ``id``; a ``datasets.Dataset`` is such rows.
         eval_problems: held-out ones for evaluation; None: those of training.
+        question: the column of the question, where it is called otherwise.
+        answer: the column of the answer, where it is called otherwise.
         format: the extractor that decides `formatted` (docs/grading.md).
         name: what errors and ids call them.
 
@@ -51,17 +55,20 @@ def task_of(
     >>> task.grade("It is 4.", task.eval_problems(9)[3])
     Verdict(right=True, formatted=True, extracted='4')
     """
-    held_out = None if eval_problems is None else _read(eval_problems, f"{name} (eval_problems)")
-    return OwnProblems(_read(problems, name), held_out, format=format, name=name)
+    columns = {"question_column": question, "answer_column": answer}
+    with named({"question_column": "question", "answer_column": "answer"}):
+        held_out = None if eval_problems is None else _read(eval_problems, f"{name} (eval_problems)", columns)
+        return OwnProblems(_read(problems, name, columns), held_out, format=format, name=name)
 
 
-def _read(items: Iterable[Problem | Row], name: str) -> tuple[Problem, ...]:
+def _read(items: Iterable[Problem | Row], name: str, columns: Mapping[str, str | None]) -> tuple[Problem, ...]:
     known = list(items)
     rows = [(f"{name}:{number}", _row(item, f"{name}:{number}")) for number, item in enumerate(known, start=1)]
     if all(isinstance(item, Problem) and item.answer is None for item in known):
         for _, row in rows:
             del row["answer"]  # a column that holds none would be taken for the wrong one
-    return problems_of(rows, FileTask(name="file", path=name), source=name, name_columns=False)
+    of_rows: Mapping[str, Any] = {} if any(isinstance(item, Problem) for item in known) else columns
+    return problems_of(rows, FileTask(name="file", path=name, **of_rows), source=name)
 
 
 def _row(item: Any, where: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rlif.errors import Argument, RlifError, nearest
+from rlif.errors import Argument, RlifError, did_you_mean
 from rlif.tasks.few_shot import Shot
 
 
@@ -88,9 +88,8 @@ TEMPLATES: Mapping[str, Template] = {
 def find_template(name: str) -> Template:
     """A template by its name. Raises `RlifError` for an unknown one."""
     if name not in TEMPLATES:
-        meant = nearest(name, TEMPLATES)
-        known = ", ".join(TEMPLATES)
-        raise RlifError(Argument("template"), f": no template {name!r}; did you mean {meant}? (there are {known})")
+        meant, known = did_you_mean(name, TEMPLATES), ", ".join(TEMPLATES)
+        raise RlifError(Argument("template"), f": no template {name!r}{meant} (there are {known})")
     return TEMPLATES[name]
 
 

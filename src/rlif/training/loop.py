@@ -7,6 +7,7 @@ prompt), so a run killed at any moment and resumed from its last checkpoint give
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from rlif.config import Recipe
 from rlif.errors import Argument, RlifError, named
@@ -66,6 +67,7 @@ def resume(
     task: Task | None = None,
     rewards: Mapping[str, Reward] | None = None,
     callback: ProgressCallback | None = None,
+    steps: int | None = None,
     until: int | None = None,
     stop: Stop | None = None,
     allow_changed: bool = False,
@@ -73,11 +75,12 @@ def resume(
     """Resume a run from its last checkpoint, as if it had never stopped; as `train` otherwise.
 
     A run that was given ``task`` or ``rewards`` needs the same again. Recipe, problems or model that have changed since
-    it began are refused unless ``allow_changed``.
+    it began are refused unless ``allow_changed``. ``steps``: go on until there are so many, a finished run as well.
     """
     _check_until(until)
     custom, told = Custom(task, rewards or {}), callback or NullCallback()
-    with joined() as ranks, Run.resume(out, told, custom, ranks, allow_changed=allow_changed) as run:
+    options: dict[str, Any] = {"steps": steps, "allow_changed": allow_changed}
+    with joined() as ranks, Run.resume(out, told, custom, ranks, **options) as run:
         return _loop(run, until, stop)
 
 

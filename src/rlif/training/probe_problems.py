@@ -3,7 +3,6 @@
 import logging
 import math
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from types import MappingProxyType
 
 from rlif.config import FileTask, Recipe
@@ -12,8 +11,8 @@ from rlif.rewards.base import Reward
 from rlif.rewards.registry import internal_alone
 from rlif.tasks.base import Task
 from rlif.tasks.files import read_problems
+from rlif.training.fit import most
 from rlif.types import Problem
-from rlif.utils.paths import expanded
 
 _LOG = logging.getLogger(__name__)
 
@@ -71,7 +70,7 @@ def labelled_problems(recipe: Recipe, task: Task) -> tuple[Problem, ...]:
     """
     if recipe.probe.labels is None:
         return ()
-    path = Path(expanded(recipe.probe.labels))
+    path = recipe.probe.labels
     found = read_problems(path, _columns(recipe, path), limit=MOST_LABELLED + 1, argument="probe_labels")
     if len(found) > MOST_LABELLED:
         _LOG.warning("%s: only its first %d problems are looked at", path, MOST_LABELLED)
@@ -89,23 +88,23 @@ def labelled_problems(recipe: Recipe, task: Task) -> tuple[Problem, ...]:
 
 
 def _from_file(recipe: Recipe, count: int) -> tuple[Problem, ...]:
-    path = Path(expanded(str(recipe.probe.path)))
+    path = str(recipe.probe.path)
     # A file of prompts needs no answers, whatever column those of the training stand in.
     unlabelled = _columns(recipe, path).model_copy(update={"answer_column": None})
     return read_problems(path, unlabelled, limit=count, argument="probe_path")
 
 
-def _columns(recipe: Recipe, path: Path) -> FileTask:
+def _columns(recipe: Recipe, path: str) -> FileTask:
     """How a file beside the task's is read: by the task's columns, if it is a file, too."""
     task = recipe.task
-    config = task if isinstance(task, FileTask) else FileTask(name="file", path=str(path))
-    return config.model_copy(update={"path": str(path), "eval_path": None, "limit": None})
+    config = task if isinstance(task, FileTask) else FileTask(name="file", path=path)
+    return config.model_copy(update={"path": path, "eval_path": None, "limit": None})
 
 
 def _held_out(recipe: Recipe, task: Task, count: int) -> tuple[Problem, ...]:
-    judged = {problem.id for problem in task.eval_problems(_as_many(task, recipe.eval.problems))}
+    judged = {problem.id for problem in task.eval_problems(most(task.eval_problems, recipe.eval.problems))}
     trained = {problem.id for problem in _trained_on(recipe, task)}
-    there = task.eval_problems(_as_many(task, recipe.eval.problems + count))
+    there = task.eval_problems(most(task.eval_problems, recipe.eval.problems + count))
     # The best first. Whether the run evaluates is no matter: it may be told to when it is resumed.
     chosen = sorted(there, key=lambda problem: 2 * (problem.id in trained) + (problem.id in judged))[:count]
     remedy = "give a file of prompts (probe.path)"
@@ -124,16 +123,3 @@ def _held_out(recipe: Recipe, task: Task, count: int) -> tuple[Problem, ...]:
 def _trained_on(recipe: Recipe, task: Task) -> Iterator[Problem]:
     for step in range(1, recipe.steps + 1):
         yield from task.train_problems(step, recipe.rollout.prompts, recipe.seed)
-
-
-def _as_many(task: Task, count: int) -> int:
-    """The most problems that the task holds out, up to ``count``."""
-    low, high = 0, count
-    while low < high:
-        middle = (low + high + 1) // 2
-        try:
-            task.eval_problems(middle)
-            low = middle
-        except RlifError:
-            high = middle - 1
-    return low

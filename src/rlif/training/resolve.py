@@ -7,12 +7,13 @@ from typing import Any
 from rlif.config import EvalConfig, MergedModel, Recipe
 from rlif.errors import RlifError
 from rlif.evals.during_training import MAJORITY_FROM
-from rlif.model.registry import MODELS
+from rlif.model.registry import MODELS, final_of
 from rlif.recipes import parse_recipe
 from rlif.rewards.base import Reward
 from rlif.rewards.score import logged_names
 from rlif.runs.metric_keys import find_metric
 from rlif.runs.provenance import as_recorded
+from rlif.tasks.readers import is_on_hub
 from rlif.tasks.templates import find_template
 from rlif.training.probe_problems import looks_every
 from rlif.types import Sampling
@@ -26,7 +27,7 @@ def resolved(recipe: Recipe, own: Mapping[str, Reward] = MappingProxyType({})) -
     data = recipe.model_dump(mode="json")
     data["policy"]["model"] = _absolute_model(recipe.policy.model)
     for key in ("path", "eval_path"):
-        if data["task"].get(key):
+        if data["task"].get(key) and not is_on_hub(data["task"][key]):
             data["task"][key] = str(expanded(data["task"][key]).resolve())
     template, sampling = find_template(recipe.task.template), eval_sampling(recipe)
     data["task"]["format"] = recipe.task.format or template.format
@@ -34,7 +35,7 @@ def resolved(recipe: Recipe, own: Mapping[str, Reward] = MappingProxyType({})) -
     data["eval"] |= {"top_p": sampling.top_p, "top_k": sampling.top_k}
     data["probe"]["every"] = looks_every(recipe, own)
     for key in ("path", "labels"):
-        if data["probe"][key] is not None:
+        if data["probe"][key] is not None and not is_on_hub(data["probe"][key]):
             data["probe"][key] = str(expanded(data["probe"][key]).resolve())
     return parse_recipe(data)
 
@@ -43,7 +44,7 @@ def _absolute_model(model: str | MergedModel) -> str | dict[str, Any]:
     """A model named so that the name means the same in every folder."""
     if isinstance(model, str):
         local = model not in MODELS and expanded(model).exists()
-        return str(expanded(model).resolve()) if local else model
+        return str(expanded(final_of(model)).resolve()) if local else model
     sides = {name: _absolute_model(getattr(model.merge, name)) for name in ("base", "instruct")}
     return {"merge": model.merge.model_dump(mode="json") | sides}
 

@@ -26,7 +26,7 @@ from rlif.rng import Key
 from rlif.rollout.engine import Engine
 from rlif.runs.checkpoint import checkpoint_name, prune, save_checkpoint
 from rlif.runs.environment import collect_info
-from rlif.runs.layout import FINAL, INFO, LAST, recipe_path, resume_with
+from rlif.runs.layout import EXTENDED, FINAL, INFO, LAST, recipe_path, resume_with
 from rlif.runs.provenance import accept, read_provenance, start_of
 from rlif.runs.resumption import Start, find_start, keep_what_is_dropped
 from rlif.runs.run_log import BEGINNING, NoLog, RunLog
@@ -35,6 +35,7 @@ from rlif.training.callbacks import NullCallback, ProgressCallback
 from rlif.training.coefficients import in_force, moved_levels, settings_of
 from rlif.training.consensus import Consensus, NoConsensusError
 from rlif.training.custom import NEEDS, Custom, check_needs
+from rlif.training.extension import check_extension, extend, with_steps
 from rlif.training.final import trained_weights, write_masters, write_model
 from rlif.training.looks import Looks
 from rlif.training.lora import start_for_merge_back
@@ -91,6 +92,7 @@ class Run:
         custom = custom or Custom()
         recipe = resolved(recipe, custom.rewards)
         setup = prepare(recipe, Origin(out, ranks.agreed(present())), custom, ranks)
+        recipe = setup.recipe
         if not ranks.first:
             yield cls._beside(setup, out)
             return
@@ -115,9 +117,11 @@ class Run:
         custom: Custom | None = None,
         ranks: Ranks = ALONE,
         *,
+        steps: int | None = None,
         allow_changed: bool = False,
     ) -> Iterator["Run"]:
-        """An old run, from its last checkpoint (from the beginning if it never had one).
+        """An old run, from its last checkpoint (from the beginning if it never had one). ``steps``: for so many in all,
+        which its recipe.yaml then holds; None: for as many as that says.
 
         Raises `RlifError` if what decides the result has changed since it began, unless ``allow_changed``.
         """
@@ -125,7 +129,7 @@ class Run:
         recipe = ranks.told(lambda: load_recipe(recipe_path(out)))
         with locked(out) if ranks.first else nullcontext():
             start = _start(out, ranks)
-            recipe = as_before(recipe, start.info)
+            recipe = with_steps(as_before(recipe, start.info), steps)
             check_needs(recipe, custom, start.info, out, allow_changed=allow_changed)
             recorded, where = (
                 (start.checkpoint.state, start.checkpoint.path) if start.checkpoint else (start.info, out / INFO)
@@ -133,15 +137,20 @@ class Run:
             began = read_provenance(recorded, where)
             now = began.date if began else start_of(start.info)
             setup = prepare(recipe, Origin(out, now, start.checkpoint, began, allow_changed), custom, ranks)
-            changed = accept(began, setup.provenance, step=setup.step, out=out, allow=allow_changed)
+            extended = steps is not None or start.info.get(EXTENDED) == recipe.steps
+            changed = accept(began, setup.provenance, step=setup.step, out=out, allow=allow_changed, extended=extended)
             if not ranks.first:
                 yield cls._beside(setup, out)
                 return
+            if steps is not None:
+                check_extension(setup, out)
             keep_what_is_dropped(out, start)
             info = {**_info(recipe, ranks), **({"changed": changed} if changed else {})}
             # Without a checkpoint nothing is kept, the evaluation of step 0 included: it will be made again.
             log = RunLog.resume(out, start.step, info=info)
             with cls._opened(setup, out, log, callback) as run:
+                if steps is not None:
+                    extend(log, setup, out)
                 if start.lost is not None:
                     log.note_checkpoint(start.step)  # told once
                 yield run

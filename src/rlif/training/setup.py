@@ -31,6 +31,7 @@ from rlif.runs.provenance import Provenance, model_files
 from rlif.tasks import build_task
 from rlif.tasks.base import Task, digest
 from rlif.training.custom import Custom
+from rlif.training.fit import fitted
 from rlif.training.launch import check_loaded, check_start
 from rlif.training.lora import adapted_policy, start_of
 from rlif.training.optim import MasterOptimizer, adamw
@@ -43,6 +44,9 @@ from rlif.types import Problem, Prompt
 
 LABELS = "labels"
 """What the provenance of a run calls the prompts of probe.labels."""
+
+BEGAN_WITH = "began_with"
+"""The key of a checkpoint's state that holds the steps which a run began with, where it has been told to do more."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +81,11 @@ class PromptSource:
         """Those of every evaluation."""
         return self.rendered(self.task.eval_problems(self.recipe.eval.problems))
 
-    def probe(self) -> tuple[Prompt, ...]:
-        """Those of every look, each with tokens of its own; none where nobody looks."""
-        return (
-            distinct_prompts(self.rendered(probe_problems(self.recipe, self.task))) if self.recipe.probe.every else ()
-        )
+    def probe(self, steps: int) -> tuple[Prompt, ...]:
+        """Those of every look, each with tokens of its own; none where nobody looks. ``steps``: for how long a run they
+        are chosen."""
+        recipe = self.recipe.model_copy(update={"steps": steps})
+        return distinct_prompts(self.rendered(probe_problems(recipe, self.task))) if recipe.probe.every else ()
 
     def labelled(self) -> tuple[Prompt, ...]:
         """Those with labels that are told of at every look; none where nobody looks."""
@@ -128,6 +132,8 @@ def prepare(recipe: Recipe, origin: Origin, custom: Custom, ranks: Ranks = ALONE
     check_start(ranks, recipe, custom.needs(recipe))
     task = custom.task or build_task(recipe.task)
     policy, optimizer = load_trainable(recipe, origin.checkpoint, ranks)
+    if recipe.rollout.fit and origin.began is None:
+        recipe = fitted(recipe, task, policy, origin.now)
     engine = build_engine(recipe, policy, ranks)
     prompts = PromptSource(recipe, task, policy, origin.now)
     check_problems(prompts, custom.needs_labels(recipe))
@@ -137,7 +143,11 @@ def prepare(recipe: Recipe, origin: Origin, custom: Custom, ranks: Ranks = ALONE
     start = load_start(recipe, policy, fresh=origin.checkpoint is None)
     if start is not None:
         state["reference"] = _digest_of_start(recipe, start, state.get("reference"), origin)
-    eval_prompts, probe_prompts = prompts.evaluation() if recipe.eval.every else (), prompts.probe()
+    # A probe keeps its prompts when the run goes on for more steps: they were chosen for as many as it began with.
+    began_with = state.get(BEGAN_WITH, origin.began.recipe["steps"] if origin.began else recipe.steps)
+    if began_with != recipe.steps:
+        state[BEGAN_WITH] = began_with
+    eval_prompts, probe_prompts = prompts.evaluation() if recipe.eval.every else (), prompts.probe(began_with)
     labelled_prompts = prompts.labelled()
     check_context(policy, (*probe_prompts, *labelled_prompts), recipe.rollout.max_new_tokens)
     held_out = {"eval": eval_prompts, "probe": probe_prompts, LABELS: labelled_prompts}

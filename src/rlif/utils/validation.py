@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rlif.errors import nearest, printable, shortened, shown
+from rlif.errors import near, printable, shortened, shown
 
 _MOST = 4  # mistakes on one line
 
@@ -52,7 +52,7 @@ def explained(mistake: Mapping[str, Any]) -> str:
     details = {"discriminator": "", **mistake.get("ctx", {})}
     details["discriminator"] = details["discriminator"].strip("'")
     expected = _WORDS.get(kind)
-    words = f"expected {expected.format_map(details)}" if expected else str(mistake["msg"])
+    words = f"expected {expected.format_map(details)}" if expected else "this is no value for it"
     if isinstance(given, Mapping) and details["discriminator"] in given:
         given = given[details["discriminator"]]
     return words + _given(given)
@@ -82,7 +82,7 @@ def of_arguments(mistakes: Sequence[Mapping[str, Any]], given: Mapping[str, Any]
         keys = _keys(mistake["loc"], given)
         key = shortened(printable(".".join(map(str, keys))), 200)
         if mistake["type"] == "extra_forbidden":
-            meant = nearest(str(keys[-1])[:100], known) if len(keys) == 1 else ""
+            meant = near(str(keys[-1])[:100], known) if len(keys) == 1 else ""
             said.append(f"{key}: unknown key" + (f"; did you mean {meant}?" if meant else ""))
         elif mistake["type"] != "missing":
             said.append(f"{key + ': ' if key else ''}{explained(mistake)}")

@@ -11,7 +11,9 @@ from rlif.errors import RlifError
 
 def diagnose(
     model: Annotated[str, typer.Argument(help="A named model, hub id, folder or .gguf file.")],
-    prompts: Annotated[Path | None, typer.Option(help="A .jsonl or .parquet file; answers are not read.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="A .jsonl, .json, .csv or .parquet file; answers are not read.")
+    ] = None,
     task: Annotated[str | None, typer.Option(help="Instead of a file: arithmetic.")] = None,
     template: Annotated[str | None, typer.Option(help="Prompt template; plain for arithmetic, else boxed.")] = None,
     format: Annotated[str | None, typer.Option(help="Form of answer asked for; unless given, the template's.")] = None,

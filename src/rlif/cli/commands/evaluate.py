@@ -1,6 +1,7 @@
 """`rlif eval`: models in this process, or behind a server."""
 
-from pathlib import Path
+import re
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,14 +14,21 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    tasks: Annotated[
-        str, typer.Option(help="Comma-separated: gsm8k, math500, aime2025, arithmetic, additions, yours.")
-    ],
     out: Annotated[Path, typer.Option(help="Folder of the evaluation; one of the same settings is gone on with.")],
     models: Annotated[
         list[str] | None, typer.Argument(metavar="MODEL...", help="Named models, hub ids, folders, .gguf.")
     ] = None,
-    data: Annotated[list[str] | None, typer.Option(metavar="TASK=PATH", help="A .jsonl or .parquet file.")] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Comma-separated: gsm8k, math500, aime2025, arithmetic, additions, yours.")
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[TASK=]PATH", help="Problems of yours: .jsonl, .json, .csv, .parquet, or a hub id."),
+    ] = None,
+    question: Annotated[str | None, typer.Option(metavar="COLUMN", help="The question's in --data.")] = None,
+    answer: Annotated[str | None, typer.Option(metavar="COLUMN", help="The answer's in --data.")] = None,
+    config: Annotated[str | None, typer.Option(help="Of a data set of the hub, where it has several.")] = None,
+    split: Annotated[str | None, typer.Option(help="Of a data set of the hub; test unless given.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many problems of each task.")] = None,
     samples: Annotated[int | None, typer.Option(help="Answers to each problem; 8, or 1 if greedy.")] = None,
     temperature: Annotated[float, typer.Option(callback=finite, help="0 is greedy.")] = 0.6,
@@ -55,14 +63,20 @@ def evaluate(
     api_key_env: Annotated[
         str | None, typer.Option(metavar="VARIABLE", help="Holds the server's key; RLIF_API_KEY, if that is set.")
     ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress, only the results.")] = False,
 ) -> None:
     """Judge models: avg@k, pass@k, maj@k, format, signals, every answer kept, error bars on everything."""
     from rlif.cli.evaluate import run_eval, run_served
     from rlif.evals.settings import settings_of
 
+    names, sources = _asked(tasks, data or [])
     settings = settings_of(
-        tasks=_names(tasks),
-        data=dict(_assignment(pair) for pair in data or []),
+        tasks=names,
+        data=sources,
+        question_column=question,
+        answer_column=answer,
+        config=config,
+        split=split,
         limit=limit,
         samples=samples if samples is not None else (1 if temperature == 0.0 else 8),
         temperature=temperature,
@@ -83,11 +97,11 @@ def evaluate(
             raise RlifError(f"--endpoint {endpoint}: --dtype and --device are the server's to choose")
         if max_mismatch is not None:
             raise RlifError(f"--endpoint {endpoint}: --max-mismatch is for models in this process; leave it out")
-        run_served(_servers(endpoint, models, model, api_key_env, concurrency, timeout), settings, out)
+        run_served(_servers(endpoint, models, model, api_key_env, concurrency, timeout), settings, out, quiet=quiet)
     elif model or not models:
         raise RlifError("name the models to evaluate (rlif eval MODEL ...); --model NAME belongs to --endpoint URL")
     else:
-        run_eval(models, settings, out, dtype=dtype, device=device, max_mismatch=max_mismatch)
+        run_eval(models, settings, out, dtype=dtype, device=device, max_mismatch=max_mismatch, quiet=quiet)
 
 
 def _names(listed: str) -> tuple[str, ...]:
@@ -109,8 +123,28 @@ def _servers(
     return [Server(endpoint, name, api_key_env, concurrency, timeout) for name in served]
 
 
-def _assignment(pair: str) -> tuple[str, str]:
-    task, separator, path = pair.partition("=")
-    if not (separator and task and path):
-        raise RlifError(f"--data {pair!r}: write TASK=PATH, for example gsm8k=data/gsm8k_test.jsonl")
-    return task, path
+def _asked(tasks: str | None, data: list[str]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The tasks, and where the problems of some of them are read from. What --data alone names is asked, too."""
+    if tasks is None and not data:
+        raise RlifError("say what to ask: --tasks gsm8k (or others, see --help), or --data PATH for problems of yours")
+    found: dict[str, str] = {}
+    own = []
+    for given in data:
+        name, source = _assignment(given)
+        if name in found:
+            raise RlifError(f"--data {given!r}: two are called {name}; name one otherwise: TASK=PATH")
+        found[name] = source
+        own += [name] if tasks is None or source == given else []
+    asked = _names(tasks or "")
+    return (*asked, *(name for name in own if name not in asked)), found
+
+
+def _assignment(given: str) -> tuple[str, str]:
+    """TASK=PATH as the two; of a bare path the task is called like its file."""
+    task, separator, path = given.partition("=")
+    if separator and re.fullmatch(r"\w[\w.-]*", task) and path:
+        return task, path
+    name = re.sub(r"[^\w.-]+", "-", PurePath(given).stem).strip(".-")
+    if not name or given.startswith("="):
+        raise RlifError(f"--data {given!r}: write PATH or TASK=PATH, for example gsm8k=data/gsm8k_test.jsonl")
+    return name, given

@@ -20,6 +20,7 @@ def study(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cells, tokens and time; run nothing.")] = False,
     findings: Annotated[bool, typer.Option("--findings", help="Compare a study with the paper's claims.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress, only what came of it.")] = False,
 ) -> None:
     """Run a grid of cells (models × rewards × seeds × any key), or say what came of one."""
     from rlif.cli.study import print_findings, print_plan, print_study
@@ -33,4 +34,4 @@ def study(
     elif out is None:
         raise RlifError(f"give a folder for the study: rlif study {grid} --out DIR (or --dry-run)")
     else:
-        print_study(grid, out, only or [], where or [], processes=processes)
+        print_study(grid, out, only or [], where or [], processes=processes, quiet=quiet)

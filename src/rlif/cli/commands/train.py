@@ -1,9 +1,10 @@
-"""`rlif train`: a recipe, or a run to go on with."""
+"""`rlif train`: a recipe, data of your own, or a run to go on with."""
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,14 +22,63 @@ def train(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; must be new or empty.")] = None,
+    model: Annotated[str | None, typer.Option(help="A named model, hub id, folder, .gguf file, or a run.")] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Problems of yours: .jsonl, .json, .csv, .parquet, or a hub id.")
+    ] = None,
+    question: Annotated[str | None, typer.Option(metavar="COLUMN", help="The question's in --data.")] = None,
+    answer: Annotated[str | None, typer.Option(metavar="COLUMN", help="The answer's in --data, if any.")] = None,
+    config: Annotated[str | None, typer.Option(help="Of a data set of the hub, where it has several.")] = None,
+    split: Annotated[str | None, typer.Option(help="Of a data set of the hub; train unless given.")] = None,
+    reward: Annotated[str | None, typer.Option(metavar="NAME", help="What is rewarded (docs/rewards.md).")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of the run; with --resume: go on until there are so many.")
+    ] = None,
+    until: Annotated[
+        int | None, typer.Option(min=1, metavar="STEP", help="Pause after that step, with a checkpoint.")
+    ] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder instead.")] = None,
     allow_changed: Annotated[
         bool, typer.Option("--allow-changed", help="With --resume: also if recipe, data or model have changed.")
     ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress, only how it ended.")] = False,
 ) -> None:
-    """Train a model with GRPO, as a recipe says; under torchrun, on all its processes together."""
+    """Train a model with GRPO: as a recipe says, or on problems of your own (--model M --data FILE); under torchrun,
+    on all its processes together."""
     with _ranks() as first:
-        _checked(recipe, overrides, out, resume, allow_changed=allow_changed, first=first)
+        if recipe is not None and "=" in str(recipe) and not os.path.isfile(recipe):  # the first change, no recipe
+            recipe, overrides = None, [str(recipe), *(overrides or [])]
+        begins = [recipe, out, model, data, question, answer, config, split, reward]
+        if resume is not None:
+            if overrides or any(one is not None for one in begins):
+                raise RlifError(
+                    "--resume DIR goes with --steps, --until and --allow-changed alone: the folder holds the recipe of "
+                    "its run; to change other keys of it, begin a new run"
+                )
+            _go_on(resume, steps, until, allow_changed=allow_changed, quiet=quiet, first=first)
+            return
+        if allow_changed:
+            raise RlifError("--allow-changed belongs to --resume DIR: a new run has nothing that could have changed")
+        if data is None and (odd := _named_of(question=question, answer=answer, config=config, split=split)):
+            raise RlifError(f"--{odd}: belongs to --data FILE, whose columns or parts it names")
+        if recipe is None and data is None:
+            raise RlifError(
+                "give a recipe, or a model and data (or --resume DIR): rlif train recipes/tiny.yaml --out runs/first, "
+                "rlif train --model MODEL --data FILE --out runs/own"
+            )
+        from rlif.config import OwnData
+        from rlif.training.own_data import recipe_for, usual_folder
+
+        own = None if data is None else OwnData(data, question, answer, config, split)
+        found = recipe_for(model, own, recipe=recipe, reward=reward, steps=steps, overrides=overrides or [])
+        if out is None:
+            if own is None or recipe is not None:
+                raise RlifError(f"give a folder for the run: rlif train {recipe} --out DIR")
+            out = usual_folder(model, own)
+        given = {"model": model, "path": data, "question_column": question, "answer_column": answer}
+        given |= {"config": config, "split": split}
+        with _by_options({name for name, value in given.items() if value is not None}):
+            _begin(found, out, until, quiet=quiet, first=first)
 
 
 @contextmanager
@@ -44,51 +94,70 @@ def _ranks() -> Iterator[bool]:
         yield ranks.first
 
 
-def _checked(
-    recipe: Path | None,
-    overrides: list[str] | None,
-    out: Path | None,
-    resume: Path | None,
-    *,
-    allow_changed: bool,
-    first: bool,
-) -> None:
-    if resume is not None:
-        if recipe is not None or out is not None:
-            raise RlifError("--resume DIR stands alone: the folder holds the recipe of its run")
-        _train(resume, recipe=None, allow_changed=allow_changed, first=first)
-        return
-    if allow_changed:
-        raise RlifError("--allow-changed belongs to --resume DIR: a new run has nothing that could have changed")
-    if recipe is None or out is None:
-        raise RlifError("give a recipe and --out DIR (or --resume DIR): rlif train recipes/tiny.yaml --out runs/first")
-    from rlif.recipes import find_recipe, load_recipe
-
-    _train(out, recipe=load_recipe(find_recipe(recipe), overrides), first=first)
+def _named_of(**options: Any) -> str:
+    return next((name for name, value in options.items() if value is not None), "")
 
 
-def _train(out: Path, recipe: "Recipe | None", *, allow_changed: bool = False, first: bool) -> None:
-    from rlif.cli.train_progress import ending_lines, show_progress
-    from rlif.recipes import load_recipe
-    from rlif.report.card import write_card
-    from rlif.runs.checkpoint import resumes_at
-    from rlif.runs.layout import FINAL, recipe_path
+_OPTIONS = {"out": "--out", "steps": "--steps", "until": "--until"}
+_OF_RECIPE = {"question_column": "--question", "answer_column": "--answer", "path": "--data"}
+
+
+@contextmanager
+def _by_options(given: set[str]) -> Iterator[None]:
+    """Let an error speak of the options that were given, where it would name their keys in a recipe."""
+    try:
+        yield
+    except RlifError as error:
+        error.names |= {name: _OF_RECIPE.get(name, f"--{name}") for name in given}
+        raise
+
+
+def _begin(recipe: "Recipe", out: Path, until: int | None, *, quiet: bool, first: bool) -> None:
+    from rlif.cli.train_progress import beginning_line, show_progress
     from rlif.training import loop as trainer
 
     console = terminal.Console()
-    with named({"out": "--out"}), ExitStack() as stack:
+    with named(_OPTIONS), ExitStack() as stack:
         callback = None
         if first:
-            known = recipe or load_recipe(recipe_path(out))
-            done = 0 if recipe else resumes_at(out)
-            callback = stack.enter_context(show_progress(console, known.steps, done))
-        if recipe:
-            trainer.train(recipe, out, callback=callback)
-        else:
-            trainer.resume(out, callback=callback, allow_changed=allow_changed)
-    if not first:
+            if not quiet:
+                console.write_line(beginning_line(recipe, out))
+            callback = stack.enter_context(show_progress(console, recipe, quiet=quiet))
+        trainer.train(recipe, out, callback=callback, until=until)
+    if first:
+        _end(console, out)
+
+
+def _go_on(out: Path, steps: int | None, until: int | None, *, allow_changed: bool, quiet: bool, first: bool) -> None:
+    from rlif.cli.train_progress import show_progress
+    from rlif.recipes import load_recipe
+    from rlif.runs.checkpoint import resumes_at
+    from rlif.runs.layout import recipe_path
+    from rlif.training import loop as trainer
+    from rlif.training.extension import with_steps
+
+    console = terminal.Console()
+    with named(_OPTIONS), ExitStack() as stack:
+        callback = None
+        if first:  # the others may not have the folder
+            recipe, done = with_steps(load_recipe(recipe_path(out)), steps), resumes_at(out)
+            if not quiet:
+                console.write_line(f"{out}: going on from step {done} of {recipe.steps}")
+            callback = stack.enter_context(show_progress(console, recipe, done, quiet=quiet))
+        trainer.resume(out, callback=callback, steps=steps, until=until, allow_changed=allow_changed)
+    if first:
+        _end(console, out)
+
+
+def _end(console: terminal.Console, out: Path) -> None:
+    """Write the model's card if the run has ended, and say what came of it."""
+    from rlif.cli.train_progress import ending_lines, paused_line
+    from rlif.report.card import write_card
+    from rlif.runs.layout import FINAL
+
+    if not (out / FINAL).is_dir():
+        console.write_line(paused_line(out))
         return
-    if (out / FINAL).is_dir():
-        write_card(out)
+    write_card(out)
     for line in ending_lines(out):
         console.write_line(line)

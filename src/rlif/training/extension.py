@@ -1,0 +1,59 @@
+"""A run that goes on for more steps than it was begun with: `rlif train --resume DIR --steps N`.
+
+With a constant learning rate that is the run which was asked for N steps at once: its weights are the same, bit for
+bit. Any other schedule is laid over N steps from here on, and what was done so far is not done again: that is said.
+"""
+
+import warnings
+from pathlib import Path
+
+from rlif.config import Recipe
+from rlif.errors import Argument, RlifError
+from rlif.recipes import dump_recipe, parse_recipe
+from rlif.runs.layout import EXTENDED, FINAL, RECIPE, earlier_end
+from rlif.runs.run_log import RunLog
+from rlif.training.optim import learning_rate
+from rlif.training.setup import Setup
+from rlif.utils.atomic_io import flush_folder, write_whole, writing
+
+
+def with_steps(recipe: Recipe, steps: int | None) -> Recipe:
+    """The recipe for so many steps; None: for as many as it says. Raises `RlifError` for less than one."""
+    if steps is None:
+        return recipe
+    if steps < 1:
+        raise RlifError(Argument("steps"), f": {steps}; give 1 or more")
+    return parse_recipe(recipe.model_dump(mode="json") | {"steps": steps})
+
+
+def check_extension(setup: Setup, out: Path) -> None:
+    """Raise `RlifError` if a guard has ended the run; warn of a schedule that more steps bend."""
+    recipe, stopped = setup.recipe, (setup.state.get("probe") or {}).get("stopped")
+    if stopped and recipe.guards.stop and recipe.guards.merge_back is None:
+        raise RlifError(
+            f"{out}: a guard ended this run after step {stopped['step']} ({stopped['reason']}); to go on nevertheless "
+            f"set guards.stop to false in {out / RECIPE}"
+        )
+    grpo, step = recipe.grpo, setup.step
+    if step < recipe.steps and (grpo.schedule != "constant" or grpo.warmup > 0.0):
+        now = learning_rate(grpo, step + 1, recipe.steps)
+        warnings.warn(
+            f"{out}: the learning rate's schedule ({grpo.schedule}, warm-up {grpo.warmup:g}) is laid over "
+            f"{recipe.steps} steps from here on: step {step + 1} has {now:.3g}; the steps "
+            "so far had another course, so this is not the run that so many steps from the start would have been",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def extend(log: RunLog, setup: Setup, out: Path) -> None:
+    """Write down that the run has more steps now, and set the model aside with which it had ended: it is called
+    ``final-step-NNNNNN`` from here on. Raises `RlifError` if that cannot be written."""
+    with writing(out, "put that right, then the same command"):
+        write_whole(out / RECIPE, dump_recipe(setup.recipe).encode())
+        if setup.step < setup.recipe.steps and (out / FINAL).is_dir():
+            aside = out / earlier_end(setup.step)
+            if not aside.exists():
+                (out / FINAL).rename(aside)
+                flush_folder(out)
+    log.note(**{EXTENDED: setup.recipe.steps})

@@ -1,0 +1,50 @@
+"""Numbers of a recipe fitted to what is there: prompts to the problems, lengths to the context (rollout.fit)."""
+
+import logging
+from collections.abc import Callable
+from datetime import datetime
+
+from rlif.config import Recipe
+from rlif.errors import RlifError
+from rlif.model.policy import Policy
+from rlif.model.positions import limit_passed
+from rlif.recipes import parse_recipe
+from rlif.rollout.prompts import render
+from rlif.tasks.base import Task
+
+_LOG = logging.getLogger(__name__)
+
+
+def fitted(recipe: Recipe, task: Task, policy: Policy, now: datetime) -> Recipe:
+    """The recipe with `rollout.prompts`, `rollout.max_new_tokens` and `eval.problems` lowered to what the task and the
+    policy's context hold; what was lowered is logged. What cannot be fitted, such as a task without a single problem,
+    is left to those who check it. Source: project."""
+    rollout, evaluation = recipe.rollout, recipe.eval
+    trainable = most(lambda count: task.train_problems(1, count, recipe.seed), rollout.prompts)
+    prompts = render(policy, recipe.task.template, task.problems_to_fit(), now=now)
+    longest = max((len(prompt.token_ids) for prompt in prompts), default=0)
+    limit = limit_passed(policy, longest + rollout.max_new_tokens)
+    possible = {
+        ("rollout", "prompts"): trainable // recipe.grpo.minibatches * recipe.grpo.minibatches,
+        ("rollout", "max_new_tokens"): limit.tokens - longest if limit else rollout.max_new_tokens,
+        ("eval", "problems"): most(task.eval_problems, evaluation.problems) if evaluation.every else 0,
+    }
+    data = recipe.model_dump(mode="json")
+    for (section, key), there in possible.items():
+        if 0 < there < (asked := data[section][key]):
+            data[section][key] = there
+            _LOG.warning("%s.%s is %d, not %d: there are no more", section, key, there, asked)
+    return parse_recipe(data)
+
+
+def most(give: Callable[[int], object], asked: int) -> int:
+    """The most, up to ``asked``, that can be given; 0 if nothing can. ``give`` raises `RlifError` for too many."""
+    low, high = 0, asked
+    while low < high:
+        middle = (low + high + 1) // 2
+        try:
+            give(middle)
+            low = middle
+        except RlifError:
+            high = middle - 1
+    return low

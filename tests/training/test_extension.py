@@ -1,0 +1,73 @@
+"""A finished run goes on for more steps; a run's folder stands for its model."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rlif.config import PolicyConfig, Recipe
+from rlif.errors import RlifError
+from rlif.model import registry
+from rlif.model.loading import check_source, load_policy
+from rlif.recipes import load_recipe, shipped_recipes
+from rlif.runs.history import read_metrics
+from rlif.runs.layout import FINAL, METRICS_FILE, RECIPE, recipe_path
+from rlif.training.loop import resume, train
+from rlif.training.resolve import resolved
+
+SMALL = ["rollout.prompts=2", "rollout.group_size=2", "rollout.max_new_tokens=6", "eval.every=0", "reward=random"]
+
+
+def tiny(steps: int, *changes: str) -> Recipe:
+    return load_recipe(shipped_recipes()["tiny"], [f"steps={steps}", *SMALL, *changes])
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / FINAL / "model.safetensors")
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_with_a_constant_rate_it_is_the_run_that_was_asked_for_so_many_steps_at_once(tmp_path: Path) -> None:
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    train(tiny(3), whole)
+    train(tiny(2), part)
+    at_two = weights(part)
+    assert not same(at_two, weights(whole))
+    resume(part, steps=3, until=2)  # nothing to do before the pause, and it is written down
+    assert not (part / FINAL).exists()
+    with pytest.raises(RlifError, match=rf"^model: {part} is a run that has not ended .*checkpoints/step-000002"):
+        check_source(PolicyConfig(model=str(part)))
+    resume(part)
+    assert same(weights(part), weights(whole))
+    assert same(load_file(part / "final-step-000002/model.safetensors"), at_two)  # what it had ended with is kept
+    assert load_recipe(recipe_path(part)) == load_recipe(recipe_path(whole))
+    ours, theirs = ([line["loss"] for line in read_metrics(out / METRICS_FILE)] for out in (part, whole))
+    assert ours == theirs
+    with pytest.raises(RlifError, match="steps is 1, but 3 are done"):
+        resume(part, steps=1)
+    # The folder is its model, by whatever it is asked for.
+    assert registry.resolve(str(part)) == str(part / FINAL)
+    policy = load_policy(PolicyConfig(model=str(part), dtype="float32"))
+    assert same(weights(whole), dict(policy.model.state_dict()))
+    assert resolved(tiny(1, f"policy.model={part}")).policy.model == str((part / FINAL).resolve())
+    assert registry.final_of(str(part / FINAL)) == str(part / FINAL)
+    assert {*registry._OF_A_RUN} == {RECIPE, METRICS_FILE}
+
+
+def test_another_schedule_is_laid_over_all_steps_and_that_is_said(tmp_path: Path) -> None:
+    train(tiny(2, "grpo.schedule=linear"), tmp_path / "run")
+    with pytest.warns(RuntimeWarning, match=r"the learning rate's schedule \(linear, .*over 4 steps.*step 3 has 5e-05"):
+        resume(tmp_path / "run", steps=4, until=2)
+    resume(tmp_path / "run", until=3)  # it is written down: going on again changes nothing, and nothing is refused
+    rates = [line["lr"] for line in read_metrics(tmp_path / "run" / METRICS_FILE)]
+    assert rates == pytest.approx([1e-4, 5e-5, 5e-5])  # of 2 steps: 1, 1/2; of 4: 1, 3/4, 1/2
+    assert json.loads((tmp_path / "run/run.json").read_text())["extended"] == 4
+    recipe = tmp_path / "run" / RECIPE
+    recipe.write_text(recipe.read_text().replace("steps: 4", "steps: 5"))
+    with pytest.raises(RlifError, match="steps was 4, is 5"):  # by hand it is another run, as before
+        resume(tmp_path / "run")
