@@ -30,7 +30,7 @@ from rlif.runs.trackers import Sinks, open_sinks
 from rlif.training.callbacks import ProgressCallback
 from rlif.training.coefficients import in_force, moved_levels, settings_of
 from rlif.training.consensus import Consensus, NoConsensusError
-from rlif.training.custom import NEEDS, Custom, check_needs
+from rlif.training.custom import CODE, NEEDS, Custom, check_code, check_needs, code_of
 from rlif.training.final import write_model
 from rlif.training.looks import Looks
 from rlif.training.optim import merge_back
@@ -85,8 +85,7 @@ class Run:
             stack.enter_context(emptied_on_failure(out, last=BEGINNING, error=NoConsensusError))
             with emptied_on_failure(out, last=BEGINNING):
                 info = {**collect_info(model=str(recipe.policy.model)), "provenance": setup.state["provenance"]}
-                if needs := custom.needs(recipe):
-                    info[NEEDS] = needs
+                info |= {key: known for key, known in ((NEEDS, custom.needs(recipe)), (CODE, code_of(recipe))) if known}
                 log = RunLog.create(out, recipe, info=info)
                 run = stack.enter_context(cls._opened(setup, out, log, callback))
             yield run
@@ -105,13 +104,14 @@ class Run:
             start = find_start(out)
             recipe = as_before(recipe, start.info)
             check_needs(recipe, custom, start.info, out, allow_changed=allow_changed)
+            code = check_code(recipe, start.info, out, allow_changed=allow_changed)
             recorded, where = (
                 (start.checkpoint.state, start.checkpoint.path) if start.checkpoint else (start.info, out / INFO)
             )
             began = read_provenance(recorded, where)
             now = began.date if began else start_of(start.info)
             setup = prepare(recipe, Origin(out, now, start.checkpoint, began, allow_changed), custom)
-            changed = accept(began, setup.provenance, step=setup.step, out=out, allow=allow_changed)
+            changed = code + accept(began, setup.provenance, step=setup.step, out=out, allow=allow_changed)
             keep_what_is_dropped(out, start)
             info = {**collect_info(model=str(recipe.policy.model)), **({"changed": changed} if changed else {})}
             # Without a checkpoint nothing is kept, the evaluation of step 0 included: it will be made again.
