@@ -7,7 +7,17 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from rlif.config import WRAPPER_CONFIGS, ArithmeticTask, FileTask, Merge, MergedModel, Recipe, RewardConfig, Section
+from rlif.config import (
+    TASK_CONFIGS,
+    WRAPPER_CONFIGS,
+    FileTask,
+    Merge,
+    MergedModel,
+    Recipe,
+    RewardConfig,
+    Section,
+    TemplateText,
+)
 from rlif.errors import RlifError, nearest, printable, shortened, shown
 from rlif.utils.validation import explained, listed, misspelt_first
 from rlif.utils.yaml_text import LONGEST, YamlError, read_yaml
@@ -145,7 +155,7 @@ def set_key(data: dict[str, Any], key: str, value: Any, *, where: str) -> None:
 
 _KIND_AT: dict[tuple[str | int, ...], int] = {("task",): 1, ("policy", "model"): 2, ("reward",): 2}
 """Where pydantic's location of a key below these holds the kind of its section: task.arithmetic.low,
-policy.model.merged.merge.base, reward.0.negated.of."""
+policy.model.merged.merge.base, reward.0.negated.of; and, behind these, task.file.template.own.user."""
 
 
 def _explain(error: ValidationError) -> str:
@@ -154,6 +164,7 @@ def _explain(error: ValidationError) -> str:
     for mistake in misspelt_first(error.errors()):
         location = mistake["loc"]
         kinds = {_KIND_AT.get(location[:n]) for n in (1, 2)}
+        kinds |= {3} if location[:1] == ("task",) and location[2:3] == ("template",) else set()
         keys = [part for i, part in enumerate(location) if i not in kinds]
         key = shortened(printable(".".join(str(part) for part in keys)), 200)
         if mistake["type"] == "extra_forbidden":
@@ -167,9 +178,16 @@ def _explain(error: ValidationError) -> str:
     return listed(said)
 
 
+_DEEPER: Mapping[str, Mapping[int, type[BaseModel]]] = {
+    "policy": {2: MergedModel, 3: Merge},
+    "task": {2: TemplateText},
+}
+"""Sections inside of a section, by how deep they stand."""
+
+
 def _meant(unknown: list[Any], location: tuple[Any, ...]) -> str:
     """The key that was meant: one of that name in another section (lr: grpo.lr), else the nearest of the same one."""
-    task = ArithmeticTask if location[1:2] == ("arithmetic",) else FileTask
+    task = TASK_CONFIGS.get(str(location[1]) if location[1:] else "", FileTask)
     reward = WRAPPER_CONFIGS.get(str(location[2]), RewardConfig) if location[2:] else RewardConfig
     sections: dict[str, type[BaseModel]] = {"task": task, "reward": reward}
     for name, field in Recipe.model_fields.items():
@@ -179,5 +197,5 @@ def _meant(unknown: list[Any], location: tuple[Any, ...]) -> str:
     if not parents:
         elsewhere = [f"{name}.{leaf}" for name, section in sections.items() if leaf in section.model_fields]
         return next(iter(elsewhere), "") or nearest(leaf, Recipe.model_fields)
-    deeper: dict[int, type[BaseModel]] = {2: MergedModel, 3: Merge} if parents[0] == "policy" else {}
+    deeper = _DEEPER.get(parents[0], {})
     return ".".join([*parents, nearest(leaf, deeper.get(len(parents), sections[parents[0]]).model_fields)])

@@ -48,8 +48,8 @@ class Plan:
         question = problem.question
         return RenderedProblem(
             problem,
-            tuple(render_messages(self.template.name, question, self.shots)),
-            render_text(self.template.name, question, self.shots),
+            tuple(render_messages(self.template, question, self.shots)),
+            render_text(self.template, question, self.shots),
             self._now,
         )
 
