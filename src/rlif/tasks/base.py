@@ -111,6 +111,19 @@ def _permutation(size: int, seed: int, epoch: int) -> list[int]:
     return rows
 
 
+def as_many(task: Task, count: int) -> int:
+    """The most problems that a task holds out, up to ``count``."""
+    low, high = 0, count
+    while low < high:
+        middle = (low + high + 1) // 2
+        try:
+            task.eval_problems(middle)
+            low = middle
+        except RlifError:
+            high = middle - 1
+    return low
+
+
 def too_few(where: str, have: int, asked: int, *remedy: str | Argument) -> RlifError:
     """The error of a task that is asked for more distinct problems than it has."""
     return RlifError(f"{where}: {have} problems, but {asked} distinct ones are asked for; ", *remedy)

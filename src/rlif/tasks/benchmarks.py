@@ -10,11 +10,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from rlif.config import ArithmeticTask, FileTask
+from rlif.config import ArithmeticTask, FileTask, GymTask, OwnTask
 from rlif.errors import Argument, RlifError, nearest
+from rlif.rng import keyed_random
 from rlif.tasks.arithmetic import Arithmetic
+from rlif.tasks.base import EVAL_SEED, Task
 from rlif.tasks.files import problems_of, rows_of
+from rlif.tasks.gym import Gym, installed_version
+from rlif.tasks.own import own_task
 from rlif.types import Problem
+from rlif.utils.own_code import is_reference
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class Benchmark:
     size: int | None = None
     ids: str = ""
     format: str | None = None
-    generated: ArithmeticTask | None = None
+    generated: ArithmeticTask | GymTask | OwnTask | None = None
 
 
 BENCHMARKS: Mapping[str, Benchmark] = {
@@ -112,34 +117,74 @@ BENCHMARKS: Mapping[str, Benchmark] = {
 }
 
 _OWN_TOKENS = 1024
+GENERATED = 512
+"""Problems of a data set that has no end, unless a limit is given."""
 
 
-def find_benchmark(name: str, *, has_file: bool) -> Benchmark:
-    """A benchmark by name; with a file, any other name stands for that file. Raises `RlifError` for an unknown one."""
+GYM = "reasoning_gym."
+"""What the names of benchmarks begin with that are data sets of the package reasoning-gym."""
+
+
+def find_benchmark(name: str, *, data: str | None) -> Benchmark:
+    """A benchmark by name; with ``data``, any other name stands for that file, or for what that function makes.
+
+    Raises `RlifError` for an unknown one.
+    """
+    usual: dict[str, Any] = {"schema": "file", "template": "boxed", "max_new_tokens": _OWN_TOKENS}
+    if data is not None and is_reference(data):
+        return Benchmark(name, **usual, citation=f"a task of yours, {data}", generated=OwnTask(name=data))
     if name in BENCHMARKS:
         return BENCHMARKS[name]
-    if has_file:
-        return Benchmark(name, schema="file", template="boxed", max_new_tokens=_OWN_TOKENS, citation="a file of yours")
+    if data is not None:
+        return Benchmark(name, **usual, citation="a file of yours")
+    if name.startswith(GYM):
+        section = GymTask(name="reasoning_gym", dataset=name.removeprefix(GYM))
+        said = f"reasoning-gym {installed_version()}: problems of {section.dataset} that training never sees"
+        return Benchmark(name, **usual, citation=said, size=GENERATED, generated=section)
     raise RlifError(
         *(Argument("tasks"), f": no benchmark {name!r}; did you mean {nearest(name, BENCHMARKS)}? "),
-        *(f"(there are {', '.join(BENCHMARKS)}; for a file of your own add ", Argument("data"), f" {name}=PATH)"),
+        f"(there are {', '.join(BENCHMARKS)} and, of reasoning-gym, {GYM}DATASET; for a file of your own add ",
+        *(Argument("data"), f" {name}=PATH)"),
     )
 
 
-def load_benchmark(benchmark: Benchmark, path: Path | None = None, *, limit: int | None = None) -> tuple[Problem, ...]:
+def made_task(benchmark: Benchmark, format: str) -> Task | None:
+    """The task that makes a benchmark's problems and judges answers to them itself, which it finds in this form; None
+    for one that the grader judges. Raises `RlifError` as `rlif.tasks.build_task` does."""
+    section = benchmark.generated
+    if isinstance(section, GymTask):
+        return Gym(section.model_copy(update={"format": format}))
+    return own_task(section.model_copy(update={"format": format})) if isinstance(section, OwnTask) else None
+
+
+def load_benchmark(
+    benchmark: Benchmark, path: Path | None = None, *, limit: int | None = None, sample_seed: int | None = None
+) -> tuple[Problem, ...]:
     """Its problems in their order, the first ``limit`` if given: from ``path``, else from the hub, else generated.
+    With ``sample_seed`` not the first, but so many drawn at random from all of them.
 
     Raises `RlifError` for data that cannot be had or read, and for a problem without an answer.
     """
-    if path is not None:
-        problems = _problems(rows_of(path, "data"), benchmark, str(path), limit)
-    elif benchmark.generated:
-        problems = Arithmetic(benchmark.generated, widen=False).eval_problems(limit or benchmark.size or 1)
+    first = limit if sample_seed is None else None
+    if isinstance(benchmark.generated, ArithmeticTask) and path is None:
+        seed = EVAL_SEED if sample_seed is None else sample_seed
+        problems = Arithmetic(benchmark.generated, widen=False).eval_problems(limit or benchmark.size or 1, seed)
     else:
-        problems = _problems(_hub_rows(benchmark), benchmark, benchmark.hub, limit)
+        rows, source = (rows_of(path, "data"), str(path)) if path else (_hub_rows(benchmark), benchmark.hub)
+        problems = some_of(_problems(rows, benchmark, source, first), limit, sample_seed)
     if missing := [problem.id for problem in problems if not problem.answer]:
         raise RlifError(f"{path or benchmark.hub}: {len(missing)} problems without an answer (the first: {missing[0]})")
     return problems
+
+
+def some_of(problems: tuple[Problem, ...], limit: int | None, sample_seed: int | None) -> tuple[Problem, ...]:
+    """So many problems, chosen at random and in their order; all of them without a seed. A smaller ``limit`` takes some
+    of a larger one's."""
+    if sample_seed is None:
+        return problems
+    rows = list(range(len(problems)))
+    keyed_random("eval sample", sample_seed).shuffle(rows)
+    return tuple(problems[row] for row in sorted(rows[:limit]))
 
 
 def _problems(

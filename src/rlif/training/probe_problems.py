@@ -7,10 +7,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from rlif.config import FileTask, Recipe
-from rlif.errors import RlifError
 from rlif.rewards.base import Reward
 from rlif.rewards.registry import internal_alone
-from rlif.tasks.base import Task
+from rlif.tasks.base import Task, as_many
 from rlif.tasks.files import read_problems
 from rlif.types import Problem
 from rlif.utils.paths import expanded
@@ -69,9 +68,9 @@ def _from_file(recipe: Recipe, count: int) -> tuple[Problem, ...]:
 
 
 def _held_out(recipe: Recipe, task: Task, count: int) -> tuple[Problem, ...]:
-    judged = {problem.id for problem in task.eval_problems(_as_many(task, recipe.eval.problems))}
+    judged = {problem.id for problem in task.eval_problems(as_many(task, recipe.eval.problems))}
     trained = {problem.id for problem in _trained_on(recipe, task)}
-    there = task.eval_problems(_as_many(task, recipe.eval.problems + count))
+    there = task.eval_problems(as_many(task, recipe.eval.problems + count))
     # The best first. Whether the run evaluates is no matter: it may be told to when it is resumed.
     chosen = sorted(there, key=lambda problem: 2 * (problem.id in trained) + (problem.id in judged))[:count]
     remedy = "give a file of prompts (probe.path)"
@@ -90,16 +89,3 @@ def _held_out(recipe: Recipe, task: Task, count: int) -> tuple[Problem, ...]:
 def _trained_on(recipe: Recipe, task: Task) -> Iterator[Problem]:
     for step in range(1, recipe.steps + 1):
         yield from task.train_problems(step, recipe.rollout.prompts, recipe.seed)
-
-
-def _as_many(task: Task, count: int) -> int:
-    """The most problems that the task holds out, up to ``count``."""
-    low, high = 0, count
-    while low < high:
-        middle = (low + high + 1) // 2
-        try:
-            task.eval_problems(middle)
-            low = middle
-        except RlifError:
-            high = middle - 1
-    return low

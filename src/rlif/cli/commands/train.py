@@ -1,15 +1,30 @@
 """`rlif train`: a recipe, or a run to go on with."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from rlif.errors import RlifError, named
 from rlif.utils import terminal
 
 if TYPE_CHECKING:
     from rlif.config import Recipe
+
+
+class TrainCommand(TyperCommand):
+    """With the keys of a recipe below its options; they are looked up when somebody asks for help."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        from rlif.cli.lists import keys_in_short
+
+        self.epilog = (
+            f"What KEY may be, as section.key (seed alone):\n\n{keys_in_short()}\n\n"
+            "rlif recipe --keys explains each of them, rlif recipe --keys grpo those of a section; "
+            "rlif rewards, tasks, templates and recipes list what there is by name."
+        )
+        super().format_help(ctx, formatter)
 
 
 def train(
