@@ -29,7 +29,8 @@ def print_rewards() -> None:
         )
     rows += _installed(GROUP, known={row[0] for row in rows})
     _table(("reward", "labels", "what it is", "source"), rows)
-    say("\nOne of yours: reward=my_rewards:function (docs/own.md).")
+    say()
+    say("One of yours: reward=my_rewards:function (docs/own.md).")
 
 
 def print_signals() -> None:
@@ -49,7 +50,8 @@ def print_templates() -> None:
         for one in TEMPLATES.values()
     ]
     _table(("template", "form", "words", "source"), rows)
-    say("\nOne of yours: task.template=FILE.yaml (docs/own.md).")
+    say()
+    say("One of yours: task.template=FILE.yaml (docs/own.md).")
 
 
 _LABELLED = {
@@ -75,11 +77,14 @@ def print_tasks() -> None:
         from rlif.tasks.gym import installed_version, names
 
         found = names()
-        say(f"\nreasoning_gym: the {len(found)} data sets of reasoning-gym {installed_version()}:")
+        say()
+        say(f"reasoning_gym: the {len(found)} data sets of reasoning-gym {installed_version()}:")
         Console().print(", ".join(found))
     else:
-        say("\nreasoning_gym: a hundred kinds of problems, after pip install 'rlif[gym]'")
-    say("\nrlif eval --tasks list shows the benchmarks.")
+        say()
+        say("reasoning_gym: a hundred kinds of problems, after pip install 'rlif[gym]'")
+    say()
+    say("rlif eval --tasks list shows the benchmarks.")
 
 
 def print_benchmarks() -> None:
@@ -92,7 +97,8 @@ def print_benchmarks() -> None:
     ]
     rows.append((f"{GYM}DATASET", "512", "boxed", "1024", "reasoning-gym (rlif tasks lists them)"))
     _table(("benchmark", "problems", "template", "tokens", "source"), rows)
-    say("\nYours: --tasks NAME --data NAME=FILE.jsonl, or NAME=my_tasks:function (docs/own.md).")
+    say()
+    say("Yours: --tasks NAME --data NAME=FILE.jsonl, or NAME=my_tasks:function (docs/own.md).")
 
 
 def _source(benchmark: Any) -> str:
@@ -113,7 +119,8 @@ def print_recipes() -> None:
             (name, labels, f"{recipe.policy.model}, {rewards}, {recipe.steps} steps", _comment(path.read_text("utf-8")))
         )
     _table(("recipe", "labels", "what it trains", "in words"), rows)
-    say("\nrlif recipe NAME prints one; rlif train NAME --out DIR runs it.")
+    say()
+    say("rlif recipe NAME prints one; rlif train NAME --out DIR runs it.")
 
 
 def print_recipe(name: str) -> None:
@@ -141,7 +148,8 @@ def print_keys(section: str | None) -> None:
             rows = [(key, _default(field), _meaning(field)) for key, field in model.model_fields.items()]
             if name == TOP:
                 rows = [row for row in rows if row[0] not in known]
-            say(f"\n{title}")
+            say()
+            say(title)
             _table(("key", "default", "meaning"), rows)
 
 

@@ -11,6 +11,7 @@ import importlib
 import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -144,7 +145,8 @@ def names() -> list[str]:
 
 def installed_version() -> str:
     """The package's version, which decides problems and scores. Raises `RlifError` if it is not installed."""
-    return str(_package().__version__)
+    _package()
+    return version("reasoning-gym")
 
 
 def _package() -> Any:

@@ -267,6 +267,8 @@ class Run:
                 metrics |= greedy_metrics(found["greedy"])
         answers = {decoding: (one.rollouts, one.verdicts) for decoding, one in found.items()}
         self._log.write_eval_answers(self.step, answers, self.recipe.log.eval_answers)
+        self._log.write_eval_verdicts(self.step, answers)
+        self._sinks.completions(self.step, answers, self.recipe.log.eval_answers)
         return {f"eval/{name}": value for name, value in metrics.items()}
 
     def log(self, metrics: dict[str, float], scored: Scored | None = None) -> None:
@@ -333,6 +335,10 @@ class Run:
         if verdict := self.looks.verdict(self.step):
             self._log.note(selected=verdict)
         return final
+
+    def show_card(self, card: Path) -> None:
+        """Pass the evidence that was written beside the final model on to the mirrors."""
+        self._sinks.card(self.step, card.read_text("utf-8"))
 
     def _warn_of_drift(self, rollouts: Rollouts, mean: float) -> None:
         if comparable(rollouts) and self._guard.leaves_limit(mean):

@@ -58,7 +58,7 @@ def _train(out: Path, recipe: "Recipe | None", *, allow_changed: bool = False) -
     from rlif.recipes import load_recipe
     from rlif.report.card import write_card
     from rlif.runs.checkpoint import resumes_at
-    from rlif.runs.layout import FINAL, recipe_path
+    from rlif.runs.layout import recipe_path
     from rlif.training import loop as trainer
 
     console = terminal.Console()
@@ -66,10 +66,8 @@ def _train(out: Path, recipe: "Recipe | None", *, allow_changed: bool = False) -
     done = 0 if recipe else resumes_at(out)
     with named({"out": "--out"}), show_progress(console, known.steps, done) as callback:
         if recipe:
-            trainer.train(recipe, out, callback=callback)
+            trainer.train(recipe, out, callback=callback, card=write_card)
         else:
-            trainer.resume(out, callback=callback, allow_changed=allow_changed)
-    if (out / FINAL).is_dir():
-        write_card(out)
+            trainer.resume(out, callback=callback, allow_changed=allow_changed, card=write_card)
     for line in ending_lines(out):
         console.write_line(line)
