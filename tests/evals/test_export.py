@@ -31,7 +31,7 @@ def test_a_table_a_task_with_the_numbers_of_the_results(judged: tuple[Path, dict
     said = (out / "results.md").read_text()
     assert said == as_markdown(results)
     rows = [line for line in said.splitlines() if line.startswith("|")]
-    assert [len(row.replace("\\|", "").split("|")) for row in rows] == [9] * 4  # heads, rule, two models
+    assert [len(row.replace("\\|", "").split("|")) for row in rows] == [10] * 4  # heads, rule, two models
     right = results["results"][0]["metrics"]
     assert f"{100 * right['right']:.1f} ± {100 * right['right_stderr']:.1f}" in rows[2]
     assert "a\\|b" in rows[2]

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hostile import run as command
@@ -10,7 +11,7 @@ from pages import judged, prompts, rollouts, write_run
 from rlif.analysis.paired import paired
 from rlif.errors import RlifError
 from rlif.report.run_comparison import compare_runs
-from rlif.runs.run_log import RunLog
+from rlif.runs.rollout_table import verdicts_parquet
 
 ASKED = [f"what is {n} + 1?" for n in range(8)]
 
@@ -18,9 +19,9 @@ ASKED = [f"what is {n} + 1?" for n in range(8)]
 def verdicts_of(out: Path, step: int, right: list[bool]) -> None:
     """What a run keeps of an evaluation of eight problems, one answer each."""
     texts = ["7" if yes else "6" for yes in right]
-    log = RunLog.resume(out, 4)
-    log.write_eval_verdicts(step, {"sampled": (rollouts(prompts(ASKED), texts), judged(texts))})
-    log.close()
+    (out / "eval_verdicts").mkdir(exist_ok=True)
+    table = verdicts_parquet(step, {"sampled": (rollouts(prompts(ASKED), texts), judged(texts))})
+    (out / "eval_verdicts" / f"step-{step:06d}.parquet").write_bytes(table)
 
 
 @pytest.fixture
@@ -44,8 +45,6 @@ def test_last_evaluations_are_paired_by_problem(runs: tuple[Path, Path]) -> None
     assert found.last == (4, 4)
     pair = found.pairs["sampled"]["right"]
     assert (pair.a, pair.b, pair.difference, pair.n) == (0.25, 0.625, 0.375, 8)
-    import numpy as np
-
     a, b = np.array([1, 1, 0, 0, 0, 0, 0, 0.0]), np.array([1, 0, 1, 1, 1, 1, 0, 0.0])
     assert pair == paired(a, b)
     assert [(row["run"], row["decoding"]) for row in found.courses] == [
