@@ -81,8 +81,10 @@ def test_the_command_prints_tables_and_writes_them(
 
 def test_what_cannot_be_compared_is_one_line(runs: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
-    assert "no run, as another of these is" in command(["compare", str(runs[0]), str(tmp_path / "none")]).err
+    assert (
+        "no run, but another of these folders is one" in command(["compare", str(runs[0]), str(tmp_path / "none")]).err
+    )
     assert "two runs can be compared, not 1" in command(["compare", str(runs[0])]).err
     (runs[0] / "eval_verdicts" / "step-000004.parquet").write_bytes(b"PAR1 and nothing more")
-    with pytest.raises(RlifError, match=r"step-000004.parquet: damaged \(.*restore it, or delete it"):
+    with pytest.raises(RlifError, match=r"step-000004.parquet: damaged \(.*delete it, and an earlier"):
         compare_runs(*runs)

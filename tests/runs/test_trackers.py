@@ -80,9 +80,9 @@ def tracked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return request.param, client
 
 
-def begun(name: str, out: Path, client: Client, **log: str) -> dict[str, Any]:
-    recipe = parse_recipe({**BASE, "log": {"sinks": [name], **log}})
-    open_sinks([name], out, recipe).close()
+def begun(sink: str, out: Path, client: Client, **log: str) -> dict[str, Any]:
+    recipe = parse_recipe({**BASE, "log": {"sinks": [sink], **log}})
+    open_sinks([sink], out, recipe).close()
     (kind, told), _ = client.calls[-2:]
     assert kind == "init"
     assert told["config"] == recipe.model_dump(mode="json")

@@ -27,11 +27,14 @@ def export_inspect(out: Path) -> list[Path]:
     Raises `RlifError` for a folder without a finished evaluation, or that cannot be written.
     """
     results, began = _finished(out), _began(out)
-    return [
-        _write(out / FOLDER / "inspect" / f"{_stamp(began)}_{slug(one['task'])}_{slug(one['model'])}.json", log)
-        for one in results["results"]
-        for log in [_inspect_log(one, results, list(answers_of(out / slug(one["model"]) / one["task"])), began)]
-    ]
+    found = []
+    for one in results["results"]:
+        task, model = one["task"], slug(one["model"])
+        log = _inspect_log(one, results, list(answers_of(out / model / task)), began)
+        # inspect reads time, task and what tells logs apart from the name, at its underscores.
+        name = "_".join(part.replace("_", "-") for part in (_stamp(began), slug(task), model))
+        found.append(_write(out / FOLDER / "inspect" / f"{name}.json", log))
+    return found
 
 
 def _inspect_log(
@@ -40,15 +43,15 @@ def _inspect_log(
     model, task = result["model"], result["task"]
     protocol = results["asked"]["tasks"][task]
     name = model if "/" in model else f"rlif/{model}"  # inspect's models are PROVIDER/NAME
-    metrics = {"accuracy": "right", "stderr": "right_stderr"}
     scores = [
         {
             "name": scorer,
             "scorer": scorer,
             "params": {},
             "metrics": {
-                said: {"name": said, "value": _number(result["metrics"][key.replace("right", scorer)]), "params": {}}
-                for said, key in metrics.items()
+                said: {"name": said, "value": value, "params": {}}
+                for said, key in (("accuracy", scorer), ("stderr", f"{scorer}_stderr"))
+                if (value := _known(result["metrics"][key])) is not None
             },
         }
         for scorer in ("right", "formatted")
@@ -93,7 +96,7 @@ def _inspect_log(
 
 
 def _inspect_sample(row: Mapping[str, Any], model: str) -> dict[str, Any]:
-    signals = {name: _number(row[name]) for name in ("logprob", "entropy", "self_certainty")}
+    signals = {name: row[name] for name in ("logprob", "entropy", "self_certainty")}
     message = {"role": "assistant", "content": row["completion"], "source": "generate"}
     return {
         "id": row["problem_id"],
@@ -132,7 +135,7 @@ def export_lm_eval(out: Path) -> list[Path]:
     found = []
     for model in results["asked"]["models"]:
         own = [one for one in results["results"] if one["model"] == model]
-        folder, date = out / FOLDER / "lm-eval" / slug(model), _stamp(began).replace(":", "-")
+        folder, date = out / FOLDER / "lm-eval" / slug(model), _date_id(began)
         found.append(_write(folder / f"results_{date}.json", _lm_eval_results(own, results, began)))
         for one in own:
             problems: dict[str, list[Mapping[str, Any]]] = {}
@@ -153,7 +156,7 @@ def _lm_eval_results(own: list[Mapping[str, Any]], results: Mapping[str, Any], b
         "results": {
             one["task"]: {
                 "alias": one["task"],
-                **{f"{said},none": _number(one["metrics"][name]) for said, name in names.items()},
+                **{f"{said},none": _or_not_known(one["metrics"][name]) for said, name in names.items()},
             }
             for one in own
         },
@@ -235,6 +238,11 @@ def _stamp(began: str) -> str:
     return began.replace(":", "-")
 
 
+def _date_id(began: str) -> str:
+    """The date in lm-eval's names of files, to the microsecond and without a time zone."""
+    return _stamp(datetime.fromisoformat(began).replace(tzinfo=None).isoformat(timespec="microseconds"))
+
+
 def _id(*parts: str) -> str:
     return _hash("/".join(parts))[:22]
 
@@ -243,9 +251,14 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _number(value: float | None) -> float:
-    """Both formats want a number: one that is not known is 0 where it is an error, and has no say otherwise."""
-    return 0.0 if value is None or not math.isfinite(value) else float(value)
+def _known(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _or_not_known(value: float | None) -> float | str:
+    """As lm-eval writes a number that is not known."""
+    known = _known(value)
+    return "N/A" if known is None else known
 
 
 def _write(path: Path, data: Mapping[str, Any]) -> Path:
