@@ -71,7 +71,7 @@ class Plan:
             "top_k": self.sampling.top_k,
             "max_new_tokens": self.sampling.max_new_tokens,
             "stop": list(self.sampling.stop),
-            "grader": grader_mark() if self.task is None else self.benchmark.citation,
+            "grader": grader_mark() if self.task is None else f"{self.benchmark.citation}; {grader_mark()}",
             **({} if self.sample_seed is None else {"sample_seed": self.sample_seed}),
         }
 
