@@ -132,7 +132,8 @@ def test_another_folder_is_searched_behind_the_current_one(
         ("leaves_a:f", r"importing leaves_a failed \(SystemExit: 1, leaves_a.py:1\)"),
         ("lacks_a:f", r"importing lacks_a failed \(ModuleNotFoundError: No module named 'no_such_b', lacks_a.py:1\)"),
         ("json:f", "reward json:f: json is already .*json/__init__.py; give .*json.py another name"),
-        ("json.decoder:f", r"reward json.decoder:f: \S+decoder.py has no f; did you mean"),
+        ("os:system", "reward os:system: os is a module of Python itself; name one of yours"),
+        ("typer.main:f", r"reward typer.main:f: \S+typer/main.py has no f; did you mean"),
     ],
 )
 def test_what_cannot_be_used_is_one_line_that_names_module_and_function(tmp_path: Path, name: str, said: str) -> None:
@@ -161,10 +162,10 @@ def test_a_reward_that_fails_names_step_module_and_line(function: str, said: str
 
 
 def test_an_installed_module_is_found_without_being_run() -> None:
-    code = "from rlif.utils.own_code import find; import sys; print(find('email.mime.text:f', 'reward').file)"
-    code += "; print('email' in sys.modules and 'email.mime' in sys.modules)"
+    code = "from rlif.utils.own_code import find; import sys; print(find('jinja2.loaders:f', 'reward').file)"
+    code += "; print('jinja2' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert told[0].endswith("email/mime/text.py")
+    assert told[0].endswith("jinja2/loaders.py")
     assert told[1] == "False"
 
 

@@ -136,6 +136,8 @@ def test_a_function_of_the_current_folder_makes_a_task_of_rows_or_a_task(folder:
         ({"name": "own_tasks_a:rows", "low": 3}, r"task.low: unknown key; did you mean"),
         ({"name": "arithmetik"}, "task: expected one of 'arithmetic', .*package.module:function' as its name"),
         ({"name": "package.module:function"}, "no module package.module"),
+        ({"name": "subprocess:run", "options": {"args": "ls"}}, "subprocess is a module of Python itself"),
+        ({"name": "typer.main:Typer"}, r"no file of the current folder; a package brings tasks by entry points"),
         ({}, "task: expected a section with a name"),
     ],
 )

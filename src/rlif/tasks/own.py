@@ -11,7 +11,7 @@ from rlif.errors import RlifError
 from rlif.tasks.base import Task
 from rlif.tasks.problems import task_of
 from rlif.tasks.templates import find_template
-from rlif.utils.own_code import is_reference, load, said
+from rlif.utils.own_code import find, is_reference, load, said
 
 
 def own_task(config: OwnTask, base_dir: Path | None = None) -> Task:
@@ -20,7 +20,7 @@ def own_task(config: OwnTask, base_dir: Path | None = None) -> Task:
 
     Raises `RlifError`, naming function and line, for one that cannot be had, that fails, or returns something else.
     """
-    function = load(config.name, "task") if is_reference(config.name) else _installed(config.name)
+    function = _of_module(config.name) if is_reference(config.name) else _installed(config.name)
     try:
         made = function(**config.options)
     except RlifError:
@@ -33,6 +33,17 @@ def own_task(config: OwnTask, base_dir: Path | None = None) -> Task:
         raise RlifError(f"task {config.name}: returned a {type(made).__name__}; expected an rlif.Task, or rows")
     format = config.format or find_template(config.template).format
     return task_of(made, format=format, name=config.name.replace(":", "."))
+
+
+def _of_module(reference: str) -> Any:
+    """A function of the user's own file. One of an installed package would be called with whatever a recipe says, which
+    somebody else may have written: a package has to say by an entry point which of its functions are tasks."""
+    if find(reference, "task").folder is None:
+        raise RlifError(
+            f"task {reference}: no file of the current folder; a package brings tasks by entry points of the group "
+            f"{TASKS_GROUP}"
+        )
+    return load(reference, "task")
 
 
 def _installed(name: str) -> Any:

@@ -1,7 +1,8 @@
 """Code of the user's own by its name, ``package.module:function``: found, told of, and only then imported.
 
 Importing a module runs it, with all rights of who runs rlif. So the file is named on the screen before. The current
-folder is searched first, then the folders that a resumed run was told of (`also_search`), then what is installed.
+folder is searched first, then the folders that a resumed run was told of (`also_search`), then what is installed, but
+for Python's own modules: a recipe that others wrote shall not call ``os:system``.
 """
 
 import importlib
@@ -57,6 +58,8 @@ def find(reference: str, what: str) -> Source:
                 return Source(path, folder)
     searched = ", ".join(str(folder) for folder in (Path.cwd(), *_folders))
     nowhere = RlifError(f"{what} {reference}: no module {module} in {searched}, and none of this name is installed")
+    if module.partition(".")[0] in sys.stdlib_module_names:
+        raise RlifError(f"{what} {reference}: {module} is a module of Python itself; name one of yours")
     # Of a package's module only the package is looked for: to find the module would run the package.
     try:
         top = importlib.util.find_spec(module.partition(".")[0])
@@ -80,7 +83,7 @@ def load(reference: str, what: str) -> Any:
     """
     module, _, name = reference.partition(":")
     source = find(reference, what)
-    if module not in _told and module not in sys.modules:
+    if module not in _told:
         terminal.note(f"rlif: {what} {reference}: importing {source.file or module}, which runs its code")
     _told.add(module)
     with _searched_first(source.folder):
