@@ -6,7 +6,6 @@ from training for evaluation. Which eighth is decided by a hash of the question:
 falls on the same side.
 """
 
-import hashlib
 import importlib
 import re
 from collections.abc import Iterator, Mapping
@@ -20,7 +19,7 @@ from rlif.config import GymTask
 from rlif.errors import Argument, RlifError, brief, nearest
 from rlif.grading.extraction import extract_any, find_extractor, without_thoughts
 from rlif.grading.normalize import clean
-from rlif.rng import keyed_random
+from rlif.rng import is_text_held_out, keyed_random
 from rlif.tasks.base import EVAL_SEED, digest, too_few, walk
 from rlif.tasks.templates import find_template
 from rlif.types import Problem, Verdict
@@ -117,7 +116,7 @@ class Gym:
         while in_vain < _IN_VAIN:
             problem = self._problem(random.randrange(NUMBERS))
             in_vain += 1
-            if _is_held_out(problem.question) == held_out and problem.question not in known:
+            if is_text_held_out(problem.question) == held_out and problem.question not in known:
                 in_vain = 0
                 yield problem
 
@@ -172,7 +171,3 @@ def _dataset(config: GymTask) -> Any:
     except Exception as error:  # a wrong name is a TypeError, a wrong value an AssertionError or anything else
         words = brief(str(error)) or type(error).__name__
         raise RlifError(f"task.options: {config.dataset} does not take them ({words})") from error
-
-
-def _is_held_out(question: str) -> bool:
-    return hashlib.blake2b(question.encode()).digest()[0] % 8 == 0
