@@ -149,6 +149,10 @@ COMMANDS: Mapping[str, Callable[[str], list[str]]] = {
     "an axis": lambda t: ["study", "tiny", "--dry-run", "--where", t],
     "a label": lambda t: ["study", "tiny", "--dry-run", "--where", f"reward={t}"],
     "a study": lambda t: ["study", f"./{t}", "--findings"],
+    "a recipe to print": lambda t: ["recipe", f"x{t}"],
+    "a section to print": lambda t: ["recipe", "--keys", f"x{t}"],
+    "a reward of a module": lambda t: ["train", "tiny", f"reward=no_such_module_{t}:f", "--out", "run"],
+    "an export": lambda t: ["eval", "./none", "--tasks", "arithmetic", "--out", "file/e", "--export", f"x{t}"],
     "an argument of models": lambda t: ["models", t, "x"],
     "an argument of tiny": lambda t: ["tiny", t],
 }
@@ -171,6 +175,12 @@ HOPELESS: Mapping[str, list[str]] = {
     "merge": ["./none", "tiny-instruct", "--ratio", "0.5", "--out", "merged"],
     "models": ["--no-such-option"],
     "tiny make": ["--out", "file/tiny"],
+    "rewards": ["--no-such-option"],
+    "signals": ["--no-such-option"],
+    "templates": ["--no-such-option"],
+    "tasks": ["--no-such-option"],
+    "recipes": ["--no-such-option"],
+    "recipe": ["no-such-recipe"],
 }
 """Arguments for each command with which it comes to no good end, whatever else it is told."""
 

@@ -130,6 +130,8 @@ LARGER = {
     "cli.commands.sample.sample": "every option of the command is a parameter",
     "cli.commands.sft.sft": "every option of the command is a parameter",
     "cli.sample.print_samples": "every option of the command is a parameter",
+    "training.loop.train": "each is asked for by one of its callers: the command line, Python, a study, tests",
+    "training.loop.resume": "as train",
     "model.kernels.cpu.Kernels.attend": "what one call of C is given",
     "model.kernels.lm_head_triton._fold": "what one launch on a GPU is given",
     "model.kernels.lm_head_triton._merge": "what one launch on a GPU is given",

@@ -1,6 +1,7 @@
 """The functions of `import rlif` that take what is at hand: a model's name, a path as text, rows of your own."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -131,7 +132,7 @@ def train(
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     own = rewards_of(rewards or {})
-    return _with_card(loop.train(recipe, Path(out), task=_task(task, recipe), rewards=own), Path(out), own)
+    return loop.train(recipe, Path(out), task=_task(task, recipe), rewards=own, card=partial(write_card, own=own))
 
 
 def resume(
@@ -157,14 +158,8 @@ def resume(
     out = Path(out)
     problems = None if task is None else _task(task, read_recipe(recipe_path(out)))
     own = rewards_of(rewards or {})
-    final = loop.resume(out, task=problems, rewards=own, steps=steps, allow_changed=allow_changed)
-    return _with_card(final, out, own)
-
-
-def _with_card(final: Path | None, out: Path, own: Mapping[str, Reward]) -> Path | None:
-    if final is not None:
-        write_card(out, own)
-    return final
+    card = partial(write_card, own=own)
+    return loop.resume(out, task=problems, rewards=own, steps=steps, allow_changed=allow_changed, card=card)
 
 
 def _task(task: Problems | None, recipe: Recipe) -> Task | None:

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from rlif.config import (
+    TASK_CONFIGS,
     WRAPPER_CONFIGS,
     ArithmeticTask,
     FileTask,
@@ -18,6 +19,7 @@ from rlif.config import (
     Recipe,
     RewardConfig,
     Section,
+    TemplateText,
 )
 from rlif.errors import near, printable, shortened, shown
 from rlif.utils.validation import explained, listed, misspelt_first
@@ -81,12 +83,13 @@ ALIASES: Mapping[str, str] = {
 
 _KIND_AT: dict[tuple[str | int, ...], int] = {("task",): 1, ("policy", "model"): 2, ("reward",): 2}
 """Where pydantic's location of a key below these holds the kind of its section: task.arithmetic.low,
-policy.model.merged.merge.base, reward.0.negated.of."""
+policy.model.merged.merge.base, reward.0.negated.of; and, behind these, task.file.template.own.user."""
 
 _DEEPER: Mapping[tuple[str, ...], type[BaseModel]] = {
     ("policy", "model"): MergedModel,
     ("policy", "model", "merge"): Merge,
     ("policy", "lora"): LoraConfig,
+    ("task", "template"): TemplateText,
 }
 """Sections within sections."""
 
@@ -104,6 +107,7 @@ def explain(error: ValidationError, source: str, overrides: Sequence[str] = ()) 
     for mistake in misspelt_first(error.errors()):
         location = mistake["loc"]
         kinds = {_KIND_AT.get(location[:n]) for n in (1, 2)}
+        kinds |= {3} if location[:1] == ("task",) and location[2:3] == ("template",) else set()
         keys = [part for i, part in enumerate(location) if i not in kinds]
         key = shortened(printable(".".join(str(part) for part in keys)), 200)
         said = ""
@@ -146,7 +150,7 @@ def _unknown(keys: Sequence[Any], location: tuple[Any, ...], known: str) -> str:
 def _meant(unknown: list[Any], location: tuple[Any, ...]) -> str:
     """The key that was meant: one of that name in another section (lr: grpo.lr), one that other trainers call so, or a
     near one of the same section; "" if there is none."""
-    task = ArithmeticTask if location[1:2] == ("arithmetic",) else FileTask
+    task = TASK_CONFIGS.get(str(location[1]) if location[1:] else "", FileTask)
     reward = WRAPPER_CONFIGS.get(str(location[2]), RewardConfig) if location[2:] else RewardConfig
     sections: dict[str, type[BaseModel]] = {"task": task, "reward": reward}
     for name, field in Recipe.model_fields.items():

@@ -50,4 +50,9 @@ def keyed_random(*key: str | int) -> Random:
 def is_held_out(a: int, b: int) -> bool:
     """Whether a pair of summands belongs to evaluation: an eighth of all pairs, in either order."""
     low, high = sorted((a, b))
-    return hashlib.blake2b(f"{low}+{high}".encode()).digest()[0] % 8 == 0
+    return is_text_held_out(f"{low}+{high}")
+
+
+def is_text_held_out(text: str) -> bool:
+    """Whether a question belongs to evaluation: an eighth of all, whoever asks it."""
+    return hashlib.blake2b(text.encode()).digest()[0] % 8 == 0

@@ -453,6 +453,8 @@ def test_wandb_and_trackio_receive_the_metrics(tmp_path: Path, recipe: Recipe, m
         finish=lambda: calls.append(("finish", None)),
     )
     expected = [("init", "rlif"), ("log", (1, {"loss": 2.0})), ("finish", None)]
+    for variable in ("WANDB_PROJECT", "TRACKIO_PROJECT"):
+        monkeypatch.delenv(variable, raising=False)
     for name in ("wandb", "trackio"):
         monkeypatch.setitem(sys.modules, name, client)
         calls.clear()

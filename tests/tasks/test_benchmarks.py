@@ -45,7 +45,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 @pytest.mark.parametrize("name", FILES)
 def test_hub_and_file_give_the_same_problems(name: str, hub: list[tuple[Any, ...]]) -> None:
     file, answers, ids = FILES[name]
-    benchmark = find_benchmark(name, has_file=False)
+    benchmark = find_benchmark(name, data=None)
     from_hub = load_benchmark(benchmark)
     assert [problem.answer for problem in from_hub] == answers
     assert [problem.id for problem in from_hub] == ids
@@ -80,11 +80,11 @@ def test_a_hub_that_cannot_be_reached_says_what_to_do(monkeypatch: pytest.Monkey
 
 def test_names_that_are_not_known(tmp_path: Path) -> None:
     with pytest.raises(RlifError, match=r"no benchmark 'gms8k'; did you mean gsm8k\?.*data gms8k=PATH"):
-        find_benchmark("gms8k", has_file=False)
-    assert find_benchmark("mine", has_file=True).schema == "file"
+        find_benchmark("gms8k", data=None)
+    assert find_benchmark("mine", data="mine.jsonl").schema == "file"
     path = tmp_path / "mine.jsonl"
     path.write_text('{"problem": "1+1?", "answer": "2"}\n{"problem": "2+2?", "answer": null}\n')
-    problems = load_benchmark(find_benchmark("mine", has_file=True), OwnData(str(path)))
+    problems = load_benchmark(find_benchmark("mine", data="mine.jsonl"), OwnData(str(path)))
     assert [problem.answer for problem in problems] == ["2", None]  # what is right is said of the first alone
 
 

@@ -1,6 +1,7 @@
 """A task and rewards given from Python: trained on, noted in run.json, and asked for again when the run is resumed."""
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +17,12 @@ from rlif.errors import RlifError
 from rlif.recipes import parse_recipe
 from rlif.rewards.base import Reward, RewardInputs
 from rlif.tasks.arithmetic import Arithmetic
+from rlif.tasks.problems import task_of
 from rlif.training.custom import Custom
 from rlif.training.loop import resume, train
 from rlif.types import Problem, Verdict
+from rlif.utils import own_code
+from rlif.utils.atomic_io import sha256
 from toys import toy_policy
 
 
@@ -113,3 +117,54 @@ def test_a_reward_of_ones_own_may_look_at_labels_and_says_so(toy_model: Path) ->
     with pytest.raises(RlifError, match="no reward 'mine'"):
         Custom().check_rewards(mix)
     assert custom.table["length"].function is not custom.table["mine"].function
+
+
+# A module that the recipe names
+
+
+MODULE = "def short(inputs):\n    return [-len(text) for text in inputs.rollouts.texts]\nshort.uses_labels = False\n"
+
+
+def test_a_reward_of_a_module_is_found_again_from_another_folder(
+    toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, elsewhere = tmp_path / "place", tmp_path / "elsewhere"
+    place.mkdir()
+    elsewhere.mkdir()
+    module = place / "own_of_custom_a.py"
+    module.write_text(MODULE)
+    monkeypatch.chdir(place)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    monkeypatch.setattr(own_code, "_folders", [])
+    mine = recipe(toy_model, "own_of_custom_a:short")
+    whole = weights(train(mine, tmp_path / "whole"))
+    out = tmp_path / "run"
+    train(mine, out, until=1)
+    (code,) = json.loads((out / "run.json").read_text())["code"].items()
+    assert code == ("own_of_custom_a:short", {"file": str(module), "folder": str(place), "sha256": sha256(module)})
+    assert '"reward/own_of_custom_a:short/mean"' in (out / "metrics.jsonl").read_text()
+
+    monkeypatch.chdir(elsewhere)
+    module.rename(tmp_path / "away.py")
+    with pytest.raises(
+        RlifError, match=rf"no module own_of_custom_a in .*; it lay in {module} when the run began: put"
+    ):
+        resume(out)
+    module.write_text(f"# longer\n{MODULE}")
+    with pytest.raises(RlifError, match=rf"{module} has changed since this run began; .*allow_changed=True"):
+        resume(out)
+    module.write_text(MODULE)
+    again = weights(resume(out))
+    assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items())
+
+
+def test_problems_without_answers_are_refused_with_how_to_say_that_none_is_read(
+    toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    (tmp_path / "own_of_custom_b.py").write_text(MODULE.partition("short.uses")[0])
+    task = task_of([Problem(str(n), f"{n}+1=?") for n in range(4)])
+    said = r"needs answers, .*\(one that reads none says so in own_of_custom_b: short.uses_labels = False\)"
+    with pytest.raises(RlifError, match=said):
+        train(recipe(toy_model, "own_of_custom_b:short"), tmp_path / "run", task=task)

@@ -13,6 +13,7 @@ from rlif.evals.backends.engine import EngineBackend
 from rlif.evals.backends.openai import ServedBackend
 from rlif.evals.backends.openai_client import Client, Server
 from rlif.evals.compare import as_json, compare, model_folders
+from rlif.evals.export_logs import EXPORTS
 from rlif.evals.figures import write_figures
 from rlif.evals.runner import Candidate, evaluate
 from rlif.evals.settings import Settings
@@ -20,10 +21,10 @@ from rlif.evals.store import BASELINES, MODEL, RESULTS, read_json
 from rlif.evals.tables import print_comparisons, print_results
 from rlif.model.loading import check_source
 from rlif.utils.atomic_io import write_whole, writing
-from rlif.utils.terminal import Console, note
+from rlif.utils.terminal import Console, note, say
 
 _SAME = (
-    *("tasks", "data", "template", "format", "shots", "shots_from", "max_new_tokens", "max_mismatch"),
+    *("tasks", "data", "sample_seed", "template", "format", "shots", "shots_from", "max_new_tokens", "max_mismatch"),
     *("dtype", "device", "chat_template", "baselines", "out"),
 )
 OPTIONS: Mapping[str, str] = {
@@ -113,6 +114,20 @@ def _announced(candidate: Candidate, console: Console) -> Candidate:
         return candidate.open()
 
     return Candidate(candidate.name, open_loudly)
+
+
+def check_exports(formats: Sequence[str]) -> None:
+    """Raise `RlifError` for a format that there is not, before anything is asked."""
+    for name in formats:
+        if name not in EXPORTS:
+            raise RlifError(f"--export {name}: choose one of {', '.join(EXPORTS)}")
+
+
+def export_logs(out: Path, formats: Sequence[str]) -> None:
+    """Write a finished evaluation in the formats of others, and tell where."""
+    for name in dict.fromkeys(formats):
+        for path in EXPORTS[name](out):
+            say(f"exported: {path}")
 
 
 @named(OPTIONS)

@@ -18,6 +18,7 @@ import rlif
 from rlif.cli.commands.compare import compare
 from rlif.cli.commands.diagnose import diagnose
 from rlif.cli.commands.evaluate import evaluate
+from rlif.cli.commands.lists import recipe, recipes, rewards, signals, tasks, templates
 from rlif.cli.commands.merge import merge
 from rlif.cli.commands.models import models
 from rlif.cli.commands.push import push
@@ -29,19 +30,21 @@ from rlif.cli.commands.show import show
 from rlif.cli.commands.study import study
 from rlif.cli.commands.theory import theory
 from rlif.cli.commands.tiny import make
-from rlif.cli.commands.train import train
+from rlif.cli.commands.train import TrainCommand, train
 from rlif.cli.commands.watch import watch
 from rlif.errors import RlifError, ToldElsewhereError
 from rlif.utils import terminal
 from rlif.utils.interrupts import STOP_SIGNALS, AtOnce, Interrupted, end_at_once
 from rlif.utils.torchrun import launched
 
+COMPLETION = "_RLIF_COMPLETE"
+"""Set by a shell that completes a command line; ``rlif --install-completion`` tells the shell to."""
+
 UsageError: Any = typer.BadParameter.__bases__[0]  # click's, or that of the copy inside newer typers
 
 app = typer.Typer(
     name="rlif",
     help="Reinforcement learning from internal feedback: train a language model on its own confidence.",
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -117,6 +120,10 @@ def _run(arguments: Sequence[str]) -> int:
     except OSError as error:  # found now: without a folder PyTorch's libraries end the whole process
         raise RlifError("the current folder is gone; change to another one and try again") from error
     command, code = typer.main.get_command(app), 0
+    if COMPLETION in os.environ:  # a shell asks, and wants nothing else on its screen
+        from typer.completion import shell_complete
+
+        return shell_complete(command, {}, "rlif", COMPLETION, os.environ[COMPLETION])
     try:
         with command.make_context("rlif", [*arguments] or ["--help"]) as context:
             command.invoke(context)
@@ -184,7 +191,7 @@ def root(
 
 
 app.command("diagnose")(diagnose)
-app.command("train")(train)
+app.command("train", cls=TrainCommand)(train)
 app.command("eval")(evaluate)
 app.command("compare")(compare)
 app.command("quickstart")(quickstart)
@@ -198,6 +205,12 @@ app.command("sft")(sft)
 app.command("merge")(merge)
 app.command("push")(push)
 app.command("models")(models)
+app.command("rewards")(rewards)
+app.command("signals")(signals)
+app.command("templates")(templates)
+app.command("tasks")(tasks)
+app.command("recipes")(recipes)
+app.command("recipe")(recipe)
 tiny_app = typer.Typer(help="The two tiny models that ship with rlif.")
 tiny_app.command("make")(make)
 app.add_typer(tiny_app, name="tiny")

@@ -6,6 +6,10 @@ what was reported of the No Free Lunch runs (arXiv 2506.17219).
 """
 
 from rlif.config.grpo import GrpoConfig as GrpoConfig
+from rlif.config.own import GymTask as GymTask
+from rlif.config.own import OwnTask as OwnTask
+from rlif.config.own import TemplateSource as TemplateSource
+from rlif.config.own import TemplateText as TemplateText
 from rlif.config.policy import LoraConfig as LoraConfig
 from rlif.config.policy import Merge as Merge
 from rlif.config.policy import MergedModel as MergedModel
@@ -34,6 +38,7 @@ from rlif.config.section import Natural as Natural
 from rlif.config.section import NotNegative as NotNegative
 from rlif.config.section import Positive as Positive
 from rlif.config.section import Section as Section
+from rlif.config.task import TASK_CONFIGS as TASK_CONFIGS
 from rlif.config.task import ArithmeticTask as ArithmeticTask
 from rlif.config.task import FileTask as FileTask
 from rlif.config.task import OwnData as OwnData

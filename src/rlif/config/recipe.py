@@ -126,6 +126,10 @@ class LogConfig(Section):
     and measured change of entropy, see docs/theory.md, which has what it costs. 0 is never."""
     sinks: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Mirrors of metrics.jsonl; each needs its package."""
+    project: str | None = None
+    """What W&B and trackio file the run under; null: what WANDB_PROJECT or TRACKIO_PROJECT says, else rlif."""
+    name: str | None = None
+    """What they call the run; null: what WANDB_NAME or TRACKIO_NAME says, else the name of its folder."""
 
 
 class Recipe(Section):

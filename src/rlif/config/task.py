@@ -1,11 +1,15 @@
 """The section task: where the problems come from, and how they are put."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from importlib.metadata import entry_points
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Tag, model_validator
 
+from rlif.config.own import GymTask, OwnTask, TemplateSource
 from rlif.config.section import Natural, Positive, Section
+from rlif.utils.own_code import is_reference
 
 
 class ArithmeticTask(Section):
@@ -18,8 +22,8 @@ class ArithmeticTask(Section):
     """Largest summand."""
     question: str = "{a}+{b}=?"
     """How the question is put; {a} and {b} are the summands."""
-    template: str = "plain"
-    """Name of a prompt template (see rlif.tasks.templates)."""
+    template: TemplateSource = "plain"
+    """Name of a prompt template (`rlif templates`), a YAML file, or a template of your own (`TemplateText`)."""
     format: str | None = None
     """The extractor that decides `formatted` (see docs/grading.md); null: the one for what the template asks for."""
     limit: Positive | None = None
@@ -56,15 +60,50 @@ class FileTask(Section):
     then."""
     id_column: str | None = None
     """Column of the row's id; null: `id` if there is one, else file name and line number."""
-    template: str = "boxed"
-    """Name of a prompt template (see rlif.tasks.templates)."""
+    template: TemplateSource = "boxed"
+    """Name of a prompt template (`rlif templates`), a YAML file, or a template of your own (`TemplateText`)."""
     format: str | None = None
     """The extractor that decides `formatted` (see docs/grading.md); null: the one for what the template asks for."""
     limit: Positive | None = None
     """Use only the first so many rows."""
 
 
-TaskConfig = Annotated[ArithmeticTask | FileTask, Field(discriminator="name")]
+TASKS_GROUP = "rlif.tasks"
+"""The group of entry points by which a package brings tasks."""
+
+OWN = "package.module:function"
+"""The kind of a task that is none of rlif's."""
+
+TASK_CONFIGS: Mapping[str, type[Section]] = {
+    "arithmetic": ArithmeticTask,
+    "file": FileTask,
+    "gsm8k": FileTask,
+    "math": FileTask,
+    "reasoning_gym": GymTask,
+    OWN: OwnTask,
+}
+"""The kinds of task: what a recipe's section may say, by its name."""
+
+
+def name(value: Any) -> str | None:  # pydantic's messages call it so
+    """The kind of a task that a section names; of a name that nobody knows that name itself."""
+    given = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
+    if not isinstance(given, str):
+        return None
+    if given in TASK_CONFIGS and given != OWN:
+        return given
+    return OWN if is_reference(given) or list(entry_points(group=TASKS_GROUP, name=given)) else given
+
+
+TaskConfig = Annotated[
+    Annotated[ArithmeticTask, Tag("arithmetic")]
+    | Annotated[FileTask, Tag("file")]
+    | Annotated[FileTask, Tag("gsm8k")]
+    | Annotated[FileTask, Tag("math")]
+    | Annotated[GymTask, Tag("reasoning_gym")]
+    | Annotated[OwnTask, Tag(OWN)],
+    Discriminator(name),
+]
 
 
 @dataclass(frozen=True)

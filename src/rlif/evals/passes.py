@@ -10,7 +10,7 @@ from typing import Any
 
 from rlif.evals.backends.base import RenderedProblem
 from rlif.rollout.power_sampling import Schedule
-from rlif.types import Sampling
+from rlif.types import Problem, Sampling, Verdict
 
 LOW_TEMPERATURE = 0.4
 
@@ -25,6 +25,7 @@ class Pass:
         format: the extractor that decides whether an answer is formatted.
         samples: answers to each problem.
         schedule: of power sampling, whose proposal ``sampling`` is; None: answers are simply drawn.
+        judge: of a task that judges answers itself; None: the grader does.
     """
 
     task: str
@@ -34,6 +35,7 @@ class Pass:
     samples: int
     sampling: Sampling
     schedule: Schedule | None = None
+    judge: Callable[[str, Problem], Verdict] | None = None
 
     @property
     def place(self) -> str:

@@ -8,8 +8,8 @@ from rlif.evals.grader_mark import grader_mark
 from rlif.evals.passes import Pass
 from rlif.evals.settings import Settings
 from rlif.grading.extraction import find_extractor
-from rlif.tasks.base import digest
-from rlif.tasks.benchmarks import Benchmark, find_benchmark, load_benchmark
+from rlif.tasks.base import Task, digest, most
+from rlif.tasks.benchmarks import GENERATED, Benchmark, find_benchmark, load_benchmark, made_task
 from rlif.tasks.few_shot import FIXED, Shot, read_shots
 from rlif.tasks.templates import Template, find_template, render_messages, render_text
 from rlif.types import Problem, Sampling
@@ -28,12 +28,14 @@ class Plan:
         source = settings.data.get(name)
         own = None if source is None else OwnData(source, *(getattr(settings, key) for key in _COLUMNS))
         self.name = name
-        self.benchmark: Benchmark = find_benchmark(name, has_file=own is not None)
+        self.benchmark: Benchmark = find_benchmark(name, data=source)
         self.template: Template = find_template(settings.template or self.benchmark.template)
         usual = self.template.format if settings.template else self.benchmark.format or self.template.format
         self.format = settings.format or usual
         find_extractor(self.format)
-        self.problems: tuple[Problem, ...] = load_benchmark(self.benchmark, own, limit=settings.limit)
+        self.task = made_task(self.benchmark, self.format)
+        self.sample_seed = settings.sample_seed
+        self.problems: tuple[Problem, ...] = _problems(self.benchmark, self.task, own, settings)
         self.shots = _shots(settings)
         self._shots_from = settings.shots_from or "rlif.tasks.few_shot"
         self.samples = settings.samples
@@ -45,14 +47,15 @@ class Plan:
             stop=tuple(dict.fromkeys((*self.template.stop, *settings.stop))),
         )
         self.rendered = tuple(self._render(problem) for problem in self.problems)
-        self.main = Pass(name, "", self.rendered, self.format, self.samples, self.sampling)
+        judge = None if self.task is None else self.task.grade
+        self.main = Pass(name, "", self.rendered, self.format, self.samples, self.sampling, judge=judge)
 
     def _render(self, problem: Problem) -> RenderedProblem:
         question = problem.question
         return RenderedProblem(
             problem,
-            tuple(render_messages(self.template.name, question, self.shots)),
-            render_text(self.template.name, question, self.shots),
+            tuple(render_messages(self.template, question, self.shots)),
+            render_text(self.template, question, self.shots),
             self._now,
         )
 
@@ -73,8 +76,19 @@ class Plan:
             "top_k": self.sampling.top_k,
             "max_new_tokens": self.sampling.max_new_tokens,
             "stop": list(self.sampling.stop),
-            "grader": grader_mark(),
+            "grader": grader_mark() if self.task is None else f"{self.benchmark.citation}; {grader_mark()}",
+            **({} if self.sample_seed is None else {"sample_seed": self.sample_seed}),
         }
+
+
+def _problems(benchmark: Benchmark, task: Task | None, own: OwnData | None, settings: Settings) -> tuple[Problem, ...]:
+    limit, seed = settings.limit, settings.sample_seed
+    if task is None:
+        return load_benchmark(benchmark, own, limit=limit, sample_seed=seed)
+    count = most(task.eval_problems, limit or GENERATED)
+    if not count:
+        task.eval_problems(1)  # says why there is none
+    return task.eval_problems(count) if seed is None else task.eval_problems(count, seed)
 
 
 def _digest(shots: tuple[Shot, ...]) -> str:

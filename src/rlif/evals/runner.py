@@ -15,6 +15,7 @@ from rlif.evals.backends.base import Answer, Backend, KnowsPrompts, PowerSampler
 from rlif.evals.backends.openai_protocol import replace_surrogates
 from rlif.evals.baselines import read_passes, scores
 from rlif.evals.callbacks import EvalCallback, NullEvalCallback
+from rlif.evals.export import RESULTS_CSV, RESULTS_MD, as_csv, as_markdown
 from rlif.evals.metrics import details, headline
 from rlif.evals.passes import PASSES, USUAL, Pass, further, is_main
 from rlif.evals.plan import Plan
@@ -70,6 +71,7 @@ def evaluate(
             _ask_all(candidate, passes, settings.seed, store, judge, callback or NullEvalCallback())
         results = collect(out, candidates, plans, asked)
         store.write_results(results)
+        store.write_texts({RESULTS_MD: as_markdown(results), RESULTS_CSV: as_csv(results)})
     return results
 
 
@@ -229,7 +231,11 @@ def _grade(batch: Sequence[Answer], asked: Pass, places: Mapping[str, int], judg
         text = replace_surrogates(answer.text)  # neither Parquet nor a terminal takes half a character
         row_id = f"{asked.title}, {problem.id}, sample {answer.sample}"
         said = text[answer.thoughts :]  # an answer that ended while it was thought about says nothing
-        verdict = judge.grade(said, problem.answer, format=asked.format, row_id=row_id)
+        verdict = (
+            asked.judge(said, problem)
+            if asked.judge
+            else judge.grade(said, problem.answer, format=asked.format, row_id=row_id)
+        )
         yield GradedAnswer(replace(answer, text=text), problem, place, verdict)
 
 

@@ -30,7 +30,8 @@ class Settings(Section):
     """Names of benchmarks (rlif.tasks.benchmarks), or your own names for the files in `data`."""
     data: dict[str, str] = Field(default={})
     """Task to where its problems are read from instead of its usual place: a .jsonl, .json, .csv, .tsv or .parquet
-    file, or a data set of the hub (openai/gsm8k)."""
+    file, a data set of the hub (openai/gsm8k), or a function of yours that makes a task, package.module:function
+    (docs/own.md)."""
     question_column: str | None = None
     """The column of the question in `data`; null: problem, question, prompt or messages."""
     answer_column: str | None = None
@@ -41,6 +42,9 @@ class Settings(Section):
     """The split of a data set of the hub in `data`; null: test."""
     limit: Positive | None = None
     """Only the first so many problems of each task."""
+    sample_seed: Natural | None = None
+    """Not the first `limit` problems, but as many drawn at random by this seed: a smaller limit takes some of a larger
+    one's. null: the first."""
     samples: Positive = 8
     """Answers to each problem."""
     temperature: Annotated[float, Field(ge=0.0)] = 0.6
@@ -85,6 +89,8 @@ class Settings(Section):
         if odd := [name for name in self.baselines or () if name not in PASSES]:
             known = ", ".join(PASSES)
             raise ValueError(f"baselines: no {odd[0]!r}{did_you_mean(odd[0], PASSES)} (there are {known})")
+        if self.sample_seed is not None and self.limit is None:
+            raise ValueError("sample_seed: say with limit how many problems are drawn")
         if self.shots_from and not self.shots:
             raise ValueError("shots_from: say how many with shots")
         if self.shots > len(FIXED) and not self.shots_from:

@@ -1,7 +1,7 @@
 """The folder of an evaluation: what was asked, every answer, the numbers. Whole or absent, also after a kill.
 
     eval.json                        what was asked: settings, protocol of each task, models
-    results.json                     the numbers (docs/evaluation.md)
+    results.json                     the numbers (docs/evaluation.md); the main ones also as results.md and results.csv
     MODEL/model.json                 what answered
     MODEL/TASK/part-000000.parquet   graded answers, checksummed (rlif.utils.parquet_files); read the folder as one data
     set
@@ -129,6 +129,12 @@ class Store:
         with _writing(self.out):
             write_whole(self.out / RESULTS, _json(results))
 
+    def write_texts(self, texts: Mapping[str, str]) -> None:
+        """Files that say the results otherwise, by their names."""
+        with _writing(self.out):
+            for name, text in texts.items():
+                write_whole(self.out / name, text.encode())
+
     def folder(self, model: str) -> Path:
         """Where a model's answers lie."""
         return self.out / slug(model)
@@ -199,6 +205,18 @@ def read_answers(folder: Path) -> Answers:
     )
     spent = sum((Spent(**one) for one in columns[_SPENT.decode()]), Spent())
     return Answers(tuple(column["problem_id"][::samples]), tuple(column["question"][::samples]), table, spent)
+
+
+def answers_of(folder: Path) -> Iterator[dict[str, Any]]:
+    """Each answer of a task's folder with all its columns, problems in the order of the data; of an answer that stands
+    there twice the first one. Raises `RlifError` for damaged answers."""
+    columns = _read(folder, None)
+    columns.pop(_SPENT.decode())
+    first: dict[tuple[int, str, int], int] = {}
+    for i, answer in enumerate(zip(columns["position"], columns["problem_id"], columns["sample"], strict=True)):
+        first.setdefault(answer, i)
+    for answer in sorted(first):
+        yield {name: values[first[answer]] for name, values in columns.items()}
 
 
 def _known(values: list[Any], unknown: Any) -> list[Any]:

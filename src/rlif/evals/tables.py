@@ -275,11 +275,11 @@ def _view(comparison: Comparison) -> RenderableType:
     left_out = f" ({comparison.left_out} that only one was asked are left out)" if comparison.left_out else ""
     views: list[RenderableType] = [Text(f"\n{printable(comparison.task)}: {comparison.problems:,} problems{left_out}")]
     views += [Text(printable(f"beware, the protocols differ in {difference}")) for difference in comparison.different]
-    table = _comparison_table("")
+    table = comparison_table("")
     for name, row in comparison.metrics.items():
         percent, label = name in _PERCENT, _LABELS.get(name, name)
         form = "{:.1f}" if percent or name == "length" else "{:.3f}"
-        _add(table, label + ", %" * percent, row, comparison.problems, form, scale=100.0 if percent else 1.0)
+        add_pair(table, label + ", %" * percent, row, comparison.problems, form, scale=100.0 if percent else 1.0)
     views.append(table)
     if set(comparison.baselines) - {"sampled"}:
         views.append(_baseline_table(comparison))
@@ -296,16 +296,17 @@ def _view(comparison: Comparison) -> RenderableType:
 
 def _baseline_table(comparison: Comparison) -> Table:
     """What both models' answers are worth without training: right, and right and formatted."""
-    table = _comparison_table("by baseline")
+    table = comparison_table("by baseline")
     for metric in ("right", "right_and_formatted"):
         table.add_row(f"{_LABELS.get(metric, metric)}, %")
         for name in (name for name in _BASELINES if name in comparison.baselines):
             row = comparison.baselines[name][metric]
-            _add(table, f"  {_BASELINES[name]}", row, comparison.problems, "{:.1f}", scale=100.0)
+            add_pair(table, f"  {_BASELINES[name]}", row, comparison.problems, "{:.1f}", scale=100.0)
     return table
 
 
-def _comparison_table(first: str) -> Table:
+def comparison_table(first: str) -> Table:
+    """An empty table of differences; ``first`` heads the column that says of what."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(first, no_wrap=True)
     for column in ("A", "B", "B − A", "95 % interval", "p"):
@@ -313,7 +314,7 @@ def _comparison_table(first: str) -> Table:
     return table
 
 
-def _add(table: Table, label: str, row: Paired, problems: int, form: str, *, scale: float = 1.0) -> None:
+def add_pair(table: Table, label: str, row: Paired, problems: int, form: str, *, scale: float = 1.0) -> None:
     """A row of numbers in one format, times ``scale``."""
     numbers, signed = [scale * value for value in row[:5]], form.replace(":", ":+")
     table.add_row(

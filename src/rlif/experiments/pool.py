@@ -311,13 +311,10 @@ def _run_chunk(name: str, recipe: Recipe, out: Path) -> int:
     until = (resumes_at(out) if begun else 0) + _CHUNK
     reporter, stop = _Reporter(name), lambda: int(_asked.value)
     if begun:
-        final = loop.resume(out, callback=reporter, until=until, stop=stop)
+        final = loop.resume(out, callback=reporter, until=until, stop=stop, card=write_card)
     else:
-        final = loop.train(recipe, out, callback=reporter, until=until, stop=stop)
-    if final is None:
-        return min(until, recipe.steps)
-    write_card(out)
-    return recipe.steps  # a guard may have stopped it before
+        final = loop.train(recipe, out, callback=reporter, until=until, stop=stop, card=write_card)
+    return min(until, recipe.steps) if final is None else recipe.steps  # a guard may have stopped it before
 
 
 class _Reporter:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from rlif.config import ArithmeticTask, FileTask, Natural, PolicyConfig, Positive, Section, TaskConfig
+from rlif.config import ArithmeticTask, FileTask, Natural, PolicyConfig, Positive, Section, TaskConfig, TemplateSource
 from rlif.errors import Argument, RlifError
 from rlif.experiments.untrained import Asking
 from rlif.model.policy import Policy
@@ -72,7 +72,7 @@ class Subject:
     (None: no recipe can, for the problems were handed over in Python)."""
 
     task: Task
-    template: str
+    template: TemplateSource
     sections: Mapping[str, Any] | None
 
     def prompts(self, policy: Policy, settings: DiagnoseSettings) -> tuple[Prompt, ...]:

@@ -3,6 +3,8 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import wraps
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -11,9 +13,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rlif.config import RewardConfig
-from rlif.errors import RlifError
+from rlif.errors import RlifError, brief
 from rlif.rng import Key
 from rlif.types import Rollouts, Verdict
+from rlif.utils.own_code import said
 
 
 @dataclass(frozen=True)
@@ -84,23 +87,42 @@ def reward_of(
 
     It takes `RewardInputs`, and the reward's section of the recipe if it has a second positional parameter, with a
     default or without. It returns one number a completion, ``(row,)``; higher is better. Raises `RlifError` for what is
-    no such function, and for a builtin, whose parameters cannot be known.
+    no such function, and for a builtin, whose parameters cannot be known. So does the reward where the function raises
+    or returns something else, naming step and line: what the user wrote is the user's to mend.
     """
     takes = _positional(function) if callable(function) else 0
     if takes not in (1, 2):
         raise RlifError(f"reward {name}: expected a function of RewardInputs, or of RewardInputs and RewardConfig")
 
+    @wraps(function)
     def checked(inputs: RewardInputs, config: RewardConfig) -> Float[Tensor, " row"]:
-        values = torch.as_tensor(function(inputs, config) if takes == 2 else function(inputs), dtype=torch.float32)
+        where = f"step {inputs.key.step}: reward {name}"
+        try:
+            returned = function(inputs, config) if takes == 2 else function(inputs)
+        except (RlifError, FloatingPointError, torch.OutOfMemoryError):
+            raise  # these have a meaning of their own to the step that is under way
+        except Exception as error:
+            raise RlifError(f"{where}: it raised {said(error, _file(function))}; mend the function") from error
+        try:
+            values = torch.as_tensor(returned, dtype=torch.float32)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise RlifError(
+                f"{where}: returned a {type(returned).__name__} that is no list of numbers ({brief(str(error))})"
+            ) from error
         if values.shape != (inputs.rollouts.n_rows,):
             raise RlifError(
-                f"reward {name}: returned the shape {tuple(values.shape)}; expected one number for each of the "
+                f"{where}: returned the shape {tuple(values.shape)}; expected one number for each of the "
                 f"{inputs.rollouts.n_rows} completions"
             )
         return values.detach().cpu()
 
     first_line = (inspect.getdoc(function) or "").partition("\n")[0]
     return Reward(name, meaning or first_line or f"the function {name}", citation, uses_labels, checked)
+
+
+def _file(function: Callable[..., Any]) -> Path | None:
+    code = getattr(function, "__code__", None)
+    return Path(code.co_filename) if code else None
 
 
 def _positional(function: Callable[..., Any]) -> int:

@@ -6,7 +6,8 @@ rewards read the signals recorded while sampling, or compare the answers with ea
 (arXiv 2506.10947).
 
 A package of yours brings its own by an entry point of the group ``rlif.rewards``, which loads to a `Reward` or to a
-function (then taken to use labels). It is looked up only when a recipe names what is not in the table.
+function (then taken to use labels). It is looked up only when a recipe names what is not in the table. A module of
+yours needs no package: a recipe names its function, ``my_rewards:brevity`` (`rlif.utils.own_code`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,7 @@ from rlif.rewards.agreement import _majority_vote, _soft_consensus, _teacher_vot
 from rlif.rewards.base import Reward, RewardInputs, Wrapper, reward_of
 from rlif.rewards.builtin import _format_only, _internal, _length, _random, _right_any_format, _verifiable
 from rlif.signals import SIGNALS
+from rlif.utils.own_code import is_reference, load
 
 GROUP = "rlif.rewards"
 
@@ -201,6 +203,8 @@ def _look_up(key: str, name: str, own: Mapping[str, Reward], known: Sequence[str
     if name in MIXES:  # a recipe takes it apart
         parts = " and ".join(part.name for part in MIXES[name])
         raise RlifError(Argument(f"reward.{key}"), f": {name} is a mix of {parts}; name one of them")
+    if name not in _known and is_reference(name):
+        _known[name] = _of_module(name)
     if name not in _known and name not in WRAPPERS:
         _load_entry_point(name)
     if name in _known:
@@ -208,6 +212,20 @@ def _look_up(key: str, name: str, own: Mapping[str, Reward], known: Sequence[str
     others = [*known, *(entry.name for entry in entry_points(group=GROUP))]
     meant = did_you_mean(name, others)
     raise RlifError(Argument(f"reward.{key}"), f": no reward {name!r}{meant} (there are {', '.join(others)})")
+
+
+def _of_module(reference: str) -> Reward:
+    """The reward that ``package.module:function`` names: a `Reward`, or a function, which says whether it uses labels
+    by its attribute ``uses_labels`` or where it is registered; if it says nothing, it is taken to."""
+    value = load(reference, "reward")
+    if isinstance(value, Reward):
+        return replace(value, name=reference)
+    if not callable(value):
+        raise RlifError(f"reward {reference}: a {type(value).__name__}; expected a function or an rlif.Reward")
+    registered = [one for one in _known.values() if getattr(one.function, "__wrapped__", None) is value]
+    if registered:
+        return replace(registered[0], name=reference)
+    return reward_of(reference, value, uses_labels=bool(getattr(value, "uses_labels", True)))
 
 
 def _load_entry_point(name: str) -> None:

@@ -41,7 +41,7 @@ def score(
     for name, entry in zip(logged_names(mix), mix, strict=True):
         values = find_reward(entry, rewards).function(inputs, entry).float()
         if not bool(values.isfinite().all()):
-            raise _not_finite(entry.name, values, rollouts)
+            raise _not_finite(entry.name, values, rollouts, key.step)
         named[name] = values
         if config.cap_incomplete:
             values = cap_incomplete(values, cut, rollouts.group_size)
@@ -51,13 +51,15 @@ def score(
     return Scored(rollouts, verdicts, named, total)
 
 
-def _not_finite(name: str, values: Float[Tensor, " row"], rollouts: Rollouts) -> Exception:
+def _not_finite(name: str, values: Float[Tensor, " row"], rollouts: Rollouts, step: int | str) -> Exception:
     row = int((~values.isfinite()).nonzero()[0])
     said = f"reward {name} of a completion of prompt {rollouts.row_prompts[row].id} is {values[row].item()}"
     numbers = torch.stack([rollouts.sampler_logprobs[row], *(signal[row] for signal in rollouts.signals)])
     if not bool(numbers[:, rollouts.mask[row]].isfinite().all()):
         return FloatingPointError(said)
-    return RlifError(f"{said}, though the policy's numbers are finite; mend the reward: it gives finite numbers only")
+    return RlifError(
+        f"step {step}: {said}, though the policy's numbers are finite; mend the reward: it gives finite numbers only"
+    )
 
 
 def logged_names(mix: Sequence[RewardConfig]) -> list[str]:

@@ -5,17 +5,18 @@ import json
 from collections.abc import Sequence
 from datetime import datetime
 
+from rlif.config import TemplateText
 from rlif.errors import Argument, RlifError, expect, expect_each
 from rlif.model.policy import Policy
 from rlif.model.positions import limit_passed
-from rlif.tasks.templates import render_messages, render_text
+from rlif.tasks.templates import Template, Wording, find_template, render_messages, render_text
 from rlif.types import Problem, Prompt
 
 
 def render(
-    policy: Policy, template: str, problems: Sequence[Problem], *, now: datetime | None = None
+    policy: Policy, template: Wording, problems: Sequence[Problem], *, now: datetime | None = None
 ) -> tuple[Prompt, ...]:
-    """Problems put through a named template, and through the chat template where the policy uses one.
+    """Problems put through a template, by its name or of one's own, and through a chat template where it is used.
 
     ``now`` is the moment that a chat template which prints the date is told; None: the present. Raises `RlifError` for
     an unknown template, or an argument of another type.
@@ -26,12 +27,13 @@ def render(
     'Question: 12+34=?\\nAnswer:'
     """
     expect(policy, Policy, "policy", "an rlif.Policy, which rlif.load_policy makes")
-    expect(template, str, "template", "the name of a template")
+    expect(template, (str, TemplateText, Template), "template", "the name of a template")
     expect_each(problems, Problem, "problems", "a list of rlif.Problem")
-    return tuple(_render(policy, template, problem, now) for problem in problems)
+    found = find_template(template)
+    return tuple(_render(policy, found, problem, now) for problem in problems)
 
 
-def _render(policy: Policy, template: str, problem: Problem, now: datetime | None) -> Prompt:
+def _render(policy: Policy, template: Template, problem: Problem, now: datetime | None) -> Prompt:
     if policy.chat_template:
         text, token_ids = policy.encode_messages(render_messages(template, problem.question), now=now)
     else:

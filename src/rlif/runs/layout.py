@@ -11,7 +11,10 @@ RECIPE, INFO, METRICS_FILE, ROLLOUTS = "recipe.yaml", "run.json", "metrics.jsonl
 EVAL_ANSWERS = "eval_answers"
 """The folder of answers to the same held-out problems at every evaluation, one Parquet file a step."""
 
-BY_STEP = (ROLLOUTS, EVAL_ANSWERS)
+EVAL_VERDICTS = "eval_verdicts"
+"""The folder of what was said of every answer at every evaluation, without the answers, one Parquet file a step."""
+
+BY_STEP = (ROLLOUTS, EVAL_ANSWERS, EVAL_VERDICTS)
 """Folders that hold a file a step: a run resumed from a checkpoint drops the files of later steps."""
 
 FINAL = "final"

@@ -195,8 +195,9 @@ Every key of `metrics.jsonl`, one line a step. `python -m rlif.runs.metric_keys`
   temperature other than 1 the sampler's have these filters: the gap says nothing then, and nothing is warned of.
 - Resuming from a checkpoint cuts the file back to the checkpoint's step first. A hole up to that step is refused
   (reliability.md).
-- TensorBoard, W&B and trackio (`log.sinks`) receive the same keys. A mirror that fails is reported once and switched
-  off; the run and `metrics.jsonl` go on.
+- TensorBoard, W&B and trackio (`log.sinks`) receive the same keys; `time`, which trackio keeps for itself, is
+  `time/total` there. They also receive the recipe, completions at each evaluation, and the model card at the end.
+  A mirror that fails is reported once and switched off; the run and `metrics.jsonl` go on.
 
 | key | unit | meaning |
 |---|---|---|

@@ -48,6 +48,30 @@ def answers_parquet(step: int, answers: Mapping[str, Judged], prompts: int) -> b
     return parquet_bytes({name: whole[name].combine_chunks() for name in whole.column_names}, {})
 
 
+def verdicts_parquet(step: int, answers: Mapping[str, Judged]) -> bytes:
+    """What is said of every answer of an evaluation, for each way to decode that it has: see
+    `rlif.runs.run_log.RunLog.write_eval_verdicts`."""
+    import pyarrow as pa
+
+    tables = []
+    for decoding, (rollouts, verdicts) in answers.items():
+        rows, prompts = rollouts.n_rows, rollouts.row_prompts
+        columns = {
+            "step": pa.array([step] * rows, pa.int32()),
+            "decoding": pa.array([decoding] * rows, pa.string()),
+            "prompt_id": pa.array([prompt.id for prompt in prompts], pa.string()),
+            "question": pa.array([prompt.problem.question for prompt in prompts], pa.string()),
+            "sample": pa.array([row % rollouts.group_size for row in range(rows)], pa.int32()),
+            "right": pa.array([verdict.right for verdict in verdicts], pa.bool_()),
+            "formatted": pa.array([verdict.formatted for verdict in verdicts], pa.bool_()),
+            "extracted": pa.array([verdict.extracted for verdict in verdicts], pa.string()),
+            "length": pa.array(rollouts.lengths.tolist(), pa.int32()),
+        }
+        tables.append(pa.table(columns))
+    whole = pa.concat_tables(tables)
+    return parquet_bytes({name: whole[name].combine_chunks() for name in whole.column_names}, {})
+
+
 def _first_prompts(rollouts: Rollouts, prompts: int) -> Rollouts:
     rows = min(prompts, len(rollouts.prompts)) * rollouts.group_size
     return replace(

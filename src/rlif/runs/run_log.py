@@ -5,6 +5,7 @@
     metrics.jsonl                     one JSON line a step, append-only; every key stands in `METRICS`
     rollouts/step-000001.parquet      completions with per-token signals, verdicts, rewards; checksummed
     eval_answers/step-000010.parquet  the same of held-out problems, those of before at every evaluation; checksummed
+    eval_verdicts/step-000010.parquet verdicts on all answers of the evaluation, without the answers; checksummed
     checkpoints/, final/              see rlif.runs.checkpoint
     .lock                             held by the process at work here (rlif.utils.atomic_io)
 
@@ -29,6 +30,7 @@ from rlif.runs.history import lines_up_to, remove_completions_after
 from rlif.runs.layout import (
     BY_STEP,
     EVAL_ANSWERS,
+    EVAL_VERDICTS,
     INFO,
     METRICS_FILE,
     RECIPE,
@@ -38,7 +40,7 @@ from rlif.runs.layout import (
     step_name,
 )
 from rlif.runs.metric_keys import find_metric
-from rlif.runs.rollout_table import Judged, _parquet, answers_parquet
+from rlif.runs.rollout_table import Judged, _parquet, answers_parquet, verdicts_parquet
 from rlif.types import Scored
 from rlif.utils.atomic_io import LOCK, flush_folder, make_folder, one_line, write_whole, writing
 
@@ -197,6 +199,14 @@ class RunLog:
         """
         if prompts:
             self._write_table(EVAL_ANSWERS, step, answers_parquet(step, answers, prompts))
+
+    def write_eval_verdicts(self, step: int, answers: Mapping[str, Judged]) -> None:
+        """Write eval_verdicts/step-NNNNNN.parquet: a row an answer of an evaluation, what the grader says of it.
+
+        Columns: step, decoding, prompt_id, question, sample, right (null: undecided), formatted, extracted, length.
+        Raises as `write_rollouts`.
+        """
+        self._write_table(EVAL_VERDICTS, step, verdicts_parquet(step, answers))
 
     def _write_table(self, folder: str, step: int, data: bytes) -> None:
         self.check_place()

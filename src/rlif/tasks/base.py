@@ -6,7 +6,7 @@ asks for step 41 and gets what the run that was never stopped got.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from rlif.errors import Argument, RlifError
@@ -109,6 +109,19 @@ def _permutation(size: int, seed: int, epoch: int) -> list[int]:
     rows = list(range(size))
     keyed_random("epoch", seed, epoch).shuffle(rows)
     return rows
+
+
+def most(give: Callable[[int], object], asked: int) -> int:
+    """The most, up to ``asked``, that can be given; 0 if nothing can. ``give`` raises `RlifError` for too many."""
+    low, high = 0, asked
+    while low < high:
+        middle = (low + high + 1) // 2
+        try:
+            give(middle)
+            low = middle
+        except RlifError:
+            high = middle - 1
+    return low
 
 
 def too_few(where: str, have: int, asked: int, *remedy: str | Argument) -> RlifError:

@@ -9,12 +9,17 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
 
-from rlif.config import ArithmeticTask, FileTask, OwnData
+from rlif.config import ArithmeticTask, FileTask, GymTask, OwnData, OwnTask
 from rlif.errors import Argument, RlifError, did_you_mean
+from rlif.rng import keyed_random
 from rlif.tasks.arithmetic import Arithmetic
+from rlif.tasks.base import EVAL_SEED, Task
 from rlif.tasks.files import problems_of
+from rlif.tasks.gym import Gym, installed_version
+from rlif.tasks.own import own_task
 from rlif.tasks.readers import hub_rows, rows_in
 from rlif.types import Problem
+from rlif.utils.own_code import is_reference, record
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Benchmark:
     size: int | None = None
     ids: str = ""
     format: str | None = None
-    generated: ArithmeticTask | None = None
+    generated: ArithmeticTask | GymTask | OwnTask | None = None
     leaderboard: str = ""
 
 
@@ -115,40 +120,80 @@ BENCHMARKS: Mapping[str, Benchmark] = {
 }
 
 _OWN_TOKENS = 1024
+GENERATED = 512
+"""Problems of a data set that has no end, unless a limit is given."""
 
 
-def find_benchmark(name: str, *, has_file: bool) -> Benchmark:
-    """A benchmark by name; with a file, any other name stands for that file. Raises `RlifError` for an unknown one."""
+GYM = "reasoning_gym."
+"""What the names of benchmarks begin with that are data sets of the package reasoning-gym."""
+
+
+def find_benchmark(name: str, *, data: str | None) -> Benchmark:
+    """A benchmark by name; with ``data``, any other name stands for that file, or for what that function makes.
+
+    Raises `RlifError` for an unknown one.
+    """
+    usual: dict[str, Any] = {"schema": "file", "template": "boxed", "max_new_tokens": _OWN_TOKENS}
+    if data is not None and is_reference(data):
+        code = record(data, "task").get("sha256", "")[:12]  # what judges: with another one no evaluation is resumed
+        return Benchmark(name, **usual, citation=f"a task of yours, {data} {code}", generated=OwnTask(name=data))
     if name in BENCHMARKS:
         return BENCHMARKS[name]
-    if has_file:
-        return Benchmark(name, schema="file", template="boxed", max_new_tokens=_OWN_TOKENS, citation="a file of yours")
+    if data is not None:
+        return Benchmark(name, **usual, citation="a file of yours")
+    if name.startswith(GYM):
+        section = GymTask(name="reasoning_gym", dataset=name.removeprefix(GYM))
+        said = f"reasoning-gym {installed_version()}: problems of {section.dataset} that training never sees"
+        return Benchmark(name, **usual, citation=said, size=GENERATED, generated=section)
     raise RlifError(
         *(Argument("tasks"), f": no benchmark {name!r}{did_you_mean(name, BENCHMARKS)} "),
-        *(f"(there are {', '.join(BENCHMARKS)}; for a file of your own add ", Argument("data"), f" {name}=PATH)"),
+        f"(there are {', '.join(BENCHMARKS)} and, of reasoning-gym, {GYM}DATASET; for a file of your own add ",
+        *(Argument("data"), f" {name}=PATH)"),
     )
 
 
+def made_task(benchmark: Benchmark, format: str) -> Task | None:
+    """The task that makes a benchmark's problems and judges answers to them itself, which it finds in this form; None
+    for one that the grader judges. Raises `RlifError` as `rlif.tasks.build_task` does."""
+    section = benchmark.generated
+    if isinstance(section, GymTask):
+        return Gym(section.model_copy(update={"format": format}))
+    return own_task(section.model_copy(update={"format": format})) if isinstance(section, OwnTask) else None
+
+
 def load_benchmark(
-    benchmark: Benchmark, own: OwnData | None = None, *, limit: int | None = None
+    benchmark: Benchmark, own: OwnData | None = None, *, limit: int | None = None, sample_seed: int | None = None
 ) -> tuple[Problem, ...]:
     """Its problems in their order, the first ``limit`` if given: from data of your own, from the hub, or generated.
+    With ``sample_seed`` not the first, but so many drawn at random from all of them.
 
     Problems of your own may be without an answer: nothing is said of right and wrong then. Raises `RlifError` for data
     that cannot be had or read, and for a problem of a benchmark on the hub without an answer.
     """
+    first = limit if sample_seed is None else None
     if own is not None:
         rows = rows_in(own.source, config=own.config, split=own.split or "test", argument="data")
-        problems = _problems(rows, benchmark, own, limit)
-    elif benchmark.generated:
-        problems = Arithmetic(benchmark.generated, widen=False).eval_problems(limit or benchmark.size or 1)
+        problems = some_of(_problems(rows, benchmark, own, first), limit, sample_seed)
+    elif isinstance(benchmark.generated, ArithmeticTask):
+        seed = EVAL_SEED if sample_seed is None else sample_seed
+        problems = Arithmetic(benchmark.generated, widen=False).eval_problems(limit or benchmark.size or 1, seed)
     else:
         give = Argument("data"), f" {benchmark.name}=PATH (.jsonl or .parquet)"
         rows = hub_rows(benchmark.hub, benchmark.config, benchmark.split, give=give)
-        problems = _problems(rows, benchmark, OwnData(benchmark.hub), limit)
+        problems = some_of(_problems(rows, benchmark, OwnData(benchmark.hub), first), limit, sample_seed)
     if own is None and (missing := [problem.id for problem in problems if not problem.answer]):
         raise RlifError(f"{benchmark.hub}: {len(missing)} problems without an answer (the first: {missing[0]})")
     return problems
+
+
+def some_of(problems: tuple[Problem, ...], limit: int | None, sample_seed: int | None) -> tuple[Problem, ...]:
+    """So many problems, chosen at random and in their order; all of them without a seed. A smaller ``limit`` takes some
+    of a larger one's."""
+    if sample_seed is None:
+        return problems
+    rows = list(range(len(problems)))
+    keyed_random("eval sample", sample_seed).shuffle(rows)
+    return tuple(problems[row] for row in sorted(rows[:limit]))
 
 
 def _problems(

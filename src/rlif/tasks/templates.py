@@ -1,10 +1,18 @@
 """How a question is put to a model. A template is data with a version: change the wording, raise the version."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from pydantic import ValidationError
+
+from rlif.config import TemplateText
 from rlif.errors import Argument, RlifError, did_you_mean
+from rlif.recipes import read_mapping
 from rlif.tasks.few_shot import Shot
+from rlif.utils.paths import expanded
+from rlif.utils.validation import of_arguments
 
 
 @dataclass(frozen=True)
@@ -85,15 +93,46 @@ TEMPLATES: Mapping[str, Template] = {
 }
 
 
-def find_template(name: str) -> Template:
-    """A template by its name. Raises `RlifError` for an unknown one."""
-    if name not in TEMPLATES:
-        meant, known = did_you_mean(name, TEMPLATES), ", ".join(TEMPLATES)
-        raise RlifError(Argument("template"), f": no template {name!r}{meant} (there are {known})")
-    return TEMPLATES[name]
+Wording = str | TemplateText | Template
+"""What says how a question is put: a name, a YAML file, one's own text, or what `find_template` makes of it."""
 
 
-def render_messages(template: str, question: str, shots: Sequence[Shot] = ()) -> list[dict[str, str]]:
+def find_template(wording: Wording) -> Template:
+    """A template by its name; of one's own by its text, or by the name of a YAML file with the keys of `TemplateText`.
+
+    Raises `RlifError` for an unknown name, and for a file that is no template.
+    """
+    if isinstance(wording, Template):
+        return wording
+    if isinstance(wording, str) and is_file(wording):
+        wording = read_template(Path(wording))
+    if isinstance(wording, TemplateText):
+        mark = hashlib.sha256(wording.model_dump_json().encode()).hexdigest()[:8]  # two of them are told apart by it
+        return Template(f"own-{mark}", 1, citation="a template of yours", **wording.model_dump())
+    if wording not in TEMPLATES:
+        meant, known = did_you_mean(wording, TEMPLATES), ", ".join(TEMPLATES)
+        raise RlifError(
+            Argument("template"),
+            f": no template {wording!r}{meant} (there are {known}; one of yours is a .yaml file)",
+        )
+    return TEMPLATES[wording]
+
+
+def is_file(template: str) -> bool:
+    """Whether a template's name is that of a file."""
+    return template.endswith((".yaml", ".yml"))
+
+
+def read_template(path: Path) -> TemplateText:
+    """A template of the user's own. Raises `RlifError` naming the file and the first wrong key."""
+    try:
+        return TemplateText.model_validate(read_mapping(expanded(path), "template"))
+    except ValidationError as error:
+        mistakes = error.errors()
+        raise RlifError(f"{path}: {of_arguments(mistakes, {}, TemplateText.model_fields)}") from None
+
+
+def render_messages(template: Wording, question: str, shots: Sequence[Shot] = ()) -> list[dict[str, str]]:
     """The question as chat messages (role, content), behind worked examples as earlier turns.
 
     Raises `RlifError` for an unknown template.
@@ -106,7 +145,7 @@ def render_messages(template: str, question: str, shots: Sequence[Shot] = ()) ->
     return [*messages, {"role": "user", "content": _fill(found, question)}]
 
 
-def render_text(template: str, question: str, shots: Sequence[Shot] = ()) -> str:
+def render_text(template: Wording, question: str, shots: Sequence[Shot] = ()) -> str:
     """The question as plain text, for base models: system message, worked examples, user message, blank lines between.
 
     Raises `RlifError` for an unknown template.

@@ -1,4 +1,5 @@
-"""A task and rewards that a recipe cannot say, for they are given from Python: what a resumed run needs again."""
+"""A task and rewards that are not rlif's: given from Python, or in modules that the recipe names. What a resumed run
+needs again."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,10 +10,16 @@ from rlif.config import Recipe
 from rlif.errors import RlifError
 from rlif.rewards.base import Reward
 from rlif.rewards.registry import REWARDS, check_rewards, needs_labels, reward_names
+from rlif.runs.layout import resume_with
 from rlif.tasks.base import Task
+from rlif.utils.own_code import also_search, is_reference, record
 
 NEEDS = "needs"
 """The key of run.json under which a run says what it was given from Python."""
+
+CODE = "code"
+"""The key of run.json under which a run says which modules of the user's own its recipe names: by what it calls them,
+`rlif.utils.own_code.record`."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,44 @@ class Custom:
     def needs_labels(self, recipe: Recipe) -> list[str]:
         """The names of the rewards that look at ground truth."""
         return needs_labels(recipe.reward, self.rewards)
+
+
+def code_of(recipe: Recipe) -> dict[str, dict[str, str]]:
+    """What run.json holds of the modules that a recipe names (`CODE`); empty if it names none. Imports nothing."""
+    return {name: record(name, what) for what, name in _references(recipe)}
+
+
+def _references(recipe: Recipe) -> list[tuple[str, str]]:
+    names = [("reward", name) for name in reward_names(recipe.reward)] + [("task", recipe.task.name)]
+    return [(what, name) for what, name in dict.fromkeys(names) if is_reference(name)]
+
+
+def check_code(recipe: Recipe, info: Mapping[str, Any], out: Path, *, allow_changed: bool) -> list[str]:
+    """Before a run is resumed: let its modules be found where they lay when it began (run.json holds ``info``), and
+    return what has changed in them, in words.
+
+    Raises `RlifError` for one that is not there any more or, unless ``allow_changed``, that has changed since.
+    """
+    changed = []
+    for what, name in _references(recipe):
+        began = info.get(CODE, {}).get(name, {})
+        if "folder" in began:
+            also_search(Path(began["folder"]))
+        try:
+            now = record(name, what)
+        except RlifError as error:
+            there = began.get("file", "an installed package")
+            raise RlifError(f"{out}: {error}; it lay in {there} when the run began: put it back") from error
+        if began.get("sha256", now.get("sha256")) == now.get("sha256"):
+            continue
+        changed.append(f"{what} {name}: {now.get('file')} has changed")
+        if not allow_changed:
+            raise RlifError(
+                f"{out}: {changed[-1]} since this run began; put the old file back, or go on with the change on "
+                "purpose: ",
+                resume_with(out, allow_changed=True),
+            )
+    return changed
 
 
 def check_needs(recipe: Recipe, custom: Custom, info: Mapping[str, Any], out: Path, *, allow_changed: bool) -> None:

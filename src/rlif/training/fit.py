@@ -1,16 +1,14 @@
 """Numbers of a recipe fitted to what is there: prompts to the problems, lengths to the context (rollout.fit)."""
 
 import logging
-from collections.abc import Callable
 from datetime import datetime
 
 from rlif.config import Recipe
-from rlif.errors import RlifError
 from rlif.model.policy import Policy
 from rlif.model.positions import limit_passed
 from rlif.recipes import parse_recipe
 from rlif.rollout.prompts import render
-from rlif.tasks.base import Task
+from rlif.tasks.base import Task, most
 
 _LOG = logging.getLogger(__name__)
 
@@ -35,16 +33,3 @@ def fitted(recipe: Recipe, task: Task, policy: Policy, now: datetime) -> Recipe:
             data[section][key] = there
             _LOG.warning("%s.%s is %d, not %d: there are no more", section, key, there, asked)
     return parse_recipe(data)
-
-
-def most(give: Callable[[int], object], asked: int) -> int:
-    """The most, up to ``asked``, that can be given; 0 if nothing can. ``give`` raises `RlifError` for too many."""
-    low, high = 0, asked
-    while low < high:
-        middle = (low + high + 1) // 2
-        try:
-            give(middle)
-            low = middle
-        except RlifError:
-            high = middle - 1
-    return low

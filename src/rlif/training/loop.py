@@ -4,7 +4,7 @@ It reads top to bottom: sample, score, update, evaluate, log, checkpoint. Everyt
 prompt), so a run killed at any moment and resumed from its last checkpoint gives the same weights as one never killed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,9 @@ from rlif.training.step_metrics import describe
 from rlif.training.token_terms import with_token_terms
 from rlif.utils.interrupts import Interrupted, Stop, stop_on_signal
 
+Card = Callable[[Path], Path]
+"""Writes the evidence of the run in a folder; returns where."""
+
 
 @named(RECIPE_KEYS)
 def train(
@@ -39,6 +42,7 @@ def train(
     callback: ProgressCallback | None = None,
     until: int | None = None,
     stop: Stop | None = None,
+    card: Card | None = None,
 ) -> Path | None:
     """Run a recipe into a new folder; returns the folder of the final model.
 
@@ -48,6 +52,7 @@ def train(
         until: pause after that step (1 or more), with a checkpoint, and return None unless it was the last; `resume`
             continues, and the pause changes nothing.
         stop: asked instead of listening for SIGINT and SIGTERM.
+        card: writes the evidence of the run in this folder beside its final model, once that is there.
 
     In processes that torchrun has started the run is one, shared among them (docs/scaling.md): call it alike in each.
     The first owns ``out`` and tells the ``callback``.
@@ -57,7 +62,7 @@ def train(
     _check_until(until)
     custom = Custom(task, rewards or {})
     with joined() as ranks, Run.start(recipe, out, callback or NullCallback(), custom, ranks) as run:
-        return _loop(run, until, stop)
+        return _with_card(run, _loop(run, until, stop), card)
 
 
 @named(RECIPE_KEYS)
@@ -71,6 +76,7 @@ def resume(
     until: int | None = None,
     stop: Stop | None = None,
     allow_changed: bool = False,
+    card: Card | None = None,
 ) -> Path | None:
     """Resume a run from its last checkpoint, as if it had never stopped; as `train` otherwise.
 
@@ -81,7 +87,14 @@ def resume(
     custom, told = Custom(task, rewards or {}), callback or NullCallback()
     options: dict[str, Any] = {"steps": steps, "allow_changed": allow_changed}
     with joined() as ranks, Run.resume(out, told, custom, ranks, **options) as run:
-        return _loop(run, until, stop)
+        return _with_card(run, _loop(run, until, stop), card)
+
+
+def _with_card(run: Run, final: Path | None, card: Card | None) -> Path | None:
+    """Have the evidence of a run that has ended written, and shown where its metrics are."""
+    if final is not None and card is not None and run.ranks.first:
+        run.show_card(card(run.out))
+    return final
 
 
 def _check_until(until: int | None) -> None:

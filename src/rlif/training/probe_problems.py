@@ -9,9 +9,8 @@ from rlif.config import FileTask, Recipe
 from rlif.errors import Argument, RlifError
 from rlif.rewards.base import Reward
 from rlif.rewards.registry import internal_alone
-from rlif.tasks.base import Task
+from rlif.tasks.base import Task, most
 from rlif.tasks.files import read_problems
-from rlif.training.fit import most
 from rlif.types import Problem
 
 _LOG = logging.getLogger(__name__)

@@ -1,6 +1,7 @@
 """What a recipe leaves unsaid, spelled out: the recipe that a run's folder holds."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -14,7 +15,7 @@ from rlif.rewards.score import logged_names
 from rlif.runs.metric_keys import find_metric
 from rlif.runs.provenance import as_recorded
 from rlif.tasks.readers import is_on_hub
-from rlif.tasks.templates import find_template
+from rlif.tasks.templates import find_template, is_file, read_template
 from rlif.training.probe_problems import looks_every
 from rlif.types import Sampling
 from rlif.utils.paths import expanded
@@ -30,6 +31,8 @@ def resolved(recipe: Recipe, own: Mapping[str, Reward] = MappingProxyType({})) -
         if data["task"].get(key) and not is_on_hub(data["task"][key]):
             data["task"][key] = str(expanded(data["task"][key]).resolve())
     template, sampling = find_template(recipe.task.template), eval_sampling(recipe)
+    if isinstance(recipe.task.template, str) and is_file(recipe.task.template):  # which may change
+        data["task"]["template"] = read_template(Path(recipe.task.template)).model_dump(mode="json")
     data["task"]["format"] = recipe.task.format or template.format
     data["rollout"]["stop"] = list(dict.fromkeys((*template.stop, *recipe.rollout.stop)))
     data["eval"] |= {"top_p": sampling.top_p, "top_k": sampling.top_k}

@@ -34,7 +34,7 @@ from rlif.runs.trackers import Sinks, open_sinks
 from rlif.training.callbacks import NullCallback, ProgressCallback
 from rlif.training.coefficients import in_force, moved_levels, settings_of
 from rlif.training.consensus import Consensus, NoConsensusError
-from rlif.training.custom import NEEDS, Custom, check_needs
+from rlif.training.custom import CODE, NEEDS, Custom, check_code, check_needs, code_of
 from rlif.training.extension import check_extension, extend, with_steps
 from rlif.training.final import trained_weights, write_masters, write_model
 from rlif.training.looks import Looks
@@ -102,8 +102,7 @@ class Run:
             stack.enter_context(emptied_on_failure(out, last=BEGINNING, error=NoConsensusError))
             with emptied_on_failure(out, last=BEGINNING):
                 info = {**_info(recipe, ranks), "provenance": setup.state["provenance"]}
-                if needs := custom.needs(recipe):
-                    info[NEEDS] = needs
+                info |= {key: known for key, known in ((NEEDS, custom.needs(recipe)), (CODE, code_of(recipe))) if known}
                 log = RunLog.create(out, recipe, info=info)
                 run = stack.enter_context(cls._opened(setup, out, log, callback))
             yield run
@@ -131,6 +130,7 @@ class Run:
             start = _start(out, ranks)
             recipe = with_steps(as_before(recipe, start.info), steps)
             check_needs(recipe, custom, start.info, out, allow_changed=allow_changed)
+            code = check_code(recipe, start.info, out, allow_changed=allow_changed)
             recorded, where = (
                 (start.checkpoint.state, start.checkpoint.path) if start.checkpoint else (start.info, out / INFO)
             )
@@ -138,7 +138,9 @@ class Run:
             now = began.date if began else start_of(start.info)
             setup = prepare(recipe, Origin(out, now, start.checkpoint, began, allow_changed), custom, ranks)
             extended = steps is not None or start.info.get(EXTENDED) == recipe.steps
-            changed = accept(began, setup.provenance, step=setup.step, out=out, allow=allow_changed, extended=extended)
+            changed = code + accept(
+                began, setup.provenance, step=setup.step, out=out, allow=allow_changed, extended=extended
+            )
             if not ranks.first:
                 yield cls._beside(setup, out)
                 return
@@ -316,6 +318,8 @@ class Run:
                 metrics |= greedy_metrics(found["greedy"])
         answers = {decoding: (one.rollouts, one.verdicts) for decoding, one in found.items()}
         self._log.write_eval_answers(self.step, answers, self.recipe.log.eval_answers)
+        self._log.write_eval_verdicts(self.step, answers)
+        self._sinks.completions(self.step, answers, self.recipe.log.eval_answers)
         return {f"eval/{name}": value for name, value in metrics.items()}
 
     def log(self, metrics: dict[str, float], scored: Scored | None = None) -> None:
@@ -388,6 +392,10 @@ class Run:
         if verdict := self.looks.verdict(self.step):
             self._log.note(selected=verdict)
         return final
+
+    def show_card(self, card: Path) -> None:
+        """Pass the evidence that was written beside the final model on to the mirrors."""
+        self._sinks.card(self.step, card.read_text("utf-8"))
 
     def _warn_of_drift(self, rollouts: Rollouts, mean: float) -> None:
         if comparable(rollouts) and self._guard.leaves_limit(mean):

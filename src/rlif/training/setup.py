@@ -41,6 +41,7 @@ from rlif.training.resolve import check_best
 from rlif.training.split_engine import SplitEngine
 from rlif.training.teacher import Teacher
 from rlif.types import Problem, Prompt
+from rlif.utils.own_code import is_reference
 
 LABELS = "labels"
 """What the provenance of a run calls the prompts of probe.labels."""
@@ -289,8 +290,15 @@ def check_problems(prompts: PromptSource, labelled: list[str]) -> None:
             f"reward {labelled[0]} needs answers, but {len(bare)} problems have none (the first is {bare[0]}); fix ",
             Argument("answer_column"),
             ", leave those rows out, or choose a reward without labels",
+            _that_says_nothing(labelled[0]),
         )
     check_context(prompts.policy, prompts.rendered(problems), recipe.rollout.max_new_tokens)
+
+
+def _that_says_nothing(name: str) -> str:
+    """How a function of the user's own says that it reads no label."""
+    module, _, function = name.partition(":")
+    return f" (one that reads none says so in {module}: {function}.uses_labels = False)" if is_reference(name) else ""
 
 
 def _digest_of_start(recipe: Recipe, start: Policy, recorded: str | None, origin: Origin) -> str:

@@ -50,7 +50,7 @@ def explained(mistake: Mapping[str, Any]) -> str:
         message = str(mistake["msg"]).removeprefix("Value error, ")
         return message + (_given(given) if isinstance(given, str | int | float) else "")
     details = {"discriminator": "", **mistake.get("ctx", {})}
-    details["discriminator"] = details["discriminator"].strip("'")
+    details["discriminator"] = details["discriminator"].strip("'").removesuffix("()")  # of a function
     expected = _WORDS.get(kind)
     words = f"expected {expected.format_map(details)}" if expected else "this is no value for it"
     if isinstance(given, Mapping) and details["discriminator"] in given:

@@ -14,22 +14,30 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    out: Annotated[Path, typer.Option(help="Folder of the evaluation; one of the same settings is gone on with.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the evaluation; one of the same settings is gone on with.")
+    ] = None,
     models: Annotated[
         list[str] | None, typer.Argument(metavar="MODEL...", help="Named models, hub ids, folders, .gguf.")
     ] = None,
     tasks: Annotated[
-        str | None, typer.Option(help="Comma-separated: gsm8k, math500, aime2025, arithmetic, additions, yours.")
+        str | None, typer.Option(help="Comma-separated names, also yours; `list` shows those there are.")
     ] = None,
     data: Annotated[
         list[str] | None,
-        typer.Option(metavar="[TASK=]PATH", help="Problems of yours: .jsonl, .json, .csv, .parquet, or a hub id."),
+        typer.Option(
+            metavar="[TASK=]PATH",
+            help="Problems of yours: .jsonl, .json, .csv, .parquet, a hub id, or a function, module:function.",
+        ),
     ] = None,
     question: Annotated[str | None, typer.Option(metavar="COLUMN", help="The question's in --data.")] = None,
     answer: Annotated[str | None, typer.Option(metavar="COLUMN", help="The answer's in --data.")] = None,
     config: Annotated[str | None, typer.Option(help="Of a data set of the hub, where it has several.")] = None,
     split: Annotated[str | None, typer.Option(help="Of a data set of the hub; test unless given.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many problems of each task.")] = None,
+    sample_seed: Annotated[
+        int | None, typer.Option(min=0, help="Draw the --limit problems at random by this seed, not the first.")
+    ] = None,
     samples: Annotated[int | None, typer.Option(help="Answers to each problem; 8, or 1 if greedy.")] = None,
     temperature: Annotated[float, typer.Option(callback=finite, help="0 is greedy.")] = 0.6,
     top_p: Annotated[float, typer.Option(callback=finite, help="Nucleus sampling; 1 is off.")] = 1.0,
@@ -64,12 +72,24 @@ def evaluate(
         str | None, typer.Option(metavar="VARIABLE", help="Holds the server's key; RLIF_API_KEY, if that is set.")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress, only the results.")] = False,
+    export: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FORMAT", help="inspect or lm-eval: logs for their tools, in OUT/export."),
+    ] = None,
 ) -> None:
     """Judge models: avg@k, pass@k, maj@k, format, signals, every answer kept, error bars on everything."""
-    from rlif.cli.evaluate import run_eval, run_served
+    if tasks is not None and tasks.strip() == "list":
+        from rlif.cli.lists import print_benchmarks
+
+        print_benchmarks()
+        return
+    if out is None:
+        raise RlifError("say with --out DIR where the answers go; a folder of the same evaluation is gone on with")
+    from rlif.cli.evaluate import check_exports, export_logs, run_eval, run_served
     from rlif.evals.settings import settings_of
 
     names, sources = _asked(tasks, data or [])
+    check_exports(export or [])
     settings = settings_of(
         tasks=names,
         data=sources,
@@ -78,6 +98,7 @@ def evaluate(
         config=config,
         split=split,
         limit=limit,
+        sample_seed=sample_seed,
         samples=samples if samples is not None else (1 if temperature == 0.0 else 8),
         temperature=temperature,
         top_p=top_p,
@@ -102,6 +123,7 @@ def evaluate(
         raise RlifError("name the models to evaluate (rlif eval MODEL ...); --model NAME belongs to --endpoint URL")
     else:
         run_eval(models, settings, out, dtype=dtype, device=device, max_mismatch=max_mismatch, quiet=quiet)
+    export_logs(out, export or [])
 
 
 def _names(listed: str) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from rlif.errors import RlifError, named
 from rlif.utils import terminal
@@ -14,6 +15,20 @@ from rlif.utils.torchrun import launched
 
 if TYPE_CHECKING:
     from rlif.config import Recipe
+
+
+class TrainCommand(TyperCommand):
+    """With the keys of a recipe below its options; they are looked up when somebody asks for help."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        from rlif.cli.lists import keys_in_short
+
+        self.epilog = (
+            f"What KEY may be, as section.key (seed alone):\n\n{keys_in_short()}\n\n"
+            "rlif recipe --keys explains each of them, rlif recipe --keys grpo those of a section; "
+            "rlif rewards, tasks, templates and recipes list what there is by name."
+        )
+        super().format_help(ctx, formatter)
 
 
 def train(
@@ -114,6 +129,7 @@ def _by_options(given: set[str]) -> Iterator[None]:
 
 def _begin(recipe: "Recipe", out: Path, until: int | None, *, quiet: bool, first: bool) -> None:
     from rlif.cli.train_progress import beginning_line, show_progress
+    from rlif.report.card import write_card
     from rlif.training import loop as trainer
 
     console = terminal.Console()
@@ -123,7 +139,7 @@ def _begin(recipe: "Recipe", out: Path, until: int | None, *, quiet: bool, first
             if not quiet:
                 console.write_line(beginning_line(recipe, out))
             callback = stack.enter_context(show_progress(console, recipe, quiet=quiet))
-        trainer.train(recipe, out, callback=callback, until=until)
+        trainer.train(recipe, out, callback=callback, until=until, card=write_card)
     if first:
         _end(console, out)
 
@@ -131,6 +147,7 @@ def _begin(recipe: "Recipe", out: Path, until: int | None, *, quiet: bool, first
 def _go_on(out: Path, steps: int | None, until: int | None, *, allow_changed: bool, quiet: bool, first: bool) -> None:
     from rlif.cli.train_progress import show_progress
     from rlif.recipes import load_recipe
+    from rlif.report.card import write_card
     from rlif.runs.checkpoint import resumes_at
     from rlif.runs.layout import recipe_path
     from rlif.training import loop as trainer
@@ -144,20 +161,19 @@ def _go_on(out: Path, steps: int | None, until: int | None, *, allow_changed: bo
             if not quiet:
                 console.write_line(f"{out}: going on from step {done} of {recipe.steps}")
             callback = stack.enter_context(show_progress(console, recipe, done, quiet=quiet))
-        trainer.resume(out, callback=callback, steps=steps, until=until, allow_changed=allow_changed)
+        options: dict[str, Any] = {"steps": steps, "until": until, "allow_changed": allow_changed}
+        trainer.resume(out, callback=callback, card=write_card, **options)
     if first:
         _end(console, out)
 
 
 def _end(console: terminal.Console, out: Path) -> None:
-    """Write the model's card if the run has ended, and say what came of it."""
+    """Say what came of a run."""
     from rlif.cli.train_progress import ending_lines, paused_line
-    from rlif.report.card import write_card
     from rlif.runs.layout import FINAL
 
     if not (out / FINAL).is_dir():
         console.write_line(paused_line(out))
         return
-    write_card(out)
     for line in ending_lines(out):
         console.write_line(line)
