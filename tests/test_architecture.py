@@ -126,7 +126,6 @@ LARGER = {
     "cli.commands.evaluate.evaluate": "every option of the command is a parameter",
     "cli.commands.study.study": "every option of the command is a parameter",
     "cli.commands.train.train": "every option of the command is a parameter",
-    "training.loop.resume": "what `train` is given, and how far to go",
     "cli.commands.sample.sample": "every option of the command is a parameter",
     "cli.commands.sft.sft": "every option of the command is a parameter",
     "cli.sample.print_samples": "every option of the command is a parameter",
