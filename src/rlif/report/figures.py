@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -167,7 +168,11 @@ def _mark_ends(axes: Axes, curves: Sequence[Curve], x: str, y: str) -> None:
     for curve, colour in drawn:
         heights = curve.values(y)
         below = len(heights) > 1 and heights[-2] > heights[-1]  # beyond the end, where the path does not come from
-        where = {"textcoords": "offset points", "xytext": (5, -11 if below else 5), "annotation_clip": False}
+        where: dict[str, Any] = {
+            "textcoords": "offset points",
+            "xytext": (5, -11 if below else 5),
+            "annotation_clip": False,
+        }
         end = (curve.values(x)[-1], heights[-1])
         axes.annotate(curve.label, end, color=colour, fontsize=8, path_effects=_HALO, **where)
     first, last = axes.get_xlim()
@@ -185,7 +190,7 @@ def _untrained(axes: Axes, curves: Sequence[Curve], *, told: bool) -> None:
         axes.axhline(start["score"], color=GREY, linestyle="--", linewidth=0.9, zorder=1)
         if told:
             said = f"{model} before training, {words}: {start['score']:.2f}"
-            where = {"xytext": (2, 2), "textcoords": "offset points"}
+            where: dict[str, Any] = {"xytext": (2, 2), "textcoords": "offset points"}
             axes.annotate(said, (0, start["score"]), fontsize=7, color=GREY, path_effects=_HALO, **where)
 
 

@@ -3,6 +3,7 @@
 import io
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 
@@ -38,7 +39,7 @@ def label_ends(axes: Axes, ends: Sequence[End], *, size: float = 7.5, room: floa
     ``size``: points; ``room``: how much wider the axes become for the names, as a share of their width.
     """
     low, high = axes.get_ylim()
-    height = axes.get_position().height * axes.figure.get_figheight() * 72  # points
+    height = axes.get_window_extent().height * 72 / plt.rcParams["figure.dpi"]  # points
     ranked = sorted(ends, key=lambda end: end[1])
     places = spread_apart([y for _, y, _, _ in ranked], low, high, 1.25 * size * (high - low) / height)
     left, right = axes.get_xlim()
@@ -48,7 +49,7 @@ def label_ends(axes: Axes, ends: Sequence[End], *, size: float = 7.5, room: floa
     colours = [colour for *_, colour in ranked]
     axes.add_collection(LineCollection(leaders, colors=colours, linewidths=0.5, alpha=0.6), autolim=False)
     for (_, _, name, colour), at in zip(ranked, places, strict=True):
-        style = {"color": colour, "fontsize": size, "va": "center"}
+        style: dict[str, Any] = {"color": colour, "fontsize": size, "va": "center"}
         axes.annotate(f" {name}", (edge + gap, at), annotation_clip=False, **style)
     axes.set_xticks([tick for tick in axes.get_xticks() if left <= tick <= right])  # none below the names
     axes.set_xlim(left, right + room * (right - left))

@@ -5,6 +5,8 @@ const CONTROL = Object.fromEntries(
   ["source", "verdict", "flag", "place", "kind", "shade", "prompt"].map((id) => [id, document.getElementById(id)]));
 const SIGNALS = { entropy: "entropy", self_certainty: "self-certainty", logprob: "log-probability" };
 
+const CUT = 800; // tokens of an answer that is not the chosen one: more than fit into its card
+
 function verdict(answer) {
   return answer.r === null ? "undecided" : answer.r ? "right" : "wrong";
 }
@@ -85,10 +87,11 @@ function shade(span, answer, i) {
   if (value !== null) span.style.setProperty("--u", unsure(name, value / PAGE.scales[name]).toFixed(3));
 }
 
-function tokenSpans(answer) {
+// The tokens as elements, ``most`` of them.
+function tokenSpans(answer, most) {
   const words = new Set();
   for (const [first, end] of answer.w) for (let i = first; i < end; i++) words.add(i);
-  return answer.t.map((text, i) => {
+  return answer.t.slice(0, most).map((text, i) => {
     const span = make("span", { "data-i": i }, text);
     if (words.has(i)) span.className = "word";
     shade(span, answer, i);
@@ -115,7 +118,7 @@ function card(answer) {
   const line = make("p", { class: "facts" }, make("strong", { class: said[0] }, said[0]), `, ${said.slice(1).join(", ")}`);
   const title = `${placeName(answer)}, ${answer.k}`;
   const node = make("article", { class: "card", tabindex: "-1", "aria-label": `${title}: ${said.join(", ")}` },
-    make("h3", {}, title), line, make("p", { class: "tokens", dir: "auto" }, ...tokenSpans(answer)));
+    make("h3", {}, title), line, make("p", { class: "tokens", dir: "auto" }, ...tokenSpans(answer, CUT)));
   node.answer = answer;
   return node;
 }
@@ -151,6 +154,8 @@ function markCurrent(focus) {
     const here = node.answer === chosen;
     node.setAttribute("aria-current", String(here));
     node.tabIndex = here ? 0 : -1;
+    const tokens = node.querySelector(".tokens");
+    if (here && tokens.children.length < node.answer.t.length) tokens.replaceChildren(...tokenSpans(node.answer, Infinity));
     if (here && focus) node.focus({ preventScroll: false });
   }
 }
