@@ -21,7 +21,7 @@ from rlif.training.optim import MasterOptimizer
 from rlif.training.parallel import ALONE, Group
 
 SMALL = [
-    # In the first steps AdamW moves a weight by lr · g / |g|: where g is near 0, rounding decides on more.
+    # AdamW first moves a weight by lr · g / |g|: where g is near 0, its rounding is no longer small in the weight.
     "grpo.lr=1e-5",
     *("steps=6", "rollout.prompts=4", "rollout.group_size=4", "rollout.max_new_tokens=24", "checkpoint.every=2"),
     *("eval.every=3", "eval.problems=3", "eval.samples=2", "grpo.micro_batch_tokens=128"),
