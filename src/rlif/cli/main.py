@@ -136,7 +136,8 @@ def _run(arguments: Sequence[str]) -> int:
 
 def _command_path(arguments: Sequence[str]) -> str:
     """The command that a line asks for: typer does not tell whose option lacks a value."""
-    command, path = typer.main.get_command(app), ["rlif"]
+    command: Any = typer.main.get_command(app)
+    path = ["rlif"]
     for argument in arguments:
         if argument not in getattr(command, "commands", {}):
             break
