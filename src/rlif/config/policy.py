@@ -65,7 +65,7 @@ class PolicyConfig(Section):
     """Run Python code that comes with the model. Only for models you trust by name."""
     lora: LoraConfig | None = None
     """Train an adapter instead of the weights (docs/lora.md); {} takes the defaults. It wants a higher learning rate,
-    about ten times that of all weights. null: all weights are trained."""
+    three to ten times that of all weights. null: all weights are trained."""
 
     @field_validator("chat_template", mode="before")
     @classmethod
