@@ -536,8 +536,8 @@ def test_a_study_that_nobody_looked_at_is_no_calibration(tmp_path: Path) -> None
 def test_the_program_writes_a_calibration_that_is_read_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Three models, told apart by name alone; the check has two to judge the third by."""
-    models = ("tiny-base", "tiny-instruct", "smollm2-135m-instruct")
+    """Four models, told apart by name alone; the check has three to judge the fourth by."""
+    models = ("tiny-base", "tiny-instruct", "smollm2-135m-instruct", "gemma3-270m")
     folder = study(tmp_path / "study", {(model, "self_certainty", 0): RISE_AND_FALL for model in models})
     monkeypatch.setattr("rlif.experiments.calibrate.measure_untrained", lambda recipe: half())
     monkeypatch.setattr("rlif.experiments.calibrate.measure_low", lambda recipe: 0.5)
@@ -549,7 +549,7 @@ def test_the_program_writes_a_calibration_that_is_read_back(
     assert found.stands_on()["models"] == sorted(models)
     assert found.rlif == rlif.__version__
     assert "sampled, self_certainty: gain +0.10 +0.00 × sampled agreement, off by 0.000 at most" in said
-    assert "6 of 6 verdicts are what the runs brought" in said
+    assert "8 of 8 verdicts are what the runs brought" in said
 
 
 def test_the_check_leaves_the_model_out_that_it_judges() -> None:

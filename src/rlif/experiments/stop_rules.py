@@ -263,8 +263,8 @@ def main(study: Path) -> None:
             heading = f"{reward}{f', {setting}' if setting else ''}, {len(those)} runs, {name}:"
             _print(heading, rules_table(those, SCORES[name][0]))
     for name, (score, baselines) in SCORES.items():
-        if any(math.isfinite(run.course.start(score)) for run in runs):
-            _print(f"The guards' choice, {name}:", gains_table(runs, score, baselines))
+        if measured := [run for run in runs if math.isfinite(run.course.start(score))]:
+            _print(f"The guards' choice, {name}:", gains_table(measured, score, baselines))
     _print("Every model and reward, right and formatted:", runs_table(runs))
 
 
