@@ -119,6 +119,11 @@ def _run(arguments: Sequence[str]) -> int:
         os.getcwd()
     except OSError as error:  # found now: without a folder PyTorch's libraries end the whole process
         raise RlifError("the current folder is gone; change to another one and try again") from error
+    if arguments[:1] != ["train"] and (place := launched()) is not None:
+        raise RlifError(
+            f"rlif {' '.join(arguments[:1])}: torchrun has started this {place.size} times over; only train shares its "
+            "work among processes, so start this without torchrun"
+        )
     command, code = typer.main.get_command(app), 0
     if COMPLETION in os.environ:  # a shell asks, and wants nothing else on its screen
         from typer.completion import shell_complete
@@ -179,16 +184,11 @@ def _print_version(asked: bool) -> bool:
 
 @app.callback()
 def root(
-    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    if context.invoked_subcommand != "train" and (place := launched()) is not None:
-        raise RlifError(
-            f"rlif {context.invoked_subcommand}: torchrun has started this {place.size} times over; only train shares "
-            "its work among processes, so start this without torchrun"
-        )
+    pass
 
 
 app.command("diagnose")(diagnose)
