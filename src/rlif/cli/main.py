@@ -144,9 +144,10 @@ def _command_path(arguments: Sequence[str]) -> str:
     command: Any = typer.main.get_command(app)
     path = ["rlif"]
     for argument in arguments:
-        if argument not in getattr(command, "commands", {}):
+        known = getattr(command, "commands", {})
+        if argument not in known:
             break
-        command = command.commands[argument]
+        command = known[argument]
         path.append(argument)
     return " ".join(path)
 

@@ -155,7 +155,7 @@ def render_text(template: Wording, question: str, shots: Sequence[Shot] = ()) ->
     return "\n\n".join([*([found.system] if found.system else []), *worked, _fill(found, question)])
 
 
-def worked_solution(template: str, shot: Shot) -> str:
+def worked_solution(template: Wording, shot: Shot) -> str:
     """What a worked example answers: its steps, then the answer in the form that the template asks for.
 
     Raises `RlifError` for an unknown template.
@@ -163,7 +163,7 @@ def worked_solution(template: str, shot: Shot) -> str:
     return f"{shot.reasoning}\n{find_template(template).closing.replace('{answer}', shot.answer)}"
 
 
-def gap(template: str) -> str:
+def gap(template: Wording) -> str:
     """What parts a question from its answer in plain text: a space if the template ends with a cue, else a line.
 
     Raises `RlifError` for an unknown template.

@@ -26,9 +26,11 @@ class SplitEngine(Engine):
         sampling: Sampling,
         key: Key,
         progress: Callable[[int], None] | None = None,
+        first_sample: Sequence[int] | None = None,
     ) -> Rollouts:
         """See `Engine.sample`. ``progress`` is told of this rank's tokens as if all went at its pace."""
         own = self._ranks.block(prompts)
+        first = None if first_sample is None else self._ranks.block(first_sample)
         if not own and prompts:  # fewer prompts than ranks
             return self._ranks.together(None, prompts)
 
@@ -36,5 +38,6 @@ class SplitEngine(Engine):
             if progress is not None:
                 progress(tokens * self._ranks.size)
 
-        drawn = super().sample(own, group_size=group_size, sampling=sampling, key=key, progress=advance)
+        options: dict[str, Any] = {"sampling": sampling, "key": key, "first_sample": first}
+        drawn = super().sample(own, group_size=group_size, progress=advance, **options)
         return self._ranks.together(drawn, prompts)
