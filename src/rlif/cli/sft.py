@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from rlif.errors import named
-from rlif.utils.durations import duration
 from rlif.experiments.sft import SftSettings, fine_tune
+from rlif.utils.durations import duration
 from rlif.utils.paths import expanded
 from rlif.utils.terminal import say
 
