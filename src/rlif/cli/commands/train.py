@@ -26,7 +26,10 @@ def train(
         bool, typer.Option("--allow-changed", help="With --resume: also if recipe, data or model have changed.")
     ] = False,
 ) -> None:
-    """Train a model with GRPO, as a recipe says; under torchrun, on all its processes together."""
+    """Train a model with GRPO, as a recipe says.
+
+    The processes that torchrun starts train one model together.
+    """
     with _ranks() as first:
         _checked(recipe, overrides, out, resume, allow_changed=allow_changed, first=first)
 
