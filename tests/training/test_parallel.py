@@ -228,7 +228,7 @@ def test_ranks_that_cannot_train_together_say_so_once_and_leave_no_folder(tmp_pa
             ["rollout.prompts=3"],
             "rollout.prompts: 3 do not divide among 2 ranks; give a multiple of 2",
         ),
-        "key": (["grpo.lrr=1"], ["grpo.lrr=1"], "recipe tiny: grpo.lrr"),
+        "key": (["grpo.lrr=1"], ["grpo.lrr=1"], "grpo.lrr: unknown key; did you mean grpo.lr?"),
     }
     for case, (*changes, message) in cases.items():
         out = tmp_path / case
@@ -311,7 +311,7 @@ def test_the_shares_of_all_ranks_are_all_items() -> None:
         for count in (0, 1, 4, 7):
             ranks, items = [Group(rank, size) for rank in range(size)], list(range(count))
             assert [item for one in ranks for item in one.block(items)] == items
-            assert [item for one in ranks for item in one.balanced(items, [1.0] * count)] == items
+            assert [item for one in ranks for item in one.balanced(items, [1] * count)] == items
             assert max(len(one.block(items)) for one in ranks) - min(len(one.block(items)) for one in ranks) <= 1
 
 
@@ -319,5 +319,5 @@ def test_rows_are_shared_by_what_they_weigh() -> None:
     weights = [30, 1, 1, 10, 8, 8, 2]
     shares = [Group(rank, 2).balanced(weights, weights) for rank in (0, 1)]
     assert shares == [[30], [1, 1, 10, 8, 8, 2]]
-    assert Group(0, 2).balanced([7], [0.0]) == [7]  # rows without tokens belong to somebody
+    assert Group(0, 2).balanced([7], [0]) == [7]  # rows without tokens belong to somebody
     assert ALONE.balanced(weights, weights) == weights

@@ -10,7 +10,7 @@ Differences from the paper that introduced it (arXiv 2402.03300):
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
@@ -59,17 +59,15 @@ def grpo_step(
     advance = progress or (lambda tokens: None)
     beside = reference is not None or config.entropy_coef > 0.0 or scored.penalised is not None
     wanted = set(_rows_with_gradient(scored, every=beside))
-    minibatches, lengths = _split_by_prompt(rollouts, config.minibatches), rollouts.lengths.tolist()
-    run = [[row for row in rows if row in wanted] for rows in minibatches]
-    shares = [ranks.balanced(rows, [lengths[row] for row in rows]) for rows in run]
+    minibatches = _minibatches(rollouts, wanted, config.minibatches, ranks)
     on_policy = config.epochs * config.minibatches == 1
-    own = sorted(row for share in shares for row in share)
+    own = sorted(row for _, _, share in minibatches for row in share)
     old = None if on_policy else _all_logprobs(policy, rollouts, own, config.micro_batch_tokens)
     tally, norms = _Tally(rollouts, config.epochs), []
     with _checkpointing(policy.model, config.gradient_checkpointing):
-        for rows, kept, share in [*zip(minibatches, run, shares, strict=True)] * config.epochs:
+        for rows, run, share in minibatches * config.epochs:
             weights = _weights(rollouts, rows, config)
-            if skipped := int(rollouts.mask[rows].sum() - rollouts.mask[kept].sum()):
+            if skipped := int(rollouts.mask[rows].sum() - rollouts.mask[run].sum()):
                 advance(skipped)
             for part in micro_batches(policy.model, rollouts, share, config.micro_batch_tokens):
                 inputs = _loss_inputs(policy, scored, part, weights, old, reference, config)
@@ -212,6 +210,17 @@ def _all_logprobs(
     for part in micro_batches(policy.model, rollouts, rows, budget):
         result[part] = policy_logprobs(policy, rollouts, part).cpu()
     return result
+
+
+def _minibatches(
+    rollouts: Rollouts, wanted: Collection[int], parts: int, ranks: Ranks
+) -> list[tuple[list[int], list[int], list[int]]]:
+    """The rows of each optimizer step of an epoch: all of them, those that are run, and those that this rank runs."""
+    lengths, found = rollouts.lengths.tolist(), []
+    for rows in _split_by_prompt(rollouts, parts):
+        run = [row for row in rows if row in wanted]
+        found.append((rows, run, ranks.balanced(run, [lengths[row] for row in run])))
+    return found
 
 
 def _split_by_prompt(rollouts: Rollouts, parts: int) -> list[list[int]]:

@@ -47,7 +47,7 @@ class Ranks:
         """This rank's share of items, in one piece; those of all ranks in order are all items."""
         return items[self.rank * len(items) // self.size : (self.rank + 1) * len(items) // self.size]
 
-    def balanced(self, items: Sequence[T], weights: Sequence[float]) -> list[T]:
+    def balanced(self, items: Sequence[T], weights: Sequence[int]) -> list[T]:
         """This rank's share of items, in one piece, such that all shares weigh about the same."""
         share = sum(weights) / self.size or 1.0
         middles = [

@@ -53,7 +53,7 @@ class Lifeline:
     """The connections of one process: the hub's to all others, or that to the hub."""
 
     def __init__(self, lines: Sequence[socket.socket]) -> None:
-        self._lines = list(lines)
+        self._lines, self._watched, self._hung_up = list(lines), False, False
         for line in self._lines:
             line.settimeout(None)
             line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -63,15 +63,17 @@ class Lifeline:
 
     def watch(self, on_loss: Callable[[], None]) -> None:
         """Call ``on_loss``, in a thread of its own, when a connection breaks before the other side's goodbye."""
+        self._watched = True
         for line in self._lines:
             threading.Thread(target=self._wait, args=(line, on_loss), name="lifeline", daemon=True).start()
 
     def _wait(self, line: socket.socket, on_loss: Callable[[], None]) -> None:
-        with suppress(OSError):
+        with line, suppress(OSError):
             if line.recv(1) == _GOODBYE:
                 return
-        on_loss()
-        self.cut()
+        if not self._hung_up:
+            on_loss()
+            self.cut()
 
     def close(self) -> None:
         """Say goodbye and hang up."""
@@ -82,9 +84,12 @@ class Lifeline:
 
     def cut(self) -> None:
         """Hang up without a word: the others are to know that something went wrong."""
+        self._hung_up = True
         for line in self._lines:
-            with suppress(OSError):  # wakes whoever waits on it, which closing alone does not
+            with suppress(OSError):  # wakes the thread that waits on it and closes it
                 line.shutdown(socket.SHUT_RDWR)
+            if not self._watched:
+                line.close()
 
 
 def _read(line: socket.socket, count: int) -> bytes:

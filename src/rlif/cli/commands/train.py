@@ -58,8 +58,10 @@ def train(
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress, only how it ended.")] = False,
 ) -> None:
-    """Train a model with GRPO: as a recipe says, or on problems of your own (--model M --data FILE); under torchrun,
-    on all its processes together."""
+    """Train a model with GRPO: as a recipe says, or on problems of your own (--model M --data FILE).
+
+    The processes that torchrun starts train one model together.
+    """
     with _ranks() as first:
         if recipe is not None and "=" in str(recipe) and not os.path.isfile(recipe):  # the first change, no recipe
             recipe, overrides = None, [str(recipe), *(overrides or [])]
