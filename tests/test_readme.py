@@ -1,17 +1,21 @@
-"""What the README shows must run."""
+"""What README and the page on Python show must run."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parents[1] / "README.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+ROOT = Path(__file__).parents[1]
+BLOCKS = [
+    block
+    for page in ("README.md", "docs/api.md")
+    for block in re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+]
 
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_python_blocks_run(block: str, tiny_base_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    exec(compile(block, str(README), "exec"), {})
+    exec(compile(block, "the page", "exec"), {})
     assert "tensor(" in capsys.readouterr().out
 
 

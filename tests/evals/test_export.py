@@ -107,7 +107,7 @@ def test_a_random_subset_is_drawn_by_its_seed_and_a_smaller_one_is_part_of_it() 
 def test_a_seed_of_a_subset_is_in_the_protocol_and_needs_a_limit(tmp_path: Path) -> None:
     results = evaluate([candidate(Scripted())], settings(sample_seed=3), tmp_path / "a")
     assert results["asked"]["tasks"]["arithmetic"]["sample_seed"] == 3
-    with pytest.raises(RlifError, match="sample_seed: say with limit"):
+    with pytest.raises(RlifError, match="--sample-seed: say with limit"):
         settings(sample_seed=3, limit=None)
     with pytest.raises(RlifError, match="holds another evaluation"):
         evaluate([candidate(Scripted())], settings(), tmp_path / "a")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rlif.grading import grader
 
-DECIDED = ("3", "8e9978d67243ceb9")
+DECIDED = ("3", "4ede6b6ef0079d40")
 """A version of the grader, and the digest of the code that it stands for."""
 
 NO_GRADING = {"voting.py"}  # it counts verdicts

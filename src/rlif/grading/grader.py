@@ -79,7 +79,7 @@ class Grader:
             # The answer in the asked form is the answer: another one elsewhere in the text neither saves nor spoils it.
             found = found if found is not None else extract_any(said)
             too_long = found is not None and len(found) > len(answer or "") + LONGEST_ANSWER
-            read = found if found is None or in_form.same else clean(found)
+            read = found if found is None or too_long or in_form.same else clean(found)
             extracted = _printable(read) if read is not None and not too_long else None
             right = self._right(answer, extracted, in_form.same) if answer is not None else None
         except Exception as error:
