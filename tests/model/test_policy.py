@@ -238,7 +238,7 @@ def no_such(name: str, why: str = "") -> str:
 
 @pytest.mark.parametrize("name", ["tiny-bose", "gpt2", "./nowhere", "/no/where", "a/b/c"])
 def test_nothing_there(name: str) -> None:
-    assert complaint(name) == no_such(name)
+    assert complaint(name) == no_such(name, "; did you mean tiny-base?" if name == "tiny-bose" else "")
 
 
 def test_no_gguf_file_there(tmp_path: Path) -> None:

@@ -267,6 +267,11 @@ OTHER: dict[str, Any] = {
     "steps": 9,
     "probe.every": 5,
     "probe.path": "prompts.jsonl",
+    "probe.labels": "labelled.jsonl",
+    "policy.lora": None,  # a section: of its keys each is told
+    "guards.choose_by": None,  # it needs labels to choose by
+    "log.project": "mine",
+    "log.name": "mine",
     "consensus.decay": [0.5, 0.9],
     "grpo.kl_target": None,  # it needs a kl_coef to start from
     "grpo.kl_cov_from": "old",

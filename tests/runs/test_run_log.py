@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,7 +25,7 @@ from rlif.runs.environment import collect_info, git_commit
 from rlif.runs.history import read_metrics
 from rlif.runs.metric_keys import METRICS, find_metric, metrics_page
 from rlif.runs.run_log import RunLog
-from rlif.runs.trackers import SINKS, Sinks, open_sinks
+from rlif.runs.trackers import SINKS, Row, Sinks, open_sinks
 from rlif.types import Problem, Prompt, Rollouts, Sampling, Scored, TokenSignals, Verdict
 
 ROOT = Path(__file__).parents[2]
@@ -391,6 +391,12 @@ class Recording:
         if step >= self.fails_from:
             raise ConnectionError("no\nnetwork")
         self.seen.append(step)
+
+    def completions(self, step: int, rows: Sequence[Row]) -> None:
+        raise AssertionError("nobody evaluates here")
+
+    def card(self, step: int, text: str) -> None:
+        raise AssertionError("no run ends here")
 
     def close(self) -> None:
         self.closed = True

@@ -407,7 +407,7 @@ def test_build_task_checks_names() -> None:
         build_task(ArithmeticTask(name="arithmetic", template="plan"))
     with pytest.raises(RlifError, match=r"^format: no format 'hsh'; did you mean hash"):
         build_task(ArithmeticTask(name="arithmetic", format="hsh"))
-    assert set(BUILDERS) == {"arithmetic", "file", "gsm8k", "math"}
+    assert set(BUILDERS) == {"arithmetic", "file", "gsm8k", "math", "reasoning_gym"}
 
 
 # Templates.

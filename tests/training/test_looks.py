@@ -19,7 +19,7 @@ from rlif.monitoring import guards
 from rlif.monitoring.guards import GUARDS, Alarm, best_look
 from rlif.monitoring.labelled import LabelledProbe
 from rlif.monitoring.record import ProbeRecord
-from rlif.recipes import dump_recipe, load_recipe, parse_recipe
+from rlif.recipes import dump_recipe, find_recipe, load_recipe, parse_recipe
 from rlif.rng import Key
 from rlif.runs.checkpoint import latest_checkpoint, load_checkpoint
 from rlif.runs.history import read_metrics
@@ -504,7 +504,7 @@ def test_labels_that_have_changed_are_refused(tmp_path: Path, toy_model: Path) -
 def test_the_guarded_recipes_are_looked_at_on_prompts_of_their_own(
     name: str, prompts: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    shipped = load_recipe(Path(name))
+    shipped = load_recipe(find_recipe(Path(name)))
     assert shipped.guards.stop
     assert shipped.guards.restore
     assert shipped.probe.start

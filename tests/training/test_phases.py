@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlif.config import Merge, Recipe
+from rlif.config import LoraConfig, Merge, Recipe
 from rlif.errors import Argument, RlifError, named
 from rlif.recipes import RECIPE_KEYS, parse_recipe
 from rlif.runs.checkpoint import save_checkpoint
@@ -73,6 +73,7 @@ def test_every_argument_has_the_name_of_a_key_that_a_recipe_knows() -> None:
     known = {f"{name}.{key}" for one in (file, recipe().model_dump()) for name, section in one.items()
              if isinstance(section, dict) for key in section}  # fmt: skip
     known |= {f"policy.model.merge.{key}" for key in Merge.model_fields}
+    known |= {f"policy.lora.{key}" for key in LoraConfig.model_fields}
     assert set(RECIPE_KEYS.values()) <= known
     with pytest.raises(RlifError, match=r"^policy\.model: no such file$"), named(RECIPE_KEYS):
         raise RlifError(Argument("model"), ": no such file")

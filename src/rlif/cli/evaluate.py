@@ -52,7 +52,8 @@ def run_eval(
     Raises `RlifError` for what the user can fix; a model that is not there is found before the first one is asked.
     """
     options: dict[str, Any] = {"dtype": dtype, "device": device, "max_mismatch": max_mismatch}
-    judge([local(name, settings, **options) for name in models], settings, out, quiet=quiet)
+    candidates = [local(name, settings, **options) for name in models]
+    judge(candidates if quiet else [_announced(one) for one in candidates], settings, out, quiet=quiet)
 
 
 def local(model: str, settings: Settings, *, dtype: str, device: str, max_mismatch: float | None = None) -> Candidate:
@@ -89,10 +90,9 @@ def served(server: Server, settings: Settings) -> Candidate:
 def judge(candidates: Sequence[Candidate], settings: Settings, out: Path, *, quiet: bool = False) -> None:
     """Evaluate whatever answers, with a bar unless ``quiet``, and print the tables. Ctrl-C says how to go on."""
     console = Console()
-    told = candidates if quiet else [_announced(one, console) for one in candidates]
     try:
         with eval_progress(console, quiet=quiet) as callback:
-            results = evaluate(told, settings, out, callback=callback)
+            results = evaluate(candidates, settings, out, callback=callback)
     except KeyboardInterrupt:
         console.write_line("interrupted: what was finished is kept; the same command goes on from there")
         raise
@@ -106,11 +106,11 @@ def judge(candidates: Sequence[Candidate], settings: Settings, out: Path, *, qui
     console.write_line(f"along the answers: {', '.join(map(str, figures))}")
 
 
-def _announced(candidate: Candidate, console: Console) -> Candidate:
-    """The candidate, which says so before it loads or connects: that may take minutes."""
+def _announced(candidate: Candidate) -> Candidate:
+    """The candidate, which says so before it loads: that may take minutes."""
 
     def open_loudly() -> Backend:
-        console.write_line(f"{candidate.name}: loading")
+        Console().write_line(f"{candidate.name}: loading")
         return candidate.open()
 
     return Candidate(candidate.name, open_loudly)

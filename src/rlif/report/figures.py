@@ -195,7 +195,7 @@ def _untrained(axes: Axes, curves: Sequence[Curve], *, told: bool) -> None:
 
 
 def _named(axes: Axes, ends: Sequence[tuple[Curve, int, float | int, str]]) -> None:
-    label_ends(axes, [(x, y, curve.label, colour) for curve, x, y, colour in ends if math.isfinite(y)], size=8)
+    label_ends(axes, [(x, y, curve.label, colour) for curve, x, y, colour in ends if math.isfinite(y)], size=8.0)
 
 
 def _share(axes: Axes, x: str, y: str) -> None:
