@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as rlif.cli.main.prepare, before torch is loaded
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["rlif.training.loop", "rlif.cli.main", "rlif.report.card"])
 

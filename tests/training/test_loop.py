@@ -29,8 +29,8 @@ from rlif.training import loop as trainer
 from rlif.training import run as run_module
 from rlif.training import setup
 from rlif.training.callbacks import NullCallback
-from rlif.training.loop import resume, train
 from rlif.training.final import write_masters
+from rlif.training.loop import resume, train
 from rlif.training.run import Run
 from rlif.types import Sampling
 from toys import toy_policy

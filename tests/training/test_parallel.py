@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,8 @@ def alarm_at_4(rank: int) -> None:
         looks.examine = lambda records: {"agreement": Alarm("stop", "a fall")} if records[-1].step == 4 else {}
 
 
-def digests(rank: int) -> None:
-    """Each rank leaves a digest of its weights after every update in the working folder."""
+def digests(folder: Path, rank: int) -> None:
+    """Each rank leaves a digest of its weights after every update in a folder."""
     from rlif.model.fingerprint import weights_digest
     from rlif.training import loop
 
@@ -83,7 +84,7 @@ def digests(rank: int) -> None:
 
     def noted(policy: Any, *arguments: Any, **options: Any) -> Any:
         update = real(policy, *arguments, **options)
-        with Path(os.environ["RLIF_DIGESTS"], f"{rank}.digests").open("a") as file:
+        with (folder / f"{rank}.digests").open("a") as file:
             file.write(weights_digest(policy.model) + "\n")
         return update
 
@@ -94,11 +95,8 @@ def digests(rank: int) -> None:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six steps with a KL term on two ranks."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    os.environ["RLIF_DIGESTS"] = str(folder)
-    try:
-        assert [one.code for one in trained(2, folder / "two", [*SMALL, "grpo.kl_coef=0.01"], digests)] == [0, 0]
-    finally:
-        del os.environ["RLIF_DIGESTS"]
+    ended = trained(2, folder / "two", [*SMALL, "grpo.kl_coef=0.01"], partial(digests, folder))
+    assert [one.code for one in ended] == [0, 0]
     return folder
 
 

@@ -73,6 +73,8 @@ def prepare() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    if launched() is not None:  # else gloo warns in ten lines of a rank that has ended before another
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     terminal.prepare()
 
 

@@ -85,8 +85,8 @@ def _draw(axes: Axes, result: Mapping[str, Any], name: str) -> None:
             continue
         of = result["course"][name][group]
         value, error = (np.array(of[part], dtype=np.float64) for part in ("value", "stderr"))
-        drawn = {"color": _COLOURS[group], "label": f"{group} ({answers:,})"}
-        axes.plot(tenth, value, marker="o", markersize=3, **drawn)
+        label = f"{group} ({answers:,})"
+        axes.plot(tenth, value, color=_COLOURS[group], marker="o", markersize=3, label=label)
         axes.fill_between(tenth, value - error, value + error, color=_COLOURS[group], alpha=0.15, linewidth=0)
     if name == "transitional":
         axes.set_ylim(bottom=0.0)

@@ -122,6 +122,8 @@ class _Company:
         found = self.ranks.lost or error
         rank, code, said = self._claim(found)
         self._lifeline.cut()
+        if self.ranks.first:
+            self._wait_for_the_others()
         if rank != self.ranks.rank:
             silent = Interrupted(error.signum) if isinstance(error, Interrupted) else None
             raise silent or ToldElsewhereError(rank, code, said) from error
@@ -138,9 +140,18 @@ class _Company:
             while time.monotonic() < until and not self._store.check([f"{self._key}told"]):
                 time.sleep(0.02)
             rank, code, said = json.loads(self._store.compare_set(f"{self._key}told", "", json.dumps(own)))
+            self._store.set(f"{self._key}heard/{self.ranks.rank}", "")
         except RuntimeError:  # whoever kept the store is gone, too
             return own
         return rank, code, said
+
+    def _wait_for_the_others(self) -> None:
+        """Keep the store, which is the first rank's, until the others know who tells why; the dead never ask."""
+        until = time.monotonic() + _MANNERS
+        with suppress(RuntimeError):
+            others = [f"{self._key}heard/{rank}" for rank in range(1, self.ranks.size)]
+            while time.monotonic() < until and not self._store.check(others):
+                time.sleep(0.02)
 
     def _on_loss(self) -> None:
         with self._lock:
