@@ -64,6 +64,14 @@ class RlifError(Exception):
         return spelled(self.args, self.names, command_line=self.command_line)
 
 
+class ToldElsewhereError(RlifError):
+    """Another process of the same run has failed, and has said so. ``code`` is the exit code it ends with."""
+
+    def __init__(self, rank: int, code: int, said: str) -> None:
+        super().__init__(f"rank {rank}: {said}")
+        self.code = code
+
+
 @contextmanager
 def named(names: Mapping[str, str]) -> Iterator[None]:
     """Let an `RlifError` that passes call arguments by these names; a name that was given further inside stays."""

@@ -68,8 +68,30 @@ def note(text: str) -> None:
             print(shortened(printable(text), _LONGEST), file=sys.stderr, flush=True)
 
 
+def hush() -> None:
+    """From here on nothing is printed or warned of: of several processes that do the same, one speaks for all."""
+    global _spoken
+    if _spoken is None:
+        _spoken = sys.stdout, sys.stderr
+        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (closed by `speak`)
+
+
+def speak() -> None:
+    """Take `hush` back: this process has something to say after all."""
+    global _spoken
+    if _spoken is not None:
+        nowhere, (sys.stdout, sys.stderr), _spoken = sys.stdout, _spoken, None
+        if nowhere is not None:
+            nowhere.close()
+
+
+_spoken: tuple[Any, Any] | None = None
+"""stdout and stderr of a process that is hushed."""
+
+
 def note_bug(error: BaseException) -> None:
     """The traceback of what is a mistake of ours, printable, on stderr."""
+    speak()
     for line in "".join(traceback.format_exception(error)).splitlines():
         note(line)
 
