@@ -217,6 +217,14 @@ def test_a_second_signal_ends_at_once(capfd: pytest.CaptureFixture[str]) -> None
     assert capfd.readouterr().err == "\nstopping after this step, with a checkpoint (once more: at once)\n"
 
 
+def test_what_torchrun_starts_several_times_over_is_refused_unless_it_trains(  # type: ignore[no-untyped-def]
+    run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"TORCHELASTIC_RUN_ID": "1", "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert_one_line(run("models"), "rlif models: torchrun has started this 2 times over; only train shares its work")
+
+
 def test_threads_do_not_wait_busily_beside_other_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")

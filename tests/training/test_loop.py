@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rlif.config import PolicyConfig, Recipe
 from rlif.errors import RlifError
 from rlif.model.loading import load_policy
+from rlif.model.policy import Policy
 from rlif.recipes import load_recipe, parse_recipe, shipped_recipes
 from rlif.runs.history import read_metrics
 from rlif.runs.metric_keys import METRICS, find_metric
@@ -30,7 +31,6 @@ from rlif.training import run as run_module
 from rlif.training import setup
 from rlif.training.callbacks import NullCallback
 from rlif.training.loop import resume, train
-from rlif.training.optim import MasterOptimizer
 from rlif.training.run import Run
 from rlif.types import Sampling
 from toys import toy_policy
@@ -298,15 +298,15 @@ def test_weights_that_are_not_finite_are_never_saved(
 def test_a_full_disk_keeps_the_last_good_checkpoint(
     toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = MasterOptimizer.master_state_dict, []
+    real, calls = Policy.save, []
 
-    def full(self: MasterOptimizer) -> dict[str, torch.Tensor]:
+    def full(self: Policy, folder: Path, **options: Any) -> None:
         calls.append(1)
         if len(calls) == 2:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return real(self)
+        real(self, folder, **options)
 
-    monkeypatch.setattr(MasterOptimizer, "master_state_dict", full)
+    monkeypatch.setattr(Policy, "save", full)
     with pytest.raises(RlifError, match=r"disk full.*step-000002"):
         train(recipe(toy_model), tmp_path / "run")
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000002"]

@@ -28,9 +28,10 @@ from rlif.cli.commands.theory import theory
 from rlif.cli.commands.tiny import make
 from rlif.cli.commands.train import train
 from rlif.cli.commands.watch import watch
-from rlif.errors import RlifError
+from rlif.errors import RlifError, ToldElsewhereError
 from rlif.utils import terminal
 from rlif.utils.interrupts import STOP_SIGNALS, AtOnce, Interrupted, end_at_once
+from rlif.utils.torchrun import Place, launched
 
 UsageError: Any = typer.BadParameter.__bases__[0]  # click's, or that of the copy inside newer typers
 
@@ -76,6 +77,8 @@ def _outcome(arguments: Sequence[str]) -> tuple[int, str]:
     except BrokenPipeError:  # the reader of our output has read enough, as in rlif models | head -1
         terminal.give_up(sys.stdout)
         return 1, ""
+    except ToldElsewhereError as error:
+        return error.code, ""
     except RlifError as error:
         if isinstance(error, terminal.OutputError):
             terminal.give_up(sys.stdout)
@@ -101,6 +104,8 @@ def _outcome(arguments: Sequence[str]) -> tuple[int, str]:
 def _run(arguments: Sequence[str]) -> int:
     """A command from its words to the last of its output. typer's own way of running one would turn what is raised
     into boxes of five lines, or nothing."""
+    if (place := launched()) is not None:
+        _check_shared(arguments, place)
     for argument in arguments:
         if "\0" in argument or not _is_unicode(argument):
             raise RlifError(f"{argument!r}: a file name or text that is not UTF-8 (or holds a NUL); rename it")
@@ -117,6 +122,19 @@ def _run(arguments: Sequence[str]) -> int:
     if sys.stdout is not None:
         sys.stdout.flush()
     return code
+
+
+def _check_shared(arguments: Sequence[str], place: Place) -> None:
+    """Of the processes that torchrun has started the first says what all have to say. Raises `RlifError` for a command
+    that would be carried out by each of them."""
+    if place.rank:
+        terminal.hush()
+    command = next((word for word in arguments if not word.startswith("-")), "train")
+    if command != "train":
+        raise RlifError(
+            f"rlif {command}: torchrun has started this {place.size} times over; only train shares its work among "
+            "processes, so start this without torchrun"
+        )
 
 
 def _is_unicode(text: str) -> bool:

@@ -11,6 +11,7 @@ A run does all this by `rlif.training.looks`.
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -101,16 +102,19 @@ def kept_reference(
     settings: ReferenceSettings,
     *,
     progress: Callable[[int], None] | None = None,
+    told: Callable[[Callable[[], Any]], Any] = lambda make: make(),
 ) -> Reference:
     """As `freeze`, made once: kept in a folder under its digest, and read there the next time.
 
     ``engine`` must sample from the untrained policy: a run that is resumed reads ``reference_path(folder, digest)``.
+    ``told`` does what touches the folder: where several processes sample together, in the one that owns it.
     """
     path = reference_path(folder, reference_digest(engine.policy, task, prompts, settings))
-    if path.exists():
-        return Reference.read(path)
+    known: Reference | None = told(lambda: Reference.read(path) if path.exists() else None)
+    if known is not None:
+        return known
     reference = freeze(engine, task, prompts, settings, progress=progress)
-    reference.write(folder)
+    told(lambda: reference.write(folder))
     return reference
 
 

@@ -70,5 +70,10 @@ def logged_names(mix: Sequence[RewardConfig]) -> list[str]:
 
 def grade(task: Task, rollouts: Rollouts) -> tuple[Verdict, ...]:
     """The task's verdict on every completion."""
-    pairs = zip(rollouts.texts, rollouts.row_prompts, strict=True)
-    return tuple(task.grade(text, prompt.problem) for text, prompt in pairs)
+    return grade_rows(task, rollouts, range(rollouts.n_rows))
+
+
+def grade_rows(task: Task, rollouts: Rollouts, rows: Sequence[int]) -> tuple[Verdict, ...]:
+    """The task's verdict on the completions of some rows."""
+    prompts = rollouts.row_prompts
+    return tuple(task.grade(rollouts.texts[row], prompts[row].problem) for row in rows)

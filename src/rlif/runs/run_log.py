@@ -221,6 +221,24 @@ class RunLog:
         os.close(self._descriptor)
 
 
+class NoLog(RunLog):
+    """The log of a process that works on a run whose folder another one owns: nothing is written."""
+
+    def __init__(self) -> None: ...
+
+    def write(self, step: int, metrics: Mapping[str, float | int]) -> None: ...
+
+    def check_place(self) -> None: ...
+
+    def write_rollouts(self, step: int, scored: Scored) -> None: ...
+
+    def write_eval_answers(self, step: int, answers: Mapping[str, Judged], prompts: int) -> None: ...
+
+    def note(self, **facts: Any) -> None: ...
+
+    def close(self) -> None: ...
+
+
 def check_resumable(out: Path) -> None:
     """Raise `RlifError` unless the run in ``out`` can be resumed, as far as its files' names tell."""
     if not (out / RECIPE).is_file():
@@ -264,17 +282,24 @@ def _json(data: Mapping[str, Any]) -> bytes:
 
 def _add_resumption(path: Path, step: int, info: Mapping[str, Any]) -> dict[str, Any]:
     first = read_info(path)
-    had = [first, *first.get("resumed", [])][-1].get("cpu_kernels")
+    last = [first, *first.get("resumed", [])][-1]
+    had, ranks, now = last.get("cpu_kernels"), last.get("ranks", 1), info.get("ranks", 1)
     if had is not None and had != info.get("cpu_kernels"):
         ways = {True: "with CPU kernels", False: "without CPU kernels"}
-        warnings.warn(
-            f"{path.parent}: went {ways[had]} so far, goes on {ways[not had]}: the same to rounding, not bit for bit",
-            RuntimeWarning,
-            stacklevel=1,
-        )
+        _warn_of_rounding(path, ways[had], ways[not had])
+    if ranks != now:
+        _warn_of_rounding(path, f"on {ranks} rank{'s' * (ranks != 1)}", f"on {now}")
     known = {**first, "resumed": [*first.get("resumed", []), {"step": step, **info}]}
     write_whole(path, _json(known))
     return known
+
+
+def _warn_of_rounding(path: Path, before: str, now: str) -> None:
+    warnings.warn(
+        f"{path.parent}: went {before} so far, goes on {now}: the same to rounding, not bit for bit",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 def _never_begun(out: Path) -> list[Path]:

@@ -68,10 +68,10 @@ class Consensus:
     """The answers that a run's rewards read, whoever gives them; nobody is asked where no reward reads any."""
 
     def __init__(self, setup: Setup) -> None:
-        self.teacher = setup.teacher
+        self.teacher, self._ranks = setup.teacher, setup.ranks
         self._source, self._state = setup.prompts, setup.state
         self._reads = read_consensus(setup.recipe.reward, setup.rewards)
-        self._engine = None if self.teacher is None else build_engine(setup.recipe, self.teacher.policy)
+        self._engine = None if self.teacher is None else build_engine(setup.recipe, self.teacher.policy, setup.ranks)
         self._taught: dict[str, list[str]] = {}  # the teacher's answers to the problems of the step under way
 
     @property
@@ -98,7 +98,7 @@ class Consensus:
         answers: dict[str, list[str]] = self._state.setdefault("consensus", {})
         for problems in self.pending():
             between()
-            answers |= settle(untrained, self._source, problems, progress)
+            answers |= self._ranks.agreed(settle(untrained, self._source, problems, progress))
         if not any(answers.values()):
             raise NoConsensusError(
                 f"consensus: the initial policy gives no readable answer to any of {len(answers)} problems, so no "
@@ -111,4 +111,5 @@ class Consensus:
         """Have a teacher that follows the policy answer the problems of a step."""
         assert self._engine is not None, "no teacher"
         problems = tuple(dict.fromkeys(prompt.problem for prompt in prompts))
-        self._taught = settle(self._engine, self._source, problems, progress, when=f"teacher/{step}")
+        given = settle(self._engine, self._source, problems, progress, when=f"teacher/{step}")
+        self._taught = self._ranks.agreed(given)

@@ -10,8 +10,10 @@ Differences from the paper that introduced it (arXiv 2402.03300):
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import chain
 
 import torch
 from jaxtyping import Float
@@ -22,6 +24,7 @@ from rlif.model.logprobs import micro_batches, policy_logprobs, policy_logprobs_
 from rlif.model.policy import Policy
 from rlif.training.loss import AGGREGATIONS, LossInputs, grpo_loss
 from rlif.training.optim import MasterOptimizer, NonFiniteError
+from rlif.training.parallel import Ranks
 from rlif.types import Rollouts, Scored, Update
 from rlif.utils.memory import release_free_memory
 
@@ -38,7 +41,8 @@ def grpo_step(
 ) -> Update:
     """Update the policy on one batch of scored rollouts: ``epochs`` passes of ``minibatches`` optimizer steps.
 
-    Log-probabilities are of the distribution sampled from, without top-p and top-k.
+    Log-probabilities are of the distribution sampled from, without top-p and top-k. Of several ranks (those of the
+    optimizer) each runs its share of the rows.
 
     Args:
         lr: learning rate of these steps.
@@ -50,19 +54,22 @@ def grpo_step(
     """
     if config.needs_reference and reference is None:
         raise ValueError("kl_coef > 0 and kl_cov from the start need a reference policy; pass one, or switch them off")
-    rollouts = scored.rollouts
+    ranks, rollouts = optimizer.ranks, scored.rollouts
+    scored = _decided(scored, ranks)
     advance = progress or (lambda tokens: None)
     beside = reference is not None or config.entropy_coef > 0.0 or scored.penalised is not None
     wanted = set(_rows_with_gradient(scored, every=beside))
+    minibatches = _minibatches(rollouts, wanted, config.minibatches, ranks)
     on_policy = config.epochs * config.minibatches == 1
-    old = None if on_policy else _all_logprobs(policy, rollouts, sorted(wanted), config.micro_batch_tokens)
+    own = sorted(row for _, _, share in minibatches for row in share)
+    old = None if on_policy else _all_logprobs(policy, rollouts, own, config.micro_batch_tokens)
     tally, norms = _Tally(rollouts, config.epochs), []
     with _checkpointing(policy.model, config.gradient_checkpointing):
-        for rows in _split_by_prompt(rollouts, config.minibatches) * config.epochs:
-            weights, run = _weights(rollouts, rows, config), [row for row in rows if row in wanted]
+        for rows, run, share in minibatches * config.epochs:
+            weights = _weights(rollouts, rows, config)
             if skipped := int(rollouts.mask[rows].sum() - rollouts.mask[run].sum()):
                 advance(skipped)
-            for part in micro_batches(policy.model, rollouts, run, config.micro_batch_tokens):
+            for part in micro_batches(policy.model, rollouts, share, config.micro_batch_tokens):
                 inputs = _loss_inputs(policy, scored, part, weights, old, reference, config)
                 loss, sums = grpo_loss(
                     inputs,
@@ -77,10 +84,17 @@ def grpo_step(
                     raise NonFiniteError(f"the loss is {loss.item()}")
                 optimizer.backward(loss)
                 tally.add(part, loss, sums, inputs)
-                advance(int(sums["tokens"]))
+                advance(int(sums["tokens"]) * ranks.size)
             norms.append(optimizer.step(lr, config.max_grad_norm))
     release_free_memory(policy.device)
+    tally.add_all(ranks)
     return tally.update(norms)
+
+
+def _decided(scored: Scored, ranks: Ranks) -> Scored:
+    """The batch with what the first rank made of it: somebody's own reward may be no function of what it is given."""
+    advantages, shares, penalised = ranks.agreed((scored.advantages, scored.shares, scored.penalised))
+    return replace(scored, advantages=advantages, shares=shares, penalised=penalised)
 
 
 @contextmanager
@@ -116,6 +130,12 @@ class _Tally:
         self._largest_gap = max(gap.max().item(), self._largest_gap)  # in this order: nan gives way
         for name, value in {**sums, "loss": loss.item(), "gap": gap.sum().item()}.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
+
+    def add_all(self, ranks: Ranks) -> None:
+        """The sums of all ranks, in their order."""
+        sums, gaps = zip(*ranks.gather((self._sums, self._largest_gap)), strict=True)
+        self._sums = {name: sum(one.get(name, 0.0) for one in sums) for name in dict.fromkeys(chain(*sums))}
+        self._largest_gap = max((gap for gap in gaps if not math.isnan(gap)), default=math.nan)
 
     def update(self, norms: Sequence[float]) -> Update:
         return Update(
@@ -190,6 +210,17 @@ def _all_logprobs(
     for part in micro_batches(policy.model, rollouts, rows, budget):
         result[part] = policy_logprobs(policy, rollouts, part).cpu()
     return result
+
+
+def _minibatches(
+    rollouts: Rollouts, wanted: Collection[int], parts: int, ranks: Ranks
+) -> list[tuple[list[int], list[int], list[int]]]:
+    """The rows of each optimizer step of an epoch: all of them, those that are run, and those that this rank runs."""
+    lengths, found = rollouts.lengths.tolist(), []
+    for rows in _split_by_prompt(rollouts, parts):
+        run = [row for row in rows if row in wanted]
+        found.append((rows, run, ranks.balanced(run, [lengths[row] for row in run])))
+    return found
 
 
 def _split_by_prompt(rollouts: Rollouts, parts: int) -> list[list[int]]:

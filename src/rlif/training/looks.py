@@ -33,7 +33,7 @@ class Looks:
     def __init__(self, setup: Setup, out: Path) -> None:
         recipe = setup.recipe
         self._every, self._last, self._guards = recipe.probe.every or 0, recipe.steps, recipe.guards
-        self._setup, self._folder = setup, out / PROBE
+        self._setup, self._folder, self._ranks = setup, out / PROBE, setup.ranks
         self._labelled = bool(needs_labels(recipe.reward, setup.rewards))  # guards read nothing that labels made
         self._settings = ReferenceSettings(
             sampling=Sampling.from_config(recipe.rollout),
@@ -45,7 +45,7 @@ class Looks:
             "probe", {"reference": None, "records": [], "said": [], "stopped": None}
         )
         self._probe: Probe | None = None
-        if self._every and (known := self._known()):
+        if self._every and (known := self._ranks.told(self._known)):
             self._open(known)
 
     @property
@@ -68,7 +68,10 @@ class Looks:
     def settle(self, untrained: Engine, progress: Callable[[int], None]) -> None:
         """Have the untrained policy's answers frozen: they are kept in the run's folder, under their digest."""
         source, prompts = self._setup.prompts, self._setup.probe_prompts
-        self._open(kept_reference(self._folder, untrained, source.task, prompts, self._settings, progress=progress))
+        told = self._ranks.told
+        self._open(
+            kept_reference(self._folder, untrained, source.task, prompts, self._settings, progress=progress, told=told)
+        )
 
     def due(self, step: int) -> bool:
         """Before the first step, after every so many, and at the end."""
@@ -77,12 +80,12 @@ class Looks:
     def look(self, step: int, trained: Mapping[str, float], progress: Callable[[int], None]) -> dict[str, float]:
         """Look at the policy and ask the guards; returns what is logged. ``trained``: the metrics of the step."""
         assert self._probe is not None, "not settled"
-        seen = self._probe.measure(step, progress)
+        seen = self._ranks.agreed(self._probe.measure(step, progress))
         zero = "advantage/zero_groups"
         also = {zero: trained[zero]} if zero in trained and not self._labelled else {}
         self._probe.records[-1] = replace(seen, metrics={**seen.metrics, **also})  # the guards read it there
         self._state["records"].append(self._probe.records[-1].as_json())
-        alarms = examine(self._probe.records)
+        alarms = self._ranks.agreed(examine(self._probe.records))
         for name, alarm in alarms.items():
             self._tell(step, name, alarm)
         if worst(alarms) == "stop":

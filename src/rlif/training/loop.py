@@ -13,13 +13,14 @@ from rlif.errors import Argument, RlifError, named
 from rlif.monitoring.entropy_change import EntropyChangeProbe
 from rlif.recipes import RECIPE_KEYS
 from rlif.rewards.base import Reward
-from rlif.rewards.score import grade, score
+from rlif.rewards.score import score
 from rlif.rng import Key
 from rlif.runs.layout import resume_with
 from rlif.tasks.base import Task
 from rlif.training.callbacks import NullCallback, ProgressCallback
 from rlif.training.custom import Custom
 from rlif.training.grpo import grpo_step
+from rlif.training.launch import joined
 from rlif.training.optim import learning_rate
 from rlif.training.run import Run
 from rlif.training.step_metrics import describe
@@ -47,10 +48,14 @@ def train(
             continues, and the pause changes nothing.
         stop: asked instead of listening for SIGINT and SIGTERM.
 
+    In processes that torchrun has started the run is one, shared among them (docs/scaling.md): call it alike in each.
+    The first owns ``out`` and tells the ``callback``.
+
     Raises `RlifError` for what the user can fix, `Interrupted` after SIGINT or SIGTERM (the checkpoint is written).
     """
     _check_until(until)
-    with Run.start(recipe, out, callback or NullCallback(), Custom(task, rewards or {})) as run:
+    custom = Custom(task, rewards or {})
+    with joined() as ranks, Run.start(recipe, out, callback or NullCallback(), custom, ranks) as run:
         return _loop(run, until, stop)
 
 
@@ -71,8 +76,8 @@ def resume(
     it began are refused unless ``allow_changed``.
     """
     _check_until(until)
-    custom = Custom(task, rewards or {})
-    with Run.resume(out, callback or NullCallback(), custom, allow_changed=allow_changed) as run:
+    custom, told = Custom(task, rewards or {}), callback or NullCallback()
+    with joined() as ranks, Run.resume(out, told, custom, ranks, allow_changed=allow_changed) as run:
         return _loop(run, until, stop)
 
 
@@ -86,6 +91,7 @@ def _loop(run: Run, until: int | None, stop: Stop | None) -> Path | None:
     last = recipe.steps if until is None else min(until, recipe.steps)
     with nullcontext(stop) if stop else stop_on_signal() as asked_by:
         run.ask_untrained(asked_by)
+        asked_by = run.ranks.heard(asked_by)
         while run.step < last and not run.ended:
             if (signum := asked_by()) and run.step == 0:
                 raise Interrupted(signum, "stopped before the first step; begin with: ", resume_with(run.out))
@@ -100,7 +106,7 @@ def _loop(run: Run, until: int | None, stop: Stop | None) -> Path | None:
                 run.check_sampler(rollouts)
 
             with run.phase("score"):
-                verdicts = grade(run.task, rollouts)
+                verdicts = run.grade(rollouts)
                 mix, given = recipe.reward, run.consensus
                 scored = score(rollouts, verdicts, mix, recipe.advantage, key, rewards=run.rewards, consensus=given)
                 scored = with_token_terms(policy, scored, recipe.grpo, key)

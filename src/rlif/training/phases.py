@@ -52,17 +52,18 @@ class Phases:
         last = latest_checkpoint(self._checkpoints)
         begin = f"begin a new run at it (policy.model={last})" if last else "begin again"
         return RlifError(
-            f"step {step}: {error}; nothing of this step is kept; {_said(last)}; {begin} with a lower grpo.lr or a "
-            "higher grpo.kl_coef"
+            f"step {step}: {error}; nothing of this step is kept; {self._said(last)}; {begin} with a lower grpo.lr or "
+            "a higher grpo.kl_coef"
         )
 
     def _out_of_memory(self, step: int, error: torch.OutOfMemoryError) -> RlifError:
         return RlifError(
-            f"step {step}: out of memory ({str(error).splitlines()[0]}); {_said(latest_checkpoint(self._checkpoints))};"
-            " lower grpo.micro_batch_tokens (null: 16384 on a GPU) or rollout.max_rows, or set "
-            "grpo.gradient_checkpointing"
+            f"step {step}: out of memory ({str(error).splitlines()[0]}); "
+            f"{self._said(latest_checkpoint(self._checkpoints))}; lower grpo.micro_batch_tokens (null: 16384 on a GPU) "
+            "or rollout.max_rows, or set grpo.gradient_checkpointing"
         )
 
-
-def _said(last: Path | None) -> str:
-    return f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
+    def _said(self, last: Path | None) -> str:
+        if not self._checkpoints.parent.is_dir():
+            return "checkpoints, if any, are where the first rank is"
+        return f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"

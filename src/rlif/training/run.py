@@ -8,37 +8,42 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from rlif.config import GrpoConfig, Recipe
 from rlif.evals.during_training import evaluate_policy, greedy_metrics
 from rlif.model.template_clock import present
 from rlif.monitoring.mismatch import Guard, comparable
 from rlif.recipes import load_recipe
+from rlif.rewards.score import grade_rows
 from rlif.rng import Key
 from rlif.rollout.engine import Engine
-from rlif.runs.checkpoint import flatten_optimizer, prune, save_checkpoint
+from rlif.runs.checkpoint import prune, save_checkpoint
 from rlif.runs.environment import collect_info
 from rlif.runs.layout import FINAL, INFO, LAST, recipe_path, resume_with
 from rlif.runs.provenance import accept, read_provenance, start_of
-from rlif.runs.resumption import find_start, keep_what_is_dropped
-from rlif.runs.run_log import BEGINNING, RunLog
+from rlif.runs.resumption import Start, find_start, keep_what_is_dropped
+from rlif.runs.run_log import BEGINNING, NoLog, RunLog
 from rlif.runs.trackers import Sinks, open_sinks
-from rlif.training.callbacks import ProgressCallback
+from rlif.training.callbacks import NullCallback, ProgressCallback
 from rlif.training.coefficients import in_force, moved_levels, settings_of
 from rlif.training.consensus import Consensus, NoConsensusError
 from rlif.training.custom import NEEDS, Custom, check_needs
 from rlif.training.final import write_model
 from rlif.training.looks import Looks
 from rlif.training.optim import merge_back
+from rlif.training.parallel import ALONE, Ranks
 from rlif.training.phases import Phases
 from rlif.training.resolve import as_before, eval_sampling, resolved
 from rlif.training.setup import Origin, Setup, build_engine, initial_policy, policy_at, prepare
 from rlif.training.teacher import decay_at
-from rlif.types import Prompt, Rollouts, Sampling, Scored
+from rlif.types import Prompt, Rollouts, Sampling, Scored, Verdict
 from rlif.utils.atomic_io import emptied_on_failure, locked
 from rlif.utils.interrupts import Interrupted, Stop
 from rlif.utils.memory import peak_memory_gb
@@ -51,7 +56,7 @@ class Run:
     """
 
     def __init__(self, setup: Setup, out: Path, log: RunLog, sinks: Sinks, callback: ProgressCallback) -> None:
-        self.recipe, self.task, self.rewards = setup.recipe, setup.prompts.task, setup.rewards
+        self.recipe, self.task, self.rewards, self.ranks = setup.recipe, setup.prompts.task, setup.rewards, setup.ranks
         self.policy, self.optimizer = setup.policy, setup.optimizer
         self.reference = setup.start if self.recipe.grpo.needs_reference else None
         self._start = setup.start
@@ -72,19 +77,28 @@ class Run:
     @classmethod
     @contextmanager
     def start(
-        cls, recipe: Recipe, out: Path, callback: ProgressCallback, custom: Custom | None = None
+        cls,
+        recipe: Recipe,
+        out: Path,
+        callback: ProgressCallback,
+        custom: Custom | None = None,
+        ranks: Ranks = ALONE,
     ) -> Iterator["Run"]:
         """A new run in a new folder. If anything is wrong, no folder is left behind."""
-        RunLog.check_free(out)
+        if ranks.first:
+            RunLog.check_free(out)
         custom = custom or Custom()
         recipe = resolved(recipe, custom.rewards)
-        setup = prepare(recipe, Origin(out, present()), custom)
+        setup = prepare(recipe, Origin(out, ranks.agreed(present())), custom, ranks)
+        if not ranks.first:
+            yield cls._beside(setup, out)
+            return
         with locked(out), ExitStack() as stack:
             RunLog.check_free(out)  # again: nobody else can take it from here on
             # The loop asks for the answers, when the log is open: it is closed before its files are taken away.
             stack.enter_context(emptied_on_failure(out, last=BEGINNING, error=NoConsensusError))
             with emptied_on_failure(out, last=BEGINNING):
-                info = {**collect_info(model=str(recipe.policy.model)), "provenance": setup.state["provenance"]}
+                info = {**_info(recipe, ranks), "provenance": setup.state["provenance"]}
                 if needs := custom.needs(recipe):
                     info[NEEDS] = needs
                 log = RunLog.create(out, recipe, info=info)
@@ -94,15 +108,22 @@ class Run:
     @classmethod
     @contextmanager
     def resume(
-        cls, out: Path, callback: ProgressCallback, custom: Custom | None = None, *, allow_changed: bool = False
+        cls,
+        out: Path,
+        callback: ProgressCallback,
+        custom: Custom | None = None,
+        ranks: Ranks = ALONE,
+        *,
+        allow_changed: bool = False,
     ) -> Iterator["Run"]:
         """An old run, from its last checkpoint (from the beginning if it never had one).
 
         Raises `RlifError` if what decides the result has changed since it began, unless ``allow_changed``.
         """
-        recipe, custom = load_recipe(recipe_path(out)), custom or Custom()
-        with locked(out):
-            start = find_start(out)
+        custom = custom or Custom()
+        recipe = ranks.told(lambda: load_recipe(recipe_path(out)))
+        with locked(out) if ranks.first else nullcontext():
+            start = _start(out, ranks)
             recipe = as_before(recipe, start.info)
             check_needs(recipe, custom, start.info, out, allow_changed=allow_changed)
             recorded, where = (
@@ -110,10 +131,13 @@ class Run:
             )
             began = read_provenance(recorded, where)
             now = began.date if began else start_of(start.info)
-            setup = prepare(recipe, Origin(out, now, start.checkpoint, began, allow_changed), custom)
+            setup = prepare(recipe, Origin(out, now, start.checkpoint, began, allow_changed), custom, ranks)
             changed = accept(began, setup.provenance, step=setup.step, out=out, allow=allow_changed)
+            if not ranks.first:
+                yield cls._beside(setup, out)
+                return
             keep_what_is_dropped(out, start)
-            info = {**collect_info(model=str(recipe.policy.model)), **({"changed": changed} if changed else {})}
+            info = {**_info(recipe, ranks), **({"changed": changed} if changed else {})}
             # Without a checkpoint nothing is kept, the evaluation of step 0 included: it will be made again.
             log = RunLog.resume(out, start.step, info=info)
             with cls._opened(setup, out, log, callback) as run:
@@ -128,6 +152,11 @@ class Run:
         first_step = setup.step + 1 if setup.step else 0
         with closing(log), open_sinks(setup.recipe.log.sinks, out, setup.recipe, first_step=first_step) as sinks:
             yield cls(setup, out, log, sinks, callback)
+
+    @classmethod
+    def _beside(cls, setup: Setup, out: Path) -> "Run":
+        """The run on a rank that does not own its folder: it writes nothing and tells nobody."""
+        return cls(setup, out, NoLog(), Sinks({}), NullCallback())
 
     @property
     def optimizer_steps(self) -> int:
@@ -147,6 +176,11 @@ class Run:
         if not self._sampler_checked:
             self._guard.check(f"step {self.step}", rollouts)
             self._sampler_checked = True
+
+    def grade(self, rollouts: Rollouts) -> tuple[Verdict, ...]:
+        """The task's verdict on every completion."""
+        own = grade_rows(self.task, rollouts, self.ranks.block(range(rollouts.n_rows)))
+        return tuple(verdict for part in self.ranks.gather(own) for verdict in part)
 
     def settings(self, rollouts: Rollouts) -> GrpoConfig:
         """The section grpo as it is in force for the update on these rollouts: coefficients that follow are set."""
@@ -219,7 +253,7 @@ class Run:
 
     def _untrained_engine(self) -> Engine:
         untrained = initial_policy(self.recipe, self.policy.device) if self.step else None
-        return build_engine(self.recipe, untrained) if untrained else self.engine
+        return build_engine(self.recipe, untrained, self.ranks) if untrained else self.engine
 
     def _end_if_asked(self, asked_by: Stop) -> None:
         if signum := asked_by():
@@ -287,7 +321,7 @@ class Run:
             metrics |= {"memory/peak_gb": peak}
         self._log.write(self.step, metrics)
         self._sinks.write(self.step, metrics)
-        self._remember_best(metrics)
+        self._remember_best(self.ranks.agreed(metrics))
         self.callback.logged(self.step, metrics)
 
     def checkpoint_due(self) -> bool:
@@ -303,27 +337,29 @@ class Run:
     def save_checkpoint(self) -> None:
         """Write weights, optimizer and counters; drop the checkpoints that are no longer kept."""
         self.state["seconds"] = time.monotonic() - self._started
-        root = self.out / "checkpoints"
         self._log.check_place()
-        save_checkpoint(
-            root,
-            self.step,
-            write_model=self._write_weights,
-            tensors=flatten_optimizer(self.optimizer.inner, self.optimizer.names),
-            state=self.state,
-        )
+        weights, moments = self.optimizer.master_state_dict(), self.optimizer.moments()
+        self.ranks.told(lambda: self._write_checkpoint(weights, moments))
+
+    def _write_checkpoint(self, weights: dict[str, Tensor], moments: Mapping[str, Tensor]) -> None:
+        root = self.out / "checkpoints"
+
+        def write_model(folder: Path) -> None:
+            """The policy's fp32 masters as a model, and the teacher's beside them, if there is one."""
+            self.policy.save(folder, state_dict=weights)
+            if self.teacher is not None:
+                self.teacher.save(folder)
+
+        save_checkpoint(root, self.step, write_model=write_model, tensors=moments, state=self.state)
         self._log.note_checkpoint(self.step)
         self.looks.keep()
         prune(root, self.recipe.checkpoint.keep_last, self._kept_steps())
 
-    def _write_weights(self, folder: Path) -> None:
-        """The policy's fp32 masters as a model, and the teacher's beside them, if there is one."""
-        self.policy.save(folder, state_dict=self.optimizer.master_state_dict())
-        if self.teacher is not None:
-            self.teacher.save(folder)
-
     def finish(self) -> Path:
         """Write final/: the last step's policy or, with last/ beside it, that of the look that guards.restore chose."""
+        return self.ranks.told(self._write_final)
+
+    def _write_final(self) -> Path:
         self._log.check_place()
         chosen = self.looks.chosen
         policy = self.policy
@@ -353,3 +389,18 @@ class Run:
         known = best is not None and best["metric"] == name
         if self.step > 0 and math.isfinite(value) and (not known or value > best["value"]):
             self.state["best"] = {"step": self.step, "value": value, "metric": name}
+
+
+def _start(out: Path, ranks: Ranks) -> Start:
+    """From where an old run goes on, as the first rank finds it; it alone holds the optimizer's tensors."""
+    found = find_start(out) if ranks.first else None
+    held = found and found.checkpoint
+    told = ranks.agreed(replace(found, checkpoint=replace(held, tensors={})) if found and held else found)
+    start = found or told
+    assert start is not None
+    return start
+
+
+def _info(recipe: Recipe, ranks: Ranks) -> dict[str, Any]:
+    """What run.json records; the number of ranks where there are several."""
+    return collect_info(model=str(recipe.policy.model)) | ({"ranks": ranks.size} if ranks.size > 1 else {})

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+import rlif
 from rlif.config import PolicyConfig, Recipe
 from rlif.errors import Argument, RlifError
 from rlif.model.fingerprint import weights_digest
@@ -23,15 +24,18 @@ from rlif.rewards.base import Reward
 from rlif.rewards.registry import follows_policy
 from rlif.rollout.engine import Engine
 from rlif.rollout.prompts import check_context, prompts_digest, render
-from rlif.runs.checkpoint import Checkpoint, checkpoint_name, load_checkpoint, restore_optimizer
+from rlif.runs.checkpoint import Checkpoint, checkpoint_name, load_checkpoint
 from rlif.runs.layout import resume_with
 from rlif.runs.provenance import Provenance, model_files
 from rlif.tasks import build_task
 from rlif.tasks.base import Task
 from rlif.training.custom import Custom
+from rlif.training.launch import check_loaded, check_start
 from rlif.training.optim import MasterOptimizer, adamw
+from rlif.training.parallel import ALONE, Ranks
 from rlif.training.probe_problems import probe_problems
 from rlif.training.resolve import check_best
+from rlif.training.split_engine import SplitEngine
 from rlif.training.teacher import Teacher
 from rlif.types import Problem, Prompt
 
@@ -84,7 +88,7 @@ class Setup:
 
     ``eval_prompts`` and ``probe_prompts`` are empty where nothing is evaluated or looked at. ``start`` is the untrained
     policy, frozen; None where neither a KL term nor the probe needs it. ``teacher`` is None where no reward asks one
-    that follows the policy.
+    that follows the policy. Of several ``ranks`` each has a setup, and the same one.
     """
 
     recipe: Recipe
@@ -100,15 +104,17 @@ class Setup:
     provenance: Provenance
     step: int
     state: dict[str, Any]
+    ranks: Ranks = ALONE
 
 
-def prepare(recipe: Recipe, origin: Origin, custom: Custom) -> Setup:
+def prepare(recipe: Recipe, origin: Origin, custom: Custom, ranks: Ranks = ALONE) -> Setup:
     """Load what a run needs, and check it. Raises `RlifError` for what the user can fix."""
     custom.check_rewards(recipe)
     check_best(recipe)
+    check_start(ranks, recipe, custom.needs(recipe))
     task = custom.task or build_task(recipe.task)
-    policy, optimizer = load_trainable(recipe, origin.checkpoint)
-    engine = build_engine(recipe, policy)
+    policy, optimizer = load_trainable(recipe, origin.checkpoint, ranks)
+    engine = build_engine(recipe, policy, ranks)
     prompts = PromptSource(recipe, task, policy, origin.now)
     check_problems(prompts, custom.needs_labels(recipe))
     state: dict[str, Any] = (
@@ -121,6 +127,7 @@ def prepare(recipe: Recipe, origin: Origin, custom: Custom) -> Setup:
     check_context(policy, probe_prompts, recipe.rollout.max_new_tokens)
     provenance = _provenance(prompts, {"eval": eval_prompts, "probe": probe_prompts}, origin.began)
     state["provenance"] = provenance.model_dump(mode="json")
+    check_loaded(ranks, loaded(recipe, provenance, policy))
     return Setup(
         recipe=recipe,
         rewards=custom.table,
@@ -129,6 +136,7 @@ def prepare(recipe: Recipe, origin: Origin, custom: Custom) -> Setup:
         engine=engine,
         start=start,
         teacher=load_teacher(recipe, policy, optimizer, custom, origin.checkpoint),
+        ranks=ranks,
         prompts=prompts,
         eval_prompts=eval_prompts,
         probe_prompts=probe_prompts,
@@ -138,25 +146,39 @@ def prepare(recipe: Recipe, origin: Origin, custom: Custom) -> Setup:
     )
 
 
-def load_trainable(recipe: Recipe, checkpoint: Checkpoint | None) -> tuple[Policy, MasterOptimizer]:
-    """The policy in compute type, under an optimizer that holds its fp32 masters."""
+def load_trainable(
+    recipe: Recipe, checkpoint: Checkpoint | None, ranks: Ranks = ALONE
+) -> tuple[Policy, MasterOptimizer]:
+    """The policy in compute type, under an optimizer that holds its fp32 masters.
+
+    A checkpoint is read by the first of several ranks. Others need not have its folder: the model that the run began
+    with tells them the shapes.
+    """
     config = recipe.policy
-    if checkpoint is not None:
+    if checkpoint is not None and (ranks.first or checkpoint.path.is_dir()):
         config = PolicyConfig(**{**config.model_dump(), "model": str(checkpoint.path)})
     policy = load_policy(config, dtype=torch.float32)
+    if checkpoint is not None:
+        ranks.copied(parameter.data for parameter in policy.model.parameters())
     if recipe.grpo.gradient_checkpointing:
         enable_gradient_checkpointing(policy.model)
     dtype = compute_dtype(recipe.policy.dtype, policy.device)
-    optimizer = MasterOptimizer(policy.model, adamw(recipe.grpo), compute_dtype=dtype)
+    optimizer = MasterOptimizer(policy.model, adamw(recipe.grpo), compute_dtype=dtype, ranks=ranks)
     if checkpoint is not None:
-        restore_optimizer(optimizer.inner, optimizer.names, checkpoint.tensors)
+        optimizer.restore(checkpoint.tensors)
     return policy, optimizer
 
 
-def build_engine(recipe: Recipe, policy: Policy) -> Engine:
-    """What samples from a policy as the recipe's section rollout says."""
+def build_engine(recipe: Recipe, policy: Policy, ranks: Ranks = ALONE) -> Engine:
+    """What samples from a policy as the recipe's section rollout says, with the help of all ranks."""
     rollout = recipe.rollout
-    return Engine(policy, max_rows=rollout.max_rows, cuda_graphs=rollout.cuda_graphs, max_mismatch=rollout.max_mismatch)
+    return SplitEngine(
+        policy,
+        ranks,
+        max_rows=rollout.max_rows,
+        cuda_graphs=rollout.cuda_graphs,
+        max_mismatch=rollout.max_mismatch,
+    )
 
 
 def initial_policy(recipe: Recipe, device: torch.device) -> Policy:
@@ -206,7 +228,7 @@ def load_teacher(
         return None
     teacher = Teacher(policy, optimizer)
     if checkpoint is not None:
-        teacher.restore(checkpoint.path)
+        teacher.restore(checkpoint.path, optimizer.ranks)
     return teacher
 
 
@@ -237,6 +259,18 @@ def _digest_of_start(recipe: Recipe, start: Policy, recorded: str | None, origin
             resume_with(origin.out, allow_changed=True),
         )
     return digest
+
+
+def loaded(recipe: Recipe, provenance: Provenance, policy: Policy) -> dict[str, Any]:
+    """What must be the same on all ranks, wherever each keeps its files."""
+    return {
+        "rlif": rlif.__version__,
+        "policy.model": provenance.model or str(recipe.policy.model),  # a fetched model is its name
+        "data": provenance.problems,
+        "prompts": provenance.prompts,
+        "device": policy.device.type,
+        "dtype": str(compute_dtype(recipe.policy.dtype, policy.device)),
+    }
 
 
 def _provenance(

@@ -19,6 +19,7 @@ from torch import Tensor
 from rlif.errors import RlifError
 from rlif.model.policy import Policy
 from rlif.training.optim import MasterOptimizer
+from rlif.training.parallel import ALONE, Ranks
 
 FILE = "teacher.safetensors"
 """Where a checkpoint keeps the teacher, beside the policy."""
@@ -32,17 +33,17 @@ class Teacher:
         self.policy = replace(policy, model=copy.deepcopy(policy.model))
         self.policy.model.requires_grad_(False).eval()
         self._parameters = dict(self.policy.model.named_parameters())
-        masters = zip(self._parameters.items(), optimizer.masters, strict=True)
+        masters = zip(self._parameters.items(), optimizer.whole_masters(), strict=True)
         # A model that computes in fp32 is its own master, as in the optimizer.
         self.weights: dict[str, Tensor] = {
-            name: parameter.data if parameter.dtype == torch.float32 else master.detach().clone()
+            name: parameter.data if parameter.dtype == torch.float32 else master.clone()
             for (name, parameter), master in masters
         }
 
     @torch.no_grad()
     def follow(self, optimizer: MasterOptimizer, decay: float) -> None:
         """Move towards the policy: θ̄ ← decay · θ̄ + (1 − decay) · θ, in fp32, on the masters of ``optimizer``."""
-        for mine, theirs in zip(self.weights.values(), optimizer.masters, strict=True):
+        for mine, theirs in zip(self.weights.values(), optimizer.whole_masters(), strict=True):
             mine.lerp_(theirs, 1.0 - decay)
         self._publish()
 
@@ -51,11 +52,17 @@ class Teacher:
         save_file({name: weight.contiguous() for name, weight in self.weights.items()}, folder / FILE)
 
     @torch.no_grad()
-    def restore(self, checkpoint: Path) -> None:
-        """Take the weights of a checkpoint (verified by `rlif.runs.checkpoint.load_checkpoint`), bit for bit.
+    def restore(self, checkpoint: Path, ranks: Ranks = ALONE) -> None:
+        """Take the weights of a checkpoint (verified by `rlif.runs.checkpoint.load_checkpoint`), bit for bit, as the
+        first of the ranks finds them.
 
         Raises `RlifError` if it holds no teacher, or that of another model.
         """
+        ranks.told(lambda: self._read(checkpoint))
+        ranks.copied(self.weights.values())
+        self._publish()
+
+    def _read(self, checkpoint: Path) -> None:
         if not (checkpoint / FILE).is_file():
             raise RlifError(
                 f"{checkpoint}: no {FILE}: this run had no teacher that follows it (ema_vote); begin a new run at it: "
@@ -69,7 +76,6 @@ class Teacher:
             raise RlifError(f"{checkpoint}: {FILE} is of another model; resume with the recipe that wrote it")
         for name, weight in self.weights.items():
             weight.copy_(found[name])
-        self._publish()
 
     def _publish(self) -> None:
         """Write the fp32 weights, rounded, into the model that samples."""
