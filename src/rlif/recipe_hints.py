@@ -163,4 +163,5 @@ def _meant(unknown: list[Any], location: tuple[Any, ...]) -> str:
     section = _DEEPER.get(tuple(parents), sections.get(parents[0], Recipe))
     if own := near(leaf, section.model_fields):
         own = ".".join([*parents, own])
-    return ALIASES.get(leaf, own)
+    deeper = tuple(parents) in _DEEPER  # there no other trainer has a name of its own
+    return own if deeper and own else ALIASES.get(leaf, own)

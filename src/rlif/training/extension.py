@@ -1,7 +1,8 @@
 """A run that goes on for more steps than it was begun with: `rlif train --resume DIR --steps N`.
 
-With a constant learning rate that is the run which was asked for N steps at once: its weights are the same, bit for
-bit. Any other schedule is laid over N steps from here on, and what was done so far is not done again: that is said.
+With a constant learning rate, no teacher and no guards.merge_back that is the run which was asked for N steps at once:
+its weights are the same, bit for bit. Anything else is laid over N steps from here on, and what was done so far is not
+done again: that is said.
 """
 
 import warnings
@@ -34,6 +35,12 @@ def check_extension(setup: Setup, out: Path) -> None:
             f"{out}: a guard ended this run after step {stopped['step']} ({stopped['reason']}); to go on nevertheless "
             f"set guards.stop to false in {out / RECIPE}"
         )
+    for reason in _other_than_at_once(setup):
+        warnings.warn(
+            f"{out}: {reason}, so this is not the run that so many steps from the start would have been",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     grpo, step = recipe.grpo, setup.step
     if step < recipe.steps and (grpo.schedule != "constant" or grpo.warmup > 0.0):
         now = learning_rate(grpo, step + 1, recipe.steps)
@@ -44,6 +51,17 @@ def check_extension(setup: Setup, out: Path) -> None:
             RuntimeWarning,
             stacklevel=2,
         )
+
+
+def _other_than_at_once(setup: Setup) -> list[str]:
+    """What more steps bend besides a schedule."""
+    recipe, every = setup.recipe, setup.recipe.probe.every or 0
+    found = []
+    if setup.teacher is not None:
+        found.append("the teacher's decay (consensus.decay) is laid over all steps from here on")
+    if recipe.guards.merge_back is not None and every and setup.step % every:
+        found.append("its old end was looked at out of turn, and guards.merge_back goes by what was seen there")
+    return found
 
 
 def extend(log: RunLog, setup: Setup, out: Path) -> None:

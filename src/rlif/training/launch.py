@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from itertools import count
 from typing import Any
 
 import torch
@@ -40,6 +41,9 @@ _MANNERS = 2.0
 class _Loss(BaseException):
     """Raised in the thread that trains, wherever it is, when another rank is gone."""
 
+
+_joins = count()
+"""How often this process has met the others: all ranks count alike."""
 
 _here: Ranks | None = None
 """The ranks that this process has joined."""
@@ -82,7 +86,7 @@ class _Company:
     """What the ranks have beside `Ranks`: where one says why it ends, and connections that show that it does."""
 
     def __init__(self, place: Place) -> None:
-        self._key = f"rlif/{place.attempt}/"
+        self._key = f"rlif/{place.attempt}/{next(_joins)}/"  # the store may outlive this run, and serve the next
         self._thread, self._over, self._lock = threading.get_ident(), False, threading.Lock()
         try:
             self._store, _, _ = next(rendezvous("env://", timeout=_START))
@@ -210,7 +214,10 @@ def check_loaded(ranks: Ranks, found: Mapping[str, Any]) -> None:
         _check_same(ranks, _flat(found), "what was loaded")
 
 
-_CONTENT = ("policy.model", "task.path", "task.eval_path", "probe.path")
+_CONTENT = (
+    *("policy.model", "policy.model.merge.base", "policy.model.merge.instruct"),
+    *("task.path", "task.eval_path", "probe.path", "probe.labels"),
+)
 """Keys that name files: what is in them counts, wherever a machine keeps them."""
 
 

@@ -125,7 +125,7 @@ class Looks:
         assert self._probe is not None, "not settled"
         seen = self._ranks.agreed(self._probe.measure(step, progress))
         zero = "advantage/zero_groups"
-        also = {zero: trained[zero]} if zero in trained and not self._labelled else {}
+        also = self._ranks.agreed({zero: trained[zero]} if zero in trained and not self._labelled else {})
         by_labels = self._ranks.agreed(self._labels.measure(progress))
         self._probe.records[-1] = replace(seen, metrics={**seen.metrics, **by_labels, **also})  # guards read ``also``
         self._state["records"].append(self._probe.records[-1].as_json())

@@ -134,7 +134,7 @@ def prepare(recipe: Recipe, origin: Origin, custom: Custom, ranks: Ranks = ALONE
     task = custom.task or build_task(recipe.task)
     policy, optimizer = load_trainable(recipe, origin.checkpoint, ranks)
     if recipe.rollout.fit and origin.began is None:
-        recipe = fitted(recipe, task, policy, origin.now)
+        recipe = fitted(recipe, task, policy, origin.now, ranks=ranks.size)
     engine = build_engine(recipe, policy, ranks)
     prompts = PromptSource(recipe, task, policy, origin.now)
     check_problems(prompts, custom.needs_labels(recipe))
