@@ -9,6 +9,8 @@ import reasoning_gym
 
 from rlif.config import TemplateText
 from rlif.errors import RlifError
+from rlif.evals.plan import Plan
+from rlif.evals.settings import settings_of
 from rlif.recipes import parse_recipe
 from rlif.rollout.prompts import render
 from rlif.runs.provenance import _effect
@@ -225,3 +227,21 @@ def test_a_data_set_with_few_questions_says_how_few_there_are() -> None:
 def test_the_gym_has_the_names_that_the_package_has() -> None:
     assert {"chain_sum", "countdown", "sudoku"} <= set(names())
     assert _effect("task.options", *[parse_recipe({**BASE, "task": {"name": "arithmetic"}})] * 2) == "result"
+
+
+@pytest.mark.parametrize(("limit", "asked", "said"), [(None, 512, True), (20, 20, False)])
+def test_an_evaluation_that_leaves_problems_out_says_so(
+    limit: int | None,
+    asked: int,
+    said: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (tmp_path / f"many_rows_{asked}.py").write_text(
+        'def rows():\n    return [{"question": f"{a}+1=?", "answer": str(a + 1)} for a in range(600)]\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    settings = settings_of(tasks=("many",), data={"many": f"many_rows_{asked}:rows"}, limit=limit)
+    assert len(Plan("many", settings).problems) == asked
+    assert ("512 of its problems are asked" in caplog.text) is said

@@ -1,5 +1,6 @@
 """What one task of an evaluation asks, settled: problems, prompts, sampling, and who judges."""
 
+import logging
 from datetime import datetime
 
 from rlif.config import OwnData
@@ -14,6 +15,8 @@ from rlif.tasks.few_shot import FIXED, Shot, read_shots
 from rlif.tasks.templates import Template, find_template, render_messages, render_text
 from rlif.types import Problem, Sampling
 from rlif.utils.paths import expanded
+
+_LOG = logging.getLogger(__name__)
 
 _COLUMNS = ("question_column", "answer_column", "config", "split")
 """What settings say of data of your own, in the order of `OwnData`."""
@@ -88,6 +91,8 @@ def _problems(benchmark: Benchmark, task: Task | None, own: OwnData | None, sett
     count = most(task.eval_problems, limit or GENERATED)
     if not count:
         task.eval_problems(1)  # says why there is none
+    if limit is None and benchmark.size is None and count == GENERATED:  # it may have more, or no end
+        _LOG.warning("%s: %d of its problems are asked; say with a limit how many", benchmark.name, count)
     return task.eval_problems(count) if seed is None else task.eval_problems(count, seed)
 
 
