@@ -37,7 +37,7 @@ from rlif.runs.run_log import RunLog
 from rlif.runs.trackers import SINKS
 from rlif.training.callbacks import NullCallback
 from rlif.training.loop import resume, train
-from rlif.training.run import Run
+from rlif.training.opening import new_run
 from toys import toy_policy
 
 DATED = (
@@ -692,7 +692,7 @@ def test_killed_at_any_moment_of_the_beginning_one_command_works_and_the_other_n
     asked = recipe(toy_model, eval={"every": 0}, log={"sinks": [] if ends == "well" else ["wandb"]})
     _RECORDER.update(folder=out, snapshots=snapshots)
     try:
-        with Run.start(asked, out, NullCallback()):
+        with new_run(asked, out, NullCallback()):
             pass
     except RlifError:
         assert ends != "well"

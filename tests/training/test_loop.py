@@ -25,13 +25,13 @@ from rlif.recipes import load_recipe, parse_recipe, shipped_recipes
 from rlif.runs.history import read_metrics
 from rlif.runs.metric_keys import METRICS, find_metric
 from rlif.runs.trackers import SINKS, TensorBoardSink
+from rlif.training import evaluation as evaluation_module
 from rlif.training import loop as trainer
-from rlif.training import run as run_module
 from rlif.training import setup
 from rlif.training.callbacks import NullCallback
 from rlif.training.final import write_masters
 from rlif.training.loop import resume, train
-from rlif.training.run import Run
+from rlif.training.opening import new_run
 from rlif.types import Sampling
 from toys import toy_policy
 
@@ -204,21 +204,21 @@ def test_the_greedy_evaluation_is_one_answer_a_problem_at_temperature_0(
     toy_model: Path, tmp_path: Path, temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    real = run_module.evaluate_policy
+    real = evaluation_module.evaluate_policy
 
     def evaluate_policy(*args: Any, samples: int, sampling: Sampling, **options: Any) -> Any:
         asked.append((samples, sampling.temperature))
         return real(*args, samples=samples, sampling=sampling, **options)
 
-    monkeypatch.setattr(run_module, "evaluate_policy", evaluate_policy)
+    monkeypatch.setattr(evaluation_module, "evaluate_policy", evaluate_policy)
     changes = {"eval": {"every": 2, "problems": 4, "samples": 2, "temperature": temperature}}
-    with Run.start(recipe(toy_model, **changes), tmp_path / "run", NullCallback()) as run:
+    with new_run(recipe(toy_model, **changes), tmp_path / "run", NullCallback()) as run:
         metrics = run.evaluate()
         assert asked == [(2, temperature), (1, 0.0)][: 2 if temperature else 1]  # greedy answers are not made twice
         # The same by transformers' own greedy search.
         model, tokenizer = AutoModelForCausalLM.from_pretrained(toy_model), AutoTokenizer.from_pretrained(toy_model)
         lengths = []
-        for prompt in run._eval_prompts:
+        for prompt in run._prompts.evaluation():
             ids = torch.tensor([prompt.token_ids])
             answer = model.generate(ids, max_new_tokens=12, do_sample=False, eos_token_id=tokenizer.eos_token_id)
             lengths.append(answer.shape[1] - ids.shape[1])

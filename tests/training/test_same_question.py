@@ -14,8 +14,8 @@ from rlif.recipes import load_recipe, parse_recipe
 from rlif.rollout.prompts import render
 from rlif.tasks.templates import TEMPLATES, render_messages, render_text
 from rlif.training.callbacks import NullCallback
+from rlif.training.opening import new_run, old_run
 from rlif.training.resolve import eval_sampling
-from rlif.training.run import Run
 from rlif.types import Sampling
 
 QUESTIONS = '{"question": "What is 1+1?", "answer": "2"}\n{"question": "What is 2+2?", "answer": "4"}\n'
@@ -46,7 +46,7 @@ def questions(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("template", sorted(set(TEMPLATES) - {"intuitor_large"}))  # too long for the tiny model
 def test_one_question_is_put_and_ended_in_one_way(template: str, questions: Path, tmp_path: Path) -> None:
     wanted = recipe(questions, task={"template": template}, rollout={"stop": ["\n\n", "Question:"], "top_k": 3})
-    with Run.start(wanted, tmp_path / "run", NullCallback()) as run:
+    with new_run(wanted, tmp_path / "run", NullCallback()) as run:
         drawn, evaluated, kept = run.sampling, eval_sampling(run.recipe), load_recipe(tmp_path / "run" / "recipe.yaml")
         prompts = run.prompts(1)
         policy: Policy = run.policy
@@ -107,9 +107,9 @@ def test_the_evaluation_during_training_is_given_that_sampling(
         given.append(sampling)
         raise SeenError
 
-    monkeypatch.setattr("rlif.training.run.evaluate_policy", evaluate)
+    monkeypatch.setattr("rlif.training.evaluation.evaluate_policy", evaluate)
     wanted = recipe(questions, task={"template": "qa"}, rollout={"top_p": 0.5, "top_k": 4}, eval={"temperature": 0.7})
-    with Run.start(wanted, tmp_path / "run", NullCallback()) as run, pytest.raises(SeenError):
+    with new_run(wanted, tmp_path / "run", NullCallback()) as run, pytest.raises(SeenError):
         run.evaluate()
     assert given == [Sampling(0.7, 0.5, 4, 4, ("Question:",))]
 
@@ -119,7 +119,7 @@ def test_an_old_run_goes_on_as_it_began(questions: Path, tmp_path: Path) -> None
     evaluation, which never took over what its rollouts do."""
     filters = {"top_p": 0.9, "top_k": 5}
     old = recipe(questions, task={"template": "qa", "format": "boxed"}, rollout=filters)
-    with Run.start(old, tmp_path / "run", NullCallback()):
+    with new_run(old, tmp_path / "run", NullCallback()):
         pass
     path = tmp_path / "run" / "recipe.yaml"
     text = path.read_text().replace("  stop:\n  - 'Question:'\n", "  stop: []\n")
@@ -132,21 +132,21 @@ def test_an_old_run_goes_on_as_it_began(questions: Path, tmp_path: Path) -> None
     info = path.with_name("run.json")
     info.write_text(json.dumps({key: value for key, value in json.loads(info.read_text()).items() if key == "started"}))
     assert load_recipe(path) == old.model_copy(update={"task": old.task.model_copy(update={"path": str(questions)})})
-    with Run.resume(tmp_path / "run", NullCallback()) as run:
+    with old_run(tmp_path / "run", NullCallback()) as run:
         assert (run.sampling.stop, run.sampling.top_p, run.sampling.top_k) == ((), 0.9, 5)
         assert (eval_sampling(run.recipe).top_p, eval_sampling(run.recipe).top_k) == (1.0, 0)
         assert not run.recipe.eval.greedy  # nor did it have such an evaluation
         run.log({})
         run.save_checkpoint()
     assert "provenance" not in json.loads(info.read_text())
-    with Run.resume(tmp_path / "run", NullCallback()) as run:  # from a checkpoint that does record where it comes from
+    with old_run(tmp_path / "run", NullCallback()) as run:  # from a checkpoint that does record where it comes from
         assert (eval_sampling(run.recipe).top_p, eval_sampling(run.recipe).top_k) == (1.0, 0)
     path.write_text(text.replace("eval:\n", "eval:\n  top_p: 0.8\n"))
-    with Run.resume(tmp_path / "run", NullCallback(), allow_changed=True) as run:  # what is said stays said
+    with old_run(tmp_path / "run", NullCallback(), allow_changed=True) as run:  # what is said stays said
         assert (eval_sampling(run.recipe).top_p, eval_sampling(run.recipe).top_k) == (0.8, 0)
 
 
 def test_a_format_of_ones_own_stays(questions: Path, tmp_path: Path) -> None:
     wanted = recipe(questions, task={"template": "gsm8k_short", "format": "last_number"})
-    with Run.start(wanted, tmp_path / "run", NullCallback()) as run:
+    with new_run(wanted, tmp_path / "run", NullCallback()) as run:
         assert run.recipe.task.format == "last_number"

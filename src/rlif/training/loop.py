@@ -22,6 +22,7 @@ from rlif.training.callbacks import NullCallback, ProgressCallback
 from rlif.training.custom import Custom
 from rlif.training.grpo import grpo_step
 from rlif.training.launch import joined
+from rlif.training.opening import new_run, old_run
 from rlif.training.optim import learning_rate
 from rlif.training.run import Run
 from rlif.training.step_metrics import describe
@@ -61,7 +62,7 @@ def train(
     """
     _check_until(until)
     custom = Custom(task, rewards or {})
-    with joined() as ranks, Run.start(recipe, out, callback or NullCallback(), custom, ranks) as run:
+    with joined() as ranks, new_run(recipe, out, callback or NullCallback(), custom, ranks) as run:
         return _with_card(run, _loop(run, until, stop), card)
 
 
@@ -86,7 +87,7 @@ def resume(
     _check_until(until)
     custom, told = Custom(task, rewards or {}), callback or NullCallback()
     options: dict[str, Any] = {"steps": steps, "allow_changed": allow_changed}
-    with joined() as ranks, Run.resume(out, told, custom, ranks, **options) as run:
+    with joined() as ranks, old_run(out, told, custom, ranks, **options) as run:
         return _with_card(run, _loop(run, until, stop), card)
 
 

@@ -1,52 +1,38 @@
 """A training run between its steps: what `rlif.training.setup` loaded, and the run's folder.
 
-`Run.start` and `Run.resume` find everything that can be wrong before the first step; `rlif.training.loop` is the loop.
+`rlif.training.opening` opens one, `rlif.training.loop` is the loop.
 """
 
 import math
 import shutil
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
-from dataclasses import replace
-from functools import partial
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from rlif.config import GrpoConfig, Recipe
-from rlif.evals.during_training import evaluate_policy, greedy_metrics
-from rlif.model.template_clock import present
+from rlif.config import GrpoConfig
 from rlif.monitoring.mismatch import Guard, comparable
-from rlif.recipes import load_recipe
 from rlif.rewards.score import grade_rows
-from rlif.rng import Key
 from rlif.rollout.engine import Engine
 from rlif.runs.checkpoint import checkpoint_name, prune, save_checkpoint
-from rlif.runs.environment import collect_info
-from rlif.runs.layout import EXTENDED, FINAL, INFO, LAST, recipe_path, resume_with
-from rlif.runs.provenance import accept, read_provenance, start_of
-from rlif.runs.resumption import Start, find_start, keep_what_is_dropped
-from rlif.runs.run_log import BEGINNING, NoLog, RunLog
-from rlif.runs.trackers import Sinks, open_sinks
-from rlif.training.callbacks import NullCallback, ProgressCallback
+from rlif.runs.layout import FINAL, LAST, resume_with
+from rlif.runs.run_log import RunLog
+from rlif.runs.trackers import Sinks
+from rlif.training.callbacks import ProgressCallback
 from rlif.training.coefficients import in_force, moved_levels, settings_of
-from rlif.training.consensus import Consensus, NoConsensusError
-from rlif.training.custom import CODE, NEEDS, Custom, check_code, check_needs, code_of
-from rlif.training.extension import check_extension, extend, with_steps
+from rlif.training.consensus import Consensus
+from rlif.training.evaluation import Evaluator
 from rlif.training.final import trained_weights, write_masters, write_model
 from rlif.training.looks import Looks
 from rlif.training.lora import start_for_merge_back
 from rlif.training.optim import merge_back
-from rlif.training.parallel import ALONE, Ranks
 from rlif.training.phases import Phases
-from rlif.training.resolve import as_before, eval_sampling, resolved
-from rlif.training.setup import Origin, Setup, build_engine, initial_policy, policy_at, prepare
+from rlif.training.setup import Setup, build_engine, initial_policy, policy_at
 from rlif.training.teacher import decay_at
 from rlif.types import Prompt, Rollouts, Sampling, Scored, Verdict
-from rlif.utils.atomic_io import emptied_on_failure, locked
 from rlif.utils.interrupts import Interrupted, Stop
 from rlif.utils.memory import peak_memory_gb
 
@@ -68,107 +54,14 @@ class Run:
         self.sampling = Sampling.from_config(self.recipe.rollout)
         self.rows = self.recipe.rollout.prompts * self.recipe.rollout.group_size
         self.out, self.callback = out, callback
-        self._prompts, self._eval_prompts = setup.prompts, setup.eval_prompts
+        self._prompts = setup.prompts
+        self._evaluator = Evaluator(setup)
         self._log, self._sinks = log, sinks
         self.looks = Looks(setup, out)
         self._guard = Guard(self.policy, self.recipe.rollout.max_mismatch)
         self._sampler_checked = False
         self._phases = Phases(callback, out / "checkpoints")
         self._started = time.monotonic() - self.state["seconds"]
-
-    @classmethod
-    @contextmanager
-    def start(
-        cls,
-        recipe: Recipe,
-        out: Path,
-        callback: ProgressCallback,
-        custom: Custom | None = None,
-        ranks: Ranks = ALONE,
-    ) -> Iterator["Run"]:
-        """A new run in a new folder. If anything is wrong, no folder is left behind."""
-        if ranks.first:
-            RunLog.check_free(out)
-        custom = custom or Custom()
-        recipe = resolved(recipe, custom.rewards)
-        setup = prepare(recipe, Origin(out, ranks.agreed(present())), custom, ranks)
-        recipe = setup.recipe
-        if not ranks.first:
-            yield cls._beside(setup, out)
-            return
-        with locked(out), ExitStack() as stack:
-            RunLog.check_free(out)  # again: nobody else can take it from here on
-            # The loop asks for the answers, when the log is open: it is closed before its files are taken away.
-            stack.enter_context(emptied_on_failure(out, last=BEGINNING, error=NoConsensusError))
-            with emptied_on_failure(out, last=BEGINNING):
-                info = {**_info(recipe, ranks), "provenance": setup.state["provenance"]}
-                info |= {key: known for key, known in ((NEEDS, custom.needs(recipe)), (CODE, code_of(recipe))) if known}
-                log = RunLog.create(out, recipe, info=info)
-                run = stack.enter_context(cls._opened(setup, out, log, callback))
-            yield run
-
-    @classmethod
-    @contextmanager
-    def resume(
-        cls,
-        out: Path,
-        callback: ProgressCallback,
-        custom: Custom | None = None,
-        ranks: Ranks = ALONE,
-        *,
-        steps: int | None = None,
-        allow_changed: bool = False,
-    ) -> Iterator["Run"]:
-        """An old run, from its last checkpoint (from the beginning if it never had one). ``steps``: for so many in all,
-        which its recipe.yaml then holds; None: for as many as that says.
-
-        Raises `RlifError` if what decides the result has changed since it began, unless ``allow_changed``.
-        """
-        custom = custom or Custom()
-        recipe = ranks.told(lambda: load_recipe(recipe_path(out)))
-        with locked(out) if ranks.first else nullcontext():
-            start = _start(out, ranks)
-            recipe = with_steps(as_before(recipe, start.info), steps)
-            check_needs(recipe, custom, start.info, out, allow_changed=allow_changed)
-            code = check_code(recipe, start.info, out, allow_changed=allow_changed)
-            recorded, where = (
-                (start.checkpoint.state, start.checkpoint.path) if start.checkpoint else (start.info, out / INFO)
-            )
-            began = read_provenance(recorded, where)
-            now = began.date if began else start_of(start.info)
-            setup = prepare(recipe, Origin(out, now, start.checkpoint, began, allow_changed), custom, ranks)
-            extended = steps is not None or start.info.get(EXTENDED) == recipe.steps
-            changed = code + accept(
-                began, setup.provenance, step=setup.step, out=out, allow=allow_changed, extended=extended
-            )
-            if not ranks.first:
-                yield cls._beside(setup, out)
-                return
-            if steps is not None:
-                check_extension(setup, out)
-            keep_what_is_dropped(out, start)
-            info = {**_info(recipe, ranks), **({"changed": changed} if changed else {})}
-            # Without a checkpoint nothing is kept, the evaluation of step 0 included: it will be made again.
-            log = RunLog.resume(out, start.step, info=info)
-            with cls._opened(setup, out, log, callback) as run:
-                if steps is not None:
-                    extend(log, setup, out)
-                if start.lost is not None:
-                    log.note_checkpoint(start.step)  # told once
-                yield run
-
-    @classmethod
-    @contextmanager
-    def _opened(cls, setup: Setup, out: Path, log: RunLog, callback: ProgressCallback) -> Iterator["Run"]:
-        """The run over a log that was just opened, with the mirrors that its recipe names; all are closed behind it."""
-        first_step = setup.step + 1 if setup.step else 0
-        with closing(log), open_sinks(setup.recipe.log.sinks, out, setup.recipe, first_step=first_step) as sinks:
-            yield cls(setup, out, log, sinks, callback)
-
-    @classmethod
-    def _beside(cls, setup: Setup, out: Path) -> "Run":
-        """The run on a rank that does not own its folder: it writes nothing and tells nobody."""
-        return cls(setup, out, NoLog(), Sinks({}), NullCallback())
 
     @property
     def optimizer_steps(self) -> int:
@@ -287,40 +180,18 @@ class Run:
             if self.looks.renewal_due:
                 with self.phase("reference", tokens=self.looks.reference_tokens + self.looks.look_tokens):
                     metrics |= self.looks.renew(self.callback.advance)
-        if self._eval_due():
+        if self._evaluator.due(self.step, ended=self.ended):
             metrics |= self.evaluate()
         return metrics
 
-    def _eval_due(self) -> bool:
-        """After every so many steps, and at the end; before the first step, too, if at all."""
-        every = self.recipe.eval.every
-        return every > 0 and (self.step % every == 0 or self.ended)
-
     def evaluate(self) -> dict[str, float]:
         """Metrics of the policy as it stands on the fixed evaluation problems: sampled, and (eval.greedy) greedy."""
-        config, sampling = self.recipe.eval, eval_sampling(self.recipe)
-        greedy = replace(sampling, temperature=0.0)
-        alone = config.greedy and sampling != greedy  # else the sampled answers are the greedy ones
-        with self.phase("eval", tokens=len(self._eval_prompts) * (config.samples + alone) * sampling.max_new_tokens):
-            # The same random numbers at every evaluation: what differs between two of them is the policy.
-            evaluate = partial(
-                evaluate_policy,
-                self.engine,
-                self.task,
-                self._eval_prompts,
-                key=Key(self.recipe.seed, "eval"),
-                progress=self.callback.advance,
-            )
-            result = evaluate(samples=config.samples, sampling=sampling)
-            metrics, found = dict(result.metrics), {"greedy" if sampling == greedy else "sampled": result}
-            if config.greedy:
-                found["greedy"] = evaluate(samples=1, sampling=greedy) if alone else result
-                metrics |= greedy_metrics(found["greedy"])
-        answers = {decoding: (one.rollouts, one.verdicts) for decoding, one in found.items()}
+        with self.phase("eval", tokens=self._evaluator.tokens):
+            metrics, answers = self._evaluator.evaluate(self.callback.advance)
         self._log.write_eval_answers(self.step, answers, self.recipe.log.eval_answers)
         self._log.write_eval_verdicts(self.step, answers)
         self._sinks.completions(self.step, answers, self.recipe.log.eval_answers)
-        return {f"eval/{name}": value for name, value in metrics.items()}
+        return metrics
 
     def log(self, metrics: dict[str, float], scored: Scored | None = None) -> None:
         """One line of metrics, to the log, the sinks and the callback; and the rollouts if they are due."""
@@ -414,18 +285,3 @@ class Run:
         known = best is not None and best["metric"] == name
         if self.step > 0 and math.isfinite(value) and (not known or value > best["value"]):
             self.state["best"] = {"step": self.step, "value": value, "metric": name}
-
-
-def _start(out: Path, ranks: Ranks) -> Start:
-    """From where an old run goes on, as the first rank finds it; it alone holds the optimizer's tensors."""
-    found = find_start(out) if ranks.first else None
-    held = found and found.checkpoint
-    told = ranks.agreed(replace(found, checkpoint=replace(held, tensors={})) if found and held else found)
-    start = found or told
-    assert start is not None
-    return start
-
-
-def _info(recipe: Recipe, ranks: Ranks) -> dict[str, Any]:
-    """What run.json records; the number of ranks where there are several."""
-    return collect_info(model=str(recipe.policy.model)) | ({"ranks": ranks.size} if ranks.size > 1 else {})
