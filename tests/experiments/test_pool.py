@@ -13,8 +13,9 @@ import pytest
 
 from rlif.config import Recipe
 from rlif.errors import RlifError, named
-from rlif.experiments import pool
+from rlif.experiments import pool, pool_bars
 from rlif.experiments.pool import _put_back, check_recipes, run_all
+from rlif.experiments.pool_worker import run_chunk
 from rlif.recipes import find_recipe, load_recipe
 from rlif.runs.history import read_metrics
 from rlif.training.loop import train
@@ -89,21 +90,21 @@ def test_no_core_idles_until_the_last_chunks(runs: int) -> None:
 
 
 def test_of_many_runs_only_those_at_work_have_a_bar() -> None:
-    for count, shown in ((3, 3), (pool._FEW + 1, 1)):
+    for count, shown in ((3, 3), (pool_bars._FEW + 1, 1)):
         recipes = {str(i): recipe() for i in range(count)}
-        bars = pool._Bars(recipes, list(recipes), {"0": "the first"}, Console(file=StringIO()))
+        bars = pool_bars.Bars(recipes, list(recipes), {"0": "the first"}, Console(file=StringIO()))
         bars.show_bar("0")
         visible = [task.description for task in bars._progress.tasks if task.visible]
         assert len(visible) == shown + 1
         assert {visible[0], visible[-1]} == {"the first", "all"}
         bars.hide_bar("0")
-        assert sum(task.visible for task in bars._progress.tasks) == (1 if count > pool._FEW else shown + 1)
+        assert sum(task.visible for task in bars._progress.tasks) == (1 if count > pool_bars._FEW else shown + 1)
 
 
 def test_bars_of_long_names_fit_80_columns_and_no_number_is_cut() -> None:
     name = "some-organisation-a-model-of-1.7B-Base-trajectory_entropy-s0-0123abcd"
     console = Console(file=StringIO(), width=80, force_terminal=True, no_color=True)
-    bars = pool._Bars({name: recipe("steps=1000")}, [name], {}, console)
+    bars = pool_bars.Bars({name: recipe("steps=1000")}, [name], {}, console)
     bars.show(name, 999, -123.456, 0.45)
     with console.capture() as shown:
         console.print(bars._progress.get_renderable())
@@ -114,20 +115,17 @@ def test_bars_of_long_names_fit_80_columns_and_no_number_is_cut() -> None:
     assert max(len(first), len(second)) <= 80
 
 
-_run_chunk = pool._run_chunk
-
-
 def _killed_chunk(name: str, recipe: Recipe, out: Path) -> int:
     """In a worker: a run called killed takes its process with it."""
     if name == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
-    return _run_chunk(name, recipe, out)
+    return run_chunk(name, recipe, out)
 
 
 def test_of_two_processes_at_work_the_one_that_was_killed_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool, "_run_chunk", _killed_chunk)
+    monkeypatch.setattr(pool, "run_chunk", _killed_chunk)
     failed: dict[str, str] = {}
     run_all(
         {"one": recipe(), "killed": recipe("seed=1"), "other": recipe("seed=2"), "bad": recipe("reward=no_such")},

@@ -14,7 +14,7 @@ import rlif
 from rlif.cli.train_progress import ending_lines
 from rlif.config import Recipe
 from rlif.errors import RlifError
-from rlif.experiments import pool
+from rlif.experiments import pool_worker
 from rlif.monitoring import guards
 from rlif.monitoring.guards import GUARDS, Alarm, best_look
 from rlif.monitoring.labelled import LabelledProbe
@@ -411,10 +411,10 @@ def test_a_run_that_a_guard_stops_is_done_for_the_pool_too(
 ) -> None:
     """Its workers do ten steps at a time until the last one: a run that ends at 2 of 30 must not be given ten more."""
     stopping_at(monkeypatch, 2)
-    monkeypatch.setattr(pool, "_asked", SimpleNamespace(value=0))
-    monkeypatch.setattr(pool, "_news", SimpleNamespace(put=lambda news: None))
+    monkeypatch.setattr(pool_worker, "_asked", SimpleNamespace(value=0))
+    monkeypatch.setattr(pool_worker, "_news", SimpleNamespace(put=lambda news: None))
     run = recipe(toy_model, steps=30, eval={"every": 0})
-    assert pool._run_chunk("cell", run, tmp_path / "run") == 30
+    assert pool_worker.run_chunk("cell", run, tmp_path / "run") == 30
     assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == 2
 
 

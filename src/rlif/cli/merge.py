@@ -10,7 +10,8 @@ from rich.table import Table
 
 from rlif import __version__
 from rlif.errors import RlifError, named
-from rlif.model.merge import Side, merge
+from rlif.model.merge import merge
+from rlif.model.merge_sources import Side
 from rlif.utils.atomic_io import write_whole
 from rlif.utils.paths import expanded
 from rlif.utils.terminal import Console

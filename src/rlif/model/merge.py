@@ -17,24 +17,21 @@ import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 import torch
 from filelock import FileLock
 from torch import Tensor
 
 from rlif.config import MergedModel
-from rlif.errors import Argument, RlifError, brief
-from rlif.model import registry
-from rlif.model.files import DamagedFileError, ModelFiles, StoredTensor, adapter_of, inspect_folder, merge_first
+from rlif.errors import Argument, RlifError
+from rlif.model.files import StoredTensor
+from rlif.model.merge_sources import DTYPES, ITEM_BYTES, Side, Source, common_tensors, model_folder, read_source
 from rlif.utils.atomic_io import disk_reason, make_folder, settle, system_error, unfinished, writing
-from rlif.utils.paths import cache_dir, expanded
+from rlif.utils.paths import cache_dir
 
 _LOG = logging.getLogger(__name__)
-
-Side = Literal["base", "instruct"]
 
 SLICE_BYTES = 1 << 26
 """Most bytes of a tensor that are held at once."""
@@ -42,9 +39,7 @@ SLICE_BYTES = 1 << 26
 SHARD_BYTES = 5 * 10**9
 """Most bytes of weights in one output file, if it holds more than one tensor."""
 
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
 _TOKENIZER_FILES: tuple[str, ...] = (
     "tokenizer*",
@@ -54,33 +49,6 @@ _TOKENIZER_FILES: tuple[str, ...] = (
     "merges.txt",
 )
 _TOKENIZER_FILES += ("*.jinja", "*.model")
-_FETCHED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
-"""What is asked of the hub."""
-
-_SAME_FUNCTION = {
-    *("_name_or_path", "architectures", "bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype"),
-    *("transformers_version", "use_cache", "max_position_embeddings", "max_window_layers", "unsloth_version"),
-    *("unsloth_fixed", "rlif_tiny_version", "attention_dropout", "initializer_range", "tie_word_embeddings"),
-}
-"""Keys of config.json that two models of one ancestor may have of their own: weights mean the same under both."""
-
-
-@dataclass(frozen=True)
-class _Source:
-    """One of the two models: what it is called, where it lies, what its files say."""
-
-    name: str
-    folder: Path
-    files: ModelFiles
-
-    @property
-    def weights(self) -> set[Path]:
-        """The files that the weights lie in, wherever links to them may stand."""
-        return {(self.folder / tensor.file).resolve() for tensor in self.files.tensors.values()}
-
-    @property
-    def tied(self) -> bool:
-        return bool(self.files.config.get("tie_word_embeddings", True))
 
 
 def merge(
@@ -112,8 +80,8 @@ def merge(
     differ in architecture, names or shapes, or if the disk is full.
     """
     _check_arguments(ratios, out, dtype)
-    pair = _read(base, "base"), _read(instruct, "instruct")
-    tensors = _common(*pair)
+    pair = read_source(base, "base"), read_source(instruct, "instruct")
+    tensors = common_tensors(*pair)
     if pair[0].weights == pair[1].weights:
         _LOG.warning("base and instruct are the same weights (%s): so is what lies between them", pair[0].folder)
     side = pair[0] if tokenizer_from == "base" else pair[1]
@@ -149,7 +117,7 @@ def model_source(model: str | MergedModel) -> str:
     if isinstance(model, str):
         return model
     wanted = model.merge
-    sides = [_folder(wanted.base, "base"), _folder(wanted.instruct, "instruct")]
+    sides = [model_folder(wanted.base, "base"), model_folder(wanted.instruct, "instruct")]
     files = sorted(path for folder in sides for path in folder.iterdir() if path.is_file())
     stamps = [(str(path), (found := path.stat()).st_size, found.st_mtime_ns) for path in files]
     mark = hashlib.sha256(json.dumps([stamps, wanted.ratio, wanted.tokenizer_from]).encode()).hexdigest()[:12]
@@ -176,90 +144,8 @@ def _check_arguments(ratios: Sequence[float], out: Path, dtype: str | None) -> N
         raise RlifError(f"{out}: there is something already; choose a new folder")
 
 
-def _read(name: str, role: Side) -> _Source:
-    """Find a model's folder and look at its files."""
-    folder = _folder(name, role)
-    try:
-        files = inspect_folder(folder)
-    except DamagedFileError as error:
-        raise RlifError(Argument(role), f": {brief(name)}: {error}") from error
-    if not files.config:
-        if (of := adapter_of(folder)) is not None:
-            raise merge_first(name, of)
-        raise RlifError(Argument(role), f": {folder} is a folder without a config.json; give a model folder")
-    if not files.tensors:
-        raise RlifError(Argument(role), f": {folder} holds no safetensors; save the model with transformers first")
-    if files.quantised:
-        raise RlifError(Argument(role), f": the weights of {brief(name)} are quantised; merge models of plain weights")
-    return _Source(name, folder, files)
-
-
-def _folder(name: str, role: Side) -> Path:
-    source = registry.resolve(name)
-    path = expanded(source)
-    if path.is_dir():
-        return path
-    if source.endswith(".gguf") or path.exists():
-        raise RlifError(Argument(role), f": {brief(name)} is a file; merge model folders, hub ids or named models")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(source, allow_patterns=list(_FETCHED)))
-    except Exception as error:  # whatever the HTTP client raises, and an id that is none
-        raise RlifError(
-            Argument(role), f": no such folder, and the hub cannot give {brief(name)} ({brief(str(error), 200)})"
-        ) from error
-
-
-def _common(base: _Source, instruct: _Source) -> dict[str, StoredTensor]:
-    """The tensors of the merged model as the base stores them. Raises `RlifError` with what differs."""
-    if (one := base.files.config.get("model_type")) != (other := instruct.files.config.get("model_type")):
-        raise RlifError(
-            f"{base.name} and {instruct.name} are of two architectures, {one} and {other}; merge one with its own"
-        )
-    ours, theirs = dict(base.files.tensors), dict(instruct.files.tensors)
-    if base.tied and instruct.tied:  # whether the one matrix is stored under two names is a matter of who saved it
-        for name in {"lm_head.weight"} & (set(ours) ^ set(theirs)):
-            ours.pop(name, None)
-            theirs.pop(name, None)
-    wrong = [f"{name} is only in {base.name}" for name in ours if name not in theirs]
-    wrong += [f"{name} is only in {instruct.name}" for name in theirs if name not in ours]
-    wrong += [
-        f"{name} is {_form(ours[name])} in {base.name} ({ours[name].file}) "
-        f"and {_form(theirs[name])} in {instruct.name} ({theirs[name].file})"
-        for name in ours
-        if name in theirs and not _alike(ours[name], theirs[name])
-    ]
-    if wrong:
-        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise RlifError(f"cannot merge: {'; '.join(wrong[:5])}{more}; merge models of one architecture and vocabulary")
-    if strange := [name for name, tensor in ours.items() if tensor.dtype not in _BYTES]:
-        raise RlifError(
-            f"cannot merge: {strange[0]} is of type {ours[strange[0]].dtype}; save the model in another type"
-        )
-    _tell_of_configs(base, instruct)
-    return ours
-
-
-def _alike(one: StoredTensor, other: StoredTensor) -> bool:
-    both_float = one.dtype in _DTYPES and other.dtype in _DTYPES
-    return one.shape == other.shape and (both_float or one.dtype == other.dtype)
-
-
-def _form(tensor: StoredTensor) -> str:
-    return f"{tensor.dtype} {list(tensor.shape)}"
-
-
-def _tell_of_configs(base: _Source, instruct: _Source) -> None:
-    one, other = base.files.config, instruct.files.config
-    keys = sorted((set(one) | set(other)) - _SAME_FUNCTION)
-    if differing := [key for key in keys if one.get(key) != other.get(key)]:
-        told = ", ".join(f"{key} ({one.get(key)} and {other.get(key)})" for key in differing[:5])
-        _LOG.warning("config.json differs in %s: the merged weights may mean something else under it", brief(told))
-
-
 def _write_weights(
-    pair: tuple[_Source, _Source],
+    pair: tuple[Source, Source],
     tensors: Mapping[str, StoredTensor],
     ratios: Mapping[Path, float],
     dtype: str | None,
@@ -302,7 +188,7 @@ def merged(base: Tensor, instruct: Tensor, ratio: float) -> Tensor:
     return torch.add(base.to(wide) * (1.0 - ratio), instruct.to(wide), alpha=ratio)
 
 
-def _slices(pair: tuple[_Source, _Source], name: str) -> Iterator[tuple[Tensor, Tensor]]:
+def _slices(pair: tuple[Source, Source], name: str) -> Iterator[tuple[Tensor, Tensor]]:
     """The same rows of a tensor in both models, at most `SLICE_BYTES` of each at a time."""
     from safetensors import safe_open
 
@@ -315,18 +201,18 @@ def _slices(pair: tuple[_Source, _Source], name: str) -> Iterator[tuple[Tensor, 
         if not shape or not all(shape):
             yield parts[0][...], parts[1][...]
             return
-        row = max(_BYTES[part.get_dtype()] for part in parts) * torch.Size(shape[1:]).numel()
+        row = max(ITEM_BYTES[part.get_dtype()] for part in parts) * torch.Size(shape[1:]).numel()
         rows = max(1, SLICE_BYTES // row)
         for first in range(0, shape[0], rows):
             yield parts[0][first : first + rows], parts[1][first : first + rows]
 
 
 def _merged_type(tensor: StoredTensor, dtype: str | None) -> str:
-    return _NAMES[dtype] if dtype is not None and tensor.dtype in _DTYPES else tensor.dtype
+    return _NAMES[dtype] if dtype is not None and tensor.dtype in DTYPES else tensor.dtype
 
 
 def _size(tensor: StoredTensor, stored: str) -> int:
-    return int(torch.Size(tensor.shape).numel()) * _BYTES[stored]
+    return int(torch.Size(tensor.shape).numel()) * ITEM_BYTES[stored]
 
 
 def _shards(tensors: Mapping[str, StoredTensor], stored: Mapping[str, str], most: int) -> list[list[str]]:
@@ -350,7 +236,7 @@ def _write_header(output: IO[bytes], tensors: Mapping[str, tuple[str, tuple[int,
     """
     at, entries = 0, dict[str, Any]({"__metadata__": {"format": "pt"}})
     for name, (dtype, shape) in tensors.items():
-        end = at + int(torch.Size(shape).numel()) * _BYTES[dtype]
+        end = at + int(torch.Size(shape).numel()) * ITEM_BYTES[dtype]
         entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, end]}
         at = end
     text = json.dumps(entries, separators=(",", ":")).encode()
@@ -359,11 +245,11 @@ def _write_header(output: IO[bytes], tensors: Mapping[str, tuple[str, tuple[int,
 
 
 def _write(output: IO[bytes], values: Tensor, stored: str) -> None:
-    plain = (values.to(_DTYPES[stored]) if stored in _DTYPES else values).contiguous().flatten()
+    plain = (values.to(DTYPES[stored]) if stored in DTYPES else values).contiguous().flatten()
     output.write(plain.view(torch.uint8).numpy().tobytes())
 
 
-def _write_rest(folder: Path, pair: tuple[_Source, _Source], side: _Source, dtype: str | None) -> None:
+def _write_rest(folder: Path, pair: tuple[Source, Source], side: Source, dtype: str | None) -> None:
     """config.json, generation config and tokenizer, from the side that was named."""
     config = dict(side.files.config)
     other = pair[0] if side is pair[1] else pair[1]
@@ -379,5 +265,5 @@ def _write_rest(folder: Path, pair: tuple[_Source, _Source], side: _Source, dtyp
         shutil.copyfile(path, folder / path.name)
 
 
-def _tokenizer_files(side: _Source) -> set[Path]:
+def _tokenizer_files(side: Source) -> set[Path]:
     return {path for pattern in _TOKENIZER_FILES for path in side.folder.glob(pattern) if path.is_file()}
