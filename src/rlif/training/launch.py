@@ -87,7 +87,8 @@ class _Company:
 
     def __init__(self, place: Place) -> None:
         self._key = f"rlif/{place.attempt}/{next(_joins)}/"  # the store may outlive this run, and serve the next
-        self._thread, self._over, self._lock = threading.get_ident(), False, threading.Lock()
+        self._thread, self._lock = threading.get_ident(), threading.Lock()
+        self._over = self._told_of_loss = False
         try:
             self._store, _, _ = next(rendezvous("env://", timeout=_START))
             self._lifeline = self._connect(place)
@@ -158,22 +159,31 @@ class _Company:
                 time.sleep(0.02)
 
     def _on_loss(self) -> None:
+        """Raise `_Loss` in the thread of the run, once."""
         with self._lock:
-            if not self._over:
+            if not (self._over or self._told_of_loss):
+                self._told_of_loss = True
                 raise_in(self._thread, _Loss)
 
     def _settle(self) -> None:
-        """From here on the loss of another rank is no news; one that was about to be raised is not."""
+        """From here on the loss of another rank is no news; one that was about to be raised is not.
+
+        It is let come, for it cannot be taken back: to clear what is to be raised in a thread makes CPython 3.11 look
+        for it at every function call, for ever under a debugger, a profiler or coverage.
+        """
         while not self._over:
-            with suppress(_Loss), self._lock:
-                self._over = True
-                raise_in(self._thread, None)
+            try:
+                with self._lock:
+                    self._over = True
+                for _ in range(2):  # what is to be raised comes at a jump backwards, if not before
+                    pass
+            except _Loss:
+                pass
 
 
-def raise_in(thread: int, error: type[BaseException] | None) -> None:
-    """Raise an exception in a thread as soon as it executes Python again; None takes back what was not raised yet."""
-    raised = ctypes.py_object(error) if error is not None else None
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), raised)
+def raise_in(thread: int, error: type[BaseException]) -> None:
+    """Raise an exception in a thread as soon as it executes Python again."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error))
 
 
 def _ignored(signum: int, frame: Any) -> None:
