@@ -13,7 +13,8 @@ from matplotlib.lines import Line2D
 from rlif.analysis.text import TENTHS
 from rlif.errors import printable
 from rlif.utils.atomic_io import write_whole, writing
-from rlif.utils.plotting import BLUE, ORANGE, bare, png
+from rlif.utils.palette import BLUE, ORANGE
+from rlif.utils.plotting import bare, png
 
 _PANELS = {
     "transitional": "transitional words in a tenth of an answer",

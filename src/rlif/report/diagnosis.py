@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rlif.errors import printable, shortened
-from rlif.utils.plotting import BLUE, GREEN, GREY, ORANGE, bare
+from rlif.utils.palette import BLUE, GREEN, GREY, ORANGE
+from rlif.utils.plotting import bare
 
 WAYS: Mapping[str, str] = {
     "temperature_1": "temperature 1",

@@ -26,6 +26,7 @@ from rlif.report.eval_record import EvalRecord
 from rlif.report.pieces import find_decoder
 from rlif.report.run_record import Group, RunRecord, flat, grouped
 from rlif.utils.atomic_io import write_whole, writing
+from rlif.utils.palette import DARK, LIGHT
 
 LIMIT = 9_500_000
 """Bytes of a page at most, as far as it depends on how many answers are shown."""
@@ -36,6 +37,7 @@ ANSWERS_MOST = 4_000_000
 MARK = "<!-- rlif report -->"
 """By this line a page is known, which may then be written over."""
 
+_COLOURS = {"light": LIGHT.colours, "dark": DARK.colours}
 _TEMPLATES = Path(__file__).parent / "templates"
 _PLOTLY = Path("package_data") / "plotly.min.js"
 
@@ -114,7 +116,7 @@ def _render(
 
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     shown = [source for source in sources if source.answers]
-    data = {"panels": panels, "sources": [_plain(source) for source in shown], "scales": SCALES}
+    data = {"panels": panels, "sources": [_plain(source) for source in shown], "scales": SCALES, "colours": _COLOURS}
     notes = [*context["notes"], *(f"{one.label}: {note}" for one in sources for note in one.notes)]
     return environment.from_string(_template("page.html")).render(
         {**context, "notes": list(map(printable, notes))},

@@ -16,6 +16,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from rlif.config import MergedModel
@@ -23,8 +24,8 @@ from rlif.errors import printable, shortened
 from rlif.report.charts import curve
 from rlif.report.eval_record import EvalRecord
 from rlif.report.run_record import Group
-from rlif.utils.atomic_io import make_folder, write_whole, writing
-from rlif.utils.plotting import BLUE, COLOURS, ORANGE, bare, label_ends, png, svg
+from rlif.utils.palette import COLOURS, DARK, LIGHT
+from rlif.utils.plotting import bare, drawn_in, label_ends, legible, theme, write_drawn
 
 SCORE = "eval/right_and_formatted"
 INTERNAL = ("self_certainty", "token_entropy", "trajectory_entropy")
@@ -33,26 +34,19 @@ Points = Sequence[tuple[int, float, float]]
 """Step, value, standard error (NaN: unknown)."""
 
 
-def write_paper_figures(groups: Sequence[Group], evaluations: Sequence[EvalRecord], folder: Path) -> list[Path]:
+def write_paper_figures(
+    groups: Sequence[Group], evaluations: Sequence[EvalRecord], folder: Path, *, dark: bool = False
+) -> list[Path]:
     """Write those of the four figures that the runs and evaluations have the numbers for; returns their paths.
 
-    Raises `RlifError` if they cannot be written.
+    ``dark``: on a dark ground. Raises `RlifError` if they cannot be written.
     """
-    made: dict[str, Figure | None] = {
-        f"figure-1-{printable(task)}": along_answers(record.of(task)) for record in evaluations for task in record.tasks
-    }
     scored = [group for group in groups if len(curve(group, SCORE)) > 1]
-    made |= {name: draw(scored) for name, draw in _OF_RUNS.items()}
-    paths = []
-    with writing(folder, "choose another --figures"):
-        make_folder(folder)
-        for name, figure in made.items():
-            if figure is None:
-                continue
-            for path, data in ((folder / f"{name}.svg", svg(figure)), (folder / f"{name}.png", png(figure, dpi=200))):
-                write_whole(path, data)
-                paths.append(path)
-    return paths
+    with drawn_in(DARK if dark else LIGHT):
+        made = {f"figure-1-{printable(task)}": along_answers(one.of(task)) for one in evaluations for task in one.tasks}
+        made |= {name: draw(scored) for name, draw in _OF_RUNS.items()}
+        drawn = {name: figure for name, figure in made.items() if figure is not None}
+        return [path for name, figure in drawn.items() for path in write_drawn(name, figure, folder)]
 
 
 def along_answers(results: Sequence[Mapping[str, Any]]) -> Figure | None:
@@ -118,14 +112,10 @@ def _panels(panels: Mapping[str, Mapping[str, Points]], label: str, *, ordered: 
     rows = -(-len(drawn) // columns)
     size = (3.9 * columns, 2.8 * rows)
     figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    colours = _ramp(max(map(len, drawn.values()))) if ordered else theme().colours
     for axes, (name, lines) in zip(grid.flat, drawn.items(), strict=False):
-        shown = {which: points for which, points in lines.items() if points}
-        colours = _ramp(len(shown)) if ordered else COLOURS
-        for points, colour in zip(shown.values(), colours, strict=False):
+        for points, colour in zip(filter(None, lines.values()), colours, strict=False):
             _line(axes, points, colour)
-        named = list(shown.items())[:_MOST_LINES]
-        ends = [(*points[-1][:2], name.replace("_", " ")) for name, points in named]
-        label_ends(axes, [(*end, colour) for end, colour in zip(ends, colours, strict=False)])
         axes.set_title(shortened(name, 50), fontsize=9, loc="left")
         axes.set_xlabel("step", fontsize=8)
         axes.set_ylabel(label, fontsize=8)
@@ -133,6 +123,10 @@ def _panels(panels: Mapping[str, Mapping[str, Points]], label: str, *, ordered: 
         bare(axes)
     for axes in list(grid.flat)[len(drawn) :]:
         axes.set_axis_off()
+    figure.draw_without_rendering()  # from here on it is known how high the panels are
+    for axes, lines in zip(grid.flat, drawn.values(), strict=False):
+        shown = [(*points[-1][:2], name.replace("_", " ")) for name, points in lines.items() if points][:_MOST_LINES]
+        label_ends(axes, [(*end, colour) for end, colour in zip(shown, colours, strict=False)])
     return figure
 
 
@@ -150,7 +144,7 @@ def _along(axes: Axes, course: Mapping[str, Any], label: str) -> None:
     axes.set_ylabel(label, fontsize=8)
     axes.set_xticks(range(1, 11))
     axes.tick_params(labelsize=8)
-    for kind, colour in (("right", BLUE), ("wrong", ORANGE)):
+    for kind, colour in zip(("right", "wrong"), theme().colours, strict=False):
         of = course.get(kind, {"value": [], "stderr": []})
         points = [
             (tenth, value, math.nan if error is None else error)
@@ -159,7 +153,7 @@ def _along(axes: Axes, course: Mapping[str, Any], label: str) -> None:
         ]
         if points:
             _line(axes, points, colour)
-            axes.annotate(f" {kind}", points[-1][:2], color=colour, fontsize=8, va="center")
+            axes.annotate(f" {kind}", points[-1][:2], color=legible(colour), fontsize=8, va="center")
 
 
 def _by(groups: Sequence[Group], name: Callable[[Group], str]) -> dict[str, list[Group]]:
@@ -184,5 +178,6 @@ def _ratio(group: Group) -> float | None:
 
 
 def _ramp(n: int) -> list[str]:
-    """So many colours of viridis, from dark to light, without its palest end."""
-    return [plt.matplotlib.colors.to_hex(plt.get_cmap("viridis")(0.85 * i / max(n - 1, 1))) for i in range(n)]
+    """So many colours of viridis, from dark to light, without the end that is too near to the ground."""
+    low, high = (0.25, 1.0) if theme() is DARK else (0.0, 0.85)
+    return [to_hex(plt.get_cmap("viridis")(low + (high - low) * i / max(n - 1, 1))) for i in range(n)]

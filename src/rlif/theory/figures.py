@@ -15,7 +15,8 @@ from torch import Tensor
 from rlif.theory.gradient_flow import Flow, flow
 from rlif.theory.gradients import REWARDS, natural_gradient
 from rlif.theory.tabular import Language, Policies, random_policies, tree
-from rlif.utils.plotting import BLUE, GREEN, GREY, ORANGE, PINK, png
+from rlif.utils.palette import BLUE, GREEN, GREY, ORANGE, PINK
+from rlif.utils.plotting import png
 
 _COLOURS = {
     "self_certainty": BLUE,

@@ -1,8 +1,11 @@
-"""What all pictures share: no display, colours that the colour-blind can tell apart, bare axes, PNG and SVG."""
+"""What all pictures share: no display, colours and marks (`rlif.utils.palette`), bare axes, PNG and SVG."""
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -12,20 +15,48 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+
+from rlif.utils.atomic_io import make_folder, write_whole, writing
+from rlif.utils.palette import DARK, LIGHT, Theme
 
 plt.rcParams["text.parse_math"] = False  # a $ in a model's name is no formula
 
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#555555"
-PINK, RED, SKY, YELLOW = "#CC79A7", "#D55E00", "#56B4E9", "#F0E442"
-COLOURS = (BLUE, ORANGE, GREEN, GREY, PINK, RED, SKY, YELLOW)
-"""In the order of curves. Source: Okabe and Ito, Color Universal Design."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
+"""Beside the colours, for print in black and white."""
+
+_THEME: ContextVar[Theme] = ContextVar("theme", default=LIGHT)
+
+
+def theme() -> Theme:
+    """The theme that pictures are drawn in now."""
+    return _THEME.get()
+
+
+@contextmanager
+def drawn_in(chosen: Theme) -> Iterator[None]:
+    """Draw in another theme: figures made meanwhile have its ground and letters."""
+    letters = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+    grounds = ("figure.facecolor", "axes.facecolor")
+    token = _THEME.set(chosen)
+    try:
+        with plt.rc_context(dict.fromkeys(letters, chosen.ink) | dict.fromkeys(grounds, chosen.ground)):
+            yield
+    finally:
+        _THEME.reset(token)
+
+
+def legible(colour: str) -> str:
+    """A curve's colour for its name: nearer to the letters, so that small type in it can be read."""
+    pairs = zip(to_rgb(colour), to_rgb(theme().ink), strict=True)
+    return to_hex([0.7 * own + 0.3 * ink for own, ink in pairs])
 
 
 def bare(axes: Axes) -> None:
     """Two spines and faint horizontal lines behind what is drawn."""
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axes.grid(axis="y", color=theme().faint, linewidth=0.6)
     axes.set_axisbelow(True)
 
 
@@ -33,26 +64,25 @@ End = tuple[float | int, float | int, str, str]
 """Where a line ends, its name and its colour."""
 
 
-def label_ends(axes: Axes, ends: Sequence[End], *, size: float = 7.5, room: float = 0.42) -> None:
-    """Each line's name beside its end, moved apart where two would overlap; a thin line leads to one that was moved.
+def label_ends(axes: Axes, ends: Sequence[End], *, size: float = 7.5) -> None:
+    """Each line's name right of the axes, beside its end, moved apart where two would overlap; a thin line leads there.
 
-    ``size``: points; ``room``: how much wider the axes become for the names, as a share of their width.
+    ``size``: points. The figure's layout has to be constrained (it makes room for the names) and its height settled:
+    call `matplotlib.figure.Figure.draw_without_rendering` before.
     """
-    low, high = axes.get_ylim()
-    height = axes.get_window_extent().height * 72 / plt.rcParams["figure.dpi"]  # points
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    height = axes.get_window_extent().height * 72 / axes.figure.dpi  # points
     ranked = sorted(ends, key=lambda end: end[1])
     places = spread_apart([y for _, y, _, _ in ranked], low, high, 1.25 * size * (high - low) / height)
-    left, right = axes.get_xlim()
-    edge = max((x for x, _, _, _ in ends), default=right)
-    gap = 0.03 * (right - left)
-    leaders = [((x, y), (edge + gap, at)) for (x, y, _, _), at in zip(ranked, places, strict=True)]
+    at = right + 0.01 * (right - left)
+    leaders = [((x, y), (at, place)) for (x, y, _, _), place in zip(ranked, places, strict=True)]
     colours = [colour for *_, colour in ranked]
-    axes.add_collection(LineCollection(leaders, colors=colours, linewidths=0.5, alpha=0.6), autolim=False)
-    for (_, _, name, colour), at in zip(ranked, places, strict=True):
-        style: dict[str, Any] = {"color": colour, "fontsize": size, "va": "center"}
-        axes.annotate(f" {name}", (edge + gap, at), annotation_clip=False, **style)
-    axes.set_xticks([tick for tick in axes.get_xticks() if left <= tick <= right])  # none below the names
-    axes.set_xlim(left, right + room * (right - left))
+    lines = LineCollection(leaders, colors=colours, linewidths=0.5, alpha=0.6, clip_on=False)
+    axes.add_collection(lines, autolim=False)
+    for (_, _, name, colour), place in zip(ranked, places, strict=True):
+        style: dict[str, Any] = {"color": legible(colour), "fontsize": size, "va": "center"}
+        axes.annotate(f" {name}", (at, place), annotation_clip=False, **style)
+    axes.set_xlim(left, right)
     axes.set_ylim(low, high)
 
 
@@ -86,3 +116,17 @@ def svg(figure: Figure) -> bytes:
         warnings.filterwarnings("ignore", message="Glyph")
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()
+
+
+def write_drawn(name: str, figure: Figure, folder: Path) -> list[Path]:
+    """Write a figure as SVG and as PNG, ``NAME-dark`` if that is the theme; returns their paths. It is closed.
+
+    Raises `RlifError` if they cannot be written.
+    """
+    paths = []
+    with writing(folder, "choose another --figures"):
+        make_folder(folder)
+        for kind, data in (("svg", svg(figure)), ("png", png(figure, dpi=200))):
+            paths.append(folder / f"{name}{'-dark' if theme() is DARK else ''}.{kind}")
+            write_whole(paths[-1], data)
+    return paths

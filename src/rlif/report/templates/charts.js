@@ -1,10 +1,6 @@
 "use strict";
 // The curves: a chart is drawn when it comes into view, again when its groups or the colours of the page change.
 const PAGE = JSON.parse(document.getElementById("data").textContent);
-const COLOURS = {
-  light: ["#0072b2", "#c98500", "#008060", "#555555", "#b4558e", "#c04f00", "#2f8fc4", "#8a7f00"],
-  dark: ["#5ab4f0", "#f0b030", "#30c890", "#b0b0b0", "#e49ac4", "#ff8a4a", "#8cd0f6", "#f0e442"],
-};
 const DASHES = ["solid", "dash", "dot", "dashdot", "longdash"];
 
 function make(name, attributes = {}, ...children) {
@@ -68,7 +64,7 @@ function traces(panel, chart, shown) {
   if (chart.kind === "states") return states(panel, chart, shown);
   const found = [];
   for (const line of chart.lines.filter((one) => shown.has(one.group))) {
-    const palette = COLOURS[theme()];
+    const palette = PAGE.colours[theme()];
     const colour = palette[(panel.groups.length > 1 ? line.group : line.style) % palette.length];
     if (line.e) {
       const known = line.y.map((y, i) => i).filter((i) => line.y[i] !== null && line.e[i] !== null);
@@ -180,7 +176,7 @@ function drawing(panel, chart, shown) {
 
 function paintSwatches() {
   for (const one of document.querySelectorAll("[data-colour]")) {
-    const palette = COLOURS[theme()];
+    const palette = PAGE.colours[theme()];
     one.style.background = palette[Number(one.dataset.colour) % palette.length];
   }
 }
