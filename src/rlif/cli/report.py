@@ -12,23 +12,42 @@ from rlif.experiments.study import GRIDS, RUNS, collect
 from rlif.report.eval_record import is_evaluation, read_evaluation
 from rlif.report.page import Study, Subjects, check_free, page, plotly, write_page
 from rlif.report.run_record import RunRecord, grouped, is_run, read_run
+from rlif.report.story import is_scored
 from rlif.utils.terminal import say
 
 
-def write_report(folders: Sequence[Path], out: Path, figures: Path | None = None) -> None:
-    """Write the page of what lies in ``folders``, and the paper's figures into another if that is given; tell where.
+def write_report(folders: Sequence[Path], out: Path, figures: Path | None = None, *, dark: bool = False) -> None:
+    """Write the page of what lies in ``folders``, and figures of it into another if that is given; tell where.
 
-    Raises `RlifError` for a folder that holds nothing to show.
+    ``dark``: the figures on a dark ground. Raises `RlifError` for a folder that holds nothing to show.
     """
     check_free(out)
     subjects = gather(folders)
     size = write_page(subjects, out)
     say(f"written: {out} ({size / 1e6:.1f} MB); it opens in a browser and loads nothing")
     if figures is not None:
-        from rlif.report.paper_figures import write_paper_figures  # loads matplotlib
+        _write_figures(subjects, figures, dark=dark)
 
-        paths = write_paper_figures(grouped(subjects.runs), subjects.evaluations, figures)
-        say(f"figures: {', '.join(map(str, paths)) or 'none: no run or evaluation has the numbers'}")
+
+def _write_figures(subjects: Subjects, folder: Path, *, dark: bool) -> None:
+    """The paper's figures, those of a few runs, and answers step by step; tell where they are, and what is missing."""
+    from rlif.report.answer_figures import write_answer_figures  # these load matplotlib
+    from rlif.report.figures import MOST_CURVES, Curve, write_figures
+    from rlif.report.paper_figures import write_paper_figures
+
+    groups, notes = grouped(subjects.runs), list[str]()
+    paths = write_paper_figures(groups, subjects.evaluations, folder, dark=dark)
+    curves = [Curve(group.label, group.evaluated) for group in groups if is_scored(group)]
+    if 0 < len(curves) <= MOST_CURVES:
+        paths += write_figures(curves, folder, dark=dark)
+    elif curves:
+        notes.append(
+            f"accuracy, surer, format and confidence are drawn of {MOST_CURVES} runs at most, not {len(curves)}"
+        )
+    paths += write_answer_figures(groups, folder, notes, dark=dark)
+    say(f"figures: {', '.join(map(str, paths)) or 'none: no run or evaluation has the numbers'}")
+    for note in notes:
+        say(f"not drawn: {note}")
 
 
 def serve_report(folders: Sequence[Path], port: int) -> None:

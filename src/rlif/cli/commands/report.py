@@ -16,8 +16,9 @@ def report(
         Path | None, typer.Option(help="The page's file, report.html unless given; a page of before is written over.")
     ] = None,
     figures: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write the paper's figures of it too, as PNG and SVG.")
+        Path | None, typer.Option(metavar="DIR", help="Write figures of it too: the paper's, and answers step by step.")
     ] = None,
+    dark: Annotated[bool, typer.Option("--dark", help="With --figures: on a dark ground, as NAME-dark.")] = False,
     serve: Annotated[
         bool, typer.Option("--serve", help="Show it on this machine instead, made anew while a run goes on.")
     ] = False,
@@ -27,10 +28,12 @@ def report(
     from rlif.cli.report import serve_report, write_report
 
     if serve:
-        if out is not None or figures is not None:
-            raise RlifError("--serve writes no file: leave out --out and --figures")
+        if out is not None or figures is not None or dark:
+            raise RlifError("--serve writes no file: leave out --out, --figures and --dark")
         serve_report(folders, port or 0)
         return
     if port is not None:
         raise RlifError("--port belongs to --serve")
-    write_report(folders, out or Path("report.html"), figures)
+    if dark and figures is None:
+        raise RlifError("--dark belongs to --figures")
+    write_report(folders, out or Path("report.html"), figures, dark=dark)
