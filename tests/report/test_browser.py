@@ -187,6 +187,45 @@ def test_guards_are_a_row_each_told_apart_by_colour_and_shape(tmp_path: Path) ->
         assert len({one["marker"][name] for one in found["traces"]}) == 3
 
 
+def test_axes_reach_as_far_as_what_they_show_is_told_apart(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    seldom = {"eval/transitional_share": 0.2, "eval/truncated": 0.0}
+    rows = [{"step": step, **line(step, **seldom)} for step in STEPS]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    found = seen(
+        run,
+        """
+        const axis = (title) => {
+          const chart = PAGE.panels[0].charts.find((one) => one.title.startsWith(title));
+          return layout(PAGE.panels[0], chart, new Set([0])).yaxis;
+        };
+        const titles = ["Right and", "Answers with a", "Answers cut", "Self-certainty", "Length"];
+        return { axes: titles.map((one) => [axis(one).range, axis(one).rangemode]) };
+        """,
+    )
+    high, seldom_seen, never, certainty, length = found["axes"]
+    assert high[0] == pytest.approx([-0.02, 1.05]), "up to .75: to 1"
+    assert seldom_seen[0] == pytest.approx([-0.004, 0.21])
+    assert never[0] == pytest.approx([-0.002, 0.105])
+    assert (certainty[1], length[1]) == ("normal", "tozero")
+
+
+def test_of_many_lines_the_solid_ones_alone_have_bands(tmp_path: Path) -> None:
+    runs = [
+        write_run(tmp_path / f"run{i}", reward=name) for i, name in enumerate(("self_certainty", "length", "random"))
+    ]
+    rows = [{"step": step, **line(step), "eval/majority_right_and_formatted": 0.5} for step in STEPS]
+    errors = {f"eval/{name}right_and_formatted_stderr": 0.1 for name in ("", "greedy_", "majority_")}
+    for run in runs:
+        (run / "metrics.jsonl").write_text("".join(json.dumps({**one, **errors}) + "\n" for one in rows))
+    check = """
+    const bands = (shown) => traces(PAGE.panels[0], PAGE.panels[0].charts[0], new Set(shown))
+      .filter((one) => one.fill).length;
+    return { nine: bands([0, 1, 2]), six: bands([0, 1]) };
+    """
+    assert seen(tmp_path, check) == {"nine": 3, "six": 6}
+
+
 @pytest.mark.parametrize(("theme", "width"), [("light", 1200), ("dark", 1200), ("light", 500)])
 def test_axe_finds_no_serious_violation(run: Path, theme: str, width: int) -> None:
     axe = (resources.files("axe_core_python") / "axe.min.js").read_text("utf-8")

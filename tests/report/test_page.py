@@ -94,6 +94,18 @@ def test_numbers_on_the_page_are_those_of_the_files(html: str, run: Path) -> Non
     assert "rises, then falls with self_certainty (0.25 → 0.75 at step 2 → 0.12)" in text
     assert "entropy 1.500 → 1.100 nats a token" in text
     assert "One run, finished: 4 of 4 steps." in text
+    assert html.count('<th scope="row" rowspan="2">toy, self_certainty</th><td rowspan="2">1</td>') == 1
+
+
+def test_a_folder_of_runs_is_named_and_what_stays_0_is_not_told(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / "pairs" / name, reward=name) for name in ("self_certainty", "token_entropy")]
+    rows = [{"step": step, **line(step, **{"eval/truncated": 0.0, "eval/length": 7.0})} for step in STEPS]
+    (runs[0] / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    html = page(gather([tmp_path / "pairs"]), STUB)
+    assert "<title>pairs: 2 runs</title>" in html
+    text = " ".join(Elements(html).texts)
+    assert "length 7 → 7 tokens" in text
+    assert "cut off at the limit" not in text.partition("Right and formatted answers to held-out")[0]
 
 
 def test_the_viewer_has_the_tokens_of_the_parquet_files(html: str, run: Path) -> None:

@@ -19,7 +19,7 @@ class Chart:
     """What stands together. ``lines``: patterns of metrics, each with what its line is called; the first is solid.
 
     ``instead``: lines for a run that has none of the others. ``kind``: curves, or states (0 ok, 1 warn, 2 stop), which
-    are drawn one row a line.
+    are drawn one row a line. ``zero``: the axis reaches to 0; not where that is far from anything a policy has.
     """
 
     title: str
@@ -28,6 +28,7 @@ class Chart:
     instead: Mapping[str, str] | None = None
     machinery: bool = False
     kind: str = "curves"
+    zero: bool = True
 
 
 CHARTS = (
@@ -69,7 +70,12 @@ CHARTS = (
         "nats",
         {"entropy/measured": "measured", "entropy/predicted": "predicted"},
     ),
-    Chart("Self-certainty", "nats", {"eval/self_certainty": "held-out", "signal/self_certainty": "training"}),
+    Chart(
+        "Self-certainty",
+        "nats",
+        {"eval/self_certainty": "held-out", "signal/self_certainty": "training"},
+        zero=False,
+    ),
     Chart(
         "Length of answers",
         "tokens",
@@ -105,7 +111,7 @@ def charts(groups: Sequence[Group]) -> list[dict[str, Any]]:
             thinned = sum(line.pop("thinned") for line in drawn)
             head = {"title": chart.title, "unit": chart.unit, "machinery": chart.machinery, "thinned": thinned}
             own = _rows(drawn) if chart.kind == "states" else {"lines": drawn}
-            found.append({**head, "kind": chart.kind, **own})
+            found.append({**head, "kind": chart.kind, "zero": chart.zero, **own})
     return found
 
 

@@ -142,7 +142,7 @@ def courses(record: EvalRecord, task: str) -> list[dict[str, Any]]:
         ]
         if lines:
             head = {"title": title, "unit": unit, "machinery": False, "thinned": 0, "axis": "tenth"}
-            found.append({**head, "lines": lines})
+            found.append({**head, "zero": name != "self_certainty", "lines": lines})
     return found
 
 

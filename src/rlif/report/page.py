@@ -177,7 +177,9 @@ def _title(subjects: Subjects, groups: Sequence[Group]) -> str:
     if len(groups) == 1 and not (subjects.evaluations or subjects.studies):
         return groups[0].label
     folders = [*(one.folder for one in subjects.studies), *(one.folder for one in subjects.evaluations)]
-    names = [folder.resolve().name for folder in folders] or [f"{len(subjects.runs)} runs"]
+    inside = {run.folder.resolve().parent.name for run in subjects.runs}
+    where = f"{inside.pop()}: " if len(inside) == 1 else ""
+    names = [folder.resolve().name for folder in folders] or [f"{where}{len(subjects.runs)} runs"]
     return printable(", ".join(names))
 
 
@@ -223,8 +225,8 @@ def _asked(record: EvalRecord) -> dict[str, str]:
 
 
 _BANDS = (
-    "Bands: one standard error, over seeds where a line is the mean of several runs, else over problems. Drag over a "
-    "chart to look closer, click twice to see it whole."
+    "Bands: one standard error, over seeds where a line is the mean of several runs, else over problems; of more than "
+    "six lines only the solid ones have theirs. Drag over a chart to look closer, click twice to see it whole."
 )
 
 

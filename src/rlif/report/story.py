@@ -136,7 +136,10 @@ def _without_scores(groups: Sequence[Group]) -> Iterator[str]:
 
 
 def _trends(group: Group) -> Iterator[str]:
-    """From the first evaluation to the last; of a metric of each step, from its first tenth of steps to its last."""
+    """From the first evaluation to the last; of a metric of each step, from its first tenth of steps to its last.
+
+    Nothing of what is 0 at both.
+    """
     for name, keys, form, unit in _TRENDS:
         points = next((found for key in keys if (found := curve(group, key))), [])
         if len(points) < 2:
@@ -144,6 +147,8 @@ def _trends(group: Group) -> Iterator[str]:
         values = [value for _, value, _ in points]
         part = 1 if len(values) < 40 else len(values) // 10
         first, last = fmean(values[:part]), fmean(values[-part:])
+        if f"{first:{form}}" == f"{last:{form}}" == f"{0:{form}}":
+            continue
         yield f"{name} {f'{first:{form}} → {last:{form}} {unit}'.rstrip()}"
 
 

@@ -1,6 +1,7 @@
 "use strict";
 // The curves: a chart is drawn when it comes into view, again when its groups or the colours of the page change.
 const PAGE = JSON.parse(document.getElementById("data").textContent);
+const BANDS = 6; // lines of a chart that may all have their bands
 const DASHES = ["solid", "dash", "dot", "dashdot", "longdash"];
 
 function make(name, attributes = {}, ...children) {
@@ -63,10 +64,11 @@ function rows(panel, chart, shown) {
 function traces(panel, chart, shown) {
   if (chart.kind === "states") return states(panel, chart, shown);
   const found = [];
-  for (const line of chart.lines.filter((one) => shown.has(one.group))) {
+  const lines = chart.lines.filter((one) => shown.has(one.group));
+  for (const line of lines) {
     const palette = PAGE.colours[theme()];
     const colour = palette[(panel.groups.length > 1 ? line.group : line.style) % palette.length];
-    if (line.e) {
+    if (line.e && (line.style === 0 || lines.length <= BANDS)) {
       const known = line.y.map((y, i) => i).filter((i) => line.y[i] !== null && line.e[i] !== null);
       const edge = (sign) => known.map((i) => line.y[i] + sign * line.e[i]);
       const x = known.map((i) => line.x[i]);
@@ -83,13 +85,21 @@ function traces(panel, chart, shown) {
   return found;
 }
 
+// To 1, or where nothing drawn is above a third, to what is.
+function shares(chart, shown) {
+  const values = chart.lines.filter((one) => shown.has(one.group)).flatMap((one) => one.y.filter((y) => y !== null));
+  const most = values.reduce((a, b) => Math.max(a, b), 0.1);
+  const top = most > 1 / 3 ? 1 : most;
+  return { range: [-0.02 * top, 1.05 * top] };
+}
+
 function layout(panel, chart, shown) {
   const dark = theme() === "dark";
   const grid = dark ? "#38424d" : "#e3e7eb";
   const axis = { gridcolor: grid, zerolinecolor: grid };
   const names = chart.kind === "states" ? rows(panel, chart, shown) : [];
   const category = { type: "category", categoryorder: "array", categoryarray: names, autorange: "reversed", automargin: true };
-  const share = chart.kind === "states" ? category : chart.unit === "share" ? { range: [-0.02, 1.03] } : { rangemode: "tozero" };
+  const share = chart.kind === "states" ? category : chart.unit === "share" ? shares(chart, shown) : { rangemode: chart.zero ? "tozero" : "normal" };
   return {
     margin: { l: 48, r: 12, t: 8, b: 36 }, showlegend: false, hovermode: names.length ? "closest" : "x unified",
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
@@ -151,7 +161,7 @@ function drawing(panel, chart, shown) {
   const styles = [...new Map(chart.lines.map((line) => [line.style, line.name])).entries()];
   const key = panel.groups.length > 1 && styles.length > 1
     ? styles.map(([style, name]) => `${name}: ${DASHES[style % DASHES.length]}`).join(", ")
-    : styles.length > 1 ? "" : styles[0][1];
+    : new Set(chart.lines.map((line) => line.name)).size > 1 ? "" : styles[0][1];
   const caption = make("figcaption", {}, chart.title);
   if (chart.kind === "states") caption.append(levelKey(chart));
   else caption.append(make("small", {}, [chart.unit, key].filter(Boolean).join("; ")));

@@ -108,7 +108,7 @@ function facts(answer) {
   const said = [verdict(answer), answer.f ? "formatted" : "not formatted"];
   if (answer.x !== null) said.push(`read as ${short(answer.x, 40)}`);
   said.push(`${answer.n} tokens`, ...answer.g, ...(answer.o === "length" ? ["cut off"] : []));
-  for (const [name, words] of Object.entries(SIGNALS)) if (answer.m[name] !== null) said.push(`${words} ${answer.m[name]}`);
+  for (const [name, words] of Object.entries(SIGNALS)) if (answer.m[name] !== null) said.push(`${words} ${answer.m[name].toFixed(3)}`);
   if (answer.a !== undefined) said.push(`advantage ${answer.a}`);
   return said;
 }
@@ -187,6 +187,7 @@ function showLegend() {
   const [sure, least] = name === "self_certainty" ? [`${high.toFixed(1)} nats or more`, `${low.toFixed(1)} or less`]
     : name === "entropy" ? ["0 nats", "3 or more"] : ["0 nats", "−3 or less"];
   const known = VIEW.source.answers.some((one) => one.v);
+  for (const node of document.querySelectorAll(".of-tokens")) node.hidden = !known;
   document.getElementById("legend").replaceChildren(...(known
     ? [`${SIGNALS[name]} of a token: ${sure}`, make("i"), least]
     : ["No signal of single tokens was kept here."]));
