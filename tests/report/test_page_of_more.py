@@ -14,7 +14,7 @@ from rlif.evals.store import read_answers
 from rlif.experiments.findings import findings
 from rlif.experiments.study import collect
 from rlif.report.page import page
-from rlif.report.paper_figures import change_of_accuracy, write_paper_figures
+from rlif.report.paper_figures import along_answers, change_of_accuracy, write_paper_figures
 from rlif.report.run_record import grouped
 
 STUB = "/* plotly stands here */"
@@ -110,6 +110,22 @@ def test_the_papers_figures_are_written(study: Path, judged: Path, tmp_path: Pat
     svgs = [[path.read_bytes() for path in some if path.suffix == ".svg"] for some in (paths, again)]
     assert svgs[0] == svgs[1], "the same bytes each time"
     assert write_paper_figures([], [], tmp_path / "none") == []
+
+
+def test_names_of_the_paper_s_figures_do_not_cover_each_other(judged: Path, tmp_path: Path) -> None:
+    (record,) = gather([judged]).evaluations
+    figure = along_answers(record.of("arithmetic"))
+    assert figure is not None
+    for axes in figure.axes:
+        right, wrong = (text for text in axes.texts)
+        assert {right.get_text(), wrong.get_text()} == {" right", " wrong"}
+        assert not right.get_window_extent().overlaps(wrong.get_window_extent())
+    rewards = {"a": ("self_certainty", "token_entropy"), "b": ("token_entropy",)}
+    runs = [write_run(tmp_path / f"{a}-{b}", policy={"model": a}, reward=b) for a, own in rewards.items() for b in own]
+    pairs = change_of_accuracy(grouped(gather(runs).runs))
+    assert pairs is not None
+    first, second = ({line.get_label(): line.get_color() for line in axes.get_lines()} for axes in pairs.axes)
+    assert first["token entropy"] == second["token entropy"] != first["self certainty"]
 
 
 def test_figure_2_draws_the_change_in_points(tmp_path: Path) -> None:

@@ -262,14 +262,15 @@ def _head(axes: Axes, found: Answers, label: str) -> None:
 
 
 def finding(answers: Sequence[Candidate]) -> str:
-    """What is seen: from when to when the verdict changes, and whether the last answer is surer."""
+    """What is seen: between which steps the verdict last changes, and whether the last answer is surer."""
     last = answers[-1]
-    right = [one for one in answers if one.value("right") is True]
-    if not right or last.value("right") is not False:
+    verdict = last.value("right")
+    others = [one for one in answers if None not in (verdict, one.value("right")) and one.value("right") != verdict]
+    if not others:
         return f"One prompt at steps {', '.join(one.place for one in answers)}"
-    said = f"Right at step {right[-1].place}, wrong at step {last.place}"
-    surer = _mean(last) < _mean(right[-1])
-    return f"{said}, and surer" if surer else said
+    words = ("right", "wrong") if verdict is False else ("wrong", "right")
+    said = f"{words[0].capitalize()} at step {others[-1].place}, {words[1]} at step {last.place}"
+    return f"{said}, and surer" if _mean(last) < _mean(others[-1]) else said
 
 
 def _mean(one: Candidate) -> float:

@@ -24,12 +24,11 @@ from rlif.errors import printable, shortened
 from rlif.report.charts import curve
 from rlif.report.eval_record import EvalRecord
 from rlif.report.run_record import Group
-from rlif.utils.palette import COLOURS, DARK, LIGHT
-from rlif.utils.plotting import bare, drawn_in, label_ends, legible, theme, write_drawn
+from rlif.utils.palette import DARK, LIGHT
+from rlif.utils.plotting import End, bare, drawn_in, label_ends, theme, write_drawn
 
 SCORE = "eval/right_and_formatted"
 INTERNAL = ("self_certainty", "token_entropy", "trajectory_entropy")
-_MOST_LINES = len(COLOURS)
 Points = Sequence[tuple[int, float, float]]
 """Step, value, standard error (NaN: unknown)."""
 
@@ -60,7 +59,16 @@ def along_answers(results: Sequence[Mapping[str, Any]]) -> Figure | None:
         for axes, (name, label) in zip(row, panels, strict=True):
             _along(axes, one.get("course", {}).get(name, {}), label)
         row[0].set_title(shortened(printable(str(one["model"])), 60), fontsize=9, loc="left")
+    figure.draw_without_rendering()  # from here on it is known how high the panels are
+    for row in grid:
+        for axes in row:
+            label_ends(axes, [_end(line) for line in axes.get_lines()])
     return figure
+
+
+def _end(line: Any) -> End:
+    """Where a drawn line ends, its name and its colour."""
+    return float(line.get_xdata()[-1]), float(line.get_ydata()[-1]), line.get_label(), line.get_color()
 
 
 def change_of_accuracy(groups: Sequence[Group]) -> Figure | None:
@@ -112,10 +120,13 @@ def _panels(panels: Mapping[str, Mapping[str, Points]], label: str, *, ordered: 
     rows = -(-len(drawn) // columns)
     size = (3.9 * columns, 2.8 * rows)
     figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
-    colours = _ramp(max(map(len, drawn.values()))) if ordered else theme().colours
+    names = list(dict.fromkeys(name for lines in drawn.values() for name, points in lines.items() if points))
+    ramp = _ramp(len(names)) if ordered else theme().colours
+    colours = {name: ramp[i % len(ramp)] for i, name in enumerate(names)}  # a line's colour is the same in all panels
     for axes, (name, lines) in zip(grid.flat, drawn.items(), strict=False):
-        for points, colour in zip(filter(None, lines.values()), colours, strict=False):
-            _line(axes, points, colour)
+        for which, points in lines.items():
+            if points:
+                _line(axes, points, colours[which], which.replace("_", " "))
         axes.set_title(shortened(name, 50), fontsize=9, loc="left")
         axes.set_xlabel("step", fontsize=8)
         axes.set_ylabel(label, fontsize=8)
@@ -124,15 +135,14 @@ def _panels(panels: Mapping[str, Mapping[str, Points]], label: str, *, ordered: 
     for axes in list(grid.flat)[len(drawn) :]:
         axes.set_axis_off()
     figure.draw_without_rendering()  # from here on it is known how high the panels are
-    for axes, lines in zip(grid.flat, drawn.values(), strict=False):
-        shown = [(*points[-1][:2], name.replace("_", " ")) for name, points in lines.items() if points][:_MOST_LINES]
-        label_ends(axes, [(*end, colour) for end, colour in zip(shown, colours, strict=False)])
+    for axes in list(grid.flat)[: len(drawn)]:
+        label_ends(axes, [_end(line) for line in axes.get_lines()])
     return figure
 
 
-def _line(axes: Axes, points: Points, colour: str) -> None:
+def _line(axes: Axes, points: Points, colour: str, name: str) -> None:
     steps, values = [step for step, _, _ in points], [value for _, value, _ in points]
-    axes.plot(steps, values, color=colour, marker="o", markersize=2.5, linewidth=1.4)
+    axes.plot(steps, values, color=colour, marker="o", markersize=2.5, linewidth=1.4, label=name)
     known = [point for point in points if math.isfinite(point[2])]
     low, high = ([value + sign * error for _, value, error in known] for sign in (-1, 1))
     axes.fill_between([step for step, _, _ in known], low, high, color=colour, alpha=0.15, linewidth=0)
@@ -152,8 +162,7 @@ def _along(axes: Axes, course: Mapping[str, Any], label: str) -> None:
             if value is not None
         ]
         if points:
-            _line(axes, points, colour)
-            axes.annotate(f" {kind}", points[-1][:2], color=legible(colour), fontsize=8, va="center")
+            _line(axes, points, colour, kind)
 
 
 def _by(groups: Sequence[Group], name: Callable[[Group], str]) -> dict[str, list[Group]]:
