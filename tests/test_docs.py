@@ -156,3 +156,18 @@ def test_a_command_that_is_not_taken_is_seen() -> None:
 def test_a_generated_page_is_that_of_the_code(page: str, module: list[str]) -> None:
     done = subprocess.run([sys.executable, "-m", *module], capture_output=True, text=True, check=True)
     assert PAGES[page] == done.stdout, f"run: python -m {' '.join(module)} > {page}"
+
+
+def test_the_readme_s_numbers_are_those_of_the_results() -> None:
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in PAGES["docs/results.md"].splitlines()]
+    sampled = {row[0]: row[2:5] for row in rows if len(row) > 5 and row[1] == "sampled" and " @ " in row[3]}
+
+    def brief(cell: str) -> str:
+        return f"{float(cell):.2f}".lstrip("0")
+
+    start, best, last = sampled["base, self-certainty"]
+    score, _, step = best.partition(" @ ")
+    said = f"from {brief(start)} right to {brief(score)} at step {step} and {brief(last)} at step 60"
+    readme = " ".join(PAGES["README.md"].split())
+    assert said in readme
+    assert f"with labels to {brief(sampled['base, verifiable (labels)'][2])}" in readme

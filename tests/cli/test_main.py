@@ -174,6 +174,8 @@ def test_a_disk_without_room(run, toy_model: Path) -> None:  # type: ignore[no-u
         (["quickstart", "--out", "x", "--steps", "0"], "Invalid value for '--steps'"),
         (["tiny"], "Missing command; see rlif tiny --help"),
         (["report", "g", "--out"], "Option '--out' requires an argument; see rlif report --help"),
+        (["report", "g", "--dark"], "--dark belongs to --figures"),
+        (["report", "g", "--serve", "--dark"], "--serve writes no file: leave out --out, --figures and --dark"),
         (["tiny", "make", "--out"], "requires an argument; see rlif tiny make --help"),
         (["sample", "nowhere", "hello"], "MODEL: no such folder or file: nowhere"),
         (["sample", "tiny-base", ""], "PROMPT: it is empty"),
