@@ -19,6 +19,7 @@ What was decided, and why:
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -270,7 +271,9 @@ def _vllm_in_process() -> Iterator[None]:
     os.environ.update(_ENVIRONMENT)
     threads, set_threads = torch.get_num_threads(), torch.set_num_threads
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what its imports find on this machine
+            yield
     finally:
         torch.set_num_threads = set_threads
         torch.set_num_threads(threads)
