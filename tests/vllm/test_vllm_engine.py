@@ -9,6 +9,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +28,8 @@ from rlif.rng import Key
 from rlif.rollout import vllm_engine
 from rlif.rollout.engine import Engine, SamplerError
 from rlif.rollout.prompts import render
+from rlif.rollout.recorder import Recorder
+from rlif.rollout.vllm_draw import ROW, Drawing
 from rlif.rollout.vllm_engine import VllmEngine
 from rlif.runs.layout import resume_with
 from rlif.signals import token_signals
@@ -36,11 +39,12 @@ from toys import toy_policy, toy_tokenizer
 
 EAGER = RolloutConfig(engine="vllm", max_new_tokens=32, vllm=VllmConfig(memory=0.2, eager=True))
 KEY = Key(5, 2)
+TINY_BASE = PolicyConfig(model="tiny-base", dtype="float32", device="cpu")
 
 
 @pytest.fixture(scope="module")
 def tiny() -> Policy:
-    return load_policy(PolicyConfig(model="tiny-base", dtype="float32", device="cpu"))
+    return load_policy(TINY_BASE)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -102,7 +106,7 @@ def test_signals_are_those_of_one_plain_forward_pass(tiny: Policy) -> None:
 
 def test_the_policy_as_it_is_now_is_sampled_from_and_no_other(tiny: Policy) -> None:
     """Weights are handed over before each call: of the head, which is tied, too; and prompts are read anew."""
-    other = load_policy(PolicyConfig(model="tiny-base", dtype="float32", device="cpu"))
+    other = load_policy(TINY_BASE)
     server = vllm_engine._running
     generator = torch.Generator().manual_seed(1)
     for _ in range(2):
@@ -116,7 +120,7 @@ def test_the_policy_as_it_is_now_is_sampled_from_and_no_other(tiny: Policy) -> N
 
 
 def test_an_adapter_is_merged(tiny: Policy) -> None:
-    base = load_policy(PolicyConfig(model="tiny-base", dtype="float32", device="cpu"))
+    base = load_policy(TINY_BASE)
     policy = with_adapter(base, LoraConfig(r=4), base="tiny-base", mark="", seed=0)
     with torch.no_grad():
         for layer in adapted_layers(policy.model).values():
@@ -212,7 +216,7 @@ def test_a_model_that_vllm_does_not_take_is_one_line() -> None:
 
 
 def test_logits_that_are_no_numbers_end_it_and_vllm_goes_on(tiny: Policy) -> None:
-    broken = load_policy(PolicyConfig(model="tiny-base", dtype="float32", device="cpu"))
+    broken = load_policy(TINY_BASE)
     with torch.no_grad():
         broken.model.get_input_embeddings().weight.fill_(torch.nan)
     with pytest.raises(FloatingPointError, match="not finite"):
@@ -286,6 +290,40 @@ def test_an_evaluation_gives_the_same_numbers(tmp_path: Path) -> None:
         options: dict[str, Any] = {"dtype": "float32", "device": "cpu", "rollout": rollout, "quiet": True}
         run_eval(["tiny-base"], settings, tmp_path / name, **options)
         results[name] = json.loads((tmp_path / name / "results.json").read_text())
-    said = json.dumps(results["vllm"])
-    assert "vllm 0." in said
-    assert "vllm 0." not in json.dumps(results["native"])
+    mine, ours = (results[name]["results"] for name in ("vllm", "native"))
+    assert mine == ours
+    facts = {name: json.loads(next((tmp_path / name).glob("*/model.json")).read_text()) for name in results}
+    assert "engine" not in json.dumps(facts["native"])
+    assert f'"engine": "vllm {VllmEngine(load_policy(TINY_BASE), EAGER).version}"' in json.dumps(facts["vllm"])
+
+
+def test_the_v2_interface_by_hand(tiny: Policy) -> None:
+    """The class for the runner that needs Triton, called as its source says, gives what the other one gives."""
+    from rlif.rollout.vllm_processors import processor_v2
+    from vllm import SamplingParams
+
+    prompts, sampling = sums(tiny, 2), Sampling(max_new_tokens=4)
+    torch.manual_seed(3)
+    logits = torch.randn(4, 2, tiny.vocab_size + 2)  # by token and row
+    drawn = []
+    for slots in (None, [6, 1]):  # drawn directly; through slots
+        drawing = Drawing(tiny.vocab_size)
+        recorder = drawing.recorder = Recorder(tiny, prompts, 1, sampling, KEY)
+        processor = processor_v2(drawing)(None, SimpleNamespace(max_num_reqs=8, device=torch.device("cpu")))
+        for row, slot in enumerate(slots or ()):
+            length = len(prompts[row].token_ids)
+            assert processor.add_request(slot, SamplingParams(extra_args={ROW: (row, length)}))
+        if slots:  # a part of the first prompt, whose draw is thrown away
+            ctx = SimpleNamespace(expanded_idx_mapping=torch.tensor([6], dtype=torch.int32), pos=torch.tensor([1]))
+            processor.apply(torch.randn(1, tiny.vocab_size + 2), ctx)
+        for token in range(4):
+            if not slots:
+                drawing.draw(logits[token].clone(), None, torch.arange(2), torch.full((2,), token))
+                continue
+            pos = torch.tensor([len(prompt.token_ids) - 1 + token for prompt in reversed(prompts)])
+            ctx = SimpleNamespace(expanded_idx_mapping=torch.tensor([1, 6], dtype=torch.int32), pos=pos)
+            left = processor.apply(logits[token].flip(0).clone(), ctx)
+            assert (left.isfinite().sum(dim=1) == 1).all()
+        drawn.append(recorder.rollouts(range(2)))
+    assert torch.equal(drawn[0].tokens, drawn[1].tokens)
+    assert_same(*drawn)
