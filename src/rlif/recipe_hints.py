@@ -20,6 +20,7 @@ from rlif.config import (
     RewardConfig,
     Section,
     TemplateText,
+    VllmConfig,
 )
 from rlif.errors import near, printable, shortened, shown
 from rlif.utils.validation import explained, listed, misspelt_first
@@ -40,6 +41,12 @@ ALIASES: Mapping[str, str] = {
         "grpo.micro_batch_tokens",
     ),
     **dict.fromkeys(("loss_type", "loss_agg_mode"), "grpo.aggregation"),
+    **dict.fromkeys(
+        ("vllm_importance_sampling_cap", "vllm_importance_sampling_clip_max", "tis_imp_ratio_cap"),
+        "grpo.importance_cap",
+    ),
+    **dict.fromkeys(("use_vllm", "rollout_engine"), "rollout.engine"),
+    **dict.fromkeys(("vllm_gpu_memory_utilization", "gpu_memory_utilization"), "rollout.vllm"),
     **dict.fromkeys(("entropy_coeff", "entropy_bonus"), "grpo.entropy_coef"),
     **dict.fromkeys(("num_generations", "num_return_sequences", "n", "n_samples_per_prompt"), "rollout.group_size"),
     **dict.fromkeys(
@@ -89,6 +96,7 @@ _DEEPER: Mapping[tuple[str, ...], type[BaseModel]] = {
     ("policy", "model"): MergedModel,
     ("policy", "model", "merge"): Merge,
     ("policy", "lora"): LoraConfig,
+    ("rollout", "vllm"): VllmConfig,
     ("task", "template"): TemplateText,
 }
 """Sections within sections."""

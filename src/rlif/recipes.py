@@ -29,6 +29,7 @@ RECIPE_KEYS: Mapping[str, str] = {
     "lora.targets": "policy.lora.targets",
     "max_new_tokens": "rollout.max_new_tokens",
     "max_mismatch": "rollout.max_mismatch",
+    "engine": "rollout.engine",
     "prompts": "rollout.prompts",
     "template": "task.template",
     "format": "task.format",

@@ -153,6 +153,12 @@ class Rollouts:
         return self.mask.sum(dim=1)
 
     @property
+    def old_logprobs(self) -> Float[Tensor, "row tok"]:
+        """What the sampler said of each token at `Sampling.training_temperature`, to be held against what the trainer
+        says: without top-p and top-k at temperature 1, with them at another."""
+        return self.signals.logprob if self.sampling.training_temperature == 1.0 else self.sampler_logprobs
+
+    @property
     def row_prompts(self) -> tuple[Prompt, ...]:
         """The prompt of each row."""
         return tuple(prompt for prompt in self.prompts for _ in range(self.group_size))

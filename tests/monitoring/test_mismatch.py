@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.models.olmo2.modeling_olmo2 import Olmo2MLP
 
-from rlif.config import GrpoConfig, PolicyConfig, Recipe
+from rlif.config import GrpoConfig, PolicyConfig, Recipe, RolloutConfig
 from rlif.errors import RlifError
 from rlif.evals.backends.engine import EngineBackend
 from rlif.evals.runner import Candidate
@@ -167,7 +167,7 @@ def test_a_layer_that_reads_the_batch_is_refused(
     config = PolicyConfig(model=str(tmp_path / "model"), dtype="float32")
     with pytest.raises(RlifError, match="answers differently beside another prompt"):
         EngineBackend("model", config)
-    EngineBackend("model", config, max_mismatch=0.0)
+    EngineBackend("model", config, rollout=RolloutConfig(max_mismatch=0.0))
 
 
 def test_where_rounding_was_not_measured_the_check_of_rows_warns(monkeypatch: pytest.MonkeyPatch) -> None:

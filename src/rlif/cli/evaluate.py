@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rlif.cli.eval_progress import eval_progress
-from rlif.config import PolicyConfig
+from rlif.config import NATIVE, PolicyConfig, RolloutConfig
 from rlif.errors import Argument, RlifError, named
 from rlif.evals.backends.base import Backend
 from rlif.evals.backends.engine import EngineBackend
@@ -25,7 +25,7 @@ from rlif.utils.terminal import Console, note, say
 
 _SAME = (
     *("tasks", "data", "sample_seed", "template", "format", "shots", "shots_from", "max_new_tokens", "max_mismatch"),
-    *("dtype", "device", "chat_template", "baselines", "out"),
+    *("dtype", "device", "engine", "chat_template", "baselines", "out"),
 )
 OPTIONS: Mapping[str, str] = {
     **{name: f"--{name.replace('_', '-')}" for name in _SAME},
@@ -44,27 +44,26 @@ def run_eval(
     *,
     dtype: str,
     device: str,
-    max_mismatch: float | None = None,
+    rollout: RolloutConfig = NATIVE,
     quiet: bool = False,
 ) -> None:
     """Evaluate models in this process, one after the other, and print the tables; ``quiet``: these alone.
 
     Raises `RlifError` for what the user can fix; a model that is not there is found before the first one is asked.
     """
-    options: dict[str, Any] = {"dtype": dtype, "device": device, "max_mismatch": max_mismatch}
+    options: dict[str, Any] = {"dtype": dtype, "device": device, "rollout": rollout}
     candidates = [local(name, settings, **options) for name in models]
     judge(candidates if quiet else [_announced(one) for one in candidates], settings, out, quiet=quiet)
 
 
-def local(model: str, settings: Settings, *, dtype: str, device: str, max_mismatch: float | None = None) -> Candidate:
-    """A model to be loaded into this process when its turn comes. ``max_mismatch``: see
-    `rlif.monitoring.mismatch.Guard`."""
+def local(model: str, settings: Settings, *, dtype: str, device: str, rollout: RolloutConfig = NATIVE) -> Candidate:
+    """A model to be loaded into this process when its turn comes. ``rollout``: see `EngineBackend`."""
     if dtype not in ("auto", "float32", "bfloat16"):
         raise RlifError(Argument("dtype"), f": {dtype!r}; choose auto, float32 or bfloat16")
     options: dict[str, Any] = {"dtype": dtype, "device": device, "chat_template": settings.chat_template}
     config = PolicyConfig(model=model, **options)
     check_source(config)
-    return Candidate(model, lambda: EngineBackend(model, config, max_mismatch=max_mismatch))
+    return Candidate(model, lambda: EngineBackend(model, config, rollout=rollout))
 
 
 @named(OPTIONS)

@@ -16,6 +16,7 @@ from rlif.config.policy import MergedModel as MergedModel
 from rlif.config.policy import ModelSource as ModelSource
 from rlif.config.policy import PolicyConfig as PolicyConfig
 from rlif.config.recipe import MISMATCH_LIMITS as MISMATCH_LIMITS
+from rlif.config.recipe import NATIVE as NATIVE
 from rlif.config.recipe import CheckpointConfig as CheckpointConfig
 from rlif.config.recipe import EvalConfig as EvalConfig
 from rlif.config.recipe import GuardsConfig as GuardsConfig
@@ -23,6 +24,7 @@ from rlif.config.recipe import LogConfig as LogConfig
 from rlif.config.recipe import ProbeConfig as ProbeConfig
 from rlif.config.recipe import Recipe as Recipe
 from rlif.config.recipe import RolloutConfig as RolloutConfig
+from rlif.config.recipe import VllmConfig as VllmConfig
 from rlif.config.reward import MIXES as MIXES
 from rlif.config.reward import WRAPPER_CONFIGS as WRAPPER_CONFIGS
 from rlif.config.reward import AdvantageConfig as AdvantageConfig

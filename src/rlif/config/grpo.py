@@ -65,6 +65,10 @@ class GrpoConfig(Section):
     """The share of its gradient that a completion's answer keeps, so that votes teach how to get there and not what to
     say: 0 masks the whole answer, 0.25 leaves a quarter; with half and more votes are reported to collapse (arXiv
     2608.03119). KL and entropy act on all tokens. null: all of it."""
+    importance_cap: NotNegative | None = None
+    """Each token's part of the policy gradient is multiplied by min(π_trainer / π_sampler, this), which makes up for a
+    sampler that is not quite the policy that is trained (docs/vllm.md). null: 2 with `rollout.engine:
+    vllm`, else none; 0: none."""
     aggregation: Literal["token_mean", "sequence_mean", "fixed_length"] = "token_mean"
     """How tokens are weighted (see rlif.training.loss.AGGREGATIONS)."""
     micro_batch_tokens: Positive | None = None

@@ -15,7 +15,23 @@ MISMATCH_LIMITS = {"float32": 0.01, "bfloat16": 0.1}
 """`rollout.max_mismatch` where a recipe leaves it open, by the policy's type: nats, mean over tokens."""
 
 
+class VllmConfig(Section):
+    """How vLLM is started where it samples (docs/vllm.md)."""
+
+    memory: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.4
+    """The share of the GPU's memory, of a CPU's machine of main memory, for vLLM's weights and key-value cache."""
+    eager: bool = False
+    """Neither compile the model nor record CUDA graphs: starts sooner, samples more slowly."""
+    sleep: bool = False
+    """On a GPU, give vLLM's memory back while nothing is sampled. Not yet run."""
+
+
 class RolloutConfig(Section):
+    engine: Literal["native", "vllm"] = "native"
+    """What samples: our engine, or vLLM (`pip install 'rlif[vllm]'`; docs/vllm.md), which draws by the same random
+    numbers and gives the same signals, to rounding."""
+    vllm: VllmConfig = VllmConfig()
+    """For `engine: vllm`."""
     prompts: Positive = 128
     """Distinct prompts per step."""
     group_size: Positive = 8
@@ -45,6 +61,10 @@ class RolloutConfig(Section):
     beside another prompt is refused before the first step, unless its logits do so by no more than this, or it is 0."""
     cuda_graphs: bool = False
     """On a GPU, record the decode step and replay it: less waiting for Python. Tested on a CPU only so far."""
+
+
+NATIVE = RolloutConfig()
+"""The defaults: our own engine."""
 
 
 class EvalConfig(Section):
@@ -202,7 +222,12 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _effective(self) -> "Recipe":
         """What is switched on can do something."""
-        grpo = self.grpo
+        grpo, rollout = self.grpo, self.rollout
+        if grpo.importance_cap and rollout.temperature != 1.0 and (rollout.top_p < 1.0 or rollout.top_k):
+            raise ValueError(
+                "grpo.importance_cap: at a temperature other than 1 the sampler's log-probabilities are known with "
+                "rollout.top_p and top_k only, the trainer's without; set it to 0, or temperature or these filters to 1"
+            )
         if self.guards.merge_back is not None and not self.probe.start:
             raise ValueError("guards.merge_back: the untrained weights are not kept; set probe.start")
         if self.probe.refresh and not self.probe.start:

@@ -4,7 +4,7 @@ Everything goes in by the trainer's constructor; no private name of TRL is used.
 Raises `MissingPackageError`, one line with the command to install it, where TRL is missing or of another version.
 """
 
-from rlif.integrations.packages import require
+from rlif.utils.packages import require
 
 require("trl", least="1.16", below="2", extra="trl")
 

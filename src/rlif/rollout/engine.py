@@ -5,7 +5,7 @@ signal from the very logits it samples from. `sample_reference` is the slow, obv
 time, no cache, no padding; the tests hold the two together.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Int
@@ -28,6 +28,10 @@ from rlif.utils.memory import release_free_memory
 _LEAVE_SHARE = 0.05  # finished rows are carried along until they make up this share of the batch
 _ENTER_SHARE = 0.125  # waiting rows enter when so much of the room is free: a prefill costs as much as a decode step
 _ROOM = 256  # columns of the cache to allocate ahead, in tokens
+
+
+class SamplerError(RlifError):
+    """What samples has failed, through no mistake of who asked it."""
 
 
 class Engine:
@@ -64,6 +68,14 @@ class Engine:
         if not has_decoder(policy.model):
             check_rows(policy, max_mismatch)  # a model that cannot be sampled from is found now, not at the first step
 
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """What a record of what was sampled has to say of this engine; nothing of our own."""
+        return {}
+
+    def close(self) -> None:
+        """Free what the engine holds beside the policy. Nothing is sampled afterwards."""
+
     @torch.no_grad()
     def sample(
         self,
@@ -85,7 +97,7 @@ class Engine:
         checkpointing; FloatingPointError if the model's logits are no distribution.
         """
         recorder = self._recorder(prompts, group_size, sampling, key, first_sample)
-        for drawn in self._steps(recorder):
+        for drawn in self.steps(recorder):
             if progress is not None:
                 progress(drawn)
         return recorder.rollouts(range(len(prompts)))
@@ -102,7 +114,7 @@ class Engine:
         """The same completions as `sample`, handed out as soon as all those of a prompt are finished, in that order."""
         recorder = self._recorder(prompts, group_size, sampling, key)
         under_way = list(range(len(prompts)))
-        for drawn in self._steps(recorder):
+        for drawn in self.steps(recorder):
             if progress is not None:
                 progress(drawn)
             whole = recorder.finished.view(-1, group_size).all(dim=1).tolist()
@@ -132,8 +144,9 @@ class Engine:
                 )
         return Recorder(self.policy, prompts, group_size, sampling, key, first_sample)
 
-    def _steps(self, recorder: Recorder) -> Iterator[int]:
-        """Draw what the recorder is to hold; yields the number of tokens drawn, now and then."""
+    def steps(self, recorder: Recorder) -> Iterator[int]:
+        """Draw what the recorder is to hold; yields the number of tokens drawn, now and then. All that another engine
+        does otherwise."""
         prompts, sampling = recorder.prompts, recorder.sampling
         check_context(self.policy, prompts, sampling.max_new_tokens)
         columns = max(len(prompt.token_ids) for prompt in prompts) + sampling.max_new_tokens

@@ -57,6 +57,14 @@ class Recorder:
         self.append(rows, tokens, sampler_logprobs, signals)
         return tokens
 
+    def rewind(self, rows: Int[Tensor, " slot"], lengths: Int[Tensor, " slot"]) -> None:
+        """Forget what was drawn of these rows behind so many tokens, if anything was: it is drawn again."""
+        shorter = lengths < self._lengths[rows]
+        self._lengths[rows] = torch.where(shorter, lengths, self._lengths[rows])
+        self.finished[rows] &= ~shorter
+        if self._stopped:
+            self._stopped.difference_update(rows[shorter].tolist())
+
     def numbers(self, rows: Int[Tensor, " slot"]) -> Float[Tensor, " slot"]:
         """The random number each row draws its next token with."""
         return self._numbers[rows, self._lengths[rows]]
@@ -98,6 +106,10 @@ class Recorder:
             raise FloatingPointError("the policy's logits are not finite")
         drawn, self._seen = total - self._seen, total
         return int(drawn)
+
+    def completions(self) -> list[list[int]]:
+        """The tokens of each row so far."""
+        return [ids[:n] for ids, n in zip(self._tokens.tolist(), self._lengths.tolist(), strict=True)]
 
     def rollouts(self, groups: Sequence[int]) -> Rollouts:
         """The completions of some prompts on the CPU, as wide as the longest of them."""

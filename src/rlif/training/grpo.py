@@ -78,12 +78,13 @@ def grpo_step(
                     kl_coef=config.kl_coef,
                     entropy_coef=config.entropy_coef,
                     kl_cov_coef=config.kl_cov_coef,
+                    importance_cap=config.importance_cap,
                 )
                 if not bool(loss.isfinite()):
                     optimizer.discard()
                     raise NonFiniteError(f"the loss is {loss.item()}")
                 optimizer.backward(loss)
-                tally.add(part, loss, sums, inputs)
+                tally.add(loss, sums, inputs)
                 advance(int(sums["tokens"]) * ranks.size)
             norms.append(optimizer.step(lr, config.max_grad_norm))
     release_free_memory(policy.device)
@@ -118,15 +119,13 @@ class _Tally:
 
     def __init__(self, rollouts: Rollouts, epochs: int) -> None:
         self._tokens = epochs * int(rollouts.mask.sum())
-        # What the sampler said of the same distribution. At temperature 1 its signals know no top-p and top-k.
-        plain = rollouts.sampling.training_temperature == 1.0
-        self._sampled = rollouts.signals.logprob if plain else rollouts.sampler_logprobs
         self._sums = dict.fromkeys(("loss", "gap", "tokens", "kl", "clipped_low", "clipped_high"), 0.0)
         self._largest_gap = math.nan  # until something has been compared
 
-    def add(self, part: list[int], loss: Tensor, sums: Mapping[str, float], inputs: LossInputs) -> None:
+    def add(self, loss: Tensor, sums: Mapping[str, float], inputs: LossInputs) -> None:
         # Of the policy that sampled, not of one that has moved on since: two numbers for the same thing.
-        gap = (inputs.old_logprobs - self._sampled[part].to(loss.device)).abs() * inputs.mask
+        assert inputs.sampler_logprobs is not None
+        gap = (inputs.old_logprobs - inputs.sampler_logprobs).abs() * inputs.mask
         self._largest_gap = max(gap.max().item(), self._largest_gap)  # in this order: nan gives way
         for name, value in {**sums, "loss": loss.item(), "gap": gap.sum().item()}.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
@@ -138,6 +137,7 @@ class _Tally:
         self._largest_gap = max((gap for gap in gaps if not math.isnan(gap)), default=math.nan)
 
     def update(self, norms: Sequence[float]) -> Update:
+        compared = self._sums["tokens"] or math.nan
         return Update(
             loss=self._sums["loss"] / len(norms),
             grad_norm=sum(norms) / len(norms),
@@ -145,9 +145,11 @@ class _Tally:
                 "kl": self._sums["kl"] / self._tokens,
                 "clip/fraction_low": self._sums["clipped_low"] / self._tokens,
                 "clip/fraction_high": self._sums["clipped_high"] / self._tokens,
-                "mismatch/mean": self._sums["gap"] / (self._sums["tokens"] or math.nan),
+                "mismatch/mean": self._sums["gap"] / compared,
                 "mismatch/max": self._largest_gap,
                 **({"kl_cov": self._sums["kl_cov"] / self._sums["penalised"]} if "kl_cov" in self._sums else {}),
+                **({"importance/mean": self._sums["importance"] / compared} if "importance" in self._sums else {}),
+                **({"importance/capped": self._sums["capped"] / compared} if "capped" in self._sums else {}),
             },
         )
 
@@ -178,6 +180,7 @@ def _loss_inputs(
         shares=None if scored.shares is None else scored.shares[part].to(device),
         penalised=None if scored.penalised is None else scored.penalised[part].to(device),
         anchor=config.kl_cov_from,
+        sampler_logprobs=rollouts.old_logprobs[part].to(device),
     )
 
 

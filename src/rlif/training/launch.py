@@ -209,6 +209,10 @@ def check_start(ranks: Ranks, recipe: Recipe, needs: Mapping[str, Any]) -> None:
         return
     told = _flat({**recipe.model_dump(mode="json"), "needs": dict(needs)})
     _check_same(ranks, {key: value for key, value in told.items() if key not in _CONTENT}, "the recipe")
+    if recipe.rollout.engine == "vllm":
+        raise RlifError(
+            Argument("engine"), ": vllm samples in a run of one process; set it to native, or leave out torchrun"
+        )
     if (prompts := recipe.rollout.prompts) % ranks.size:
         raise RlifError(
             Argument("prompts"),

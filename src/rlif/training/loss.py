@@ -14,7 +14,8 @@ class LossInputs:
 
     ``entropy`` is that of the distribution each token was one of, with gradient; None: no bonus for it. ``shares`` and
     ``penalised`` are those of `rlif.types.Scored`; ``anchor`` says from where the KL of the latter is measured, a key
-    of `ANCHORS`.
+    of `ANCHORS`. ``sampler_logprobs`` are what the sampler said of the tokens
+    where the trainer says ``old_logprobs``; None: the same.
     """
 
     policy_logprobs: Float[Tensor, "row tok"]
@@ -27,6 +28,7 @@ class LossInputs:
     shares: Float[Tensor, "row tok"] | None = None
     penalised: Bool[Tensor, "row tok"] | None = None
     anchor: str = "start"
+    sampler_logprobs: Float[Tensor, "row tok"] | None = None
 
 
 def grpo_loss(
@@ -37,20 +39,28 @@ def grpo_loss(
     kl_coef: float,
     entropy_coef: float = 0.0,
     kl_cov_coef: float = 0.0,
+    importance_cap: float | None = None,
 ) -> tuple[Float[Tensor, ""], dict[str, float]]:
-    """Σ weight · (−min(ratio·A, clip(ratio)·A) + kl_coef · k3 − entropy_coef · H + kl_cov_coef · D), and sums over
+    """Σ weight · (−w · min(ratio·A, clip(ratio)·A) + kl_coef · k3 − entropy_coef · H + kl_cov_coef · D), and sums over
     tokens for metrics.
 
     ratio = exp(policy − old), clipped to [1 − clip_low, 1 + clip_high]; A is the row's advantage times the token's
-    share; k3 = e^d − d − 1 with d = reference − policy; H the entropy; D a penalised token's KL to the anchor, else 0.
-    Returned sums: ``tokens``, ``kl``, ``clipped_low``, ``clipped_high``, and ``kl_cov`` and ``penalised`` where there
-    are such tokens. Source: arXiv 2402.03300 eq. 3 and 4; separate clip bounds: DAPO, arXiv 2503.14476; the bonus:
-    Skywork-OR1, arXiv 2505.22312; shares and penalty: Clip-Cov and KL-Cov, arXiv 2505.22617.
+    share; w = min(exp(old − sampler), importance_cap) or 1 without a cap; k3 = e^d − d − 1 with d = reference − policy;
+    H the entropy; D a penalised token's KL to the anchor, else 0. Returned sums: ``tokens``, ``kl``, ``clipped_low``,
+    ``clipped_high``; ``kl_cov`` and ``penalised`` where there are such tokens; with a cap ``importance`` and ``capped``
+    (tokens at it). Source: arXiv 2402.03300 eq. 3 and 4; separate clip bounds: DAPO, arXiv 2503.14476; the bonus:
+    Skywork-OR1, arXiv 2505.22312; shares and penalty: Clip-Cov and KL-Cov, arXiv 2505.22617; w: `truncated_importance`.
     """
     ratio = (inputs.policy_logprobs - inputs.old_logprobs).exp()
     advantages = inputs.advantages[:, None] if inputs.shares is None else inputs.advantages[:, None] * inputs.shares
     clipped = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
     per_token = -torch.minimum(ratio * advantages, clipped * advantages)
+    of_some: dict[str, float] = {}
+    if importance_cap and inputs.sampler_logprobs is not None:
+        importance = truncated_importance(inputs.old_logprobs, inputs.sampler_logprobs, importance_cap)
+        per_token = per_token * importance
+        of_some["importance"] = float((importance * inputs.mask).sum())
+        of_some["capped"] = float(((importance >= importance_cap) & inputs.mask).sum())
     kl = torch.zeros_like(per_token)
     if inputs.reference_logprobs is not None:
         difference = inputs.reference_logprobs - inputs.policy_logprobs
@@ -58,11 +68,10 @@ def grpo_loss(
         per_token = per_token + kl_coef * kl
     if inputs.entropy is not None:
         per_token = per_token - entropy_coef * inputs.entropy
-    of_some: dict[str, float] = {}
     if inputs.penalised is not None:
         penalty = ANCHORS[inputs.anchor](inputs) * inputs.penalised
         per_token = per_token + kl_cov_coef * penalty
-        of_some = {"kl_cov": float(penalty.detach().sum()), "penalised": float(inputs.penalised.sum())}
+        of_some |= {"kl_cov": float(penalty.detach().sum()), "penalised": float(inputs.penalised.sum())}
     loss = (per_token * inputs.weights).sum()
     sums = of_some | {
         "tokens": float(inputs.mask.sum()),
@@ -71,6 +80,16 @@ def grpo_loss(
         "clipped_high": float(((ratio > 1.0 + clip_high) & (advantages > 0) & inputs.mask).sum()),
     }
     return loss, sums
+
+
+def truncated_importance(
+    old_logprobs: Float[Tensor, "row tok"], sampler_logprobs: Float[Tensor, "row tok"], cap: float
+) -> Float[Tensor, "row tok"]:
+    """min(π_old / π_sampler, cap) of each token, without gradient: what makes up for a sampler that is not quite the
+    policy. Both in nats, at the same temperature. Source: truncated importance sampling, Ionides 2008; between sampler
+    and trainer as in TRL's ``vllm_importance_sampling_mode="token_truncate"``.
+    """
+    return (old_logprobs - sampler_logprobs).detach().exp().clamp_max(cap)
 
 
 def from_start(inputs: LossInputs) -> Float[Tensor, "row tok"]:

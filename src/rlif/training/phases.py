@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 
 from rlif.errors import RlifError
+from rlif.rollout.engine import SamplerError
 from rlif.runs.checkpoint import latest_checkpoint
+from rlif.runs.layout import resume_with
 from rlif.training.callbacks import ProgressCallback
 
 
@@ -28,8 +30,8 @@ class Phases:
         """Time what happens inside, as ``time/<name>``; a phase may come in parts. With ``tokens``, the most completion
         tokens that it works through, it is announced to the callback.
 
-        Turns a FloatingPointError or a full device into an `RlifError` that says what to do: nothing of the step is
-        kept, for weights are saved and metrics logged after its last phase only.
+        Turns a FloatingPointError, a full device or a sampler that failed into an `RlifError` that says what to do:
+        nothing of the step is kept, for weights are saved and metrics logged after its last phase only.
         """
         if tokens:
             self._callback.begin(name, step, tokens)
@@ -40,6 +42,8 @@ class Phases:
             raise self._not_finite(step, error) from error
         except torch.OutOfMemoryError as error:
             raise self._out_of_memory(step, error) from error
+        except SamplerError as error:
+            raise self._sampler_failed(step, error) from error
         key = f"time/{name}"
         self._seconds[key] = self._seconds.get(key, 0.0) + time.monotonic() - began
 
@@ -61,6 +65,13 @@ class Phases:
             f"step {step}: out of memory ({str(error).splitlines()[0]}); "
             f"{self._said(latest_checkpoint(self._checkpoints))}; lower grpo.micro_batch_tokens (null: 16384 on a GPU) "
             "or rollout.max_rows, or set grpo.gradient_checkpointing"
+        )
+
+    def _sampler_failed(self, step: int, error: SamplerError) -> RlifError:
+        said = self._said(latest_checkpoint(self._checkpoints))
+        return RlifError(
+            f"step {step}: {error}; nothing of this step is kept; {said}; go on from there with: ",
+            resume_with(self._checkpoints.parent),
         )
 
     def _said(self, last: Path | None) -> str:

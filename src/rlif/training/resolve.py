@@ -37,10 +37,22 @@ def resolved(recipe: Recipe, own: Mapping[str, Reward] = MappingProxyType({})) -
     data["rollout"]["stop"] = list(dict.fromkeys((*template.stop, *recipe.rollout.stop)))
     data["eval"] |= {"top_p": sampling.top_p, "top_k": sampling.top_k}
     data["probe"]["every"] = looks_every(recipe, own)
+    data["grpo"]["importance_cap"] = importance_cap(recipe)
     for key in ("path", "labels"):
         if data["probe"][key] is not None and not is_on_hub(data["probe"][key]):
             data["probe"][key] = str(expanded(data["probe"][key]).resolve())
     return parse_recipe(data)
+
+
+IMPORTANCE_CAP = 2.0
+"""`grpo.importance_cap` where vLLM samples: that of the first report of the mismatch (docs/vllm.md)."""
+
+
+def importance_cap(recipe: Recipe) -> float | None:
+    """What grpo.importance_cap comes to: null is a cap where another program samples, if the two can be compared."""
+    given, rollout = recipe.grpo.importance_cap, recipe.rollout
+    comparable = rollout.temperature == 1.0 or (rollout.top_p == 1.0 and not rollout.top_k)
+    return IMPORTANCE_CAP if given is None and rollout.engine == "vllm" and comparable else given
 
 
 def _absolute_model(model: str | MergedModel) -> str | dict[str, Any]:

@@ -24,6 +24,7 @@ from rlif.monitoring.probe import distinct_prompts
 from rlif.rewards.base import Reward
 from rlif.rewards.registry import follows_policy
 from rlif.rollout.engine import Engine
+from rlif.rollout.engines import ENGINES
 from rlif.rollout.prompts import check_context, prompts_digest, render
 from rlif.runs.checkpoint import Checkpoint, checkpoint_name, load_checkpoint
 from rlif.runs.layout import resume_with
@@ -200,14 +201,8 @@ def load_trainable(
 
 def build_engine(recipe: Recipe, policy: Policy, ranks: Ranks = ALONE) -> Engine:
     """What samples from a policy as the recipe's section rollout says, with the help of all ranks."""
-    rollout = recipe.rollout
-    return SplitEngine(
-        policy,
-        ranks,
-        max_rows=rollout.max_rows,
-        cuda_graphs=rollout.cuda_graphs,
-        max_mismatch=rollout.max_mismatch,
-    )
+    engine = ENGINES[recipe.rollout.engine](policy, recipe.rollout)
+    return engine if ranks.size == 1 else SplitEngine(engine, ranks)
 
 
 def initial_policy(recipe: Recipe, device: torch.device) -> Policy:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rlif.model.policy import Policy
 from rlif.rng import Key
 from rlif.rollout.engine import Engine
 from rlif.training.parallel import Ranks
@@ -11,12 +10,12 @@ from rlif.types import Prompt, Rollouts, Sampling
 
 
 class SplitEngine(Engine):
-    """An `Engine` whose `sample` all ``ranks`` call alike, for policies that are the same on each; ``options`` are
-    those of `Engine`. The completions are those of one process: what is drawn depends on names alone."""
+    """An engine whose `sample` all ``ranks`` call alike, for policies that are the same on each; ``engine`` is what
+    samples on this one. The completions are those of one process: what is drawn depends on names alone."""
 
-    def __init__(self, policy: Policy, ranks: Ranks, **options: Any) -> None:
-        super().__init__(policy, **options)
-        self._ranks = ranks
+    def __init__(self, engine: Engine, ranks: Ranks) -> None:
+        self.policy = engine.policy
+        self._engine, self._ranks = engine, ranks
 
     def sample(
         self,
@@ -39,5 +38,5 @@ class SplitEngine(Engine):
                 progress(tokens * self._ranks.size)
 
         options: dict[str, Any] = {"sampling": sampling, "key": key, "first_sample": first}
-        drawn = super().sample(own, group_size=group_size, progress=advance, **options)
+        drawn = self._engine.sample(own, group_size=group_size, progress=advance, **options)
         return self._ranks.together(drawn, prompts)

@@ -30,8 +30,7 @@ def token_covariance(scored: Scored) -> Float[Tensor, "row tok"]:
     ln π is at the temperature of training, without top-p and top-k at temperature 1. Source: arXiv 2505.22617.
     """
     rollouts = scored.rollouts
-    plain = rollouts.sampling.training_temperature == 1.0
-    logprobs = (rollouts.signals.logprob if plain else rollouts.sampler_logprobs).double()
+    logprobs = rollouts.old_logprobs.double()
     advantages = scored.advantages.double()[:, None].expand_as(logprobs)
     mask = rollouts.mask
     return (logprobs - logprobs[mask].mean()) * (advantages - advantages[mask].mean()) * mask

@@ -2,12 +2,12 @@
 
 import re
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rlif.cli.options import finite
-from rlif.errors import RlifError
+from rlif.errors import RlifError, named
 
 if TYPE_CHECKING:
     from rlif.evals.backends.openai_client import Server
@@ -55,6 +55,7 @@ def evaluate(
     ] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     device: Annotated[str, typer.Option(help="A torch device; auto takes CUDA when there is one.")] = "auto",
+    engine: Annotated[str, typer.Option(help="What samples: native (ours), or vllm (docs/vllm.md).")] = "native",
     max_mismatch: Annotated[
         float | None,
         typer.Option(min=0.0, callback=finite, help="Most nats a token from a plain forward pass; 0: any."),
@@ -85,7 +86,8 @@ def evaluate(
         return
     if out is None:
         raise RlifError("say with --out DIR where the answers go; a folder of the same evaluation is gone on with")
-    from rlif.cli.evaluate import check_exports, export_logs, run_eval, run_served
+    from rlif.cli.evaluate import OPTIONS, check_exports, export_logs, run_eval, run_served
+    from rlif.config import RolloutConfig
     from rlif.evals.settings import settings_of
 
     names, sources = _asked(tasks, data or [])
@@ -116,13 +118,18 @@ def evaluate(
     if endpoint is not None:
         if (dtype, device) != ("auto", "auto"):
             raise RlifError(f"--endpoint {endpoint}: --dtype and --device are the server's to choose")
+        if engine != "native":
+            raise RlifError(f"--endpoint {endpoint}: --engine is for models in this process; leave it out")
         if max_mismatch is not None:
             raise RlifError(f"--endpoint {endpoint}: --max-mismatch is for models in this process; leave it out")
         run_served(_servers(endpoint, models, model, api_key_env, concurrency, timeout), settings, out, quiet=quiet)
     elif model or not models:
         raise RlifError("name the models to evaluate (rlif eval MODEL ...); --model NAME belongs to --endpoint URL")
     else:
-        run_eval(models, settings, out, dtype=dtype, device=device, max_mismatch=max_mismatch, quiet=quiet)
+        with named(OPTIONS):
+            sampler: dict[str, Any] = {"engine": engine, "max_mismatch": max_mismatch}
+            rollout = RolloutConfig(**sampler)
+        run_eval(models, settings, out, dtype=dtype, device=device, rollout=rollout, quiet=quiet)
     export_logs(out, export or [])
 
 

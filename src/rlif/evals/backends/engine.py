@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlif.config import PolicyConfig
+from rlif.config import NATIVE, PolicyConfig, RolloutConfig
 from rlif.errors import RlifError
 from rlif.evals.backends.base import Answer, RenderedProblem, Trace
 from rlif.model.fingerprint import tokenizer_mark, weights_mark
@@ -17,7 +17,7 @@ from rlif.model.kernels.cpu import kernels_for
 from rlif.model.loading import load_policy
 from rlif.monitoring.mismatch import Guard
 from rlif.rng import Key
-from rlif.rollout.engine import Engine
+from rlif.rollout.engines import ENGINES
 from rlif.rollout.power_sampling import Schedule, power_sample
 from rlif.rollout.prompts import check_context, prompts_digest
 from rlif.types import Prompt, Rollouts, Sampling
@@ -27,17 +27,17 @@ _CHAINS = 32  # of power sampling side by side: each draws tens of times as many
 
 
 class EngineBackend:
-    """A policy asked through `rlif.rollout.engine.Engine`; see `rlif.evals.backends.base.Backend`."""
+    """A policy asked through one of `rlif.rollout.engines.ENGINES`; see `rlif.evals.backends.base.Backend`."""
 
-    def __init__(self, name: str, config: PolicyConfig, *, max_mismatch: float | None = None) -> None:
+    def __init__(self, name: str, config: PolicyConfig, *, rollout: RolloutConfig = NATIVE) -> None:
         """Loads the model. Raises `RlifError` as `rlif.model.loading.load_policy` does.
 
-        ``max_mismatch``: the limit of `rlif.monitoring.mismatch.Guard`, in nats a token.
+        ``rollout`` says which engine, and how far it may be from a plain forward pass.
         """
         self.name, self.seconds = name, 0.0
         self._policy = load_policy(config)
-        self._engine = Engine(self._policy, max_mismatch=max_mismatch)
-        self._guard = Guard(self._policy, max_mismatch)
+        self._engine = ENGINES[rollout.engine](self._policy, rollout)
+        self._guard = Guard(self._policy, rollout.max_mismatch)
         self._checked = 0  # tokens of the longest text that the guard has seen
 
     def facts(self) -> Mapping[str, Any]:
@@ -53,6 +53,7 @@ class EngineBackend:
             "cpu_kernels": kernels_for(weight) is not None,
             "chat_template": policy.chat_template,
             "eos": list(policy.eos_ids),
+            **self._engine.facts,
         }
 
     def prompts_digest(self, problems: Sequence[RenderedProblem]) -> str:
@@ -116,6 +117,7 @@ class EngineBackend:
             yield [replace(answer, drawn=drawn) for answer, drawn in answers]
 
     def close(self) -> None:
+        self._engine.close()
         del self._engine, self._policy
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
