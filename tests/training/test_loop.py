@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from interruptions import StopAfter
 from rlif.config import PolicyConfig, Recipe
 from rlif.errors import RlifError
 from rlif.model.loading import load_policy
@@ -92,21 +93,6 @@ def assert_same_weights(one: Path, other: Path) -> None:
 def without_clock(line: Mapping[str, float]) -> dict[str, float]:
     """A metrics line less what the clock and the memory counter say."""
     return {k: v for k, v in line.items() if not k.startswith(("time", "tokens_per_second", "memory"))}
-
-
-class StopAfter:
-    """A callback that breaks the run off right after the line of a step was written."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def begin(self, phase: str, step: int, total: int) -> None: ...
-
-    def advance(self, tokens: int) -> None: ...
-
-    def logged(self, step: int, metrics: Mapping[str, float]) -> None:
-        if step == self.step:
-            raise ConnectionAbortedError("pulled the plug")
 
 
 @pytest.mark.parametrize(
