@@ -93,7 +93,7 @@ def train(
                 raise RlifError(f"give a folder for the run: rlif train {recipe} --out DIR")
             out = usual_folder(model, own)
         given = {"model": model, "path": data, "question_column": question, "answer_column": answer}
-        given |= {"config": config, "split": split}
+        given |= {"config": config, "split": split, "reward.name": reward}
         with _by_options({name for name, value in given.items() if value is not None}):
             _begin(found, out, until, quiet=quiet, first=first)
 
@@ -116,7 +116,12 @@ def _named_of(**options: Any) -> str:
 
 
 _OPTIONS = {"out": "--out", "steps": "--steps", "until": "--until"}
-_OF_RECIPE = {"question_column": "--question", "answer_column": "--answer", "path": "--data"}
+_OF_RECIPE = {
+    "question_column": "--question",
+    "answer_column": "--answer",
+    "path": "--data",
+    "reward.name": "--reward",
+}
 
 
 @contextmanager
