@@ -34,6 +34,7 @@ from rlif.training.final import write_masters
 from rlif.training.loop import resume, train
 from rlif.training.opening import new_run
 from rlif.types import Sampling
+from rlif.utils.interrupts import Interrupted
 from toys import toy_policy
 
 OF_SOME = {
@@ -540,3 +541,28 @@ def test_a_signal_checkpoints_then_stops(tiny_base_path: Path, tmp_path: Path, s
         "stopping after this step, with a checkpoint (once more: at once)",
         f"rlif: stopped after step {step} of 4000; go on with: rlif train --resume {tmp_path / 'run'}",
     ]
+
+
+def test_a_signal_does_not_wait_for_the_evaluation_before_the_first_step(toy_model: Path, tmp_path: Path) -> None:
+    class Asked(NullCallback):
+        """The signal comes while the untrained model is evaluated."""
+
+        evaluating, told = False, 0
+
+        def begin(self, phase: str, step: int, total: int) -> None:
+            self.evaluating = phase == "eval"
+
+        def advance(self, tokens: int) -> None:
+            self.told += self.evaluating
+
+    asked, changes = Asked(), {"eval": {"every": 2, "problems": 8, "samples": 2}}
+    out, whole = tmp_path / "run", tmp_path / "whole"
+    with pytest.raises(Interrupted, match="stopped before step 1; go on with: "):
+        train(recipe(toy_model, **changes), out, callback=asked, stop=lambda: signal.SIGINT * asked.evaluating)
+    assert asked.told == 1
+    assert read_metrics(out / "metrics.jsonl") == []
+    resume(out)
+    train(recipe(toy_model, **changes), whole)
+    assert_same_weights(out / "final", whole / "final")
+    one, other = (read_metrics(folder / "metrics.jsonl") for folder in (out, whole))
+    assert [without_clock(line) for line in one] == [without_clock(line) for line in other]
