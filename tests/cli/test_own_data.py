@@ -43,6 +43,8 @@ def test_a_file_and_a_models_name_are_a_run_and_its_folder_is_a_model(tmp_path: 
     assert (recipe.task.template, recipe.rollout.max_new_tokens, recipe.grpo.lr) == ("plain", 96, 1e-4)  # the model's
     again = invoke("train", "--resume", "run", "--quiet")
     assert again.splitlines() == ["final model: run/final"]
+    said = invoke("train", "--resume", "run", "--steps", "2")
+    assert said.splitlines()[0] == "run: 2 steps are done; --steps counts them, too"
     further = recipe_for("run", OwnData("sums.csv", "text"))  # a run is asked as it was trained
     assert (further.task.template, further.rollout.max_new_tokens, further.policy.model) == ("plain", 96, "run")
     asked = "asked as run/final was trained: template plain, format boxed, at most 96 tokens"
@@ -60,7 +62,9 @@ def test_a_file_and_a_models_name_are_a_run_and_its_folder_is_a_model(tmp_path: 
     assert said.splitlines()[0] == "asked as run/final was trained: template plain, format boxed"
 
 
-def test_prompts_and_lengths_are_fitted_to_the_rows_and_the_context(tmp_path: Path) -> None:
+def test_prompts_and_lengths_are_fitted_to_the_rows_and_the_context(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     from rlif.model.template_clock import present
     from rlif.tasks import build_task
     from rlif.training.fit import fitted
@@ -74,6 +78,8 @@ def test_prompts_and_lengths_are_fitted_to_the_rows_and_the_context(tmp_path: Pa
     found = fitted(recipe, build_task(recipe.task), policy, present())
     assert (found.rollout.prompts, found.eval.problems) == (6, 7)  # 7 rows, in two minibatches
     assert found.rollout.max_new_tokens == policy.context - 7 if policy.context else False
+    assert "rollout.prompts is 6, not 16: there are no more" in caplog.text
+    assert "not 512: the context has no room for more" in caplog.text
     assert fitted(recipe, build_task(recipe.task), policy, present(), ranks=4).rollout.prompts == 4  # lcm(2, 4)
     assert fitted(recipe, build_task(recipe.task), policy, present(), ranks=3).rollout.prompts == 6
     unbound = recipe_for("someone/model", OwnData(str(path)), overrides=["task.template=plain", "rollout.prompts=2"])
@@ -145,6 +151,10 @@ def test_what_is_said_beside_a_recipe_comes_before_its_overrides_and_keeps_its_w
         ("--resume x --data y", "--resume DIR goes with --steps, --until and --allow-changed alone"),
         ("--resume x steps=80", "--resume DIR goes with --steps, --until and --allow-changed alone"),
         ("--model tiny-bace --data own.jsonl --out x", "did you mean tiny-base?"),
+        (
+            "--model tiny-base --data own.jsonl --reward verifiable --out x",
+            "have none (the first is own.jsonl:1); fix --answer",
+        ),
         ("--model m --data own.jsonl --reward nme --out x", "--reward: no reward 'nme'"),
     ],
 )

@@ -94,7 +94,8 @@ def train(
             out = usual_folder(model, own)
         given = {"model": model, "path": data, "question_column": question, "answer_column": answer}
         given |= {"config": config, "split": split, "reward.name": reward}
-        with _by_options({name for name, value in given.items() if value is not None}):
+        of_data = {"answer_column", "question_column"} if data is not None else set()  # also if they are the usual ones
+        with _by_options(of_data | {name for name, value in given.items() if value is not None}):
             _begin(found, out, until, quiet=quiet, first=first)
 
 
@@ -166,7 +167,9 @@ def _go_on(out: Path, steps: int | None, until: int | None, *, allow_changed: bo
         if first:  # the others may not have the folder
             recipe, done = with_steps(load_recipe(recipe_path(out)), steps), resumes_at(out)
             if not quiet:
-                console.write_line(f"{out}: going on from step {done} of {recipe.steps}")
+                going = f"going on from step {done} of {recipe.steps}"
+                done_all = f"{done} steps are done; --steps counts them, too"
+                console.write_line(f"{out}: {going if done < recipe.steps else done_all}")
             callback = stack.enter_context(show_progress(console, recipe, done, quiet=quiet))
         options: dict[str, Any] = {"steps": steps, "until": until, "allow_changed": allow_changed}
         trainer.resume(out, callback=callback, card=write_card, **options)
