@@ -269,6 +269,11 @@ def test_an_override_is_checked_like_the_file(recipe_file: Path) -> None:
         ({"task": {"name": "file", "path": "p", "arithmetic": 1}}, "task.arithmetic: unknown key"),
         ({"reward": {"name": "random", "wieght": 2}}, "reward.0.wieght: unknown key; did you mean reward.0.weight?"),
         ({"reward": ["random", {"name": "length", "reduced": "sum"}]}, "did you mean reward.1.reduce?"),
+        # Within a template no other trainer has a name of its own.
+        (
+            {"task": {"name": "arithmetic", "template": {"user": "{question}", "system_prompt": "Add."}}},
+            "my.yaml: task.template.system_prompt: unknown key; did you mean task.template.system?",
+        ),
         # Values out of range: key and value.
         ({"steps": 0}, "steps: expected 1 or more (given 0)"),
         ({"rollout": {"top_p": 1.5}}, "rollout.top_p: expected 1 or less (given 1.5)"),

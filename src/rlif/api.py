@@ -10,10 +10,11 @@ from rlif.errors import expect
 from rlif.evals.backends.engine import EngineBackend
 from rlif.evals.runner import Candidate
 from rlif.evals.runner import evaluate as evaluate_candidates
-from rlif.evals.settings import Settings
+from rlif.evals.settings import Settings, as_trained
 from rlif.experiments.diagnose import Diagnosis
 from rlif.experiments.diagnose import diagnose as diagnose_policy
-from rlif.experiments.subject import DiagnoseSettings, Subject, subject_of
+from rlif.experiments.subject import ARITHMETIC, DiagnoseSettings, Subject, subject_of
+from rlif.experiments.subject import as_trained as as_trained_before
 from rlif.model import loading
 from rlif.model.loading import check_source
 from rlif.model.policy import Policy
@@ -189,8 +190,9 @@ def evaluate(
     [('tiny-base', 'additions', 8.0)]
     """
     expect(settings, Settings, "settings", "an rlif.EvalSettings")
-    names = [models] if isinstance(models, str | Path) else models
-    candidates = [_candidate(str(name), settings, dtype, device) for name in names]
+    names = [str(model) for model in ([models] if isinstance(models, str | Path) else models)]
+    settings, _ = as_trained(settings, names)
+    candidates = [_candidate(name, settings, dtype, device) for name in names]
     return evaluate_candidates(candidates, settings, Path(out))
 
 
@@ -221,9 +223,11 @@ def diagnose(
     ('cannot tell', '4 prompts are too few; give 16 or more, better 64')
     """
     settings = settings or DiagnoseSettings()
-    policy = model if isinstance(model, Policy) else load_policy(model)
+    config = model if isinstance(model, PolicyConfig) else PolicyConfig(model=_name(model))
+    if problems != ARITHMETIC:
+        settings, config, _ = as_trained_before(settings, config)
+    policy = model if isinstance(model, Policy) else load_policy(config)
     if isinstance(problems, str | Path):
-        config = model if isinstance(model, PolicyConfig) else PolicyConfig(model=_name(model))
         subject = subject_of(problems, settings, config)
     else:
         template = settings.template or "boxed"

@@ -43,20 +43,28 @@ def test_a_file_and_a_models_name_are_a_run_and_its_folder_is_a_model(tmp_path: 
     assert (recipe.task.template, recipe.rollout.max_new_tokens, recipe.grpo.lr) == ("plain", 96, 1e-4)  # the model's
     again = invoke("train", "--resume", "run", "--quiet")
     assert again.splitlines() == ["final model: run/final"]
+    said = invoke("train", "--resume", "run", "--steps", "2")
+    assert said.splitlines()[0] == "run: 2 steps are done; --steps counts them, too"
     further = recipe_for("run", OwnData("sums.csv", "text"))  # a run is asked as it was trained
     assert (further.task.template, further.rollout.max_new_tokens, further.policy.model) == ("plain", 96, "run")
-    said = invoke("eval", "run", "--data", "sums.csv", "--question", "text", "--limit", "2", "--samples", "2", *OUT)
-    assert said.splitlines()[0] == "run: loading"
-    assert "sums: 2 problems" in said
+    asked = "asked as run/final was trained: template plain, format boxed, at most 96 tokens"
+    data = ("--data", "sums.csv", "--question", "text", "--limit", "1")
+    said = invoke("eval", "run/final", *data, "--samples", "2", "--baselines", "none", "--out", "judged")
+    assert said.splitlines()[:2] == [asked, "run/final: loading"]
+    assert "sums: 1 problems" in said
     assert "nothing is said of right and wrong" in said
-    (found,) = json.loads(Path("judged/results.json").read_text())["results"]
-    assert found["metrics"]["right"] is None
+    judged = json.loads(Path("judged/results.json").read_text())
+    assert judged["results"][0]["metrics"]["right"] is None
+    assert judged["asked"]["tasks"]["sums"]["template"] == "plain v1"
+    assert judged["asked"]["tasks"]["sums"]["max_new_tokens"] == 96
+    assert asked in invoke("diagnose", "run/final", *data, "--samples", "4")
+    said = invoke("sample", "run/final", "12+34=?", "--max-new-tokens", "4")
+    assert said.splitlines()[0] == "asked as run/final was trained: template plain, format boxed"
 
 
-OUT = ("--max-new-tokens", "8", "--baselines", "none", "--out", "judged")
-
-
-def test_prompts_and_lengths_are_fitted_to_the_rows_and_the_context(tmp_path: Path) -> None:
+def test_prompts_and_lengths_are_fitted_to_the_rows_and_the_context(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     from rlif.model.template_clock import present
     from rlif.tasks import build_task
     from rlif.training.fit import fitted
@@ -70,8 +78,33 @@ def test_prompts_and_lengths_are_fitted_to_the_rows_and_the_context(tmp_path: Pa
     found = fitted(recipe, build_task(recipe.task), policy, present())
     assert (found.rollout.prompts, found.eval.problems) == (6, 7)  # 7 rows, in two minibatches
     assert found.rollout.max_new_tokens == policy.context - 7 if policy.context else False
+    assert "rollout.prompts is 6, not 16: there are no more" in caplog.text
+    assert "not 512: the context has no room for more" in caplog.text
+    assert fitted(recipe, build_task(recipe.task), policy, present(), ranks=4).rollout.prompts == 4  # lcm(2, 4)
+    assert fitted(recipe, build_task(recipe.task), policy, present(), ranks=3).rollout.prompts == 6
     unbound = recipe_for("someone/model", OwnData(str(path)), overrides=["task.template=plain", "rollout.prompts=2"])
     assert fitted(unbound, build_task(unbound.task), policy, present()).rollout.prompts == 2
+
+
+def test_prompts_are_fitted_to_as_many_ranks_as_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rlif.model.template_clock import present
+    from rlif.training import setup
+    from rlif.training.custom import Custom
+    from rlif.training.parallel import Group
+    from toys import toy_policy
+
+    class Asked(Exception):  # noqa: N818
+        pass
+
+    def asked(*arguments: object, ranks: int) -> None:
+        raise Asked(ranks)
+
+    recipe = load_recipe(shipped_recipes()["tiny"], ["rollout.fit=true"])
+    monkeypatch.setattr(setup, "check_start", lambda *arguments: None)
+    monkeypatch.setattr(setup, "load_trainable", lambda *arguments: (toy_policy(), None))
+    monkeypatch.setattr(setup, "fitted", asked)
+    with pytest.raises(Asked, match=r"^3$"):
+        setup.prepare(recipe, setup.Origin(Path("run"), present()), Custom(), Group(1, 3))
 
 
 def test_what_is_said_beside_a_recipe_comes_before_its_overrides_and_keeps_its_words() -> None:
@@ -118,6 +151,11 @@ def test_what_is_said_beside_a_recipe_comes_before_its_overrides_and_keeps_its_w
         ("--resume x --data y", "--resume DIR goes with --steps, --until and --allow-changed alone"),
         ("--resume x steps=80", "--resume DIR goes with --steps, --until and --allow-changed alone"),
         ("--model tiny-bace --data own.jsonl --out x", "did you mean tiny-base?"),
+        (
+            "--model tiny-base --data own.jsonl --reward verifiable --out x",
+            "have none (the first is own.jsonl:1); fix --answer",
+        ),
+        ("--model m --data own.jsonl --reward nme --out x", "--reward: no reward 'nme'"),
     ],
 )
 def test_what_cannot_be_done_says_what_to_do(arguments: str, said: str, tmp_path: Path, monkeypatch: Any) -> None:

@@ -18,7 +18,7 @@ import yaml
 import rlif
 from rlif.cli import main
 from rlif.cli.diagnose import view, write
-from rlif.config import PolicyConfig
+from rlif.config import FileTask, PolicyConfig
 from rlif.errors import RlifError
 from rlif.experiments.calibrate import Run, brought, calibrate, check, chosen_line, usable_runs
 from rlif.experiments.calibrate import _main as calibrating
@@ -26,7 +26,7 @@ from rlif.experiments.calibration import Calibration, Case, Features, fit, predi
 from rlif.experiments.diagnose import Diagnosis, diagnose
 from rlif.experiments.subject import DiagnoseSettings, Subject, settings_of, subject_of
 from rlif.experiments.untrained import Untrained, look_at
-from rlif.experiments.verdict import MARGIN, VERDICTS
+from rlif.experiments.verdict import MARGIN, VERDICTS, _listed
 from rlif.experiments.ways import share
 from rlif.recipes import dump_recipe, find_recipe, load_recipe
 from rlif.rng import Key
@@ -209,6 +209,12 @@ def test_training_is_worth_it_where_it_beats_every_baseline() -> None:
     assert prediction.gain == pytest.approx(0.8 * 0.5, abs=0.02)
     assert prediction.low < prediction.gain < prediction.high
     assert any("the prediction stands on 4 runs of a, b, c, d" in reason for reason in found.reasons)
+
+
+def test_names_are_listed_with_what_they_share_said_once() -> None:
+    assert _listed(["merge of a and b at 0", "merge of a and b at 0.5"]) == "merge of a and b at 0, 0.5"
+    assert _listed(["tiny-base", "tiny-instruct"]) == "tiny-base, tiny-instruct"
+    assert _listed(["merge of a and b at 0"]) == "merge of a and b at 0"
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.4, 0.7, 1.0])
@@ -624,8 +630,39 @@ def test_tables_are_80_columns_wide(tmp_path: Path) -> None:
     assert max(map(len, screen.splitlines())) <= 80
     assert f"verdict: {found.verdict}" in screen
     assert "as you decode *" in screen
-    assert "recipe: none can name these problems" in screen
+    assert "recipe:" not in screen  # where no training is advised
+    assert len(set(found.reasons)) == len(found.reasons)
+    assert not [reason for reason in found.reasons if "gives +" in reason][1:]  # said once
     assert [path.name for path in write(found, tmp_path / "out")] == ["diagnosis.json", "diagnosis.png"]
+
+
+def test_the_recipe_is_shown_where_training_is_advised_and_bears_the_verdict_in_its_file(tmp_path: Path) -> None:
+    found = diagnosed(half_in_form, calibration=calibrated(0.8, noise=0.02))
+    console = Console(width=80, record=True, file=StringIO())
+    console.print(view(found))
+    assert "recipe: none can name these problems; train them from Python" in console.export_text()
+    named = dataclasses.replace(found, model="m\nsteps: 3", recipe=load_recipe(find_recipe(Path("tiny"))))
+    console.print(view(named))
+    assert "recipe: self_certainty, 60 steps of 16 × 8, lr 0.0001; --out DIR writes it" in console.export_text()
+    write(named, tmp_path)
+    text = (tmp_path / "recipe.yaml").read_text("utf-8")
+    assert text.splitlines()[0] == r"# rlif diagnose: m\nsteps: 3, sums: worth training"
+    assert load_recipe(tmp_path / "recipe.yaml") == named.recipe
+
+
+def test_a_file_names_its_columns(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.csv"
+    path.write_text("text,gold,answer\n" + "".join(f"{a} and {a},{2 * a + 100},x\n" for a in range(20)), "utf-8")
+    settings = DiagnoseSettings(question_column="text", answer_column="gold", template="plain", labels=True)
+    one = subject_of(path, settings, PolicyConfig(model="tiny-base"))
+    engine = Scripted(sharp)
+    order = [int(p.text.split()[0]) for p in one.prompts(engine.policy, settings)]
+    engine.says = lambda i, j, sampling, key: yes(order[i])
+    found = diagnose(engine, one, settings, calibration=NO_CALIBRATION)
+    assert found.as_json()["labels"]["ways"]["greedy"]["right"]["value"] == 1.0
+    assert found.recipe is not None
+    assert isinstance(found.recipe.task, FileTask)
+    assert (found.recipe.task.question_column, found.recipe.task.answer_column) == ("text", "gold")
 
 
 def test_a_file_of_prompts_without_answers_is_enough(tmp_path: Path) -> None:
@@ -650,6 +687,9 @@ def test_a_file_of_prompts_without_answers_is_enough(tmp_path: Path) -> None:
         (["tiny-base", "--task", "arithmetic", "--reward", "verifiable"], "--reward: verifiable is trained on labels"),
         (["tiny-base", "--task", "arithmetic", "--dtype", "int4"], "--dtype: 'int4'; choose auto, float32 or bfloat16"),
         (["tiny-base", "--prompts", "absent.jsonl"], "absent.jsonl: No such file or directory; check --prompts"),
+        (["tiny-base", "--task", "arithmetic", "--reward", "self_certanty"], "--reward: no reward 'self_certanty'"),
+        (["tiny-base", "--task", "arithmetic", "--reward", "negated"], "--reward: negated turns another reward round"),
+        (["tiny-base", "--task", "arithmetic", "--question", "q"], "--question: belongs to a file of prompts"),
     ],
 )
 def test_mistakes_are_one_line(arguments: Sequence[str], said: str, command: Command) -> None:

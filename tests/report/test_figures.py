@@ -10,36 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from eval_lines import greedy_line, line
 from rlif.report.figures import Curve, accuracy, confidence, right_against_formatted, surer, write_figures
 from rlif.utils.palette import BLUE, DARK, LIGHT, ORANGE, Theme
 from rlif.utils.plotting import spread_apart
 
 LABELS = ("base, self-certainty", "base, token entropy", "instruct, self-certainty")
-
-
-def line(
-    step: int, score: float, right: float = 0.7, formatted: float = 0.8, entropy: float = 0.1
-) -> dict[str, float | int]:
-    """The metrics of an evaluation of sampled answers."""
-    return {
-        "step": step,
-        "eval/right_and_formatted": score,
-        "eval/right_and_formatted_stderr": 0.02,
-        "eval/right": right,
-        "eval/formatted": formatted,
-        "eval/entropy": entropy,
-        "eval/transitional_share": 0.2,
-        "eval/length": 25.0,
-        "eval/n": 512,
-        "eval/problems": 128,
-    }
-
-
-def greedy_line(greedy: float, majority: float) -> dict[str, float | int]:
-    """What an evaluation has besides."""
-    names = {"greedy": greedy, "majority": majority}
-    scores = {f"eval/{name}_right_and_formatted": score for name, score in names.items()}
-    return scores | {f"{key}_stderr": 0.03 for key in scores}
 
 
 def drawn(axes: Axes) -> dict[str, list[float]]:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from interruptions import StopAfter
 from rlif.config import GrpoConfig, Recipe
 from rlif.errors import RlifError
 from rlif.recipes import load_recipe, parse_recipe, shipped_recipes
 from rlif.runs.history import read_metrics
 from rlif.training import loop as trainer
-from rlif.training.callbacks import NullCallback
 from rlif.training.coefficients import CONTROLLERS, kl_coef, moved_levels, settings_of
 from rlif.training.loop import resume, train
 from rlif.types import Rollouts, Sampling, TokenSignals, Update
@@ -101,17 +101,6 @@ def recipe(tiny_base_path: Path, *changes: str) -> Recipe:
     small = [f"policy.model={tiny_base_path}", "rollout.prompts=2", "rollout.group_size=4", "eval.every=0"]
     few = ["steps=4", "rollout.max_new_tokens=8", "log.entropy_share=0", "checkpoint.every=2", "grpo.lr=1e-3"]
     return load_recipe(shipped_recipes()["tiny"], [*small, *few, *changes])
-
-
-class StopAfter(NullCallback):
-    """Breaks the run off right after the line of a step was written."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def logged(self, step: int, metrics: Mapping[str, float | int]) -> None:
-        if step == self.step:
-            raise ConnectionAbortedError("pulled the plug")
 
 
 def logged(out: Path) -> list[dict[str, float]]:

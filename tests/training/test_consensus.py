@@ -2,7 +2,6 @@
 
 import json
 import signal
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from interruptions import StopAfter
 from rlif.config import Recipe
 from rlif.errors import RlifError
 from rlif.grading.equivalence import canonical
@@ -19,7 +19,6 @@ from rlif.rng import Key
 from rlif.runs.history import read_metrics
 from rlif.training import consensus, setup
 from rlif.training import run as run_module
-from rlif.training.callbacks import NullCallback
 from rlif.training.loop import resume, train
 from rlif.types import Problem, Rollouts, Sampling, Verdict
 from rlif.utils.interrupts import Interrupted
@@ -64,17 +63,6 @@ def test_a_run_of_two_steps_trains_and_its_rewards_are_those_of_the_answers_it_l
             voted = row["stop_reason"] != "length" and row["extracted"]
             expected = 1 / len(winners) if voted and canonical(row["extracted"]) in winners else 0.0
             assert row["reward_frozen_consensus"] == pytest.approx(expected)
-
-
-class StopAfter(NullCallback):
-    """Breaks the run off right after the line of a step was written."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def logged(self, step: int, metrics: Mapping[str, float | int]) -> None:
-        if step == self.step:
-            raise ConnectionAbortedError("pulled the plug")
 
 
 def test_a_resumed_run_asks_nobody_again_and_equals_one_never_stopped(

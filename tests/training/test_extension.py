@@ -14,8 +14,10 @@ from rlif.model.loading import check_source, load_policy
 from rlif.recipes import load_recipe, shipped_recipes
 from rlif.runs.history import read_metrics
 from rlif.runs.layout import FINAL, METRICS_FILE, RECIPE, recipe_path
+from rlif.training.extension import check_extension
 from rlif.training.loop import resume, train
 from rlif.training.resolve import resolved
+from rlif.training.setup import Setup
 
 SMALL = ["rollout.prompts=2", "rollout.group_size=2", "rollout.max_new_tokens=6", "eval.every=0", "reward=random"]
 
@@ -71,3 +73,23 @@ def test_another_schedule_is_laid_over_all_steps_and_that_is_said(tmp_path: Path
     recipe.write_text(recipe.read_text().replace("steps: 4", "steps: 5"))
     with pytest.raises(RlifError, match="steps was 4, is 5"):  # by hand it is another run, as before
         resume(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("teacher", "merge_back", "ended_at", "said"),
+    [
+        (True, None, 20, "the teacher's decay (consensus.decay) is laid over all steps from here on"),
+        (False, 0.5, 25, "its old end was looked at out of turn, and guards.merge_back goes by what was seen there"),
+        (False, 0.5, 20, None),  # it would have been looked at there anyway
+        (False, None, 25, None),
+    ],
+)
+def test_what_else_more_steps_bend_is_said(
+    teacher: bool, merge_back: float | None, ended_at: int, said: str | None, recwarn: pytest.WarningsRecorder
+) -> None:
+    recipe = tiny(40, "probe.every=10", "probe.start=true", f"guards.merge_back={merge_back or 'null'}")
+    setup = object.__new__(Setup)  # of it what is looked at
+    setup.__dict__.update(recipe=recipe, step=ended_at, state={}, teacher=object() if teacher else None)
+    check_extension(setup, Path("run"))
+    expected = f"run: {said}, so this is not the run that so many steps from the start would have been"
+    assert [str(one.message) for one in recwarn] == ([expected] if said else [])

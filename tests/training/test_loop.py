@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from interruptions import StopAfter
 from rlif.config import PolicyConfig, Recipe
 from rlif.errors import RlifError
 from rlif.model.loading import load_policy
@@ -33,6 +34,7 @@ from rlif.training.final import write_masters
 from rlif.training.loop import resume, train
 from rlif.training.opening import new_run
 from rlif.types import Sampling
+from rlif.utils.interrupts import Interrupted
 from toys import toy_policy
 
 OF_SOME = {
@@ -92,21 +94,6 @@ def assert_same_weights(one: Path, other: Path) -> None:
 def without_clock(line: Mapping[str, float]) -> dict[str, float]:
     """A metrics line less what the clock and the memory counter say."""
     return {k: v for k, v in line.items() if not k.startswith(("time", "tokens_per_second", "memory"))}
-
-
-class StopAfter:
-    """A callback that breaks the run off right after the line of a step was written."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def begin(self, phase: str, step: int, total: int) -> None: ...
-
-    def advance(self, tokens: int) -> None: ...
-
-    def logged(self, step: int, metrics: Mapping[str, float]) -> None:
-        if step == self.step:
-            raise ConnectionAbortedError("pulled the plug")
 
 
 @pytest.mark.parametrize(
@@ -554,3 +541,28 @@ def test_a_signal_checkpoints_then_stops(tiny_base_path: Path, tmp_path: Path, s
         "stopping after this step, with a checkpoint (once more: at once)",
         f"rlif: stopped after step {step} of 4000; go on with: rlif train --resume {tmp_path / 'run'}",
     ]
+
+
+def test_a_signal_does_not_wait_for_the_evaluation_before_the_first_step(toy_model: Path, tmp_path: Path) -> None:
+    class Asked(NullCallback):
+        """The signal comes while the untrained model is evaluated."""
+
+        evaluating, told = False, 0
+
+        def begin(self, phase: str, step: int, total: int) -> None:
+            self.evaluating = phase == "eval"
+
+        def advance(self, tokens: int) -> None:
+            self.told += self.evaluating
+
+    asked, changes = Asked(), {"eval": {"every": 2, "problems": 8, "samples": 2}}
+    out, whole = tmp_path / "run", tmp_path / "whole"
+    with pytest.raises(Interrupted, match="stopped before step 1; go on with: "):
+        train(recipe(toy_model, **changes), out, callback=asked, stop=lambda: signal.SIGINT * asked.evaluating)
+    assert asked.told == 1
+    assert read_metrics(out / "metrics.jsonl") == []
+    resume(out)
+    train(recipe(toy_model, **changes), whole)
+    assert_same_weights(out / "final", whole / "final")
+    one, other = (read_metrics(folder / "metrics.jsonl") for folder in (out, whole))
+    assert [without_clock(line) for line in one] == [without_clock(line) for line in other]

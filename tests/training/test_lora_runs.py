@@ -2,7 +2,6 @@
 
 import copy
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from interruptions import StopAfter
 from rlif.config import LoraConfig, Recipe
 from rlif.errors import RlifError
 from rlif.model.lora import adapted_layers, merged, with_adapter
@@ -21,7 +21,6 @@ from rlif.recipes import load_recipe, shipped_recipes
 from rlif.rng import Key
 from rlif.rollout.engine import Engine
 from rlif.runs.provenance import model_files
-from rlif.training.callbacks import NullCallback
 from rlif.training.loop import resume, train
 from rlif.training.lora import adapted_policy, start_for_merge_back, start_of
 from rlif.training.optim import MasterOptimizer, merge_back
@@ -42,17 +41,6 @@ def recipe(model: Path, *changes: str) -> Recipe:
     small = [f"policy.model={model}", "rollout.prompts=2", "rollout.group_size=4", "eval.every=0", LORA]
     few = ["steps=3", "grpo.lr=1e-2", "grpo.kl_coef=0.1", "checkpoint.every=1", "checkpoint.keep_last=9"]
     return load_recipe(shipped_recipes()["tiny"], [*small, *few, *changes])
-
-
-class StopAfter(NullCallback):
-    """Breaks the run off right after the line of a step was written."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def logged(self, step: int, metrics: Mapping[str, float | int]) -> None:
-        if step == self.step:
-            raise ConnectionAbortedError("pulled the plug")
 
 
 def at(out: Path, step: int) -> Path:

@@ -21,6 +21,7 @@ from rlif.recipes import parse_recipe
 from rlif.rng import Key
 from rlif.rollout.engine import Engine
 from rlif.training.looks import Looks
+from rlif.training.parallel import ALONE, Ranks
 from rlif.training.setup import PromptSource, Setup
 from rlif.types import Problem, Prompt, Rollouts, Sampling
 from scripted import Scripted
@@ -71,7 +72,9 @@ def recipe(**probe_keys: Any) -> Recipe:
     )
 
 
-def looks_of(engine: Engine, settings: Recipe, out: Path, state: dict[str, Any] | None = None) -> Looks:
+def looks_of(
+    engine: Engine, settings: Recipe, out: Path, state: dict[str, Any] | None = None, ranks: Ranks = ALONE
+) -> Looks:
     setup, source = object.__new__(Setup), object.__new__(PromptSource)  # of each what looks read
     source.__dict__.update(task=TASK)
     setup.__dict__.update(
@@ -83,6 +86,7 @@ def looks_of(engine: Engine, settings: Recipe, out: Path, state: dict[str, Any] 
         engine=engine,
         start=toy_policy(),
         state={} if state is None else state,
+        ranks=ranks,
     )
     return Looks(setup, out)
 
@@ -190,3 +194,23 @@ def test_a_resumed_run_goes_on_with_the_answers_that_were_frozen_last(
 def test_renewals_need_the_frozen_start() -> None:
     with pytest.raises(RlifError, match=r"probe\.refresh: only the frozen start can tell .* set probe\.start"):
         recipe(refresh=1, start=False)
+
+
+class Second(Ranks):
+    """A rank that measures by rounding another share of groups without an advantage than the first one does."""
+
+    rank, size = 1, 2
+
+    def agreed(self, value: Any) -> Any:
+        return dict.fromkeys(value, 0.25) if value == {ZERO_GROUPS: 0.5} else value
+
+
+ZERO_GROUPS = "advantage/zero_groups"
+
+
+def test_what_guards_read_of_a_step_is_the_first_rank_s_on_every_rank(tmp_path: Path) -> None:
+    engine = Course(QUARTERS)
+    found = looks_of(engine, recipe(), tmp_path, ranks=Second())
+    found.settle(engine, lambda tokens: None)
+    found.look(0, {ZERO_GROUPS: 0.5}, lambda tokens: None)
+    assert found._state["records"][-1]["metrics"][ZERO_GROUPS] == 0.25

@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from interruptions import StopAfter
 from rlif.config import Recipe
 from rlif.errors import RlifError
 from rlif.grading.equivalence import canonical
 from rlif.recipes import load_recipe, shipped_recipes
 from rlif.training import consensus
-from rlif.training.callbacks import NullCallback
 from rlif.training.loop import resume, train
 from rlif.training.optim import MasterOptimizer
 from rlif.training.teacher import FILE, Teacher, decay_at
@@ -84,17 +83,6 @@ def test_small_moves_add_up_though_the_teacher_computes_in_bf16() -> None:
         teacher.follow(optimizer, 0.999)
     moved = teacher.policy.model.get_parameter(name).float() - start
     torch.testing.assert_close(moved, torch.full_like(moved, 1 - 0.999**1000), atol=0.04, rtol=0)
-
-
-class StopAfter(NullCallback):
-    """Breaks the run off right after the line of a step was written."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def logged(self, step: int, metrics: Mapping[str, float | int]) -> None:
-        if step == self.step:
-            raise ConnectionAbortedError("pulled the plug")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

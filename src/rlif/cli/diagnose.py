@@ -13,10 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from rlif.config import PolicyConfig
-from rlif.errors import Argument, RlifError, named, printable_lines, with_error
+from rlif.errors import Argument, RlifError, named, printable, printable_lines, with_error
 from rlif.experiments.diagnose import Diagnosis, diagnose
-from rlif.experiments.subject import settings_of, subject_of
+from rlif.experiments.subject import ARITHMETIC, as_trained, settings_of, subject_of
 from rlif.experiments.untrained import OnPass
+from rlif.experiments.verdict import VerdictName
 from rlif.model.loading import load_policy
 from rlif.recipes import dump_recipe
 from rlif.report.diagnosis import WAYS, figure
@@ -32,6 +33,8 @@ _SAME = (
 OPTIONS: Mapping[str, str] = {
     **{name: f"--{name.replace('_', '-')}" for name in _SAME},
     **{"model": "MODEL", "path": "--prompts", "prompts": "--prompts", "prompt": "--prompts: prompt"},
+    **{"question_column": "--question", "answer_column": "--answer", "config": "--config", "split": "--split"},
+    **{"reward.name": "--reward", "reward.of": "--reward"},
 }
 """What the command calls the arguments that an `RlifError` of the library names."""
 
@@ -57,6 +60,10 @@ def print_diagnosis(
     """
     console = Console()
     asked, config = settings_of(**settings), _policy(model, loading)
+    if source != ARITHMETIC:
+        asked, config, said = as_trained(asked, config)
+        if said:
+            (Console(stderr=True) if as_json else console).write_line(said)
     subject = subject_of(source, asked, config)
     engine = Engine(load_policy(config))
     with _progress(Console(stderr=True) if as_json else console) as (on_pass, advance):
@@ -108,7 +115,8 @@ def write(found: Diagnosis, out: Path) -> list[Path]:
         "diagnosis.png": png(figure(content)),
     }
     if found.recipe is not None:
-        files["recipe.yaml"] = dump_recipe(found.recipe).encode()
+        judged = printable(f"# rlif diagnose: {content['model']}, {content['task']}: {found.verdict}")
+        files["recipe.yaml"] = f"{judged}\n{dump_recipe(found.recipe)}".encode()
     with writing(out, "choose another --out"):
         make_folder(out)
         for name, data in files.items():
@@ -131,8 +139,7 @@ def view(found: Diagnosis) -> RenderableType:
         same_answers(content),
         Text(""),
         numbers(content),
-        Text(""),
-        recipe(found),
+        *((Text(""), recipe(found)) if found.verdict == ADVISED else ()),
     )
 
 
@@ -147,8 +154,8 @@ def ways(content: Mapping[str, Any]) -> RenderableType:
             cells += [_percent(truth[name]["right"]), _percent(truth[name]["right_and_formatted"])]
         mark = " *" if name == content["decoding"] else ""
         table.add_row(WAYS[name] + mark, *cells)
-    notes = ["in %, ± one standard error over prompts; agrees: with the model's own frozen answers;"]
-    notes += ["tokens: of an answer; * as you decode"]
+    notes = ["in %, ± one standard error over prompts; agrees: with its own frozen answers;"]
+    notes += ["tokens: of an answer; * as you decode" + ("" if truth else "; no label was read")]
     if truth:
         notes.append(f"right: of {content['labels']['prompts']} prompts with a label, which no verdict reads")
     return Group(table, *(Text(note, style="dim") for note in notes))
@@ -200,6 +207,10 @@ def _truth_lines(labels: Mapping[str, Any]) -> dict[str, str]:
         f"{_plain(disputed['recall'])} ({disputed['both']} of {disputed['prompts']} disputed, "
         f"{disputed['greedy_wrong']} wrong)",
     }
+
+
+ADVISED: VerdictName = "worth training"
+"""The verdict under which the recipe is shown."""
 
 
 def recipe(found: Diagnosis) -> RenderableType:

@@ -16,7 +16,7 @@ from rlif.evals.compare import as_json, compare, model_folders
 from rlif.evals.export_logs import EXPORTS
 from rlif.evals.figures import write_figures
 from rlif.evals.runner import Candidate, evaluate
-from rlif.evals.settings import Settings
+from rlif.evals.settings import Settings, as_trained
 from rlif.evals.store import BASELINES, MODEL, RESULTS, read_json
 from rlif.evals.tables import print_comparisons, print_results
 from rlif.model.loading import check_source
@@ -47,12 +47,16 @@ def run_eval(
     rollout: RolloutConfig = NATIVE,
     quiet: bool = False,
 ) -> None:
-    """Evaluate models in this process, one after the other, and print the tables; ``quiet``: these alone.
+    """Evaluate models in this process, one after the other, and print the tables; ``quiet``: these alone. Data of your
+    own are asked as a run among the models was trained, or as a named one usually is (`as_trained`).
 
     Raises `RlifError` for what the user can fix; a model that is not there is found before the first one is asked.
     """
     options: dict[str, Any] = {"dtype": dtype, "device": device, "rollout": rollout}
+    settings, said = as_trained(settings, models)
     candidates = [local(name, settings, **options) for name in models]
+    if said and not quiet:
+        Console().write_line(said)
     judge(candidates if quiet else [_announced(one) for one in candidates], settings, out, quiet=quiet)
 
 

@@ -1,13 +1,16 @@
 """What an evaluation is asked to do: everything that decides its answers, checked, and written beside them."""
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from rlif.config import Fraction, Natural, Positive, Section
+from rlif.config import Fraction, Natural, Positive, Section, TemplateSource
 from rlif.errors import RlifError, did_you_mean
 from rlif.evals.passes import PASSES
+from rlif.runs.model_defaults import prompting_of
+from rlif.tasks.benchmarks import protocol_of
 from rlif.tasks.few_shot import FIXED
 from rlif.utils.validation import explained
 
@@ -54,9 +57,9 @@ class Settings(Section):
     top_k: Natural = 0
     """Sample among the k likeliest tokens; 0 is off."""
     max_new_tokens: Positive | None = None
-    """Length limit of an answer, in tokens; null: the benchmark's."""
-    template: str | None = None
-    """Prompt template (rlif.tasks.templates); null: the benchmark's."""
+    """Length limit of an answer, in tokens; null: the benchmark's, or what the models bring (`as_trained`)."""
+    template: TemplateSource | None = None
+    """Prompt template (rlif.tasks.templates); null: the benchmark's, or what the models bring."""
     format: str | None = None
     """The extractor that decides `formatted` (rlif.grading.grader.EXTRACTORS); null: the one the template asks for."""
     shots: Natural = 0
@@ -109,3 +112,21 @@ def settings_of(**values: Any) -> Settings:
         if not key:  # of several settings together: the message begins with the name of the one to change
             key, _, message = message.partition(": ")
         raise RlifError(f"--{_OPTIONS.get(key, key).replace('_', '-')}: {message}") from None
+
+
+def as_trained(settings: Settings, models: Sequence[str]) -> tuple[Settings, str]:
+    """The settings with what the models bring where these are silent: the folder of a run the template, form, length,
+    stop strings and chat template that it was trained with, a named model its usual ones (`prompting_of`). And a line
+    that says so; "" if there is nothing to say.
+
+    A benchmark that says itself how it is asked is asked so: nothing is brought, and a run that was trained otherwise
+    is told of. Raises `RlifError` for a run whose recipe cannot be read.
+    """
+    found = prompting_of(models, {name: getattr(settings, name) for name in Settings.model_fields})
+    fixed = {name: own for name in settings.tasks if (own := protocol_of(name, data=settings.data.get(name)))}
+    if not fixed:
+        return settings.model_copy(update=dict(found.settings)), found.said
+    wanted = found.settings.get("template")
+    if not found.runs or wanted is None or all(one.template == wanted for one in fixed.values()):
+        return settings, ""
+    return settings, f"{', '.join(fixed)}: asked as always, not as {', '.join(found.runs)} (template {wanted})"

@@ -166,7 +166,7 @@ def baselines(samples: int, results: Sequence[Mapping[str, Any]]) -> RenderableT
         return None
     notes = [f"no {which}: {', '.join(who)} does not tell these signals" for which, who in signals.items()]
     votes = f"majority and surest: of {samples} answers, all of which they cost" if samples > 1 else ""
-    return _captioned(table, "in %, without training", *([votes] if votes else []), *notes)
+    return _captioned(table, "in %, of this model's answers as they are", *([votes] if votes else []), *notes)
 
 
 def _flat(baselines: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from rlif.experiments.untrained import Asking, OnPass, Untrained, look_at
 from rlif.experiments.verdict import Evidence, VerdictName, verdict_on
 from rlif.experiments.ways import MAIN, TRAINING, PerPrompt, Way, same_answer
 from rlif.recipes import parse_recipe
-from rlif.rewards.registry import check_rewards, needs_labels
+from rlif.rewards.registry import WRAPPERS, check_rewards, needs_labels
 from rlif.rollout.engine import Engine
 from rlif.signals import SIGNALS
 
@@ -123,6 +123,8 @@ def _model(engine: Engine, subject: Subject) -> str:
 
 def rewards_named(name: str) -> tuple[RewardConfig, ...]:
     """What a recipe makes of ``reward: NAME``. Raises `RlifError` for an unknown one, and for one that needs labels."""
+    if name in WRAPPERS:
+        raise RlifError(Argument("reward"), f": {name} turns another reward round; name one that stands alone")
     any_task = {"steps": 1, "policy": {"model": "tiny-base"}, "task": {"name": "arithmetic"}}
     rewards = parse_recipe({**any_task, "reward": name}).reward
     check_rewards(rewards)

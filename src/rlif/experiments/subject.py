@@ -14,6 +14,7 @@ from rlif.model.policy import Policy
 from rlif.model.positions import limit_passed
 from rlif.monitoring.probe import distinct_prompts
 from rlif.rollout.prompts import render
+from rlif.runs.model_defaults import prompting_of
 from rlif.tasks import build_task
 from rlif.tasks.base import Task
 from rlif.tasks.templates import find_template
@@ -37,8 +38,16 @@ class DiagnoseSettings(Section):
 
     temperature: Annotated[float, Field(ge=0.0, le=2.0)] = 1.0
     """At which you will decode the model, trained or not; 0 is greedy. Training samples at 1."""
-    template: str | None = None
-    """Prompt template (rlif.tasks.templates); null: plain for arithmetic, else boxed."""
+    question_column: str | None = None
+    """The column of the question in a file; null: problem, question, prompt or messages."""
+    answer_column: str | None = None
+    """The column of the answer in a file; null: answer, where there is one. Only `labels` reads it."""
+    config: str | None = None
+    """Which configuration of a data set of the hub, where it has several (openai/gsm8k: main)."""
+    split: str | None = None
+    """The split of a data set of the hub; null: train."""
+    template: TemplateSource | None = None
+    """Prompt template (rlif.tasks.templates); null: plain for arithmetic, else what the model brings, else boxed."""
     format: str | None = None
     """The extractor that decides what is in the asked form (docs/grading.md); null: the template's."""
     limit: Positive = 64
@@ -48,7 +57,9 @@ class DiagnoseSettings(Section):
     low_temperature: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.4
     """The low temperature."""
     max_new_tokens: Positive | None = None
-    """Length limit of an answer; null: as many as the context leaves, at most 512."""
+    """Length limit of an answer; null: what the model brings, else as many as the context leaves, at most 512."""
+    stop: tuple[str, ...] = ()
+    """Strings that end an answer, besides those of the template; none: what the model brings."""
     reward: str | None = None
     """Judge training on this reward; null: on the one that the calibration finds best."""
     labels: bool = False
@@ -82,14 +93,38 @@ class Subject:
         return distinct_prompts(render(policy, self.template, problems))
 
 
+def as_trained(settings: DiagnoseSettings, policy: PolicyConfig) -> tuple[DiagnoseSettings, PolicyConfig, str]:
+    """Both with what the model brings where they are silent (`prompting_of`), and a line that says so. For problems
+    that do not say themselves how they are asked, as arithmetic does."""
+    if not isinstance(policy.model, str):
+        return settings, policy, ""
+    given = {name: getattr(settings, name) for name in DiagnoseSettings.model_fields}
+    found = prompting_of([policy.model], given | {"chat_template": policy.chat_template})
+    asked = dict(found.settings)
+    chat_template = asked.pop("chat_template", policy.chat_template)
+    return (
+        settings.model_copy(update=asked),
+        policy.model_copy(update={"chat_template": chat_template}),
+        found.said,
+    )
+
+
+ARITHMETIC = "arithmetic"
+"""The problems that need no file."""
+_COLUMNS = ("question_column", "answer_column", "config", "split")
+
+
 def subject_of(source: str | Path, settings: DiagnoseSettings, policy: PolicyConfig) -> Subject:
     """A file of prompts, or ``arithmetic``, asked of a model. Raises `RlifError` for what is neither."""
     task: TaskConfig
-    if source == "arithmetic":
+    of_file: dict[str, Any] = {name: value for name in _COLUMNS if (value := getattr(settings, name)) is not None}
+    if source == ARITHMETIC:
+        if of_file:
+            raise RlifError(Argument(next(iter(of_file))), ": belongs to a file of prompts, and there is none")
         task = ArithmeticTask(name="arithmetic", template=settings.template or "plain", format=settings.format)
     else:
-        path = str(expanded(source))
-        task = FileTask(name="file", path=path, template=settings.template or "boxed", format=settings.format)
+        words: dict[str, Any] = {"template": settings.template or "boxed", "format": settings.format}
+        task = FileTask(name="file", path=str(expanded(source)), **words, **of_file)
     return subject_in(policy, task)
 
 
@@ -127,7 +162,8 @@ def asking_of(policy: Policy, subject: Subject, prompts: Sequence[Prompt], setti
     room = MOST_TOKENS if limit is None or limit.tokens <= longest else limit.tokens - longest
     return Asking(
         training=Sampling(
-            max_new_tokens=settings.max_new_tokens or room, stop=tuple(find_template(subject.template).stop)
+            max_new_tokens=settings.max_new_tokens or room,
+            stop=tuple(dict.fromkeys((*find_template(subject.template).stop, *settings.stop))),
         ),
         temperature=settings.temperature,
         low_temperature=settings.low_temperature,

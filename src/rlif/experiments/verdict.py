@@ -15,7 +15,7 @@ the model's own frozen answers (`rlif.experiments.untrained`), and the gain that
 Without a calibration there is no *worth training*: that sharpening has room does not say that training uses it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -80,7 +80,7 @@ def verdict_on(evidence: Evidence) -> Finding:
     for rule in RULES:
         if (found := rule(evidence)) is not None:
             verdict, reason = found
-            return Finding(verdict, (reason, *remarks(evidence)))
+            return Finding(verdict, (reason, *remarks(evidence, verdict)))
     raise AssertionError("the last rule always speaks")
 
 
@@ -201,13 +201,14 @@ RULES: tuple[Callable[[Evidence], Ruling], ...] = (
 )
 
 
-def remarks(evidence: Evidence) -> tuple[str, ...]:
-    """What a reader should know whatever the verdict: what is free, what is in dispute, what the numbers are."""
+def remarks(evidence: Evidence, verdict: VerdictName) -> tuple[str, ...]:
+    """What a reader should know besides: what is free, unless that is the verdict, what is in dispute, what the
+    prediction stands on."""
     found = evidence.untrained
     if not len(found.ways[TRAINING].in_form):
         return ()
-    said = [_free(evidence)]
-    if (colder := _colder(evidence)) is not None:
+    said = []
+    if verdict != "just lower the temperature" and (colder := _colder(evidence)) is not None:
         said.append(f"{_named(colder[0])} gives {_signed(colder[1])} over how you decode, without training")
     if (disputed := found.trust["disputed"]) >= MARGIN:
         said.append(
@@ -215,16 +216,15 @@ def remarks(evidence: Evidence) -> tuple[str, ...]:
         )
     if isinstance(evidence.prediction, Prediction):
         runs = evidence.prediction.stands_on
-        said.append(f"the prediction stands on {runs['runs']} runs of {', '.join(runs['models'])}")
+        said.append(f"the prediction stands on {runs['runs']} runs of {_listed(runs['models'])}")
     return tuple(said)
 
 
-def _free(evidence: Evidence) -> str:
-    ways, own = evidence.untrained.ways, evidence.untrained.own
-    phrases = {own: f"as you decode (temperature {evidence.temperature:g})"}
-    phrases |= {LOW: "at the low temperature", GREEDY: "greedily", MAJORITY: "by vote"} | phrases
-    told = ", ".join(f"{_percent(share(ways[way].in_form))} {phrase}" for way, phrase in phrases.items())
-    return f"agreement with its own frozen answers, in the asked form: {told}; no label was read"
+def _listed(names: Sequence[str]) -> str:
+    """Names with a comma between them; the words that all of them begin with once."""
+    words = [name.split(" ") for name in names]
+    shared = next((i for i, column in enumerate(zip(*words, strict=False)) if len(set(column)) > 1), 0)
+    return " ".join([*words[0][:shared], ", ".join(" ".join(one[shared:]) for one in words)])
 
 
 class Difference(NamedTuple):
@@ -265,7 +265,8 @@ def _nothing_more(evidence: Evidence) -> str:
 
 
 def _predicted(prediction: Prediction) -> str:
-    return f"{_signed(prediction.gain)} ({_signed(prediction.low)} to {_signed(prediction.high)})"
+    gain, low, high = (100.0 * value for value in (prediction.gain, prediction.low, prediction.high))
+    return f"{gain:+.0f} points ({low:+.0f} to {high:+.0f})"
 
 
 NAMES: Mapping[str, str] = {

@@ -142,7 +142,7 @@ def final_of(source: str) -> str:
     Raises `RlifError` for a run that has not ended, naming its newest checkpoint.
     """
     folder = expanded(source)
-    if not all(os.path.isfile(folder / name) for name in _OF_A_RUN) or os.path.isfile(folder / "config.json"):
+    if not _is_run(folder):
         return source
     if os.path.isdir(folder / "final"):
         return str(Path(source) / "final")
@@ -152,6 +152,21 @@ def final_of(source: str) -> str:
         Argument("model"),
         f": {source} is a run that has not ended (it has no final/); finish it: rlif train --resume {source}{instead}",
     )
+
+
+def run_of(source: str) -> Path | None:
+    """The folder of the run that a model's path leads into: a run's own, or a model in it (final/, last/, a checkpoint,
+    an adapter). None for a model by name, and for any other source."""
+    if source in MODELS:
+        return None
+    folder = Path(os.path.abspath(expanded(source)))
+    around = (folder, *folder.parents[:2]) if folder.is_dir() else ()
+    return next((one for one in around if _is_run(one)), None)
+
+
+def _is_run(folder: Path) -> bool:
+    holds_run = all(os.path.isfile(folder / name) for name in _OF_A_RUN)
+    return holds_run and not os.path.isfile(folder / "config.json")
 
 
 def fetch(name: str, *, say: Say) -> Path:

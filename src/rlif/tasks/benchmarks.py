@@ -152,6 +152,11 @@ def find_benchmark(name: str, *, data: str | None) -> Benchmark:
     )
 
 
+def protocol_of(name: str, *, data: str | None) -> Benchmark | None:
+    """The benchmark of this name if it says itself how it is asked; None for data of your own and for the gym's."""
+    return None if data is not None and is_reference(data) else BENCHMARKS.get(name)
+
+
 def made_task(benchmark: Benchmark, format: str) -> Task | None:
     """The task that makes a benchmark's problems and judges answers to them itself, which it finds in this form; None
     for one that the grader judges. Raises `RlifError` as `rlif.tasks.build_task` does."""

@@ -91,7 +91,7 @@ class ProblemFile(ProblemList):
 @lru_cache
 def _say_shared(source: str) -> None:
     """Once for each source, not at every evaluation."""
-    _LOG.warning("%s: evaluation uses training problems; set eval_path to held-out ones", source)
+    _LOG.warning("%s: evaluation uses training problems; set task.eval_path=FILE to held-out ones", source)
 
 
 @dataclass(frozen=True)

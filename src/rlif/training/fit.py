@@ -33,5 +33,6 @@ def fitted(recipe: Recipe, task: Task, policy: Policy, now: datetime, *, ranks: 
     for (section, key), there in possible.items():
         if 0 < there < (asked := data[section][key]):
             data[section][key] = there
-            _LOG.warning("%s.%s is %d, not %d: there are no more", section, key, there, asked)
+            why = "the context has no room for more" if key == "max_new_tokens" else "there are no more"
+            _LOG.warning("%s.%s is %d, not %d: %s", section, key, there, asked, why)
     return parse_recipe(data)

@@ -1,31 +1,16 @@
 """A recipe for data of your own, without a file: what `rlif train --model M --data FILE` runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
 from rlif.config import OwnData, Recipe
 from rlif.errors import RlifError
-from rlif.model.registry import final_of
-from rlif.recipes import find_recipe, load_recipe, overridden, read_mapping, set_key
-from rlif.runs.layout import recipe_path
-from rlif.utils.paths import expanded
+from rlif.recipes import find_recipe, overridden, read_mapping, set_key
+from rlif.runs.model_defaults import model_defaults
 
 BASE = "own-data"
 """The shipped recipe that is begun with."""
-
-_TINY = {"task.template": "plain", "rollout.max_new_tokens": 96, "grpo.lr": 1e-4, "policy.dtype": "float32"}
-USUAL: Mapping[str, Mapping[str, Any]] = {
-    "tiny-base": _TINY,
-    "tiny-instruct": _TINY,
-    "smollm2-135m-instruct": {
-        **{"task.template": "plain", "task.format": "last_number"},
-        **{"rollout.max_new_tokens": 128, "grpo.lr": 1e-5},
-    },
-    "gemma3-270m": {"task.template": "qa", "rollout.max_new_tokens": 128},
-}
-"""What a named model brings: how it is asked, in which form it answers and how long, and how fast it learns (as in the
-shipped recipes). The folder of a run brings what it was trained with, any other model gets recipes/own-data.yaml."""
 
 
 def recipe_for(
@@ -39,9 +24,9 @@ def recipe_for(
 ) -> Recipe:
     """A recipe with what is said beside it: model, data, reward and steps, before ``overrides`` (``key=value``).
 
-    Without ``recipe`` it is that for data of your own, with what a named model brings (`USUAL`). With ``data`` its task
-    reads them; if it had another task, only template and form are kept of that one, and prompts and lengths are fitted
-    (rollout.fit). Raises `RlifError` for what is wrong, and where a model or data are missing.
+    Without ``recipe`` it is that for data of your own, with what the model brings (`rlif.runs.model_defaults`). With
+    ``data`` its task reads them; if it had another task, only template and form are kept of that one, and prompts and
+    lengths are fitted (rollout.fit). Raises `RlifError` for what is wrong, and where a model or data are missing.
     """
     path = find_recipe(recipe or Path(BASE))
     content = read_mapping(path, "recipe")
@@ -49,7 +34,7 @@ def recipe_for(
     if recipe is None:
         if model is None:
             raise RlifError("say which model: rlif train --model MODEL --data FILE (rlif models lists those by name)")
-        asked |= USUAL.get(model) or _as_trained(model)
+        asked |= model_defaults(model)
     if data is not None:
         content["task"] = _task(content.get("task"), data)
         asked["rollout.fit"] = True
@@ -58,15 +43,6 @@ def recipe_for(
     for key, value in asked.items():
         set_key(content, key, value, where=str(path))
     return overridden(content, overrides, source=str(path))
-
-
-def _as_trained(model: str) -> dict[str, Any]:
-    """What the folder of a run brings: how its model was asked while it was trained. Nothing for any other model."""
-    if final_of(model) == model:
-        return {}
-    recipe = load_recipe(recipe_path(expanded(model)))
-    asked = {"task.template": recipe.task.template, "rollout.max_new_tokens": recipe.rollout.max_new_tokens}
-    return asked | {"task.format": recipe.task.format, "grpo.lr": recipe.grpo.lr, "policy.dtype": recipe.policy.dtype}
 
 
 def _task(before: Any, data: OwnData) -> dict[str, Any]:

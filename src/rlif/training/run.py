@@ -7,7 +7,7 @@ import math
 import shutil
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -141,20 +141,21 @@ class Run:
         Of a run that goes on, what is missing of it. Raises `NoConsensusError`, and `Interrupted` if a signal asks to
         stop meanwhile.
         """
-        self._freeze_reference(asked_by)
-        if self.step == 0 and (seen := self.observe({})):
-            self.log(seen)
-        self._settle_consensus(asked_by)
-
-    def _freeze_reference(self, asked_by: Stop) -> None:
-        """Have the untrained policy answer the probe's prompts, if it has not."""
-        if self.looks.settled:
-            return
 
         def progress(tokens: int) -> None:
+            """No step is done that a checkpoint would have to keep: a signal need not wait."""
             self.callback.advance(tokens)
             self._end_if_asked(asked_by)
 
+        self._freeze_reference(progress)
+        if self.step == 0 and (seen := self.observe({}, progress)):
+            self.log(seen)
+        self._settle_consensus(asked_by)
+
+    def _freeze_reference(self, progress: Callable[[int], None]) -> None:
+        """Have the untrained policy answer the probe's prompts, if it has not."""
+        if self.looks.settled:
+            return
         with self.phase("reference", tokens=self.looks.reference_tokens):
             self.looks.settle(self._untrained_engine(), progress)
 
@@ -171,23 +172,25 @@ class Run:
         """Whether no step is left to do: the last one is done, or a guard has stopped the run."""
         return self.step == self.recipe.steps or self.looks.stopped
 
-    def observe(self, trained: Mapping[str, float]) -> dict[str, float]:
-        """Metrics of the look and the evaluation that are due. ``trained``: the metrics of the step, {} before all."""
+    def observe(self, trained: Mapping[str, float], progress: Callable[[int], None] | None = None) -> dict[str, float]:
+        """Metrics of the look and the evaluation that are due. ``trained``: the metrics of the step, {} before all.
+        ``progress`` is told of tokens as they come; None: the callback."""
         metrics: dict[str, float] = {}
+        progress = progress or self.callback.advance
         if self.looks.due(self.step):
             with self.phase("probe", tokens=self.looks.look_tokens):
-                metrics |= self.looks.look(self.step, trained, self.callback.advance)
+                metrics |= self.looks.look(self.step, trained, progress)
             if self.looks.renewal_due:
                 with self.phase("reference", tokens=self.looks.reference_tokens + self.looks.look_tokens):
-                    metrics |= self.looks.renew(self.callback.advance)
+                    metrics |= self.looks.renew(progress)
         if self._evaluator.due(self.step, ended=self.ended):
-            metrics |= self.evaluate()
+            metrics |= self.evaluate(progress)
         return metrics
 
-    def evaluate(self) -> dict[str, float]:
+    def evaluate(self, progress: Callable[[int], None] | None = None) -> dict[str, float]:
         """Metrics of the policy as it stands on the fixed evaluation problems: sampled, and (eval.greedy) greedy."""
         with self.phase("eval", tokens=self._evaluator.tokens):
-            metrics, answers = self._evaluator.evaluate(self.callback.advance)
+            metrics, answers = self._evaluator.evaluate(progress or self.callback.advance)
         self._log.write_eval_answers(self.step, answers, self.recipe.log.eval_answers)
         self._log.write_eval_verdicts(self.step, answers)
         self._sinks.completions(self.step, answers, self.recipe.log.eval_answers)

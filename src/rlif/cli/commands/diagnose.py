@@ -12,16 +12,30 @@ from rlif.errors import RlifError
 def diagnose(
     model: Annotated[str, typer.Argument(help="A named model, hub id, folder or .gguf file.")],
     prompts: Annotated[
-        Path | None, typer.Option(help="A .jsonl, .json, .csv or .parquet file; answers are not read.")
+        str | None,
+        typer.Option(
+            "--prompts",
+            "--data",
+            metavar="FILE",
+            help="Problems of yours: .jsonl, .json, .csv, .parquet, or a hub id; answers are not read.",
+        ),
     ] = None,
+    question: Annotated[str | None, typer.Option(metavar="COLUMN", help="The question's in --prompts.")] = None,
+    answer: Annotated[str | None, typer.Option(metavar="COLUMN", help="The answer's, for --labels.")] = None,
+    config: Annotated[str | None, typer.Option(help="Of a data set of the hub, where it has several.")] = None,
+    split: Annotated[str | None, typer.Option(help="Of a data set of the hub; train unless given.")] = None,
     task: Annotated[str | None, typer.Option(help="Instead of a file: arithmetic.")] = None,
-    template: Annotated[str | None, typer.Option(help="Prompt template; plain for arithmetic, else boxed.")] = None,
+    template: Annotated[
+        str | None, typer.Option(help="Prompt template; else what a run or a named model brings, or boxed.")
+    ] = None,
     format: Annotated[str | None, typer.Option(help="Form of answer asked for; unless given, the template's.")] = None,
     temperature: Annotated[float, typer.Option(min=0.0, callback=finite, help="You decode at it; 0: greedy.")] = 1.0,
     reward: Annotated[str | None, typer.Option(help="Judge training on this reward; else on the best known.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many prompts.")] = 64,
     samples: Annotated[int, typer.Option(min=4, help="Answers to a prompt in a vote.")] = 16,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Length limit; else the context's, or 512.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Length limit; else the model's own, the context's, or 512.")
+    ] = None,
     labels: Annotated[bool, typer.Option("--labels", help="Put the truth beside it, where there are answers.")] = False,
     chat_template: Annotated[str, typer.Option(help="auto, on or off.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
@@ -41,6 +55,10 @@ def diagnose(
         model,
         task or str(prompts),
         {
+            "question_column": question,
+            "answer_column": answer,
+            "config": config,
+            "split": split,
             "temperature": temperature,
             "template": template,
             "format": format,

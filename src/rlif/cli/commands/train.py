@@ -93,8 +93,9 @@ def train(
                 raise RlifError(f"give a folder for the run: rlif train {recipe} --out DIR")
             out = usual_folder(model, own)
         given = {"model": model, "path": data, "question_column": question, "answer_column": answer}
-        given |= {"config": config, "split": split}
-        with _by_options({name for name, value in given.items() if value is not None}):
+        given |= {"config": config, "split": split, "reward.name": reward}
+        of_data = {"answer_column", "question_column"} if data is not None else set()  # also if they are the usual ones
+        with _by_options(of_data | {name for name, value in given.items() if value is not None}):
             _begin(found, out, until, quiet=quiet, first=first)
 
 
@@ -116,7 +117,12 @@ def _named_of(**options: Any) -> str:
 
 
 _OPTIONS = {"out": "--out", "steps": "--steps", "until": "--until"}
-_OF_RECIPE = {"question_column": "--question", "answer_column": "--answer", "path": "--data"}
+_OF_RECIPE = {
+    "question_column": "--question",
+    "answer_column": "--answer",
+    "path": "--data",
+    "reward.name": "--reward",
+}
 
 
 @contextmanager
@@ -161,7 +167,9 @@ def _go_on(out: Path, steps: int | None, until: int | None, *, allow_changed: bo
         if first:  # the others may not have the folder
             recipe, done = with_steps(load_recipe(recipe_path(out)), steps), resumes_at(out)
             if not quiet:
-                console.write_line(f"{out}: going on from step {done} of {recipe.steps}")
+                going = f"going on from step {done} of {recipe.steps}"
+                done_all = f"{done} steps are done; --steps counts them, too"
+                console.write_line(f"{out}: {going if done < recipe.steps else done_all}")
             callback = stack.enter_context(show_progress(console, recipe, done, quiet=quiet))
         options: dict[str, Any] = {"steps": steps, "until": until, "allow_changed": allow_changed}
         trainer.resume(out, callback=callback, card=write_card, **options)

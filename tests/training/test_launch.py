@@ -1,0 +1,89 @@
+"""How ranks meet and part: twice in one process, whatever a machine calls its files, and with one word at the end."""
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from ranks import run_ranks
+from rlif.config import Recipe
+from rlif.errors import RlifError, ToldElsewhereError
+from rlif.recipes import load_recipe, shipped_recipes
+from rlif.training import launch
+from rlif.training.launch import check_start, joined
+from rlif.training.parallel import ALONE, Ranks
+from rlif.utils import lifeline
+
+
+def meet_twice(rank: int, port: int) -> None:
+    """With a store that outlives both runs, as torchrun's agent keeps one. The first rank is late for the second."""
+    os.environ.update(MASTER_PORT=str(port), TORCHELASTIC_USE_AGENT_STORE="True")
+    lifeline._PATIENCE = 60.0
+    for run in (1, 2):
+        time.sleep(0.3 * (run == 2 and rank == 0))
+        with joined() as ranks:
+            assert ranks.gather((run, rank)) == [(run, 0), (run, 1)]
+
+
+def test_one_process_may_train_twice(tmp_path: Path) -> None:
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    ended = run_ranks(2, meet_twice, tmp_path, [store.port] * 2)
+    assert [one.code for one in ended] == [0, 0], [one.said for one in ended]
+
+
+def fail_first(rank: int, argument: None) -> None:
+    """The first rank, which keeps the store, has failed; the other one is late to ask why."""
+    if rank == 1:
+        claim = launch._Company._claim
+
+        def late(self: Any, error: BaseException) -> tuple[int, int, str]:
+            time.sleep(0.5)
+            return claim(self, error)
+
+        launch._Company._claim = late  # type: ignore[method-assign]
+    try:
+        with joined() as ranks:
+            if ranks.first:
+                raise RlifError("the disk is full")
+            ranks.gather(None)
+    except ToldElsewhereError as error:
+        sys.exit(f"told: {error}")
+    except RlifError as error:
+        sys.exit(f"tells: {error}")
+
+
+def test_the_first_rank_keeps_the_store_until_the_others_know_who_speaks(tmp_path: Path) -> None:
+    said = [one.said.splitlines()[-1] for one in run_ranks(2, fail_first, tmp_path, [None, None])]
+    assert said == ["tells: the disk is full", "told: rank 0: the disk is full"]
+
+
+class Beside(Ranks):
+    """The first of two ranks; the other one was given another recipe."""
+
+    size = 2
+
+    def __init__(self, other: Recipe) -> None:
+        self.other = launch._flat({**other.model_dump(mode="json"), "needs": {}})
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, {key: one for key, one in self.other.items() if key not in launch._CONTENT}]
+
+
+def placed(folder: str, *changes: str) -> Recipe:
+    """A recipe all of whose files lie in a folder."""
+    merge = f"{{merge: {{base: {folder}/base, instruct: {folder}/instruct, ratio: 0.5}}}}"
+    files = [f"task.{key}={folder}/{key}.jsonl" for key in ("path", "eval_path")]
+    files += [f"probe.{key}={folder}/{key}.jsonl" for key in ("path", "labels")]
+    task = ["task.name=file", "policy.device=cpu"]
+    return load_recipe(shipped_recipes()["tiny"], [f"policy.model={merge}", *task, *files, *changes])
+
+
+def test_where_a_machine_keeps_its_files_is_its_own_affair() -> None:
+    check_start(Beside(placed("/b")), placed("/a"), {})
+    check_start(ALONE, placed("/a"), {})
+    with pytest.raises(RlifError, match=r"policy\.model\.merge\.ratio is 0\.5 on rank 0 and 0\.7 on rank 1"):
+        check_start(Beside(placed("/b", "policy.model.merge.ratio=0.7")), placed("/a"), {})
