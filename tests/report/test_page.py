@@ -105,7 +105,7 @@ def test_a_folder_of_runs_is_named_and_what_stays_0_is_not_told(tmp_path: Path) 
     assert "<title>pairs: 2 runs</title>" in html
     text = " ".join(Elements(html).texts)
     assert "length 7 → 7 tokens" in text
-    assert "cut off at the limit" not in text.partition("Right and formatted answers to held-out")[0]
+    assert "cut off at the limit" not in text.partition("Right and formatted answers to the problems")[0]
 
 
 def test_the_viewer_has_the_tokens_of_the_parquet_files(html: str, run: Path) -> None:
@@ -227,7 +227,7 @@ def test_a_run_without_labels_or_evaluations_says_so(tmp_path: Path) -> None:
     kept = [{key: value for key, value in one.items() if not key.startswith("eval/")} for one in lines]
     (run / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in kept))
     text = page(gather([run]), STUB)
-    assert "Nothing was evaluated on held-out problems" in text
+    assert "Nothing was evaluated (eval.every)" in text
     assert "length 9 → 5 tokens" in text
     (run / "metrics.jsonl").write_text("")
     assert "metrics.jsonl holds no step yet" in page(gather([run]), STUB)

@@ -67,6 +67,11 @@ class FileTask(Section):
     limit: Positive | None = None
     """Use only the first so many rows."""
 
+    @property
+    def holds_out(self) -> bool:
+        """Whether evaluation has problems of its own."""
+        return self.eval_path is not None or self.eval_split is not None
+
 
 TASKS_GROUP = "rlif.tasks"
 """The group of entry points by which a package brings tasks."""

@@ -108,9 +108,16 @@ def _scores(group: Group) -> str:
     problems = int(group.evaluated[0].get("eval/problems", group.evaluated[0]["eval/n"]))
     return (
         "\n".join("| " + " | ".join(row) + " |" for row in rows)
-        + f"\n\nShare right and formatted, ± one standard error, {problems} held-out problems. What each way to decode "
-        "gives before training needs no training: a gain is what goes beyond the best of them. The best is the highest "
+        + f"\n\nShare right and formatted, ± one standard error, {_judged_on(group.runs[0], problems)}. What each way "
+        "to decode gives before training needs no training: a gain is what goes beyond the best of them. The best is the highest "
         "of several noisy evaluations.\n"
+    )
+
+
+def _judged_on(run: RunRecord, problems: int) -> str:
+    """Of which kind the problems of the evaluation are."""
+    return (
+        f"{problems} of the problems it was trained on" if run.judged_on_training else f"{problems} held-out problems"
     )
 
 

@@ -84,9 +84,7 @@ def accuracy(curves: Sequence[Curve]) -> Figure:
     title = f"Sampled answers: {told}" if len(curves) > 1 else f"{curves[0].label}: {told.partition(' ')[2]}"
     best = _untrained(curves)
     how = "; ".join(f"{model}, {words}" for model, (words, _) in best.items())
-    _title(
-        figure, title, f"{problems} held-out problems; band: one standard error; dashed: untrained at its best ({how})"
-    )
+    _title(figure, title, f"{problems} problems; band: one standard error; dashed: untrained at its best ({how})")
     for axes, key in zip(grid, shown.values(), strict=True):
         for _, score in best.values():
             axes.axhline(score, color=theme().soft, linestyle="--", linewidth=0.9, zorder=1)

@@ -5,7 +5,7 @@ rlif made, only the answers to the first few problems are there, and so many are
 """
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,13 +145,20 @@ def _pairs(a: Evaluated, b: Evaluated) -> tuple[dict[str, dict[str, Paired]], li
     for how in (how for how in a.problems if how in b.problems):
         for name in ("right_and_formatted", "right", "formatted"):
             mine, theirs = a.problems[how].get(name, {}), b.problems[how].get(name, {})
-            common = [key for key in mine if key in theirs]
-            if common:
+            if not set(mine) & set(theirs):
+                mine, theirs = _by_question(mine), _by_question(theirs)
+            if common := [key for key in mine if key in theirs]:
                 values = np.array([[mine[key], theirs[key]] for key in common])
                 found.setdefault(how, {})[name] = paired(values[:, 0], values[:, 1])
     if not found:
         notes.append("the evaluations have no problem in common")
     return found, notes
+
+
+def _by_question(numbers: Mapping[Any, float]) -> dict[Any, float]:
+    """Of each question that was asked once: of files by two names the ids, which are names and lines, differ."""
+    often = Counter(question for _, question in numbers)
+    return {question: value for (_, question), value in numbers.items() if often[question] == 1}
 
 
 def brief(value: Any) -> str:

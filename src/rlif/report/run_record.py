@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from rlif.config import Recipe, RewardConfig, WrapperConfig
+from rlif.config import FileTask, Recipe, RewardConfig, WrapperConfig
 from rlif.errors import RlifError, printable, shortened
 from rlif.recipes import load_recipe
 from rlif.runs.history import read_metrics
@@ -55,6 +55,11 @@ class RunRecord:
             return []
         model = self.recipe.policy.model
         return [model] if isinstance(model, str) else [model.merge.base, model.merge.instruct]
+
+    @property
+    def judged_on_training(self) -> bool:
+        """Whether its evaluation asks problems that it was trained on, for it was given no others."""
+        return self.recipe is not None and isinstance(self.recipe.task, FileTask) and not self.recipe.task.holds_out
 
     @property
     def last_step(self) -> int:

@@ -38,6 +38,8 @@ def story(groups: Sequence[Group]) -> list[str]:
     if scored and len(groups) <= MOST_IN_WORDS:
         found += explain([summarise(group.label, group.evaluated) for group in scored], _how_many(scored)).split("\n\n")
     found += _without_scores(groups)
+    if familiar := [group.label for group in groups if group.evaluated and group.runs[0].judged_on_training]:
+        found.append(f"Judged on problems that it was trained on (task.eval_path names others): {'; '.join(familiar)}.")
     if len(groups) <= MOST_IN_WORDS:
         found += [f"{group.label}: {told}." for group in groups if (told := "; ".join(_trends(group)))]
     found += [told for run in runs[:MOST_IN_WORDS] if (told := _chosen(run))]
@@ -129,10 +131,7 @@ def _without_scores(groups: Sequence[Group]) -> Iterator[str]:
     if unlabelled:
         yield f"No answer has a label, so nothing is said of right and wrong: {'; '.join(unlabelled)}."
     if silent:
-        yield (
-            f"Nothing was evaluated on held-out problems (eval.every), so what is told is of training answers: "
-            f"{'; '.join(silent)}."
-        )
+        yield (f"Nothing was evaluated (eval.every), so what is told is of training answers: {'; '.join(silent)}.")
 
 
 def _trends(group: Group) -> Iterator[str]:

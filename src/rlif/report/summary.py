@@ -91,12 +91,19 @@ def explain(results: Sequence[Mapping[str, Any]], runs: str = "one run each") ->
     errors = [points[point]["stderr"] for points in each for point in ("start", "best", "last")]
     known = [error for error in errors if math.isfinite(error)]  # one problem has no standard error
     largest = f"up to {max(known):.2f}" if known else "unknown"
-    n, problems = results[0]["n"], results[0]["problems"]
-    many = f" × {n // problems} samples" if n > problems else ""
-    what = f"share right and formatted of sampled answers, {problems} problems{many}"
+    what = f"share right and formatted of sampled answers, {_amounts(results)}"
     what += f", standard errors {largest}, {runs}"
     beyond = " ".join(_beyond(results, kind) for kind in (_ONE_ANSWER, _VOTE) if _known(results, kind))
     return f"{_capital(said)} ({what}).\n\n{beyond}\n\n{_gain(results[0])}; {_confidence(results)}."
+
+
+def _amounts(results: Sequence[Mapping[str, Any]]) -> str:
+    """How many problems and samples the results are made of; those of the first and of others, if they differ."""
+    found: dict[str, None] = {}
+    for result in results:
+        n, problems = result["n"], result["problems"]
+        found[f"{problems} problems" + (f" × {n // problems} samples" if n > problems else "")] = None
+    return " or ".join(found)
 
 
 _FATES = {

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -11,6 +12,8 @@ from rlif.model.policy import Policy
 from rlif.model.positions import limit_passed
 from rlif.tasks.templates import Template, Wording, find_template, render_messages, render_text
 from rlif.types import Problem, Prompt
+
+_LOG = logging.getLogger(__name__)
 
 
 def render(
@@ -66,6 +69,22 @@ def check_context(policy: Policy, prompts: Sequence[Prompt], max_new_tokens: int
         *(*_name(longest, prompts), f": {length} tokens and ", limiting, f" {max_new_tokens} exceed {limit.words}; "),
         *("give ", *remedy),
     )
+
+
+def tell_unknown(policy: Policy, prompts: Sequence[Prompt]) -> None:
+    """Warn of prompts that hold what the tokenizer has no token for: it is shown one token for all of them."""
+    tokenizer = policy.tokenizer
+    unknown = tokenizer.unk_token_id
+    if unknown is None or unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
+        return  # byte-level tokenizers know everything, and call any token so
+    if found := [prompt for prompt in prompts if unknown in prompt.token_ids]:
+        _LOG.warning(
+            "%d of %d prompts hold characters that the tokenizer does not know, the first is %s: the model is shown %s",
+            len(found),
+            len(prompts),
+            found[0].id,
+            tokenizer.unk_token,
+        )
 
 
 def _name(prompt: Prompt, prompts: Sequence[Prompt]) -> tuple[Argument, str]:

@@ -3,6 +3,7 @@
 `rlif.training.opening` opens one, `rlif.training.loop` is the loop.
 """
 
+import logging
 import math
 import shutil
 import time
@@ -36,6 +37,8 @@ from rlif.types import Prompt, Rollouts, Sampling, Scored, Verdict
 from rlif.utils.interrupts import Interrupted, Stop
 from rlif.utils.memory import peak_memory_gb
 
+_LOG = logging.getLogger(__name__)
+
 
 class Run:
     """What a run holds between steps: the policy with its optimizer, the frozen reference, and the run folder.
@@ -60,6 +63,7 @@ class Run:
         self.looks = Looks(setup, out)
         self._guard = Guard(self.policy, self.recipe.rollout.max_mismatch)
         self._sampler_checked = False
+        self._taught = self.step > 0  # of a run that goes on nobody knows
         self._phases = Phases(callback, out / "checkpoints")
         self._started = time.monotonic() - self.state["seconds"]
 
@@ -209,6 +213,7 @@ class Run:
             if every and self.step % every == 0:
                 self._log.write_rollouts(self.step, scored)
             self._warn_of_drift(scored.rollouts, metrics["mismatch/mean"])
+            self._taught |= metrics["advantage/zero_groups"] < 1.0
         metrics |= {"time": time.monotonic() - self._started}
         if (peak := peak_memory_gb(self.policy.device)) is not None:
             metrics |= {"memory/peak_gb": peak}
@@ -250,6 +255,11 @@ class Run:
 
     def finish(self) -> Path:
         """Write final/: the last step's policy or, with last/ beside it, that of the look that guards.restore chose."""
+        if not self._taught:
+            _LOG.warning(
+                "nothing was learned: in every step all completions of each prompt were worth the same to the reward; "
+                "take another reward, easier problems, or more completions (rollout.group_size)"
+            )
         return self.ranks.told(self._write_final)
 
     def _write_final(self) -> Path:

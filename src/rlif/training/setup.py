@@ -25,7 +25,7 @@ from rlif.rewards.base import Reward
 from rlif.rewards.registry import follows_policy
 from rlif.rollout.engine import Engine
 from rlif.rollout.engines import ENGINES
-from rlif.rollout.prompts import check_context, prompts_digest, render
+from rlif.rollout.prompts import check_context, prompts_digest, render, tell_unknown
 from rlif.runs.checkpoint import Checkpoint, checkpoint_name, load_checkpoint
 from rlif.runs.layout import resume_with
 from rlif.runs.provenance import Provenance, model_files
@@ -287,7 +287,9 @@ def check_problems(prompts: PromptSource, labelled: list[str]) -> None:
             ", leave those rows out, or choose a reward without labels",
             _that_says_nothing(labelled[0]),
         )
-    check_context(prompts.policy, prompts.rendered(problems), recipe.rollout.max_new_tokens)
+    rendered = prompts.rendered(problems)
+    check_context(prompts.policy, rendered, recipe.rollout.max_new_tokens)
+    tell_unknown(prompts.policy, rendered)
 
 
 def _that_says_nothing(name: str) -> str:
