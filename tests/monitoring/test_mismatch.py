@@ -490,7 +490,8 @@ def test_an_evaluation_whose_sampler_is_another_policy_ends_at_its_first_answers
     asked = settings_of(tasks=("arithmetic",), limit=2, samples=2, max_new_tokens=12)
 
     def candidate(limit: float | None) -> Candidate:
-        return Candidate("tiny-base", partial(EngineBackend, "tiny-base", config, max_mismatch=limit))
+        rollout = RolloutConfig(max_mismatch=limit)
+        return Candidate("tiny-base", partial(EngineBackend, "tiny-base", config, rollout=rollout))
 
     with pytest.raises(RlifError, match=r"^arithmetic/.*: the sampler's .* more than max_mismatch \(0\.01\)"):
         judge([candidate(None)], asked, tmp_path / "e")

@@ -71,15 +71,7 @@ def grpo_step(
                 advance(skipped)
             for part in micro_batches(policy.model, rollouts, share, config.micro_batch_tokens):
                 inputs = _loss_inputs(policy, scored, part, weights, old, reference, config)
-                loss, sums = grpo_loss(
-                    inputs,
-                    clip_low=config.clip_low,
-                    clip_high=config.clip_high,
-                    kl_coef=config.kl_coef,
-                    entropy_coef=config.entropy_coef,
-                    kl_cov_coef=config.kl_cov_coef,
-                    importance_cap=config.importance_cap,
-                )
+                loss, sums = _loss(inputs, config)
                 if not bool(loss.isfinite()):
                     optimizer.discard()
                     raise NonFiniteError(f"the loss is {loss.item()}")
@@ -152,6 +144,18 @@ class _Tally:
                 **({"importance/capped": self._sums["capped"] / compared} if "capped" in self._sums else {}),
             },
         )
+
+
+def _loss(inputs: LossInputs, config: GrpoConfig) -> tuple[Tensor, dict[str, float]]:
+    return grpo_loss(
+        inputs,
+        clip_low=config.clip_low,
+        clip_high=config.clip_high,
+        kl_coef=config.kl_coef,
+        entropy_coef=config.entropy_coef,
+        kl_cov_coef=config.kl_cov_coef,
+        importance_cap=config.importance_cap,
+    )
 
 
 def _loss_inputs(

@@ -15,5 +15,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if HERE or WANTED:
         return
     for item in items:
-        if "tests/vllm" in item.path.as_posix():
+        if "tests/with_vllm" in item.path.as_posix():
             item.add_marker(pytest.mark.skip(reason="vLLM is not installed here: .ci/vllm makes it an environment"))
