@@ -38,7 +38,7 @@ docs: setup ## the documentation as a site, site/index.html; a broken link or na
 bench: setup ## the short benchmarks: one step beside TRL and transformers, and the head; some minutes
 	$(BIN)/python benchmarks/w1.py --steps 2
 	$(BIN)/python benchmarks/head.py --tokens 256 --rounds 2
-	$(BIN)/python benchmarks/estimate.py
+	$(BIN)/rlif estimate paper-qwen3-1.7b-base --count 8
 
 format: setup ## put the code into its usual form
 	$(BIN)/ruff check --fix .

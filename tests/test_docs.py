@@ -150,6 +150,7 @@ def test_a_command_that_is_not_taken_is_seen() -> None:
     ("page", "module"),
     [
         ("docs/recipe.md", ["rlif.recipe_keys"]),
+        ("docs/cost.md", ["rlif.analysis.cost_page"]),
         (GENERATED, ["typer", "rlif.cli.main", "utils", "docs", "--name", "rlif", "--title", "Every command"]),
     ],
 )

@@ -149,13 +149,17 @@ def test_cells_are_chosen_by_pattern_and_by_label(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "count"),
-    [("tiny", 84), ("paper", 26), ("sensitivity", 78), ("quickstart", 5), ("shootout", 72), ("interventions", 36)],
+    [
+        *(("tiny", 84), ("paper", 26), ("sensitivity", 78), ("quickstart", 5), ("shootout", 72)),
+        *(("interventions", 36), ("lora", 30)),
+    ],
 )
 def test_every_shipped_grid_is_whole(name: str, count: int) -> None:
     """tiny: 6 models × 4 rewards × 3 seeds + 2 models × 2 controls × 3 seeds.
     paper: (3 models, r0, r1) × 4 + 2 merges × 3.
     sensitivity: (1 + 6 keys × 2 values) × 3 rewards × 2 seeds.
-    shootout: 3 models × 8 rewards × 3 seeds. interventions: (1 + 5) settings × 2 rewards × 3 seeds."""
+    shootout: 3 models × 8 rewards × 3 seeds. interventions: (1 + 5) settings × 2 rewards × 3 seeds.
+    lora: (3 + 3) settings × 5 seeds."""
     found = cells(load_grid(shipped_grids()[name]))
     assert len(found) == len({cell.digest for cell in found}) == count
 
@@ -209,7 +213,7 @@ def test_a_grid_is_found_by_name_or_path_and_a_damaged_file_is_told_of(tmp_path:
     assert find_grid(copy) == copy
     with pytest.raises(
         RlifError,
-        match=r"tyni: no such grid; .* one: gemma, interventions, paper, quickstart, sensitivity, shootout, tiny",
+        match=r"tyni: no such grid; .* one: gemma, interventions, lora, paper, quickstart, sensitivity, shootout, tiny",
     ):
         find_grid(Path("tyni"))
     copy.write_text("- a list")

@@ -17,6 +17,7 @@ import typer
 import rlif
 from rlif.cli.commands.compare import compare
 from rlif.cli.commands.diagnose import diagnose
+from rlif.cli.commands.estimate import estimate
 from rlif.cli.commands.evaluate import evaluate
 from rlif.cli.commands.lists import recipe, recipes, rewards, signals, tasks, templates
 from rlif.cli.commands.merge import merge
@@ -197,6 +198,7 @@ def root(
 app.command("diagnose")(diagnose)
 app.command("train", cls=TrainCommand)(train)
 app.command("eval")(evaluate)
+app.command("estimate")(estimate)
 app.command("compare")(compare)
 app.command("quickstart")(quickstart)
 app.command("study")(study)

@@ -109,8 +109,8 @@ def _scores(group: Group) -> str:
     return (
         "\n".join("| " + " | ".join(row) + " |" for row in rows)
         + f"\n\nShare right and formatted, ± one standard error, {_judged_on(group.runs[0], problems)}. What each way "
-        "to decode gives before training needs no training: a gain is what goes beyond the best of them. The best is the highest "
-        "of several noisy evaluations.\n"
+        "to decode gives before training needs no training: a gain is what goes beyond the best of them. The best is "
+        "the highest of several noisy evaluations.\n"
     )
 
 
