@@ -8,7 +8,8 @@ import yaml
 
 from pages import STEPS, line, write_run
 from rlif.report.card import _chosen, card, public_name, write_card
-from rlif.report.run_record import read_run
+from rlif.report.run_record import Group, read_run
+from rlif.report.story import story
 
 
 def test_the_card_says_what_the_files_say(tmp_path: Path) -> None:
@@ -24,6 +25,19 @@ def test_the_card_says_what_the_files_say(tmp_path: Path) -> None:
     assert "| sampled | 0.250 ± 0.030 | 0.750 ± 0.030 @ 2 | 0.125 ± 0.030 @ 4 | 0.38 → 0.25 | 0.88 → 0.88 |" in text
     assert "| greedy | 0.250 ± 0.040 |" in text
     assert "rlif 0, torch 2." in text
+
+
+def test_problems_that_were_trained_on_are_not_called_held_out(tmp_path: Path) -> None:
+    file = {"name": "file", "path": "problems.jsonl"}
+    for task, said in (
+        ({"name": "arithmetic"}, "64 held-out problems"),
+        (file | {"eval_path": "others.jsonl"}, "64 held-out problems"),
+        (file, "64 of the problems it was trained on"),
+    ):
+        run = write_run(tmp_path / str(len(list(tmp_path.iterdir()))), task=task)
+        assert f"± one standard error, {said}." in write_card(run).read_text("utf-8")
+        told = " ".join(story([Group("run", (read_run(run),))]))
+        assert ("Judged on problems that it was trained on" in told) == (said != "64 held-out problems")
 
 
 def test_labels_are_owned_up_to(tmp_path: Path) -> None:

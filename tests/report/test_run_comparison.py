@@ -1,6 +1,7 @@
 """Two runs side by side: recipes, courses, last evaluations paired by problem."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,11 @@ from rlif.runs.rollout_table import verdicts_parquet
 ASKED = [f"what is {n} + 1?" for n in range(8)]
 
 
-def verdicts_of(out: Path, step: int, right: list[bool]) -> None:
+def verdicts_of(out: Path, step: int, right: list[bool], asked: Sequence[str] = ASKED, name: str = "p") -> None:
     """What a run keeps of an evaluation of eight problems, one answer each."""
     texts = ["7" if yes else "6" for yes in right]
     (out / "eval_verdicts").mkdir(exist_ok=True)
-    table = verdicts_parquet(step, {"sampled": (rollouts(prompts(ASKED), texts), judged(texts))})
+    table = verdicts_parquet(step, {"sampled": (rollouts(prompts(asked, name), texts), judged(texts))})
     (out / "eval_verdicts" / f"step-{step:06d}.parquet").write_bytes(table)
 
 
@@ -51,6 +52,16 @@ def test_last_evaluations_are_paired_by_problem(runs: tuple[Path, Path]) -> None
         (letter, how) for letter in "AB" for how in ("sampled", "greedy")
     ]
     assert found.courses[0]["best"] == "0.750 ± 0.030 @ 2"
+
+
+def test_files_by_two_names_are_paired_by_what_they_ask(tmp_path: Path) -> None:
+    """The ids of rows without one are names of files and lines. A question that stands twice is nobody's."""
+    a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
+    twice = [*ASKED[:6], ASKED[0], "another"]
+    verdicts_of(a, 4, [True, True, False, False, False, False, False, False], name="one.jsonl:")
+    verdicts_of(b, 4, [False, True, True, True, False, False, True, True], asked=twice, name="other.jsonl:")
+    pair = compare_runs(a, b).pairs["sampled"]["right"]
+    assert (pair.n, pair.a, pair.b) == (5, 0.2, 0.6)
 
 
 def test_runs_that_kept_no_verdicts_are_paired_by_the_answers_that_they_kept(tmp_path: Path) -> None:

@@ -168,3 +168,14 @@ def test_problems_without_answers_are_refused_with_how_to_say_that_none_is_read(
     said = r"needs answers, .*\(one that reads none says so in own_of_custom_b: short.uses_labels = False\)"
     with pytest.raises(RlifError, match=said):
         train(recipe(toy_model, "own_of_custom_b:short"), tmp_path / "run", task=task)
+
+
+@pytest.mark.parametrize(("flat", "told"), [(True, 1), (False, 0)])
+def test_a_run_in_which_nothing_is_worth_more_says_that_it_learned_nothing(
+    flat: bool, told: int, toy_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def worth(inputs: RewardInputs, config: RewardConfig) -> Tensor:
+        return torch.zeros(6) if flat else torch.arange(6.0)
+
+    train(recipe(toy_model), tmp_path / "run", rewards={"mine": Reward("mine", "", "this test", False, worth)})
+    assert caplog.text.count("nothing was learned: in every step") == told

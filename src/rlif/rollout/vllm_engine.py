@@ -177,9 +177,8 @@ class Server:
             self._engine.engine_core.shutdown()
 
     def _add(self, recorder: Recorder, row: int, eos_ids: tuple[int, ...]) -> str:
-        from vllm.sampling_params import RequestOutputKind
-
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
         sampling, prompt = recorder.sampling, recorder.owners[row].token_ids
         params = SamplingParams(
