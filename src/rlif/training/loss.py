@@ -14,8 +14,8 @@ class LossInputs:
 
     ``entropy`` is that of the distribution each token was one of, with gradient; None: no bonus for it. ``shares`` and
     ``penalised`` are those of `rlif.types.Scored`; ``anchor`` says from where the KL of the latter is measured, a key
-    of `ANCHORS`. ``sampler_logprobs`` are what the sampler said of the tokens
-    where the trainer says ``old_logprobs``; None: the same.
+    of `ANCHORS`. ``sampler_logprobs`` are what the sampler said of the tokens where the trainer says ``old_logprobs``;
+    None: the same.
     """
 
     policy_logprobs: Float[Tensor, "row tok"]
