@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import rlif
 from rlif.config import RewardConfig
 from rlif.errors import RlifError
-from rlif.integrations import packages, trl_callbacks, trl_rewards
+from rlif.integrations import trl_callbacks, trl_rewards
 from rlif.integrations.trl import AgreementProbe, AgreementReward, CollapseGuard, EngineRollouts, InternalReward
 from rlif.integrations.trl_batch import joined, runs_of, sampling_of, tokenized
 from rlif.integrations.trl_scoring import check_layout
@@ -24,6 +24,7 @@ from rlif.rewards.registry import REWARDS
 from rlif.rng import Key
 from rlif.rollout.engine import Engine
 from rlif.types import Sampling
+from rlif.utils import packages
 from scripted import written
 from toys import toy_policy, toy_prompts
 

@@ -69,7 +69,7 @@ HOSTILE = {
     "a loop for long questions": ("{% if messages[0].content | length > 5 %}" + LOOP + "{% endif %}", "takes longer"),
     "a loop that writes": (
         "{% for a in range(99999) %}{% for b in range(9999) %}xxxx{% endfor %}{% endfor %}",
-        "takes",
+        "(user); fix it",  # time or memory, whichever ends first
     ),
     "a power": ("{{ 9 ** (9 ** 9) }}", "takes longer than 2 s"),
     "gigabytes": ("{{ 'a' * 10 ** 10 }}", "needs more than 512 MB"),

@@ -258,6 +258,7 @@ OTHER: dict[str, Any] = {
     "grpo.aggregation": "sequence_mean",
     "rollout.stop": ["x"],
     "rollout.max_rows": 3,
+    "rollout.engine": "vllm",
     "grpo.micro_batch_tokens": 7,
     "checkpoint.best": "reward/self_certainty/mean",
     "log.sinks": ["wandb"],

@@ -14,11 +14,12 @@ from interruptions import StopAfter
 from rlif.config import Recipe
 from rlif.errors import RlifError
 from rlif.grading.equivalence import canonical
+from rlif.model.template_clock import present
 from rlif.recipes import load_recipe, shipped_recipes
 from rlif.rng import Key
 from rlif.runs.history import read_metrics
 from rlif.training import consensus, setup
-from rlif.training import run as run_module
+from rlif.training.custom import Custom
 from rlif.training.loop import resume, train
 from rlif.types import Problem, Rollouts, Sampling, Verdict
 from rlif.utils.interrupts import Interrupted
@@ -99,7 +100,7 @@ def test_no_truth_is_shown_to_who_reads_the_frozen_answers(
     tiny_base_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = recipe(tiny_base_path, "reward=frozen_consensus")
-    made = setup.prepare(chosen, setup.Origin(tmp_path, run_module.present()), run_module.Custom())
+    made = setup.prepare(chosen, setup.Origin(tmp_path, present()), Custom())
     (problems, *_), shown, real = consensus.unsettled(made.prompts, {}), [], made.prompts.task.grade
 
     def grade(text: str, problem: Problem) -> Verdict:
@@ -113,7 +114,7 @@ def test_no_truth_is_shown_to_who_reads_the_frozen_answers(
 
 def test_the_problems_of_all_steps_are_asked_once_in_the_order_they_come(tiny_base_path: Path, tmp_path: Path) -> None:
     few = recipe(tiny_base_path, "reward=frozen_consensus", "steps=9", "task.low=10", "task.high=12")
-    source = setup.PromptSource(few, setup.build_task(few.task), toy_policy(), run_module.present())
+    source = setup.PromptSource(few, setup.build_task(few.task), toy_policy(), present())
     batches = consensus.unsettled(source, {})
     ids = [problem.id for batch in batches for problem in batch]
     drawn = [p.id for step in range(1, 10) for p in source.task.train_problems(step, 2, few.seed)]
@@ -143,7 +144,7 @@ def test_the_frozen_answers_have_randomness_of_their_own(
     tiny_base_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = recipe(tiny_base_path, "reward=frozen_consensus", "consensus.temperature=1", "consensus.samples=4")
-    made = setup.prepare(chosen, setup.Origin(tmp_path, run_module.present()), run_module.Custom())
+    made = setup.prepare(chosen, setup.Origin(tmp_path, present()), Custom())
     prompts, seen, real = made.prompts.train(1), [], made.engine.sample
 
     def sample(*given: Any, **more: Any) -> Rollouts:

@@ -46,9 +46,11 @@ OF_SOME = {
     "verdict/self_agreement",
     "time/reference",
     "time/probe",
+    "importance/mean",
+    "importance/capped",
 }
-"""Keys that only some recipes log: test_consensus.py, test_coefficients.py, test_without_labels.py; and of looks, with
-`probe/*`: test_looks.py."""
+"""Keys that only some recipes log: test_consensus.py, test_coefficients.py, test_importance.py,
+test_without_labels.py; and of looks, with `probe/*`: test_looks.py."""
 
 
 INTERVENTIONS = {
