@@ -1,7 +1,6 @@
-"""How ranks meet and part: twice in one process, whatever a machine calls its files, and with one word at the end."""
+"""How ranks meet and part: twice in one process, and whatever a machine calls its files."""
 
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch.distributed as dist
 
 from ranks import run_ranks
 from rlif.config import Recipe
-from rlif.errors import RlifError, ToldElsewhereError
+from rlif.errors import RlifError
 from rlif.recipes import load_recipe, shipped_recipes
 from rlif.training import launch
 from rlif.training.launch import check_start, joined
@@ -33,32 +32,6 @@ def test_one_process_may_train_twice(tmp_path: Path) -> None:
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     ended = run_ranks(2, meet_twice, tmp_path, [store.port] * 2)
     assert [one.code for one in ended] == [0, 0], [one.said for one in ended]
-
-
-def fail_first(rank: int, argument: None) -> None:
-    """The first rank, which keeps the store, has failed; the other one is late to ask why."""
-    if rank == 1:
-        claim = launch._Company._claim
-
-        def late(self: Any, error: BaseException) -> tuple[int, int, str]:
-            time.sleep(0.5)
-            return claim(self, error)
-
-        launch._Company._claim = late  # type: ignore[method-assign]
-    try:
-        with joined() as ranks:
-            if ranks.first:
-                raise RlifError("the disk is full")
-            ranks.gather(None)
-    except ToldElsewhereError as error:
-        sys.exit(f"told: {error}")
-    except RlifError as error:
-        sys.exit(f"tells: {error}")
-
-
-def test_the_first_rank_keeps_the_store_until_the_others_know_who_speaks(tmp_path: Path) -> None:
-    said = [one.said.splitlines()[-1] for one in run_ranks(2, fail_first, tmp_path, [None, None])]
-    assert said == ["tells: the disk is full", "told: rank 0: the disk is full"]
 
 
 class Beside(Ranks):

@@ -36,8 +36,6 @@ _STEP = timedelta(hours=6)
 """How long ranks wait for each other: at the start, and within a run, where one may write a large checkpoint."""
 _MANNERS = 2.0
 """Seconds in which the first rank may speak before another does: most errors are those of all ranks."""
-_FAREWELL = 15.0
-"""Seconds in which the others may ask the first rank who speaks, if they are alive; on a busy machine it takes some."""
 
 
 class _Loss(BaseException):
@@ -130,7 +128,7 @@ class _Company:
         rank, code, said = self._claim(found)
         self._lifeline.cut()
         if self.ranks.first:
-            self._wait_for_the_others(_MANNERS if self.ranks.lost else _FAREWELL)
+            self._wait_for_the_others()
         if rank != self.ranks.rank:
             silent = Interrupted(error.signum) if isinstance(error, Interrupted) else None
             raise silent or ToldElsewhereError(rank, code, said) from error
@@ -152,9 +150,9 @@ class _Company:
             return own
         return rank, code, said
 
-    def _wait_for_the_others(self, patience: float) -> None:
+    def _wait_for_the_others(self) -> None:
         """Keep the store, which is the first rank's, until the others know who tells why; the dead never ask."""
-        until = time.monotonic() + patience
+        until = time.monotonic() + _MANNERS
         with suppress(RuntimeError):
             others = [f"{self._key}heard/{rank}" for rank in range(1, self.ranks.size)]
             while time.monotonic() < until and not self._store.check(others):
