@@ -177,3 +177,11 @@ def test_a_recipes_step() -> None:
     assert (work.width, work.lora, work.passes, work.several_steps, work.tokens) == (4, 4, 2, True, 30.0)
     assert (work.reference, work.frozen_start, work.micro_batch) == (False, False, 1024)
     assert Work.of(tiny, DEVICES["cpu-amx"], prompt_tokens=10.0).width == 2
+
+
+def test_a_mixture_of_experts_is_refused_and_one_expert_is_none() -> None:
+    dense = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    dense["vocab_size"] = 32
+    assert Shape.from_config(dense | {"num_experts": 1}) == Shape.from_config(dense)
+    with pytest.raises(RlifError, match=r"config\.json: num_experts: a mixture of experts"):
+        Shape.from_config(dense | {"num_experts": 128})

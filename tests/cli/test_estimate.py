@@ -69,6 +69,10 @@ def test_a_model_by_name_by_folder_and_an_adapter_of_it(tmp_path: Path) -> None:
         (["tiny", "--count", "3"], "--count 3: rollout.prompts, 16, must be a multiple of it"),
         (["tiny", "--tokens", "97"], "--tokens 97: more than rollout.max_new_tokens, 96"),
         (["tiny", "policy.model=no/such"], "policy.model: no config.json of no/such lies here; give a folder"),
+        (
+            ["tiny", "--device", "cpu-amx", "--count", "2"],
+            "--count 2: how cpu-amx reach each other is not known; give 1",
+        ),
         (["none"], "none: no such recipe"),
     ],
 )

@@ -176,3 +176,13 @@ def test_a_bare_file_is_a_task_called_like_it() -> None:
     for tasks, data, said in ((None, [], "--data PATH"), (None, ["a/x.csv", "b/x.csv"], "two are called x")):
         with pytest.raises(RlifError, match=said):
             _asked(tasks, data)
+
+
+def test_another_template_takes_neither_form_nor_stop_strings_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    brought = {"task.template": "qa", "task.format": "hash", "rollout.stop": ["Question:"], "grpo.lr": 1e-4}
+    monkeypatch.setattr("rlif.training.own_data.model_defaults", lambda model: brought)
+    kept = recipe_for("m", OwnData("x.jsonl"))
+    assert (kept.rollout.stop, kept.task.template) == (("Question:",), "qa")
+    other = recipe_for("m", OwnData("x.jsonl"), overrides=["task.template=boxed"])
+    assert (other.rollout.stop, other.task.template, other.task.format) == ((), "boxed", None)
+    assert other.grpo.lr == 1e-4

@@ -83,6 +83,9 @@ So an estimate without shares is short by a factor of {least} to {most}. For GPU
 take the tables for an order of magnitude, and their comparisons for more. A first step on your machine
 tells: `time/*` and `memory/peak_gb` in metrics.jsonl.
 
+The peak of memory was 1.5 times the estimate in both. So *fits* is a hope where more than two thirds of a
+device are filled: take a larger one, or try two steps first.
+
 ## What goes into it
 
 A phase takes as long as its arithmetic or its reading, whichever is longer. P are the parameters, L the

@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 
 from rlif.errors import RlifError, shown
 
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+"""Keys of a config.json that say how many MLPs a layer chooses among."""
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -27,6 +30,8 @@ class Shape:
     def from_config(cls, config: Mapping[str, Any], *, where: str = "config.json") -> "Shape":
         """From the keys of transformers' config.json. Raises `RlifError` for one that is missing or no whole number."""
         text = config.get("text_config") or config
+        if experts := [key for key in _EXPERTS if (text.get(key) or 1) != 1]:
+            raise RlifError(f"{where}: {experts[0]}: a mixture of experts, whose costs are not known here")
 
         def number(key: str, default: int | None = None) -> int:
             value = text.get(key)

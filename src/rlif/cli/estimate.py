@@ -37,6 +37,8 @@ def print_estimate(
     if tokens is not None and tokens > recipe.rollout.max_new_tokens:
         raise RlifError(f"--tokens {tokens:g}: more than rollout.max_new_tokens, {recipe.rollout.max_new_tokens}")
     device, shape = DEVICES[name], shape_of(_base(recipe))
+    if count > device.a_machine and not device.network:
+        raise RlifError(f"--count {count}: how {name} reach each other is not known; give 1")
     work = Work.of(recipe, device, prompt_tokens=prompt_tokens, tokens=tokens)
     found = cost(shape, work, device, count)
     trained = f"an adapter of rank {work.lora}" if work.lora else "all weights"

@@ -122,8 +122,13 @@ def as_trained(settings: Settings, models: Sequence[str]) -> tuple[Settings, str
     A benchmark that says itself how it is asked is asked so: nothing is brought, and a run that was trained otherwise
     is told of. Raises `RlifError` for a run whose recipe cannot be read.
     """
-    found = prompting_of(models, {name: getattr(settings, name) for name in Settings.model_fields})
     fixed = {name: own for name in settings.tasks if (own := protocol_of(name, data=settings.data.get(name)))}
+    try:
+        found = prompting_of(models, {name: getattr(settings, name) for name in Settings.model_fields})
+    except RlifError:
+        if fixed:  # nothing of the recipe is needed
+            return settings, ""
+        raise
     if not fixed:
         return settings.model_copy(update=dict(found.settings)), found.said
     wanted = found.settings.get("template")

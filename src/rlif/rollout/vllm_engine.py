@@ -132,9 +132,9 @@ class Server:
     def take(self, policy: Policy) -> None:
         """Give vLLM the policy's weights, and have it forget what it computed with others."""
         plain = policy if policy.adapter is None else merged(policy)
-        if self._sleeps and self._engine.is_sleeping():
-            self._engine.wake_up()
         with self._failure_told():
+            if self._sleeps and self._engine.is_sleeping():
+                self._engine.wake_up()
             weights = {"weights_iterator": plain.model.named_parameters()}
             self._engine.collective_rpc("reload_weights", kwargs=weights)
             self._engine.apply_model(_settle_head)
@@ -163,6 +163,8 @@ class Server:
                         under_way.discard(output.request_id)
                         self._engine.abort_request([output.request_id])
                 yield drawn
+            if not bool(recorder.finished.all()):
+                raise SamplerError("vLLM has ended a completion that was not finished")
             _check_same(recorder.completions(), finished)
         finally:
             self._drawing.recorder = None

@@ -54,6 +54,12 @@ _SILENT = (None, (), "auto")
 """What a setting holds that says nothing."""
 
 
+def worded(defaults: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """What a model brings, without its words where ``overrides`` (``key=value``) have a template of their own."""
+    own = any(one.partition("=")[0].strip() in ("task", "task.template") for one in overrides)
+    return {key: value for key, value in defaults.items() if not (own and key in _WORDING)}
+
+
 @dataclass(frozen=True)
 class Prompting:
     """How models are asked by those who know them.

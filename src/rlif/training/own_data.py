@@ -7,7 +7,7 @@ from typing import Any
 from rlif.config import OwnData, Recipe
 from rlif.errors import RlifError
 from rlif.recipes import find_recipe, overridden, read_mapping, set_key
-from rlif.runs.model_defaults import model_defaults
+from rlif.runs.model_defaults import model_defaults, worded
 
 BASE = "own-data"
 """The shipped recipe that is begun with."""
@@ -34,7 +34,7 @@ def recipe_for(
     if recipe is None:
         if model is None:
             raise RlifError("say which model: rlif train --model MODEL --data FILE (rlif models lists those by name)")
-        asked |= model_defaults(model)
+        asked |= worded(model_defaults(model), overrides)
     if data is not None:
         content["task"] = _task(content.get("task"), data)
         asked["rollout.fit"] = True

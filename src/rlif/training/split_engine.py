@@ -1,6 +1,6 @@
 """Sampling by all ranks of a run: each draws a block of the prompts, and has the completions of all."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rlif.rng import Key
@@ -16,6 +16,13 @@ class SplitEngine(Engine):
     def __init__(self, engine: Engine, ranks: Ranks) -> None:
         self.policy = engine.policy
         self._engine, self._ranks = engine, ranks
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        return self._engine.facts
+
+    def close(self) -> None:
+        self._engine.close()
 
     def sample(
         self,
