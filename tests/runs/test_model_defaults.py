@@ -8,6 +8,7 @@ import pytest
 
 from fabricated_runs import FabricatedRun
 from rlif.config import PolicyConfig, TemplateText
+from rlif.errors import RlifError
 from rlif.evals.plan import Plan
 from rlif.evals.settings import Settings, as_trained
 from rlif.experiments import subject
@@ -124,6 +125,15 @@ def test_a_benchmark_is_asked_as_always_and_a_run_that_was_trained_otherwise_is_
     assert as_trained(settings, [plain]) == (settings, "")
     assert as_trained(settings, ["gemma3-270m"]) == (settings, "")
     assert as_trained(settings.model_copy(update={"template": "boxed"}), [own])[1] == ""
+
+
+def test_a_recipe_that_nobody_needs_may_be_unreadable(run: Run, tmp_path: Path) -> None:
+    own, data = run("own"), problems(tmp_path / "sums.jsonl")
+    Path(own, "recipe.yaml").write_text("steps: [", "utf-8")
+    benchmark = Settings(tasks=("arithmetic",))
+    assert as_trained(benchmark, [own]) == (benchmark, "")
+    with pytest.raises(RlifError, match=r"recipe\.yaml"):
+        as_trained(Settings(tasks=("sums",), data={"sums": data}), [own])
 
 
 def test_a_diagnosis_asks_as_the_run_did(run: Run, tmp_path: Path) -> None:
