@@ -1,6 +1,7 @@
 """How ranks meet and part: twice in one process, and whatever a machine calls its files."""
 
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,12 @@ import torch.distributed as dist
 
 from ranks import run_ranks
 from rlif.config import Recipe
-from rlif.errors import RlifError
+from rlif.errors import RlifError, ToldElsewhereError
 from rlif.recipes import load_recipe, shipped_recipes
 from rlif.training import launch
 from rlif.training.launch import check_start, joined
 from rlif.training.parallel import ALONE, Ranks
-from rlif.utils import lifeline
+from rlif.utils import lifeline, terminal
 
 
 def meet_twice(rank: int, port: int) -> None:
@@ -32,6 +33,35 @@ def test_one_process_may_train_twice(tmp_path: Path) -> None:
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     ended = run_ranks(2, meet_twice, tmp_path, [store.port] * 2)
     assert [one.code for one in ended] == [0, 0], [one.said for one in ended]
+
+
+def fail_first(rank: int, argument: None) -> None:
+    """The first rank fails at once; the other is slow on the way into the run."""
+    if rank == 1:
+        hush = terminal.hush
+
+        def slow() -> None:
+            hush()
+            for _ in range(200):
+                time.sleep(0.01)
+
+        terminal.hush = slow  # type: ignore[assignment]
+    try:
+        with joined() as ranks:
+            if ranks.first:
+                raise RlifError("the disk is full")
+            ranks.gather(None)
+    except ToldElsewhereError as error:
+        sys.exit(f"told: {error}")
+    except RlifError as error:
+        sys.exit(f"tells: {error}")
+
+
+def test_a_loss_on_the_way_into_a_run_is_one_line(tmp_path: Path) -> None:
+    """Whether the second rank still learns who spoke depends on who is faster: the first one keeps the store."""
+    first, second = (one.said.splitlines()[-1] for one in run_ranks(2, fail_first, tmp_path, [None, None]))
+    assert first == "tells: the disk is full"
+    assert second.startswith(("told: rank 0: the disk is full", "tells: another rank of this run has gone"))
 
 
 class Beside(Ranks):

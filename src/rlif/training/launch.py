@@ -68,6 +68,7 @@ def joined() -> Iterator[Ranks]:
         terminal.hush()
     _here = company.ranks
     try:
+        company.watch()
         yield company.ranks
         company.part_ways()
     except BaseException as error:
@@ -101,7 +102,6 @@ class _Company:
                 "with one --rdzv-endpoint that every machine reaches"
             ) from error
         self.ranks = Group(place.rank, place.size)
-        self._lifeline.watch(self._on_loss)
 
     def _connect(self, place: Place) -> Lifeline:
         if place.rank:
@@ -110,6 +110,10 @@ class _Company:
         hub = Hub(token := secrets.token_hex(16))
         self._store.set(f"{self._key}hub", json.dumps([hub.port, token]))
         return hub.gathered(place.size - 1)
+
+    def watch(self) -> None:
+        """From here on the loss of another rank is raised as `_Loss`, wherever the run is."""
+        self._lifeline.watch(self._on_loss)
 
     def part_ways(self) -> None:
         """The end of a run that went well: nobody leaves before all are done."""
