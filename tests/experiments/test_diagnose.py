@@ -688,7 +688,7 @@ def test_a_file_of_prompts_without_answers_is_enough(tmp_path: Path) -> None:
         (["tiny-base", "--task", "arithmetic", "--dtype", "int4"], "--dtype: 'int4'; choose auto, float32 or bfloat16"),
         (["tiny-base", "--prompts", "absent.jsonl"], "absent.jsonl: No such file or directory; check --prompts"),
         (["tiny-base", "--task", "arithmetic", "--reward", "self_certanty"], "--reward: no reward 'self_certanty'"),
-        (["tiny-base", "--task", "arithmetic", "--reward", "negated"], "--reward: negated turns another reward round"),
+        (["tiny-base", "--task", "arithmetic", "--reward", "negated"], "--reward: negated is made of another reward"),
         (["tiny-base", "--task", "arithmetic", "--question", "q"], "--question: belongs to a file of prompts"),
     ],
 )

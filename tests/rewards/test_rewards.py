@@ -90,6 +90,11 @@ BY_HAND = [
     ({"name": "negated"}, [-3.0, -3.0, -4.0, -0.5]),
     ({"name": "negated", "of": "trajectory_entropy", "reduce": "sum"}, [6.0, 1.0, 4.0, 4.0]),
     ({"name": "negated", "of": "verifiable"}, [-1.0, 0.0, 0.0, 0.0]),
+    ({"name": "formatted"}, [1.0, 0.0, 0.5, 0.5]),  # the second answer is in the majority, and not in the form
+    ({"name": "formatted", "of": "frozen_consensus"}, [1.0, 0.0, 0.0, 0.5]),
+    ({"name": "formatted", "of": "self_certainty"}, [3.0, 0.0, 4.0, 0.5]),
+    ({"name": "formatted", "of": "token_entropy"}, [-1.0, -1.0, -0.25, -2.0]),  # 0 would be the best of all
+    ({"name": "formatted", "of": "right_any_format"}, [1.0, 0.0, 0.0, 0.0]),  # as `verifiable`
 ]
 
 

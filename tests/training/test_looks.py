@@ -335,6 +335,8 @@ REWARDS: list[tuple[Any, bool]] = [
     ("verifiable", False),
     ("random", False),
     ({"name": "negated", "of": "self_certainty"}, False),
+    ({"name": "formatted", "of": "majority_vote"}, True),
+    ({"name": "formatted", "of": "verifiable"}, False),
     (["token_entropy", "verifiable"], False),
 ]
 

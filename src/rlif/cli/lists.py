@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 from rich.table import Table
 
-from rlif.config import TASK_CONFIGS, MergedModel, NegatedConfig, Recipe, RewardConfig, Section, TemplateText
+from rlif.config import TASK_CONFIGS, WRAPPER_CONFIGS, MergedModel, Recipe, RewardConfig, Section, TemplateText
 from rlif.config.task import OWN, TASKS_GROUP
 from rlif.errors import RlifError, nearest
 from rlif.recipes import read_mapping, shipped_recipes
@@ -168,7 +168,8 @@ def sections() -> Mapping[str, Sequence[tuple[str, type[BaseModel]]]]:
         kinds.setdefault(model, []).append(name)
     found["task"] = [(f"task: {{name: {' | '.join(names)}}}", model) for model, names in kinds.items()]
     found["task"].append(("task.template:, one of yours", TemplateText))
-    found["reward"] = [("reward: a name, or a list of", RewardConfig), ("reward: {name: negated}", NegatedConfig)]
+    found["reward"] = [("reward: a name, or a list of", RewardConfig)]
+    found["reward"] += [(f"reward: {{name: {name}}}", model) for name, model in WRAPPER_CONFIGS.items()]
     return found
 
 

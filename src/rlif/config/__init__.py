@@ -30,6 +30,7 @@ from rlif.config.reward import WRAPPER_CONFIGS as WRAPPER_CONFIGS
 from rlif.config.reward import AdvantageConfig as AdvantageConfig
 from rlif.config.reward import AnyRewardConfig as AnyRewardConfig
 from rlif.config.reward import ConsensusConfig as ConsensusConfig
+from rlif.config.reward import FormattedConfig as FormattedConfig
 from rlif.config.reward import NegatedConfig as NegatedConfig
 from rlif.config.reward import RewardConfig as RewardConfig
 from rlif.config.reward import WrapperConfig as WrapperConfig

@@ -35,7 +35,13 @@ class NegatedConfig(WrapperConfig):
     """The reward that is turned round."""
 
 
-WRAPPER_CONFIGS: dict[str, type[WrapperConfig]] = {"negated": NegatedConfig}
+class FormattedConfig(WrapperConfig):
+    name: Literal["formatted"] = "formatted"
+    of: str = "majority_vote"
+    """The reward that only an answer in the asked form gets."""
+
+
+WRAPPER_CONFIGS: dict[str, type[WrapperConfig]] = {"negated": NegatedConfig, "formatted": FormattedConfig}
 """Rewards made of another one, by name: what a recipe may say of them."""
 
 
@@ -45,7 +51,10 @@ def _reward_kind(data: Any) -> str:
 
 
 AnyRewardConfig = Annotated[
-    Annotated[RewardConfig, Tag("plain")] | Annotated[NegatedConfig, Tag("negated")], Discriminator(_reward_kind)
+    Annotated[RewardConfig, Tag("plain")]
+    | Annotated[NegatedConfig, Tag("negated")]
+    | Annotated[FormattedConfig, Tag("formatted")],
+    Discriminator(_reward_kind),
 ]
 
 

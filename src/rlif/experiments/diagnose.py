@@ -124,7 +124,7 @@ def _model(engine: Engine, subject: Subject) -> str:
 def rewards_named(name: str) -> tuple[RewardConfig, ...]:
     """What a recipe makes of ``reward: NAME``. Raises `RlifError` for an unknown one, and for one that needs labels."""
     if name in WRAPPERS:
-        raise RlifError(Argument("reward"), f": {name} turns another reward round; name one that stands alone")
+        raise RlifError(Argument("reward"), f": {name} is made of another reward; name one that stands alone")
     any_task = {"steps": 1, "policy": {"model": "tiny-base"}, "task": {"name": "arithmetic"}}
     rewards = parse_recipe({**any_task, "reward": name}).reward
     check_rewards(rewards)

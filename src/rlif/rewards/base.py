@@ -72,12 +72,16 @@ class Reward:
 
 @dataclass(frozen=True)
 class Wrapper:
-    """A reward made of another one, which the recipe names in ``of``; labels enter where they enter that one."""
+    """A reward made of another one, which the recipe names in ``of``; labels enter where they enter that one.
+
+    ``internal``: whether feedback of the model on itself is that still when it is wrapped, see `Reward`.
+    """
 
     name: str
     meaning: str
     citation: str
-    transform: Callable[[Float[Tensor, " row"]], Float[Tensor, " row"]]
+    transform: Callable[[Float[Tensor, " row"], RewardInputs], Float[Tensor, " row"]]
+    internal: bool = False
 
 
 def reward_of(

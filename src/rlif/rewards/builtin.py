@@ -1,6 +1,7 @@
 """The rewards that ship with rlif, one small function each."""
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from rlif.config import RewardConfig
@@ -44,3 +45,14 @@ def _random(inputs: RewardInputs, config: RewardConfig) -> Tensor:
 
 def _length(inputs: RewardInputs, config: RewardConfig) -> Tensor:
     return -inputs.rollouts.lengths.float()
+
+
+def _negated(values: Float[Tensor, " row"], inputs: RewardInputs) -> Float[Tensor, " row"]:
+    return -values
+
+
+def _formatted(values: Float[Tensor, " row"], inputs: RewardInputs) -> Float[Tensor, " row"]:
+    formatted = torch.tensor([verdict.formatted for verdict in inputs.verdicts])
+    groups = values.view(-1, inputs.rollouts.group_size)
+    nothing = groups.amin(dim=1).clamp(max=0.0)  # 0 would be the best of minus the entropies
+    return torch.where(formatted, values, nothing.repeat_interleave(inputs.rollouts.group_size))

@@ -22,7 +22,16 @@ from rlif.config import MIXES, RewardConfig, WrapperConfig
 from rlif.errors import Argument, RlifError, did_you_mean
 from rlif.rewards.agreement import _majority_vote, _soft_consensus, _teacher_vote
 from rlif.rewards.base import Reward, RewardInputs, Wrapper, reward_of
-from rlif.rewards.builtin import _format_only, _internal, _length, _random, _right_any_format, _verifiable
+from rlif.rewards.builtin import (
+    _format_only,
+    _formatted,
+    _internal,
+    _length,
+    _negated,
+    _random,
+    _right_any_format,
+    _verifiable,
+)
 from rlif.signals import SIGNALS
 from rlif.utils.own_code import is_reference, load
 
@@ -80,7 +89,16 @@ REWARDS: Mapping[str, Reward] = MappingProxyType(_known)
 
 WRAPPERS: Mapping[str, Wrapper] = {
     wrapper.name: wrapper
-    for wrapper in (Wrapper("negated", "minus the reward named by `of`", "project", lambda values: -values),)
+    for wrapper in (
+        Wrapper("negated", "minus the reward named by `of`", "project", _negated),
+        Wrapper(
+            "formatted",
+            "the reward named by `of` if an answer stands in the asked form; else 0, or the least of its prompt's",
+            "project",
+            _formatted,
+            internal=True,
+        ),
+    )
 }
 """Keys as in `rlif.config.WRAPPER_CONFIGS`, which says what a recipe may set for each."""
 
@@ -143,12 +161,12 @@ def find_reward(config: RewardConfig, own: Mapping[str, Reward] = MappingProxyTy
     if not isinstance(config, WrapperConfig):
         return _look_up("name", config.name, own, (*_known, *own, *WRAPPERS, *MIXES))
     inner = _look_up("of", config.of, own, (*_known, *own))
-    transform = WRAPPERS[config.name].transform
+    wrapper = WRAPPERS[config.name]
 
     def function(inputs: RewardInputs, config: RewardConfig) -> Tensor:
-        return transform(inner.function(inputs, config))
+        return wrapper.transform(inner.function(inputs, config), inputs)
 
-    return replace(inner, function=function)
+    return replace(inner, function=function, internal=inner.internal and wrapper.internal)
 
 
 def reward_names(configs: Sequence[RewardConfig]) -> list[str]:
@@ -163,7 +181,7 @@ def check_rewards(configs: Sequence[RewardConfig], own: Mapping[str, Reward] = M
 
 
 def needs_labels(configs: Sequence[RewardConfig], own: Mapping[str, Reward] = MappingProxyType({})) -> list[str]:
-    """The names of the rewards that look at ground truth, `negated` taken for what it turns round."""
+    """The names of the rewards that look at ground truth, one that is wrapped under its own name."""
     found = [find_reward(config, own) for config in configs]
     return [reward.name for reward in found if reward.uses_labels]
 
@@ -174,10 +192,9 @@ def read_consensus(configs: Sequence[RewardConfig], own: Mapping[str, Reward] = 
 
 
 def internal_alone(configs: Sequence[RewardConfig], own: Mapping[str, Reward] = MappingProxyType({})) -> bool:
-    """Whether all that is trained on (a weight above 0) is the model's feedback on itself, as it is (`Reward`)."""
+    """Whether all that is trained on (a weight above 0) is the model's feedback on itself (`Reward`, `Wrapper`)."""
     trained = [config for config in configs if config.weight > 0.0]
-    plain = not any(isinstance(config, WrapperConfig) for config in trained)
-    return bool(trained) and plain and all(find_reward(config, own).internal for config in trained)
+    return bool(trained) and all(find_reward(config, own).internal for config in trained)
 
 
 def follows_policy(configs: Sequence[RewardConfig], own: Mapping[str, Reward] = MappingProxyType({})) -> bool:
