@@ -5,7 +5,6 @@ white, what needs no training is dashed.
 """
 
 import math
-import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
@@ -22,7 +21,7 @@ from matplotlib.transforms import Bbox
 from rlif.report.summary import baselines, gain, headline, is_surer_and_wrong, summarise
 from rlif.utils.atomic_io import make_folder, write_whole, writing
 from rlif.utils.palette import DARK, LIGHT
-from rlif.utils.plotting import MARKERS, End, bare, drawn_in, label_ends, legible, png, theme
+from rlif.utils.plotting import MARKERS, End, bare, drawn_in, headed, label_ends, legible, png, theme
 
 _SCORE = "right_and_formatted"
 MOST_CURVES = len(MARKERS)
@@ -84,7 +83,7 @@ def accuracy(curves: Sequence[Curve]) -> Figure:
     title = f"Sampled answers: {told}" if len(curves) > 1 else f"{curves[0].label}: {told.partition(' ')[2]}"
     best = _untrained(curves)
     how = "; ".join(f"{model}, {words}" for model, (words, _) in best.items())
-    _title(figure, title, f"{problems} problems; band: one standard error; dashed: untrained at its best ({how})")
+    headed(figure, title, f"{problems} problems; band: one standard error; dashed: untrained at its best ({how})")
     for axes, key in zip(grid, shown.values(), strict=True):
         for _, score in best.values():
             axes.axhline(score, color=theme().soft, linestyle="--", linewidth=0.9, zorder=1)
@@ -107,7 +106,7 @@ def surer(curves: Sequence[Curve]) -> Figure:
     every = sorted({b - a for curve in curves for a, b in zip(curve.steps, curve.steps[1:], strict=False)})
     dots = f"a mark every {every[0]} steps" if len(every) == 1 else "a mark an evaluation"
     title = "It grew surer, and wrong" if wrong else "Surer and right: do they go together?"
-    _title(figure, title, f"a path a run, {dots}; ring: before training, star: its best step")
+    headed(figure, title, f"a path a run, {dots}; ring: before training, star: its best step")
     _mark_paths(axes, curves, "entropy", _SCORE)
     return figure
 
@@ -120,7 +119,7 @@ def right_against_formatted(curves: Sequence[Curve]) -> Figure:
         _path(axes, curve.values("formatted"), curve.values("right"), style)
     _share(axes, "in the asked form, share, sampled", "right in any form, share, sampled")
     told = gain(summarise(curves[0].label, curves[0].lines))
-    _title(figure, "What is gained: form goes right, reasoning goes up", told)
+    headed(figure, "What is gained: form goes right, reasoning goes up", told)
     _mark_paths(axes, curves, "formatted", "right")
     return figure
 
@@ -140,7 +139,7 @@ def confidence(curves: Sequence[Curve]) -> Figure:
     points = [summarise(curve.label, curve.lines) for curve in curves]
     fell = sum(one["last"]["entropy"] < one["start"]["entropy"] for one in points)
     fewer = sum(one["last"]["transitional"] < one["start"]["transitional"] for one in points)
-    _title(figure, f"Entropy falls in {fell} of {len(points)} runs, transitional words in {fewer}", "sampled answers")
+    headed(figure, f"Entropy falls in {fell} of {len(points)} runs, transitional words in {fewer}", "sampled answers")
     for axes, key in zip(grid, keys, strict=True):
         label_ends(axes, _ends(curves, key), size=8.0)
     return figure
@@ -269,21 +268,3 @@ def _share(axes: Axes, x: str, y: str) -> None:
     axes.set_ylabel(y, fontsize=8)
     axes.tick_params(labelsize=8)
     bare(axes)
-
-
-def _title(figure: Figure, finding: str, how: str) -> None:
-    """What is seen, and below it what is drawn, both from the left edge; the panels take the rest, and are laid out."""
-    width, height = figure.get_size_inches()
-    lines = textwrap.wrap(finding, int(9 * width)), textwrap.wrap(how, int(15 * width))
-    styles: tuple[dict[str, Any], ...] = (
-        {"fontsize": 12, "fontweight": "bold"},
-        {"fontsize": 8, "color": theme().soft},
-    )
-    taken = 0.1  # inches from above
-    for own, style in zip(lines, styles, strict=True):
-        figure.text(0.1 / width, 1 - taken / height, "\n".join(own), va="top", **style)
-        taken += len(own) * 1.3 * style["fontsize"] / 72 + 0.06
-    engine: Any = figure.get_layout_engine()
-    edge = 0.08  # inches
-    engine.set(rect=(edge / width, edge / height, 1 - 2 * edge / width, 1 - (taken + edge) / height))
-    figure.draw_without_rendering()  # names are put where there is room: what lies where must be known

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -16,7 +16,7 @@ from rlif.theory.gradient_flow import Flow, flow
 from rlif.theory.gradients import REWARDS, natural_gradient
 from rlif.theory.tabular import Language, Policies, random_policies, tree
 from rlif.utils.palette import BLUE, GREEN, GREY, ORANGE, PINK
-from rlif.utils.plotting import png
+from rlif.utils.plotting import End, bare, headed, label_ends, legible, png
 
 _COLOURS = {
     "self_certainty": BLUE,
@@ -37,7 +37,7 @@ def draw_all(folder: Path, *, seed: int) -> list[Path]:
     paths = []
     for name, figure in figures.items():
         paths.append(folder / f"{name}.png")
-        paths[-1].write_bytes(png(figure, dpi=100))
+        paths[-1].write_bytes(png(figure))
     return paths
 
 
@@ -45,26 +45,49 @@ def entropy_flows(generator: torch.Generator) -> Figure:
     """Trajectory entropy of 200 random policies, two choices among four, as each reward drives them."""
     policies = random_policies(tree(4, 2), _POLICIES, generator)
     flows = {name: flow(policies, reward, step=_STEP, steps=_STEPS) for name, reward in REWARDS.items()}
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    rose = {name: float(_ever_rose(each).double().mean()) for name, each in flows.items()}
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4.2), layout="constrained")
+    ends: tuple[list[End], list[End]] = ([], [])
     for name, each in flows.items():
         times, values = _thinned(each)
-        left.plot(times, values.median(dim=1).values, color=_COLOURS[name], label=name.replace("_", " "))
-        rose = (each.entropies[:-1] < each.entropies[1:] - 1e-12).any(dim=0).double().mean()
-        highest = (each.entropies.amax(dim=0) - each.entropies[0]).argmax()
-        label = f"{name.replace('_', ' ')}: entropy ever rose in {float(rose):.0%}"
-        right.plot(times, values[:, highest], color=_COLOURS[name], label=label)
-    left.set_title(f"median of {_POLICIES} random policies", fontsize=10)
-    right.set_title("the policy whose entropy rose most", fontsize=10)
+        highest = int((each.entropies.amax(dim=0) - each.entropies[0]).argmax())
+        label = f"{_shown(name)}: {rose[name]:.0%}"
+        for axes, line, found in (
+            (left, values.median(dim=1).values, ends[0]),
+            (right, values[:, highest], ends[1]),
+        ):
+            axes.plot(times, line, color=_COLOURS[name], linewidth=1.5)
+            found.append((times[-1], float(line[-1]), label if axes is right else _shown(name), _COLOURS[name]))
+    left.set_title(f"median of {_POLICIES} random policies", fontsize=9, loc="left")
+    right.set_title("the policy whose entropy rose most; share in which it ever rose", fontsize=9, loc="left")
     for axes in (left, right):
         axes.set_xscale("symlog", linthresh=1.0)
+        axes.set_xticks([0, 1, 3, 10, 30], labels=["0", "1", "3", "10", "30"])
+        axes.minorticks_off()
         axes.set_xlim(0, _STEP * _STEPS)
-        axes.set_ylim(0.0, 3.6)
-        axes.set_xlabel("time along the natural gradient (steps × step size)")
-        axes.spines[["top", "right"]].set_visible(False)
-    left.set_ylabel("trajectory entropy, nats")
-    left.legend(frameon=False, fontsize=8, loc="upper right")
-    right.legend(frameon=False, fontsize=8, loc="upper right")
+        axes.set_ylim(0.0, 2.5)
+        axes.set_xlabel("time along the natural gradient (steps × step size)", fontsize=8)
+        axes.tick_params(labelsize=8)
+        bare(axes)
+    left.set_ylabel("trajectory entropy, nats", fontsize=8)
+    up = min(rose["self_certainty"], rose["token_entropy"])
+    headed(
+        figure,
+        f"Self-certainty and token entropy raise entropy on their way in {up:.0%} of random policies",
+        "trajectory entropy along the flow of each reward: two choices among four, one after the other",
+    )
+    for axes, found in zip((left, right), ends, strict=True):
+        label_ends(axes, found, size=8.0)
     return figure
+
+
+def _ever_rose(each: Flow) -> Bool[Tensor, " policy"]:
+    """Whose entropy grew in any step of the flow."""
+    return (each.entropies[:-1] < each.entropies[1:] - 1e-12).any(dim=0)
+
+
+def _shown(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _thinned(each: Flow) -> tuple[list[float], Float[Tensor, "time policy"]]:
@@ -79,7 +102,7 @@ def simplex(generator: torch.Generator) -> Figure:
     language = tree(3, 2)
     language = replace(language, answers=torch.tensor([sequence[0] for sequence in language.sequences]))
     second, corners = _telling_second_choices(language, generator)
-    figure, grid = plt.subplots(1, len(REWARDS), figsize=(13, 3.2), layout="constrained")
+    figure, grid = plt.subplots(1, len(REWARDS), figsize=(11.5, 2.9), layout="constrained")
     for axes, name in zip(grid.flat, REWARDS, strict=True):
         _background(axes, language, second)
         points = [(i / 12, j / 12) for i, j in product(range(1, 11), repeat=2) if i + j < 12]
@@ -94,12 +117,13 @@ def simplex(generator: torch.Generator) -> Figure:
         end = flow(policies, REWARDS[name], step=0.5, steps=400, tolerance=1e-6).end
         goals = (end.policy[:, 0] @ _CORNERS).numpy()
         axes.scatter(*goals.T, s=22, color=_COLOURS[name], edgecolor="white", linewidth=0.5, zorder=5)
-        axes.set_title(name.replace("_", " "), fontsize=10)
+        axes.set_title(_shown(name), fontsize=9, color=legible(_COLOURS[name]))
         _label(axes, corners)
-    figure.suptitle(
-        "Chance of three first choices (second choices start equal in every start; dots: where the flows end; "
-        "shade: trajectory entropy)",
-        fontsize=10,
+    headed(
+        figure,
+        "Two rewards have a goal of their own, two go where the policy leans, only labels know what is right",
+        "chance of three first choices, all followed by the same second ones; arrows: natural gradient; "
+        "dots: ends of the flows; shade: trajectory entropy",
     )
     return figure
 
@@ -138,8 +162,8 @@ def _background(axes: Axes, language: Language, second: Tensor) -> None:
 def _label(axes: Axes, corners: Mapping[str, int]) -> None:
     axes.set_aspect("equal")
     axes.set_axis_off()
-    axes.set_xlim(-0.25, 1.25)
-    axes.set_ylim(-0.2, 1.05)
+    axes.set_xlim(-0.22, 1.22)
+    axes.set_ylim(-0.16, 1.02)
     for name, corner in corners.items():
         x, y = _CORNERS[corner].tolist()
         axes.text(x, y + (0.05 if y > 0 else -0.06), name, ha="center", va="bottom" if y > 0 else "top", fontsize=8)

@@ -1,6 +1,7 @@
 """What all pictures share: no display, colours and marks (`rlif.utils.palette`), bare axes, PNG and SVG."""
 
 import io
+import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -58,6 +59,27 @@ def bare(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color=theme().faint, linewidth=0.6)
     axes.set_axisbelow(True)
+
+
+def headed(figure: Figure, finding: str, how: str) -> None:
+    """What is seen, and below it what is drawn, both from the left edge; the panels take the rest, and are laid out.
+
+    The figure's layout has to be constrained.
+    """
+    width, height = figure.get_size_inches()
+    lines = textwrap.wrap(finding, int(9 * width)), textwrap.wrap(how, int(15 * width))
+    styles: tuple[dict[str, Any], ...] = (
+        {"fontsize": 12, "fontweight": "bold"},
+        {"fontsize": 8, "color": theme().soft},
+    )
+    taken = 0.1  # inches from above
+    for own, style in zip(lines, styles, strict=True):
+        figure.text(0.1 / width, 1 - taken / height, "\n".join(own), va="top", **style)
+        taken += len(own) * 1.3 * style["fontsize"] / 72 + 0.06
+    engine: Any = figure.get_layout_engine()
+    edge = 0.08  # inches
+    engine.set(rect=(edge / width, edge / height, 1 - 2 * edge / width, 1 - (taken + edge) / height))
+    figure.draw_without_rendering()  # names are put where there is room: what lies where must be known
 
 
 End = tuple[float | int, float | int, str, str]
