@@ -151,7 +151,7 @@ def test_cells_are_chosen_by_pattern_and_by_label(tmp_path: Path) -> None:
     ("name", "count"),
     [
         *(("tiny", 84), ("paper", 26), ("sensitivity", 78), ("quickstart", 5), ("shootout", 72)),
-        *(("interventions", 36), ("lora", 30)),
+        *(("interventions", 36), ("form", 12), ("lora", 30), ("gemma", 8)),
     ],
 )
 def test_every_shipped_grid_is_whole(name: str, count: int) -> None:
@@ -159,7 +159,7 @@ def test_every_shipped_grid_is_whole(name: str, count: int) -> None:
     paper: (3 models, r0, r1) × 4 + 2 merges × 3.
     sensitivity: (1 + 6 keys × 2 values) × 3 rewards × 2 seeds.
     shootout: 3 models × 8 rewards × 3 seeds. interventions: (1 + 5) settings × 2 rewards × 3 seeds.
-    lora: (3 + 3) settings × 5 seeds."""
+    form: 4 rewards × 3 seeds. lora: (3 + 3) settings × 5 seeds. gemma: 2 models × 2 rewards × 2 seeds."""
     found = cells(load_grid(shipped_grids()[name]))
     assert len(found) == len({cell.digest for cell in found}) == count
 
@@ -169,6 +169,13 @@ def test_sensitivity_shares_its_unchanged_cells_with_the_grid_tiny() -> None:
     unchanged = {cell.digest for cell in changed if cell.axes["change"] == "none"}
     assert len(unchanged) == 6
     assert unchanged <= {cell.digest for cell in tiny}
+
+
+def test_form_asks_of_other_rewards_what_the_grid_shootout_asks() -> None:
+    shootout, form = (load_grid(shipped_grids()[name]) for name in ("shootout", "form"))
+    assert {**form.set} == {**shootout.set}
+    assert form.recipe == shootout.recipe
+    assert form.seeds == shootout.seeds
 
 
 def test_interventions_share_their_unchanged_cells_with_the_grid_shootout_and_nobody_is_stopped() -> None:
@@ -213,7 +220,7 @@ def test_a_grid_is_found_by_name_or_path_and_a_damaged_file_is_told_of(tmp_path:
     assert find_grid(copy) == copy
     with pytest.raises(
         RlifError,
-        match=r"tyni: no such grid; .* one: gemma, interventions, lora, paper, quickstart, sensitivity, shootout, tiny",
+        match=r"tyni: no such grid; .* one: form, gemma, interventions, lora, paper, quickstart, sensitivity, shootout, tiny",
     ):
         find_grid(Path("tyni"))
     copy.write_text("- a list")
