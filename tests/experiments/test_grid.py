@@ -150,12 +150,12 @@ def test_cells_are_chosen_by_pattern_and_by_label(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "count"),
     [
-        *(("tiny", 84), ("paper", 26), ("sensitivity", 78), ("quickstart", 5), ("shootout", 72)),
+        *(("tiny", 102), ("paper", 26), ("sensitivity", 78), ("quickstart", 5), ("shootout", 72)),
         *(("interventions", 36), ("form", 12), ("lora", 30), ("gemma", 8)),
     ],
 )
 def test_every_shipped_grid_is_whole(name: str, count: int) -> None:
-    """tiny: 6 models × 4 rewards × 3 seeds + 2 models × 2 controls × 3 seeds.
+    """tiny: 6 models × 5 rewards × 3 seeds + 2 models × 2 controls × 3 seeds.
     paper: (3 models, r0, r1) × 4 + 2 merges × 3.
     sensitivity: (1 + 6 keys × 2 values) × 3 rewards × 2 seeds.
     shootout: 3 models × 8 rewards × 3 seeds. interventions: (1 + 5) settings × 2 rewards × 3 seeds.
