@@ -22,8 +22,8 @@ from rlif.config import FileTask, PolicyConfig
 from rlif.errors import RlifError
 from rlif.experiments.calibrate import Run, brought, calibrate, check, chosen_line, usable_runs
 from rlif.experiments.calibrate import _main as calibrating
-from rlif.experiments.calibration import Calibration, Case, Features, fit, predict, read_calibration
-from rlif.experiments.diagnose import Diagnosis, diagnose
+from rlif.experiments.calibration import Calibration, Case, Features, fit, label_of, predict, read_calibration, together
+from rlif.experiments.diagnose import Diagnosis, diagnose, rewards_named
 from rlif.experiments.subject import DiagnoseSettings, Subject, settings_of, subject_of
 from rlif.experiments.untrained import Untrained, look_at
 from rlif.experiments.verdict import MARGIN, VERDICTS, _listed
@@ -678,6 +678,29 @@ def test_a_file_of_prompts_without_answers_is_enough(tmp_path: Path) -> None:
         subject_of(tmp_path / "absent.jsonl", settings, policy)
 
 
+def test_a_calibration_is_added_to_and_a_run_that_is_in_both_counts_once() -> None:
+    known = calibrated(0.8)
+    again = dataclasses.replace(known.cases[0], gain=0.123)
+    other = case("e", 0.4, 0.3, reward="majority_vote")
+    recipes = {"majority_vote": {**known.recipes["self_certainty"], "reward": [{"name": "majority_vote"}]}}
+    new = Calibration((again, other), recipes, "2027-01-01", "9")
+    found = together(known, new)
+    # The run of the first case has a case a decoding; the new one knows it sampled alone.
+    assert found.cases == (*(one for one in known.cases if one.run != again.run), again, other)
+    assert len(found.cases) == len(known.cases)
+    assert set(found.recipes) == {"self_certainty", "majority_vote"}
+    assert (found.date, found.rlif) == ("2027-01-01", "9")
+    slower = {name: {**recipe, "grpo": {"lr": 1e-5}} for name, recipe in recipes.items()}
+    with pytest.raises(RlifError, match="the runs of the two calibrations differ in grpo; calibrate them apart"):
+        together(known, dataclasses.replace(new, recipes=slower))
+
+
+def test_a_reward_is_called_by_all_that_it_is_made_of() -> None:
+    said = "[{name: formatted, of: majority_vote, weight: 0.5}, {name: trajectory_entropy, reduce: sum}]"
+    assert label_of(rewards_named(said)) == "0.5 formatted majority_vote + trajectory_entropy (sum)"
+    assert label_of(rewards_named("formatted")) == "formatted majority_vote"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -688,7 +711,7 @@ def test_a_file_of_prompts_without_answers_is_enough(tmp_path: Path) -> None:
         (["tiny-base", "--task", "arithmetic", "--dtype", "int4"], "--dtype: 'int4'; choose auto, float32 or bfloat16"),
         (["tiny-base", "--prompts", "absent.jsonl"], "absent.jsonl: No such file or directory; check --prompts"),
         (["tiny-base", "--task", "arithmetic", "--reward", "self_certanty"], "--reward: no reward 'self_certanty'"),
-        (["tiny-base", "--task", "arithmetic", "--reward", "negated"], "--reward: negated is made of another reward"),
+        (["tiny-base", "--task", "arithmetic", "--reward", "negated"], "--reward: negated turns another reward round"),
         (["tiny-base", "--task", "arithmetic", "--question", "q"], "--question: belongs to a file of prompts"),
     ],
 )

@@ -9,6 +9,8 @@ function that `rlif diagnose` calls, once for each model and task.
 Left out: rewards that read labels and controls; runs that never looked, sampled or were evaluated at another
 temperature than 1; and runs of other settings than most have, for a calibration speaks of one recipe.
 
+``--add FILE`` keeps the runs of another calibration beside these, of the same settings.
+
 ``--check`` leaves every model out in turn and compares the verdict of `rlif diagnose` with what its runs brought.
 """
 
@@ -27,7 +29,18 @@ from rlif import __version__
 from rlif.config import Recipe
 from rlif.errors import RlifError
 from rlif.evals.during_training import evaluate_policy
-from rlif.experiments.calibration import DECODINGS, Calibration, Case, Line, Start, features_of, label_of, predict
+from rlif.experiments.calibration import (
+    DECODINGS,
+    Calibration,
+    Case,
+    Line,
+    Start,
+    features_of,
+    label_of,
+    predict,
+    read_calibration,
+    together,
+)
 from rlif.experiments.courses import SCORE
 from rlif.experiments.effects import GREEDY as GREEDY_SCORE
 from rlif.experiments.effects import TRAINING_FREE
@@ -229,6 +242,7 @@ def _main() -> None:
     parser = argparse.ArgumentParser(prog="python -m rlif.experiments.calibrate", description=__doc__)
     parser.add_argument("studies", nargs="+", type=Path, metavar="STUDY")
     parser.add_argument("--out", type=Path, required=True, help="the calibration, a JSON file")
+    parser.add_argument("--add", type=Path, help="a calibration, whose runs are kept beside those of the studies")
     parser.add_argument("--check", action="store_true", help="leave each model out and compare verdicts")
     given = parser.parse_args()
     runs = usable_runs(given.studies)
@@ -238,6 +252,8 @@ def _main() -> None:
             say(f"diagnosing {', '.join(run.start)}")
             untrained[run.start], low[run.start] = measure_untrained(run.recipe), measure_low(run.recipe)
     calibration = calibrate(runs, untrained, low)
+    if given.add is not None:
+        calibration = together(read_calibration(given.add), calibration)
     with writing(given.out, "choose another --out"):
         write_whole(given.out, (json.dumps(calibration.as_json(), indent=1, allow_nan=False) + "\n").encode())
     for decoding, rewards in calibration.as_json()["fits"].items():

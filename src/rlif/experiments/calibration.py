@@ -20,12 +20,12 @@ what the best training-free baseline leaves (`predict`).
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, linear_regression
 from typing import Any, NamedTuple
 
-from rlif.config import RewardConfig
+from rlif.config import RewardConfig, WrapperConfig
 from rlif.errors import RlifError
 from rlif.experiments.untrained import Untrained
 from rlif.experiments.ways import TRAINING, share
@@ -39,9 +39,11 @@ DECODINGS: Mapping[str, float] = {"sampled": 1.0, "greedy": 0.0}
 
 
 def label_of(rewards: Sequence[RewardConfig]) -> str:
-    """What a calibration calls the rewards of a recipe: their names, with weights and sums where there are any."""
+    """What a calibration calls the rewards of a recipe: their names, with weights, sums and what they are made of."""
     return " + ".join(
-        (f"{one.weight:g} " if one.weight != 1.0 else "") + one.name + (" (sum)" if one.reduce == "sum" else "")
+        (f"{one.weight:g} " if one.weight != 1.0 else "")
+        + (f"{one.name} {one.of}" if isinstance(one, WrapperConfig) else one.name)
+        + (" (sum)" if one.reduce == "sum" else "")
         for one in rewards
     )
 
@@ -94,6 +96,10 @@ class Case:
     def start(self) -> Start:
         return self.model, self.task
 
+    @property
+    def run(self) -> tuple[Start, str, int]:
+        return self.start, self.reward, self.seed
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -118,7 +124,7 @@ class Calibration:
         """On which runs: how many, models, rewards, seeds, date, version of rlif. ``cases``: these (None: all)."""
         own = self.cases if cases is None else cases
         return {
-            "runs": len({(case.start, case.reward, case.seed) for case in own}),
+            "runs": len({case.run for case in own}),
             "models": sorted({case.model for case in own}),
             "tasks": sorted({case.task for case in own}),
             "rewards": sorted({case.reward for case in own}),
@@ -145,6 +151,24 @@ class Calibration:
             "recipes": dict(self.recipes),
             "cases": cases,
         }
+
+
+def together(known: Calibration, new: Calibration) -> Calibration:
+    """The cases of both; a run that is in both counts as the new one has it. Date and version are the new one's.
+
+    Raises `RlifError` if their runs have other settings: a calibration speaks of one recipe.
+    """
+    settings = [
+        {key: value for key, value in recipe.items() if key != "reward"}
+        for recipe in (*known.recipes.values(), *new.recipes.values())
+    ]
+    if differing := sorted(
+        {key for one in settings for key in one.keys() | settings[0] if one.get(key) != settings[0].get(key)}
+    ):
+        raise RlifError(f"the runs of the two calibrations differ in {', '.join(differing)}; calibrate them apart")
+    again = {case.run for case in new.cases}
+    kept = tuple(case for case in known.cases if case.run not in again)
+    return replace(new, cases=(*kept, *new.cases), recipes={**known.recipes, **new.recipes})
 
 
 class Line(NamedTuple):

@@ -13,14 +13,14 @@ from typing import Any
 
 from rlif import __version__
 from rlif.analysis.estimators import Estimate, over_problems
-from rlif.config import Recipe, RewardConfig
+from rlif.config import Recipe, RewardConfig, WrapperConfig
 from rlif.errors import Argument, RlifError
 from rlif.experiments.calibration import Calibration, Prediction, label_of, predict, read_calibration
 from rlif.experiments.subject import DiagnoseSettings, Subject, asking_of, available, check_labels
 from rlif.experiments.untrained import Asking, OnPass, Untrained, look_at
 from rlif.experiments.verdict import Evidence, VerdictName, verdict_on
 from rlif.experiments.ways import MAIN, TRAINING, PerPrompt, Way, same_answer
-from rlif.recipes import parse_recipe
+from rlif.recipes import overridden, parse_recipe
 from rlif.rewards.registry import WRAPPERS, check_rewards, needs_labels
 from rlif.rollout.engine import Engine
 from rlif.signals import SIGNALS
@@ -100,7 +100,7 @@ def diagnose(
     prediction = predict(known, untrained, settings.temperature, None if wanted is None else label_of(wanted))
     training = _training(known, prediction, wanted)
     chosen = wanted is not None or isinstance(prediction, Prediction)
-    confident = not chosen or any(reward["name"] in SIGNALS for reward in training["reward"])
+    confident = not chosen or any(reward.get("of", reward["name"]) in SIGNALS for reward in training["reward"])
     verdict, reasons = verdict_on(Evidence(untrained, settings.temperature, prediction, confident))
     return Diagnosis(
         verdict=verdict,
@@ -122,12 +122,15 @@ def _model(engine: Engine, subject: Subject) -> str:
 
 
 def rewards_named(name: str) -> tuple[RewardConfig, ...]:
-    """What a recipe makes of ``reward: NAME``. Raises `RlifError` for an unknown one, and for one that needs labels."""
-    if name in WRAPPERS:
-        raise RlifError(Argument("reward"), f": {name} is made of another reward; name one that stands alone")
+    """What a recipe makes of ``reward: NAME``, a name or any other value of that key as YAML.
+
+    Raises `RlifError` for an unknown one, for one that needs labels, and for `negated`, which nobody trains on to gain.
+    """
     any_task = {"steps": 1, "policy": {"model": "tiny-base"}, "task": {"name": "arithmetic"}}
-    rewards = parse_recipe({**any_task, "reward": name}).reward
+    rewards = overridden(any_task, [f"reward={name}"], source="reward").reward
     check_rewards(rewards)
+    if turned := [one.name for one in rewards if isinstance(one, WrapperConfig) and not WRAPPERS[one.name].internal]:
+        raise RlifError(Argument("reward"), f": {turned[0]} turns another reward round; name one that stands alone")
     if needs_labels(rewards):
         raise RlifError(Argument("reward"), f": {name} is trained on labels; name one that is not")
     return rewards
