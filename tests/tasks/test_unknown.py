@@ -11,7 +11,6 @@ from rlif.model.loading import load_policy
 from rlif.rollout.prompts import render, tell_unknown
 from rlif.types import Problem
 
-
 QUESTION = "Tom has 12 and finds 34."
 SAID = "1 of 1 prompts hold characters that the tokenizer does not know"
 
