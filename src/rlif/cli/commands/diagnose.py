@@ -17,7 +17,7 @@ def diagnose(
             "--prompts",
             "--data",
             metavar="FILE",
-            help="Problems of yours: .jsonl, .json, .csv, .parquet, or a hub id; answers are not read.",
+            help="Problems of yours: .jsonl, .json, .csv, .tsv, .parquet, or a hub id; answers are not read.",
         ),
     ] = None,
     question: Annotated[str | None, typer.Option(metavar="COLUMN", help="The question's in --prompts.")] = None,

@@ -40,13 +40,16 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Folder of the run; must be new or empty.")] = None,
     model: Annotated[str | None, typer.Option(help="A named model, hub id, folder, .gguf file, or a run.")] = None,
     data: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Problems of yours: .jsonl, .json, .csv, .parquet, or a hub id.")
+        str | None,
+        typer.Option(metavar="FILE", help="Problems of yours: .jsonl, .json, .csv, .tsv, .parquet, or a hub id."),
     ] = None,
     question: Annotated[str | None, typer.Option(metavar="COLUMN", help="The question's in --data.")] = None,
     answer: Annotated[str | None, typer.Option(metavar="COLUMN", help="The answer's in --data, if any.")] = None,
     config: Annotated[str | None, typer.Option(help="Of a data set of the hub, where it has several.")] = None,
     split: Annotated[str | None, typer.Option(help="Of a data set of the hub; train unless given.")] = None,
-    reward: Annotated[str | None, typer.Option(metavar="NAME", help="What is rewarded (docs/rewards.md).")] = None,
+    reward: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What is rewarded; or a function of yours, module:function.")
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Steps of the run; with --resume: go on until there are so many.")
     ] = None,
