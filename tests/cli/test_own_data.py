@@ -32,8 +32,9 @@ def test_a_file_and_a_models_name_are_a_run_and_its_folder_is_a_model(tmp_path: 
         *("rollout.group_size=2", "eval.every=0", "--out", "run"),
     )
     assert said.splitlines()[0] == (
-        "tiny-base on self_certainty: 2 steps of 16 prompts × 2 answers, into run"  # before anything is loaded
+        "tiny-base on self_certainty: 2 steps of 5 prompts × 2 answers, into run"  # as many as there are rows
     )
+    assert said.splitlines()[1].endswith("metrics.jsonl has every step")
     assert "right –" in said
     assert said.splitlines()[-1] == "paused; go on with: rlif train --resume run"
     recipe = load_recipe(recipe_path(Path("run")))

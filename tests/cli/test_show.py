@@ -106,7 +106,25 @@ def test_no_label_no_reference(tmp_path: Path) -> None:
         pq.write_table(pa.Table.from_pylist(rows, table.schema), path)
     text = shown(run, "--prompt", "p0")
     assert "reference answer" not in text
-    assert "undecided" in text
+    assert "greedy: no label, " in text
+    assert "no label: nobody knows what is right" in text
+    assert "undecided" not in text
+
+
+def test_the_words_on_the_screen_are_explained_and_no_others(run: Path) -> None:
+    text = shown(run, "--step", "4")
+    legend = text.splitlines()[1]
+    assert "training N: the N-th completion of its prompt; greedy, sampled: how" in legend
+    assert "advantage: above 0 made likelier" in legend
+    for absent in ("cut off", "undecided", "no label", "colour"):  # the colours: there are none in a pipe
+        assert absent not in text
+    assert "advantage" not in shown(run, "--prompt", "p0")
+
+
+def test_an_answer_of_nothing_is_seen(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", {4: ["", " \n "]})
+    assert re.search(r"step 4, greedy: .*\n\(empty\)\n", shown(run, "--prompt", "p0"))
+    assert re.search(r"step 4, greedy: .*\n\(only white space: ' \\n '\)\n", shown(run, "--prompt", "p1"))
 
 
 def test_what_is_wrong_is_said_in_one_line(run: Path, tmp_path: Path) -> None:

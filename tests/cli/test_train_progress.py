@@ -2,9 +2,11 @@
 
 import re
 from io import StringIO
+from pathlib import Path
 
 import pytest
 
+from hostile import run as command
 from rlif.cli import train_progress
 from rlif.cli.time_left import TimeLeft
 from rlif.cli.train_progress import eval_parts, fitting, show_progress, step_parts
@@ -75,6 +77,41 @@ def test_a_log_gets_one_whole_line_a_step() -> None:
     assert "eval: right 0.671 ± 0.021" in line
     assert line.startswith("step    1 of 2  ")
     assert line.endswith("  2 s left")
+
+
+def test_a_run_that_cannot_begin_says_only_what_is_wrong(tmp_path: Path) -> None:
+    """A line that sounds like a start comes when files and labels have been looked at, also of a run that goes on."""
+    data, out = tmp_path / "sums.jsonl", tmp_path / "run"
+    data.write_text('{"question": "1+2=?"}\n')
+    asked = ["train", "--model", "tiny-base", "--data", str(data), "--out", str(out), "eval.every=0", "steps=2"]
+    for more, why in (
+        (["--reward", "verifiable"], "reward verifiable needs answers"),
+        (["probe.every=1", "probe.path=nowhere.jsonl"], "nowhere.jsonl"),
+    ):
+        ended = command([*asked, *more])
+        assert (ended.code, ended.out) == (2, "")
+        assert why in ended.err
+    assert command([*asked, "--until", "1", "--quiet", "rollout.group_size=2", "probe.every=0"]).code == 0
+    data.write_text('{"question": "1+3=?"}\n')
+    ended = command(["train", "--resume", str(out)])
+    assert (ended.code, ended.out) == (2, "")
+    assert "changed" in ended.err
+
+
+@pytest.mark.parametrize(("terminal", "hint"), [(True, 0), (False, 1)])
+def test_what_a_run_does_is_said_once_when_it_has_begun(terminal: bool, hint: int) -> None:
+    console = Console(width=200, force_terminal=terminal, record=True, file=StringIO())
+    with show_progress(console, recipe(2), opening=lambda: "what it does") as callback:
+        assert "what it does" not in console.export_text(clear=False)
+        callback.begin("rollout", 1, 100)
+        assert "what it does" in console.export_text(clear=False)
+        callback.logged(1, METRICS)
+    shown = console.export_text()
+    assert (shown.count("what it does"), shown.count("every 30 s")) == (1, hint)
+    done = Console(width=200, record=True, file=StringIO())
+    with show_progress(done, recipe(2), 2, opening=lambda: "nothing is left to do"):
+        pass
+    assert "nothing is left to do" in done.export_text()
 
 
 def recipe(steps: int, *changes: str) -> Recipe:

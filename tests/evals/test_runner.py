@@ -202,6 +202,37 @@ def test_a_model_that_changed_is_refused_and_a_folder_without_answers_is_free(tm
         evaluate([candidate(changed)], settings(limit=8), out)
 
 
+def test_what_ends_before_its_first_answer_leaves_nothing_of_its_own(tmp_path: Path) -> None:
+    """A folder that was there stays, with what lay in it; one that was made goes; one with an answer is kept."""
+    made, there, other = (tmp_path / name for name in ("made", "there", "other"))
+    there.mkdir()
+    (there / ".gitkeep").touch()
+
+    class Interrupted(Scripted):
+        def facts(self) -> dict[str, Any]:
+            raise KeyboardInterrupt
+
+    for backend, why in ((Scripted(fail_after=0), RlifError), (Interrupted(), KeyboardInterrupt)):
+        for out in (made, there):
+            with pytest.raises(why):
+                evaluate([candidate(backend)], settings(), out)
+        assert not made.exists()
+        assert {path.name for path in there.iterdir()} <= {".gitkeep", ".lock"}
+
+    def with_a_note() -> Scripted:
+        (other / "scripted").mkdir()
+        (other / "scripted" / "note.txt").touch()
+        return Scripted(fail_after=0)
+
+    with pytest.raises(RlifError, match="gone"):
+        evaluate([Candidate("scripted", with_a_note)], settings(), other)
+    assert [path.name for path in other.rglob("*") if path.name != ".lock"] == ["scripted", "note.txt"]
+    with pytest.raises(RlifError, match="gone"):
+        evaluate([candidate(Scripted(fail_after=1))], settings(), made)
+    assert (made / "eval.json").exists()
+    evaluate([candidate(Scripted())], settings(), made)  # and is gone on with
+
+
 def test_a_finished_folder_does_not_answer_for_a_model_or_a_grader_that_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

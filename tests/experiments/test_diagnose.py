@@ -636,6 +636,26 @@ def test_tables_are_80_columns_wide(tmp_path: Path) -> None:
     assert [path.name for path in write(found, tmp_path / "out")] == ["diagnosis.json", "diagnosis.png"]
 
 
+def test_what_nothing_can_fill_is_left_out_and_why_is_said_once() -> None:
+    """Not one answer can be read: nothing was frozen. Where answers are all alike there is no standard error."""
+
+    def screen(*args: Any) -> str:
+        console = Console(width=80, record=True, file=StringIO())
+        console.print(view(diagnosed(*args)))
+        return console.export_text().partition("\nentropy")[0]
+
+    shown = screen(lambda i, j, sampling, key: "no idea")
+    assert "no prompt has a frozen answer: there is nothing to agree with" in shown
+    assert "–" not in shown
+    for absent in ("agrees", "in form ", "same answer", "headroom"):
+        assert absent not in shown.replace("in asked form", "")
+    shown = screen(sharp)
+    assert "–" not in shown
+    assert "in %, ± one standard error over prompts, without where all are alike" in shown
+    assert f"agrees: with its own frozen answers, which {N} of {N} prompts have" in shown
+    assert "headroom" in shown
+
+
 def test_the_recipe_is_shown_where_training_is_advised_and_bears_the_verdict_in_its_file(tmp_path: Path) -> None:
     found = diagnosed(half_in_form, calibration=calibrated(0.8, noise=0.02))
     console = Console(width=80, record=True, file=StringIO())

@@ -1,6 +1,7 @@
 """Two runs side by side: recipes, courses, last evaluations paired by problem."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from hostile import run as command
-from pages import judged, prompts, rollouts, write_run
+from pages import STEPS, judged, line, prompts, rollouts, write_run
 from rlif.analysis.paired import paired
 from rlif.errors import RlifError
 from rlif.report.run_comparison import compare_runs
@@ -88,6 +89,31 @@ def test_the_command_prints_tables_and_writes_them(
     written = json.loads((tmp_path / "c.json").read_text())
     assert written["pairs"]["sampled"]["right"]["difference"] == 0.375
     assert written["recipe"]["grpo.lr"] == [3e-6, 1e-4]
+
+
+def test_runs_without_labels_are_compared_by_what_needs_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluations and looks where there are any, else the steps of training; one answer a problem says no agreement."""
+    a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b", seed=1)
+    unlabelled = {"eval/undecided": 1.0, "eval/truncated": 0.0}
+    several = {"eval/n": 128, "eval/self_agreement": 0.5}
+    looks = {0: {"probe/agreement": 0.9}, 2: {}, 4: {"probe/agreement": 0.25}}
+    for run, more in ((a, lambda step: {**several, **looks[step]}), (b, lambda step: {"eval/self_agreement": 1.0})):
+        lines = [{"step": step, **line(step), **unlabelled, **more(step)} for step in STEPS]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    found = compare_runs(a, b)
+    shown = {name: [one and str(one) for one in pair] for name, pair in found.trends.items()}
+    assert shown["agreement of a prompt's answers"] == ["0.50 → 0.50", None]
+    assert shown["agreement with the untrained policy's answers"] == ["0.90 → 0.25", None]
+    assert shown["entropy"] == ["1.500 → 1.100"] * 2
+    assert shown["length"] == ["8 → 4"] * 2
+    assert "answers cut off at the limit" not in shown  # 0 at all times in both
+    assert found.as_json()["trends"]["length"][1]["last"] == 4.0
+    monkeypatch.setenv("COLUMNS", "80")
+    printed = command(["compare", str(a), str(b)]).out
+    assert re.search(r"agreement with the untrained policy's answers +0.90 → 0.25 +–", printed)
+    kept = [{key: value for key, value in one.items() if not key.startswith("eval/")} for one in lines]
+    (b / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in kept))
+    assert str(compare_runs(a, b).trends["length"][1]) == "9 → 5"
 
 
 def test_what_cannot_be_compared_is_one_line(runs: tuple[Path, Path], tmp_path: Path) -> None:

@@ -1,8 +1,11 @@
 """Rewards that do not ship with rlif: registered, handed over for a run, or brought by an installed package."""
 
+import dataclasses
 import math
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -180,3 +183,29 @@ def test_a_built_in_reward_asks_no_other_package(monkeypatch: pytest.MonkeyPatch
     check_rewards([*(RewardConfig(name=name) for name in REWARDS), NegatedConfig(of="length")])
     with pytest.raises(AssertionError, match="looked up"):
         find_reward(RewardConfig(name="zeros"))
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "own.md").read_text("utf-8")
+
+
+def test_the_page_lists_every_field_that_a_reward_may_read() -> None:
+    """And none that is not there."""
+    _, _, section = PAGE.partition("### What a reward may read")
+    named = set(re.findall(r"`(inputs|rollouts|verdict)\.(\w+)`", section.partition("\n## ")[0]))
+    values: dict[str, type] = {"inputs": RewardInputs, "rollouts": Rollouts, "verdict": Verdict}
+    fields = {(name, field.name) for name, kind in values.items() for field in dataclasses.fields(kind)}
+    properties = {("rollouts", name) for name, one in vars(Rollouts).items() if isinstance(one, property)}
+    assert named == fields | properties
+
+
+def test_the_rewards_of_the_page_are_rewards() -> None:
+    names: dict[str, Any] = {}
+    for block in re.findall(r"^```python\n# my_rewards.py\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL):
+        exec(block, names)
+    assert names["brief"].uses_labels is names["sure_and_short"].uses_labels is False
+    assert names["brief"](INPUTS) == [-1, -1]
+    certain = TokenSignals(ZEROS, ZEROS, torch.tensor([[1.0, 2.0, 6.0], [4.0, 9.0, 9.0]]))  # row 1 has one token
+    read = (Verdict(None, False, "7"),) * 2
+    asked = dataclasses.replace(INPUTS, rollouts=dataclasses.replace(ROLLOUTS, signals=certain), verdicts=read)
+    assert names["sure_and_short"](asked) == [3.0, 4.0]
+    assert names["sure_and_short"](dataclasses.replace(asked, verdicts=INPUTS.verdicts)) == [0.0, 0.0]

@@ -148,3 +148,20 @@ def test_a_diagnosis_asks_as_the_run_did(run: Run, tmp_path: Path) -> None:
     assert (asking.training.max_new_tokens, asking.training.stop) == (70, ("Question:", "Q:"))
     assert one.sections is not None
     assert (one.sections["task"]["format"], one.sections["policy"]["chat_template"]) == ("hash", "off")
+
+
+def test_a_diagnosis_fits_the_length_that_a_run_brings_to_the_context(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As training does; where nothing was brought or asked for, nothing is said of it."""
+    own, data, toy = run("own", "rollout.max_new_tokens=4000"), problems(tmp_path / "sums.jsonl"), toy_policy()
+    assert toy.context is not None
+    for settings, length in ((subject.as_trained(DiagnoseSettings(), PolicyConfig(model=own))[0], 4000), (None, None)):
+        one = subject_of(data, settings or DiagnoseSettings(), PolicyConfig(model="tiny-base"))
+        prompts = one.prompts(toy, DiagnoseSettings())
+        caplog.clear()
+        asking = asking_of(toy, one, prompts, settings or DiagnoseSettings())
+        left = toy.context - len(prompts[0].token_ids)
+        assert asking.training.max_new_tokens == min(left, length or subject.MOST_TOKENS)
+        said = f"max_new_tokens is {left}, not {length}: the context has no room for more"
+        assert [record.getMessage() for record in caplog.records] == ([said] if length else [])

@@ -9,6 +9,7 @@ from rich.text import Text
 from rlif.errors import RlifError, printable
 from rlif.evals.tables import add_pair, comparison_table
 from rlif.report.run_comparison import RunComparison, compare_runs, differing
+from rlif.report.story import Trend
 from rlif.utils.atomic_io import write_whole, writing
 from rlif.utils.terminal import Console
 
@@ -47,6 +48,10 @@ def print_comparison(console: Console, comparison: RunComparison) -> None:
         cells = [tuple(row[key] for key in ("run", "decoding", "start", "best", "last")) for row in comparison.courses]
         console.print(_table(("run", "decoding", "start", "best @ step", "last @ step"), cells))
         console.print(Text("share right and formatted ± standard error; the best is of noisy evaluations", style="dim"))
+    if comparison.trends:
+        console.write_line()
+        console.print(_table(("what needs no label", "A", "B"), [_trend(*one) for one in comparison.trends.items()]))
+        console.print(Text("first → last: of evaluations and looks at the probe, else of training steps", style="dim"))
     for how, pairs in comparison.pairs.items():
         problems = max(pair.n for pair in pairs.values())
         a, b = comparison.last
@@ -58,6 +63,13 @@ def print_comparison(console: Console, comparison: RunComparison) -> None:
         console.print(table)
     if comparison.pairs:
         console.print(Text("p decides; the interval shows how large, and is too narrow for few problems", style="dim"))
+
+
+def _trend(name: str, pair: tuple[Trend | None, Trend | None]) -> tuple[str, str, str]:
+    """A row: what it is, in which unit, and from where to where it went in each run."""
+    unit = next((one.unit for one in pair if one), "")
+    a, b = ("–" if one is None else str(one) for one in pair)
+    return f"{name}, {unit}" if unit else name, a, b
 
 
 def _table(heads: tuple[str, ...], rows: object) -> Table:

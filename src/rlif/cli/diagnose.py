@@ -136,29 +136,42 @@ def view(found: Diagnosis) -> RenderableType:
         Text(""),
         ways(content),
         Text(""),
-        same_answers(content),
-        Text(""),
+        *((same_answers(content), Text("")) if _frozen(content) else ()),
         numbers(content),
         *((Text(""), recipe(found)) if found.verdict == ADVISED else ()),
     )
 
 
 def ways(content: Mapping[str, Any]) -> RenderableType:
-    """What each way to answer gives and costs; with labels the truth beside it."""
+    """What each way to answer gives and costs; with labels the truth beside it. No column that nothing can fill."""
     truth = content["labels"]["ways"] if content["labels"] else {}
-    table = _table("without training", "agrees", "in form", "tokens", *(("right", "in form") if truth else ()))
+    frozen = _frozen(content)
+    heads = [*(("agrees", "in form") if frozen else ()), "tokens", *(("right", "in form") if truth else ())]
+    table, unsure = _table("without training", *heads), False
     for name in (name for name in WAYS if name in content["numbers"]["ways"]):
         way = content["numbers"]["ways"][name]
-        cells = [_percent(way["agrees"]), _percent(way["agrees_in_form"]), f"{way['tokens']:,.0f}"]
-        if truth:
-            cells += [_percent(truth[name]["right"]), _percent(truth[name]["right_and_formatted"])]
+        agreement = [way["agrees"], way["agrees_in_form"]] if frozen else []
+        truths = [truth[name]["right"], truth[name]["right_and_formatted"]] if truth else []
+        unsure |= any(not one["stderr"] for one in (*agreement, *truths))
+        cells = [*map(_percent, agreement), f"{way['tokens']:,.0f}", *map(_percent, truths)]
         mark = " *" if name == content["decoding"] else ""
         table.add_row(WAYS[name] + mark, *cells)
-    notes = ["in %, ± one standard error over prompts; agrees: with its own frozen answers;"]
-    notes += ["tokens: of an answer; * as you decode" + ("" if truth else "; no label was read")]
+    notes = []
+    if frozen or truth:
+        notes.append("in %, ± one standard error over prompts" + (", without where all are alike" if unsure else ""))
+    if frozen:
+        notes.append(f"agrees: with its own frozen answers, which {frozen} of {content['prompts']} prompts have")
+    else:
+        notes.append("no prompt has a frozen answer: there is nothing to agree with")
+    notes.append("tokens: of an answer; * as you decode" + ("" if truth else "; no label was read"))
     if truth:
         notes.append(f"right: of {content['labels']['prompts']} prompts with a label, which no verdict reads")
     return Group(table, *(Text(note, style="dim") for note in notes))
+
+
+def _frozen(content: Mapping[str, Any]) -> int:
+    """How many prompts have a frozen answer."""
+    return round(content["numbers"]["trust"]["answered"] * content["prompts"])
 
 
 def same_answers(content: Mapping[str, Any]) -> RenderableType:
@@ -189,6 +202,8 @@ def numbers(content: Mapping[str, Any]) -> RenderableType:
         f"{100 * diversity.get('distinct', 0.0):.0f} % of prompts have an answer of their own",
         "trust": f"{100 * trust['trusted']:.0f} % trusted, {100 * trust['disputed']:.0f} % disputed",
     }
+    if not _frozen(content):
+        del lines["headroom"]
     if content["labels"]:
         lines |= _truth_lines(content["labels"])
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
@@ -231,10 +246,11 @@ def _table(*columns: str) -> Table:
 
 
 def _percent(estimate: Mapping[str, Any]) -> str:
+    """An estimate in %, with its standard error where that is known (see `rlif.errors.with_error`)."""
     if estimate["value"] is None:
         return "–"
-    error = estimate["stderr"]
-    return with_error(100 * estimate["value"], None if error is None else 100 * error, ".0f")
+    value, error = 100 * estimate["value"], estimate["stderr"]
+    return with_error(value, 100 * error, ".0f") if error else f"{value:.0f}"
 
 
 def _plain(value: float | None) -> str:

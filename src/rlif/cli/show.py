@@ -18,6 +18,20 @@ _LONGEST = 1200
 
 _VERDICTS = {None: "undecided", True: "right", False: "wrong"}
 _COLOURS = {None: "yellow", True: "green", False: "red"}
+_UNLABELLED = "no label"
+_MEANINGS = {
+    "training ": "training N: the N-th completion of its prompt",
+    "greedy:": "greedy, sampled: how a held-out answer was drawn",
+    "sampled": "greedy, sampled: how a held-out answer was drawn",
+    "undecided": "undecided: could not be judged in time",
+    _UNLABELLED: f"{_UNLABELLED}: nobody knows what is right",
+    "formatted": "formatted: in the form that was asked for",
+    "read as": "read as: the answer found in it",
+    "cut off": "cut off: at the length limit",
+    "entropy": "entropy, self-certainty: in nats a token",
+    "advantage": "advantage: above 0 made likelier by the step, below 0 less likely",
+}
+"""What the words beside an answer mean, by what stands there."""
 
 
 def show_run(folder: Path, *, step: int | None, prompt: str | None, n: int, whole: bool) -> None:
@@ -36,7 +50,13 @@ def show_run(folder: Path, *, step: int | None, prompt: str | None, n: int, whol
     few = console.color_system in ("standard", "windows")
     decode = find_decoder(folder, record.models)
     console.write_line(f"{record.name}, {record.state}")
-    console.print(legend(few) if decode else Text("no tokenizer.json is at hand: tokens are not shaded", style="dim"))
+    if decode is None:
+        console.print(Text("no tokenizer.json is at hand: tokens are not shaded", style="dim"))
+    elif console.color_system is not None:
+        console.print(Text("each token on the colour of its ").append(legend(few)))
+    facts = [_facts(one).plain for section in sections for one in section.answers]
+    said = dict.fromkeys(meaning for word, meaning in _MEANINGS.items() if any(word in one for one in facts))
+    console.print(Text("; ".join(said), style="dim"), soft_wrap=True)
     for section in sections:
         _print_section(console, section, decode, few, None if whole else _LONGEST)
     for note in notes:
@@ -70,7 +90,8 @@ def _question(one: Candidate, most: int | None) -> Text:
 def _facts(one: Candidate) -> Text:
     verdict = one.value("right")
     text = Text(f"step {one.place}, {one.kind}: ")
-    text.append(_VERDICTS[verdict], style=_COLOURS[verdict])
+    unlabelled = verdict is None and one.value("answer") is None
+    text.append(_UNLABELLED if unlabelled else _VERDICTS[verdict], style=_COLOURS[verdict])
     said = ["formatted" if one.value("formatted") else "not formatted"]
     if (read := one.value("extracted")) is not None:
         said.append(f"read as {shortened(printable(read), 40)}")
@@ -85,6 +106,8 @@ def _facts(one: Candidate) -> Text:
 
 def _answer(one: Candidate, decode: Decode | None, few: bool, most: int | None) -> Text:
     tokens, entropies = one.value("tokens"), one.value("entropy")
+    if not (completion := one.value("completion")).strip():
+        return Text(f"(only white space: {shortened(repr(completion), 40)})" if completion else "(empty)", style="dim")
     if decode is not None and entropies:
         text = shaded_pieces(zip(pieces(decode, tokens), entropies, strict=True), few)
     else:

@@ -1,7 +1,7 @@
 """What a run looks like while it runs: two live bars on a terminal, one plain line a step anywhere else."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
@@ -12,7 +12,8 @@ from rich.text import Text
 from rlif.cli.time_left import TimeLeft
 from rlif.config import Recipe
 from rlif.errors import with_error
-from rlif.runs.layout import FINAL, INFO, LAST
+from rlif.recipes import load_recipe
+from rlif.runs.layout import FINAL, INFO, LAST, METRICS_FILE, recipe_path
 from rlif.runs.run_log import read_info
 from rlif.training.callbacks import NullCallback, ProgressCallback
 from rlif.utils.durations import duration
@@ -136,8 +137,9 @@ def fitting(parts: Sequence[str], width: int) -> str:
     return line[:width]
 
 
-def beginning_line(recipe: Recipe, out: Path) -> str:
-    """What is about to happen, said before anything is loaded."""
+def beginning_line(out: Path) -> str:
+    """What a run does that has begun, by the recipe in its folder: prompts and lengths are fitted there."""
+    recipe = load_recipe(recipe_path(out))
     rollout, rewards = recipe.rollout, ", ".join(reward.name for reward in recipe.reward)
     return (
         f"{recipe.policy.model} on {rewards}: {recipe.steps} steps of {rollout.prompts} prompts × "
@@ -174,6 +176,32 @@ class LiveProgress:
     def close(self) -> None:
         """Take the bar of the phase away: what stays on the screen is the run's."""
         self._progress.update(self._phase, visible=False)
+
+
+class Opened:
+    """A `rlif.training.callbacks.ProgressCallback` that tells another one, and calls ``say`` before the first thing
+    that it is told: then a run has begun, and whatever is wrong with its files has been said."""
+
+    def __init__(self, callback: ProgressCallback, say: Callable[[], None]) -> None:
+        self._callback, self._say = callback, say
+        self.said = False
+
+    def open(self) -> None:
+        """Say it, unless it is said."""
+        if not self.said:
+            self.said = True
+            self._say()
+
+    def begin(self, phase: str, step: int, total: int) -> None:
+        self.open()
+        self._callback.begin(phase, step, total)
+
+    def advance(self, tokens: int) -> None:
+        self._callback.advance(tokens)
+
+    def logged(self, step: int, metrics: Mapping[str, float | int]) -> None:
+        self.open()
+        self._callback.logged(step, metrics)
 
 
 def _left(left: TimeLeft) -> str:
@@ -224,12 +252,36 @@ class PlainProgress:
 
 @contextmanager
 def show_progress(
-    console: Console, recipe: Recipe, done: int = 0, *, quiet: bool = False
+    console: Console, recipe: Recipe, done: int = 0, *, quiet: bool = False, opening: Callable[[], str] | None = None
 ) -> Iterator[ProgressCallback]:
-    """The callback that fits the console: live bars on a terminal, plain lines elsewhere, nothing if ``quiet``."""
+    """The callback that fits the console: live bars on a terminal, plain lines elsewhere, nothing if ``quiet``.
+
+    ``opening``: the first line, asked for when the run has begun (or has ended well with nothing left to do).
+    """
     if quiet:
         yield NullCallback()
         return
+
+    def say() -> None:
+        if opening is not None:
+            console.write_line(opening())
+            if not console.is_terminal:
+                console.write_line(_HOW_OFTEN)
+
+    with _progress(console, recipe, done) as shown:
+        callback = Opened(shown, say)
+        yield callback
+        callback.open()
+
+
+_HOW_OFTEN = (
+    f"lines follow for the first step, the last, every evaluation and look, and else every {LINE_EVERY:.0f} s; "
+    f"{METRICS_FILE} has every step"
+)
+
+
+@contextmanager
+def _progress(console: Console, recipe: Recipe, done: int) -> Iterator[ProgressCallback]:
     if not console.is_terminal:
         yield PlainProgress(console, recipe, done)
         return

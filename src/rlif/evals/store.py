@@ -7,7 +7,8 @@
     set
     MODEL/TASK/_PASS/part-*.parquet  the same of a further pass (rlif.evals.passes), such as greedy
 
-A folder takes one evaluation. Started again with the same settings it resumes with the answers that are missing.
+A folder takes one evaluation. Started again with the same settings it resumes with the answers that are missing. Of one
+that ends before its first answer nothing stays.
 """
 
 import json
@@ -16,7 +17,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,10 @@ from rlif.analysis.text import TENTHS, tenths
 from rlif.errors import Argument, RlifError
 from rlif.evals.backends.base import SIGNAL_NAMES, Answer
 from rlif.evals.grader_mark import with_known_grader
+from rlif.evals.json_text import as_json, first_difference
 from rlif.evals.metrics import AnswerTable
 from rlif.types import Problem, Verdict, labelled
-from rlif.utils.atomic_io import locked, make_folder, one_line, write_whole, writing
+from rlif.utils.atomic_io import LOCK, locked, make_folder, one_line, write_whole, writing
 from rlif.utils.parquet_files import parquet_bytes, read_parquet
 
 ASKED, RESULTS, MODEL = "eval.json", "results.json", "model.json"
@@ -79,20 +81,21 @@ class Store:
         known = out / ASKED
         if not known.exists() and out.is_dir() and any(path.name[0] != "." for path in out.iterdir()):
             raise RlifError(f"{out}: not empty, and no evaluation; choose a new or empty ", Argument("out"))
-        with locked(out):
-            if known.exists() and not any(out.glob(f"*/*/**/{_PART}")):
-                for path in out.glob(f"*/{MODEL}"):  # not a single answer: nothing that could be mixed up
-                    path.unlink()
-                known.unlink()
+        made = not out.exists()
+        with locked(out), _nothing_left_of_nothing(out, made=made):
+            if known.exists() and not has_answers(out):
+                _take_away(out)  # nothing that could be mixed up
             if not known.exists():
                 with _writing(out):
-                    write_whole(known, _json(asked))
-            elif difference := _difference(begun := _with_known_graders(read_json(known)), _as_begun(asked, begun)):
+                    write_whole(known, as_json(asked))
+            elif difference := first_difference(
+                begun := _with_known_graders(read_json(known)), _as_begun(asked, begun)
+            ):
                 raise RlifError(f"{out}: holds another evaluation ({difference}); choose another ", Argument("out"))
-            elif _difference(begun, json.loads(_json(asked))):  # further passes are asked for
+            elif first_difference(begun, json.loads(as_json(asked))):  # further passes are asked for
                 when = known.stat()
                 with _writing(out):
-                    write_whole(known, _json(asked))
+                    write_whole(known, as_json(asked))
                     os.utime(known, ns=(when.st_atime_ns, when.st_mtime_ns))  # of an old one the date of its start
             for half in out.rglob(".*.tmp"):
                 half.unlink()
@@ -104,8 +107,10 @@ class Store:
         if not path.exists():
             with _writing(self.out):
                 make_folder(path.parent)
-                write_whole(path, _json({"name": name, **facts}))
-        elif difference := _difference(_settled(read_json(path)), _settled(json.loads(_json({"name": name, **facts})))):
+                write_whole(path, as_json({"name": name, **facts}))
+        elif difference := first_difference(
+            _settled(read_json(path)), _settled(json.loads(as_json({"name": name, **facts})))
+        ):
             raise RlifError(f"{path.parent}: {name} has changed since ({difference}); choose another ", Argument("out"))
 
     def next_part(self, model: str, place: str) -> int:
@@ -127,7 +132,7 @@ class Store:
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         with _writing(self.out):
-            write_whole(self.out / RESULTS, _json(results))
+            write_whole(self.out / RESULTS, as_json(results))
 
     def write_texts(self, texts: Mapping[str, str]) -> None:
         """Files that say the results otherwise, by their names."""
@@ -138,6 +143,36 @@ class Store:
     def folder(self, model: str) -> Path:
         """Where a model's answers lie."""
         return self.out / slug(model)
+
+
+@contextmanager
+def _nothing_left_of_nothing(out: Path, *, made: bool) -> Iterator[None]:
+    """Of an evaluation that ends before its first answer, whatever the reason, nothing stays; nor its folder, if it
+    was ``made`` for it. Anything else in it does."""
+    try:
+        yield
+    except BaseException:
+        if not has_answers(out):
+            _take_away(out)
+            if made and {path.name for path in out.iterdir()} <= {LOCK}:
+                (out / LOCK).unlink(missing_ok=True)
+                out.rmdir()
+        raise
+
+
+def _take_away(out: Path) -> None:
+    """What an evaluation writes before there is an answer."""
+    for facts in list(out.glob(f"*/{MODEL}")):
+        facts.unlink()
+        for folder in (facts.parent, *sorted(path for path in facts.parent.rglob("*") if path.is_dir()))[::-1]:
+            with suppress(OSError):  # not empty: something else lies there
+                folder.rmdir()
+    (out / ASKED).unlink(missing_ok=True)
+
+
+def has_answers(out: Path) -> bool:
+    """Whether a folder holds an answer of whatever model to whatever task."""
+    return any(out.glob(f"*/*/**/{_PART}"))
 
 
 def slug(name: str) -> str:
@@ -296,19 +331,9 @@ def _tenths(answer: Answer, name: str) -> list[float] | None:
     return tenths(values).tolist() if values is not None else None
 
 
-def _difference(old: Any, new: Any, where: str = "") -> str:
-    """The first setting in which two descriptions differ, in words; empty if there is none."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in dict.fromkeys((*old, *new)):
-            if found := _difference(old.get(key), new.get(key), f"{where}.{key}" if where else key):
-                return found
-        return ""
-    return "" if old == new else f"{where} was {json.dumps(old)}, is {json.dumps(new)}"
-
-
 def _as_begun(asked: Mapping[str, Any], begun: Any) -> Any:
     """What is ``asked`` now, without the passes that an evaluation was not begun with: they may be added."""
-    now = json.loads(_json(asked))
+    now = json.loads(as_json(asked))
     before = begun.get(BASELINES) if isinstance(begun, dict) else None
     if before is None:
         now.pop(BASELINES, None)
@@ -328,19 +353,6 @@ def _with_known_graders(asked: Any) -> Any:
 def _settled(facts: Mapping[str, Any]) -> dict[str, Any]:
     """What must not change between two sittings: a server may have moved to another address."""
     return {name: value for name, value in facts.items() if name != "endpoint"}
-
-
-def _json(data: Any) -> bytes:
-    return json.dumps(_finite(data), indent=1).encode() + b"\n"
-
-
-def _finite(data: Any) -> Any:
-    """Numbers that are not finite as null: JSON knows no others."""
-    if isinstance(data, Mapping):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def _writing(out: Path) -> AbstractContextManager[None]:

@@ -23,6 +23,7 @@ from rlif.experiments.ways import MAIN, TRAINING, PerPrompt, Way, same_answer
 from rlif.recipes import overridden, parse_recipe
 from rlif.rewards.registry import WRAPPERS, check_rewards, needs_labels
 from rlif.rollout.engine import Engine
+from rlif.rollout.prompts import tell_unknown
 from rlif.signals import SIGNALS
 
 DEFAULT_REWARD = "frozen_consensus"
@@ -95,6 +96,7 @@ def diagnose(
     wanted = None if settings.reward is None else rewards_named(settings.reward)
     prompts = subject.prompts(engine.policy, settings)
     check_labels(prompts, settings)
+    tell_unknown(engine.policy, prompts)
     asking = asking_of(engine.policy, subject, prompts, settings)
     untrained = look_at(engine, subject.task, prompts, asking, on_pass=on_pass, progress=progress)
     prediction = predict(known, untrained, settings.temperature, None if wanted is None else label_of(wanted))

@@ -1,5 +1,6 @@
 """What is diagnosed: which prompts a model is asked, and how."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from rlif.tasks.templates import find_template
 from rlif.types import Prompt, Sampling
 from rlif.utils.paths import expanded
 from rlif.utils.validation import explained
+
+_LOG = logging.getLogger(__name__)
 
 MOST_TOKENS = 512
 """Length limit of an answer unless told: as many as the context leaves, at most these."""
@@ -57,7 +60,7 @@ class DiagnoseSettings(Section):
     low_temperature: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.4
     """The low temperature."""
     max_new_tokens: Positive | None = None
-    """Length limit of an answer; null: what the model brings, else as many as the context leaves, at most 512."""
+    """Length limit of an answer; null: what the model brings, else 512. Lowered to what the context leaves."""
     stop: tuple[str, ...] = ()
     """Strings that end an answer, besides those of the template; none: what the model brings."""
     reward: str | None = None
@@ -156,13 +159,19 @@ def check_labels(prompts: Sequence[Prompt], settings: DiagnoseSettings) -> None:
 
 
 def asking_of(policy: Policy, subject: Subject, prompts: Sequence[Prompt], settings: DiagnoseSettings) -> Asking:
-    """How the prompts are put to the policy. One that does not fit is told of when it is drawn."""
+    """How the prompts are put to the policy. A length for which the context has no room is lowered, which is logged, as
+    that of a recipe is (rollout.fit). A prompt that leaves none is told of when it is drawn."""
     longest = max(len(prompt.token_ids) for prompt in prompts)
-    limit = limit_passed(policy, longest + MOST_TOKENS)
-    room = MOST_TOKENS if limit is None or limit.tokens <= longest else limit.tokens - longest
+    length = settings.max_new_tokens or MOST_TOKENS
+    limit = limit_passed(policy, longest + length)
+    if limit is not None and limit.tokens > longest:
+        length = limit.tokens - longest
+        if settings.max_new_tokens is not None:
+            said = "max_new_tokens is %d, not %d: the context has no room for more"
+            _LOG.warning(said, length, settings.max_new_tokens)
     return Asking(
         training=Sampling(
-            max_new_tokens=settings.max_new_tokens or room,
+            max_new_tokens=length,
             stop=tuple(dict.fromkeys((*find_template(subject.template).stop, *settings.stop))),
         ),
         temperature=settings.temperature,

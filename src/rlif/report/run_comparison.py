@@ -16,7 +16,7 @@ import numpy as np
 from rlif.analysis.paired import Paired, paired
 from rlif.errors import RlifError
 from rlif.report.run_record import Group, RunRecord, flat, read_run
-from rlif.report.story import has_labels, is_scored, table
+from rlif.report.story import Trend, has_labels, is_scored, table, trends
 from rlif.runs.layout import EVAL_ANSWERS, EVAL_VERDICTS, step_of
 from rlif.utils.atomic_io import one_line
 from rlif.utils.parquet_files import read_parquet
@@ -41,6 +41,8 @@ class RunComparison:
     Attributes:
         recipe: key to the values of A and B, where they differ.
         courses: rows of `rlif.report.story.table`, A's and B's.
+        trends: what needs no label, by its name: A's and B's, None where a run has it not;
+            nothing of what is 0 in both.
         last: the steps of the last evaluations.
         pairs: decoding to metric to the difference, paired by problem.
         notes: what is missing, in words.
@@ -49,6 +51,7 @@ class RunComparison:
     names: tuple[str, str]
     recipe: Mapping[str, tuple[Any, Any]]
     courses: tuple[Mapping[str, str], ...]
+    trends: Mapping[str, tuple[Trend | None, Trend | None]]
     last: tuple[int | None, int | None]
     pairs: Mapping[str, Mapping[str, Paired]]
     notes: tuple[str, ...]
@@ -59,6 +62,7 @@ class RunComparison:
         recipe = {key: list(values) for key, values in self.recipe.items()}
         courses, notes = [dict(row) for row in self.courses], list(self.notes)
         said = {"a": self.names[0], "b": self.names[1], "recipe": recipe, "courses": courses}
+        said["trends"] = {name: [one and one._asdict() for one in pair] for name, pair in self.trends.items()}
         return {**said, "last": list(self.last), "pairs": pairs, "notes": notes}
 
 
@@ -66,30 +70,35 @@ def compare_runs(a: Path, b: Path) -> RunComparison:
     """Compare two runs by their folders. Raises `RlifError` for damaged metrics or answers."""
     runs = [read_run(folder) for folder in (a, b)]
     notes = [note for run in runs for note in run.notes]
-    courses = []
-    for letter, run in zip("AB", runs, strict=True):
-        group = Group(letter, (run,))
-        courses += table([group])
-        notes += _unscored(letter, group)
+    groups = [Group(letter, (run,)) for letter, run in zip("AB", runs, strict=True)]
+    for group in groups:
+        notes += _unscored(group)
     evaluated = [_last(run) for run in runs]
     notes += [f"{run.folder}: keeps no evaluation" for run, one in zip(runs, evaluated, strict=True) if one is None]
     pairs, more = _pairs(*evaluated) if all(evaluated) else ({}, [])  # type: ignore[arg-type]
     return RunComparison(
         names=(str(a), str(b)),
         recipe=_difference(*runs),
-        courses=tuple(courses),
+        courses=tuple(table(groups)),
+        trends=_trends(*groups),
         last=tuple(one.step if one else None for one in evaluated),  # type: ignore[arg-type]
         pairs=pairs,
         notes=(*notes, *more),
     )
 
 
-def _unscored(letter: str, group: Group) -> list[str]:
+def _unscored(group: Group) -> list[str]:
     if is_scored(group):
         return []
     if group.evaluated and not has_labels(group.evaluated):
-        return [f"{letter}: no problem has a label, so nothing is said of right and wrong"]
-    return [f"{letter}: nothing was evaluated (eval.every)"]
+        return [f"{group.label}: no problem has a label, so nothing is said of right and wrong"]
+    return [f"{group.label}: nothing was evaluated (eval.every)"]
+
+
+def _trends(a: Group, b: Group) -> dict[str, tuple[Trend | None, Trend | None]]:
+    one, other = ({trend.name: trend for trend in trends(group)} for group in (a, b))
+    pairs = {name: (one.get(name), other.get(name)) for name in dict.fromkeys((*one, *other))}
+    return {name: pair for name, pair in pairs.items() if not all(trend is None or trend.is_zero for trend in pair)}
 
 
 def _difference(a: RunRecord, b: RunRecord) -> dict[str, tuple[Any, Any]]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from rlif.errors import with_error
 from rlif.report.charts import curve
@@ -25,6 +25,29 @@ _TRENDS = (
     ("KL to the untrained policy", ("probe/kl", "kl"), ".3f", "nats a token"),
 )
 """What is told, the metrics it is read from (the first that there is), how it is written, and its unit."""
+_IN_PLACE_OF_SCORES = (
+    ("agreement of a prompt's answers", ("eval/self_agreement", "verdict/self_agreement"), ".2f", ""),
+    ("answers in the asked form", ("eval/formatted", "verdict/formatted"), ".2f", ""),
+)
+"""The same, told of runs of which nobody knows what is right."""
+
+
+class Trend(NamedTuple):
+    """What a metric was at first and is at last, both of a group of runs."""
+
+    name: str
+    first: float
+    last: float
+    form: str
+    unit: str
+
+    def __str__(self) -> str:
+        return f"{self.first:{self.form}} → {self.last:{self.form}}"
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether 0 is all that it says."""
+        return {f"{value:{self.form}}" for value in (self.first, self.last)} == {f"{0:{self.form}}"}
 
 
 def story(groups: Sequence[Group]) -> list[str]:
@@ -41,7 +64,7 @@ def story(groups: Sequence[Group]) -> list[str]:
     if familiar := [group.label for group in groups if group.evaluated and group.runs[0].judged_on_training]:
         found.append(f"Judged on problems that it was trained on (task.eval_path names others): {'; '.join(familiar)}.")
     if len(groups) <= MOST_IN_WORDS:
-        found += [f"{group.label}: {told}." for group in groups if (told := "; ".join(_trends(group)))]
+        found += [f"{group.label}: {told}." for group in groups if (told := _told_trends(group))]
     found += [told for run in runs[:MOST_IN_WORDS] if (told := _chosen(run))]
     said = [f"{run.name}: {', '.join(spoke)}" for run in runs if (spoke := list(_guards(run)))]
     if said:
@@ -134,21 +157,27 @@ def _without_scores(groups: Sequence[Group]) -> Iterator[str]:
         yield (f"Nothing was evaluated (eval.every), so what is told is of training answers: {'; '.join(silent)}.")
 
 
-def _trends(group: Group) -> Iterator[str]:
+def trends(group: Group) -> Iterator[Trend]:
     """From the first evaluation to the last; of a metric of each step, from its first tenth of steps to its last.
 
-    Nothing of what is 0 at both.
+    None needs a label. Nothing of a metric that was seen once.
     """
-    for name, keys, form, unit in _TRENDS:
-        points = next((found for key in keys if (found := curve(group, key))), [])
-        if len(points) < 2:
-            continue
-        values = [value for _, value, _ in points]
-        part = 1 if len(values) < 40 else len(values) // 10
-        first, last = fmean(values[:part]), fmean(values[-part:])
-        if f"{first:{form}}" == f"{last:{form}}" == f"{0:{form}}":
-            continue
-        yield f"{name} {f'{first:{form}} → {last:{form}} {unit}'.rstrip()}"
+    for name, keys, form, unit in (*(() if is_scored(group) else _IN_PLACE_OF_SCORES), *_TRENDS):
+        points = next((found for key in keys if _tells(group, key) and (found := curve(group, key))), [])
+        if len(points) >= 2:
+            values = [value for _, value, _ in points]
+            part = 1 if len(values) < 40 else len(values) // 10
+            yield Trend(name, fmean(values[:part]), fmean(values[-part:]), form, unit)
+
+
+def _tells(group: Group, key: str) -> bool:
+    """One answer a problem agrees with itself, which tells nothing."""
+    return key != "eval/self_agreement" or any(line["eval/n"] > line["eval/problems"] for line in group.evaluated)
+
+
+def _told_trends(group: Group) -> str:
+    """Nothing of what is 0 at both ends."""
+    return "; ".join(f"{one.name} {one} {one.unit}".rstrip() for one in trends(group) if not one.is_zero)
 
 
 def _guards(run: RunRecord) -> Iterator[str]:

@@ -17,7 +17,7 @@ def diagnose(
             "--prompts",
             "--data",
             metavar="FILE",
-            help="Problems of yours: .jsonl, .json, .csv, .parquet, or a hub id; answers are not read.",
+            help="Problems of yours: .jsonl, .json, .csv, .tsv, .parquet, or a hub id; answers are not read.",
         ),
     ] = None,
     question: Annotated[str | None, typer.Option(metavar="COLUMN", help="The question's in --prompts.")] = None,
@@ -34,7 +34,7 @@ def diagnose(
     limit: Annotated[int, typer.Option(min=1, help="At most so many prompts.")] = 64,
     samples: Annotated[int, typer.Option(min=4, help="Answers to a prompt in a vote.")] = 16,
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Length limit; else the model's own, the context's, or 512.")
+        int | None, typer.Option(min=1, help="Length limit; else the model's own, or 512; the context lowers it.")
     ] = None,
     labels: Annotated[bool, typer.Option("--labels", help="Put the truth beside it, where there are answers.")] = False,
     chat_template: Annotated[str, typer.Option(help="auto, on or off.")] = "auto",

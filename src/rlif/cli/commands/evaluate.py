@@ -27,7 +27,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="[TASK=]PATH",
-            help="Problems of yours: .jsonl, .json, .csv, .parquet, a hub id, or a function, module:function.",
+            help="Problems of yours: .jsonl, .json, .csv, .tsv, .parquet, a hub id, or a function, module:function.",
         ),
     ] = None,
     question: Annotated[str | None, typer.Option(metavar="COLUMN", help="The question's in --data.")] = None,

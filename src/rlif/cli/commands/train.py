@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,13 +40,16 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Folder of the run; must be new or empty.")] = None,
     model: Annotated[str | None, typer.Option(help="A named model, hub id, folder, .gguf file, or a run.")] = None,
     data: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Problems of yours: .jsonl, .json, .csv, .parquet, or a hub id.")
+        str | None,
+        typer.Option(metavar="FILE", help="Problems of yours: .jsonl, .json, .csv, .tsv, .parquet, or a hub id."),
     ] = None,
     question: Annotated[str | None, typer.Option(metavar="COLUMN", help="The question's in --data.")] = None,
     answer: Annotated[str | None, typer.Option(metavar="COLUMN", help="The answer's in --data, if any.")] = None,
     config: Annotated[str | None, typer.Option(help="Of a data set of the hub, where it has several.")] = None,
     split: Annotated[str | None, typer.Option(help="Of a data set of the hub; train unless given.")] = None,
-    reward: Annotated[str | None, typer.Option(metavar="NAME", help="What is rewarded (docs/rewards.md).")] = None,
+    reward: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What is rewarded; or a function of yours, module:function.")
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Steps of the run; with --resume: go on until there are so many.")
     ] = None,
@@ -144,9 +148,8 @@ def _begin(recipe: "Recipe", out: Path, until: int | None, *, quiet: bool, first
     with named(_OPTIONS), ExitStack() as stack:
         callback = None
         if first:
-            if not quiet:
-                console.write_line(beginning_line(recipe, out))
-            callback = stack.enter_context(show_progress(console, recipe, quiet=quiet))
+            opening = partial(beginning_line, out)
+            callback = stack.enter_context(show_progress(console, recipe, quiet=quiet, opening=opening))
         trainer.train(recipe, out, callback=callback, until=until, card=write_card)
     if first:
         _end(console, out)
@@ -166,11 +169,11 @@ def _go_on(out: Path, steps: int | None, until: int | None, *, allow_changed: bo
         callback = None
         if first:  # the others may not have the folder
             recipe, done = with_steps(load_recipe(recipe_path(out)), steps), resumes_at(out)
-            if not quiet:
-                going = f"going on from step {done} of {recipe.steps}"
-                done_all = f"{done} steps are done; --steps counts them, too"
-                console.write_line(f"{out}: {going if done < recipe.steps else done_all}")
-            callback = stack.enter_context(show_progress(console, recipe, done, quiet=quiet))
+            going = f"going on from step {done} of {recipe.steps}"
+            done_all = f"{done} steps are done; --steps counts them, too"
+            opening = f"{out}: {going if done < recipe.steps else done_all}"
+            shown = show_progress(console, recipe, done, quiet=quiet, opening=lambda: opening)
+            callback = stack.enter_context(shown)
         options: dict[str, Any] = {"steps": steps, "until": until, "allow_changed": allow_changed}
         trainer.resume(out, callback=callback, card=write_card, **options)
     if first:

@@ -19,7 +19,7 @@ from rlif.monitoring.mismatch import Guard
 from rlif.rng import Key
 from rlif.rollout.engines import ENGINES
 from rlif.rollout.power_sampling import Schedule, power_sample
-from rlif.rollout.prompts import check_context, prompts_digest
+from rlif.rollout.prompts import check_context, prompts_digest, tell_unknown
 from rlif.types import Prompt, Rollouts, Sampling
 
 _BATCH_TOKENS = 4_000_000  # the engine's records take some 40 bytes for each token that a batch may have
@@ -38,6 +38,7 @@ class EngineBackend:
         self._policy = load_policy(config)
         self._engine = ENGINES[rollout.engine](self._policy, rollout)
         self._guard = Guard(self._policy, rollout.max_mismatch)
+        self._told: set[str] = set()  # texts of prompts: what is asked in several ways is warned of once
         self._checked = 0  # tokens of the longest text that the guard has seen
 
     def facts(self) -> Mapping[str, Any]:
@@ -60,7 +61,10 @@ class EngineBackend:
         return prompts_digest([self._prompt(one) for one in problems])
 
     def check(self, problems: Sequence[RenderedProblem], sampling: Sampling) -> None:
-        check_context(self._policy, [self._prompt(one) for one in problems], sampling.max_new_tokens)
+        prompts = [self._prompt(one) for one in problems]
+        check_context(self._policy, prompts, sampling.max_new_tokens)
+        tell_unknown(self._policy, [prompt for prompt in prompts if prompt.text not in self._told])
+        self._told |= {prompt.text for prompt in prompts}
 
     def answer(
         self,
