@@ -118,6 +118,25 @@ def test_memory_of_a_rollout_and_its_cache() -> None:
     assert memory(TINY, WORK, UNIT._replace(memory=found.rollout)).rows == 0
 
 
+def test_memory_where_vllm_samples() -> None:
+    """It has a part of the device for itself: the weights once more, and a cache of what is left of that part."""
+    weights, row = 2 * TINY.parameters, 30 * TINY.cache(2)
+    small = UNIT._replace(memory=4 * (weights + 5.5 * row))
+    found = memory(TINY, replace(WORK, vllm=0.25), small)
+    assert found.rollout + found.cache == 14 * TINY.parameters + 0.25 * small.memory
+    assert found.rows == 5
+    assert found.update == 18 * TINY.parameters + 0.25 * small.memory
+    asleep = memory(TINY, replace(WORK, vllm=0.25, vllm_sleeps=True), small)
+    assert asleep == found._replace(update=18 * TINY.parameters)
+    assert memory(TINY, replace(WORK, vllm=0.25, max_rows=3), small).rows == 3
+    assert memory(TINY, replace(WORK, vllm=0.25), UNIT).rows == 32  # all there are
+    crowded = memory(TINY, replace(WORK, vllm=0.1), small)  # not even its weights have room
+    assert (crowded.rows, crowded.cache, crowded.fits) == (0, 0.0, False)
+    adapted, plain = (memory(TINY, replace(WORK, lora=4, vllm=share), UNIT) for share in (0.25, None))
+    joined = plain.rollout - 14 * TINY.adapter(4) - weights
+    assert adapted.rollout - plain.rollout == weights + 2 * TINY.in_layers - joined  # merged layers beside
+
+
 def test_a_decode_step_waits_for_the_slowest() -> None:
     work = replace(WORK, prompt_tokens=0.0)  # a row has seen 10 tokens when half its completion is drawn
     read = 2 * TINY.multiplied + 32 * TINY.cache(2) * 10
@@ -177,6 +196,12 @@ def test_a_recipes_step() -> None:
     assert (work.width, work.lora, work.passes, work.several_steps, work.tokens) == (4, 4, 2, True, 30.0)
     assert (work.reference, work.frozen_start, work.micro_batch) == (False, False, 1024)
     assert Work.of(tiny, DEVICES["cpu-amx"], prompt_tokens=10.0).width == 2
+    sleeping = load_recipe(
+        shipped_recipes()["tiny"], ["rollout.engine=vllm", "rollout.vllm={memory: 0.3, sleep: true}"]
+    )
+    for device, sleeps in (("h100", True), ("cpu-amx", False)):
+        work = Work.of(sleeping, DEVICES[device], prompt_tokens=10.0)
+        assert (work.vllm, work.vllm_sleeps) == (0.3, sleeps)
 
 
 def test_a_mixture_of_experts_is_refused_and_one_expert_is_none() -> None:

@@ -47,6 +47,20 @@ def test_more_rows_than_fit_are_told_of() -> None:
     assert "set" not in lines(PAPER, *small, f"rollout.max_rows={rows}")
 
 
+def test_vllm_has_its_part_of_the_card_and_no_seconds_of_its_own() -> None:
+    asked = (PAPER, "policy.lora={}", "rollout.engine=vllm")
+    said = lines(*asked)
+    assert "takes 32 GB, weights and cache (rollout.vllm.memory=0.4), and keeps it in the update" in said["vLLM"]
+    assert "times are those of our engine: vLLM's have not been measured" in said["vLLM"]
+    assert "set" not in said  # it knows itself how many rows have room
+    assert said["a"] != lines(*asked[:2])["a"]
+    assert "sleeps in the update" in lines(*asked, "rollout.vllm.sleep=true")["vLLM"]
+    for share, advice in ((0.02, "a larger"), (0.9, "a smaller")):
+        said = lines(*asked, f"rollout.vllm.memory={share}")
+        assert f" {advice} rollout.vllm.memory; rollout.engine=native" in said["it"]
+        assert "more devices" not in said["it"]
+
+
 def test_a_model_by_name_by_folder_and_an_adapter_of_it(tmp_path: Path) -> None:
     def memory(model: str) -> str:
         return lines("tiny", f"policy.model={model}", "--device", "cpu-avx2")["memory"]
@@ -72,6 +86,10 @@ def test_a_model_by_name_by_folder_and_an_adapter_of_it(tmp_path: Path) -> None:
         (
             ["tiny", "--device", "cpu-amx", "--count", "2"],
             "--count 2: how cpu-amx reach each other is not known; give 1",
+        ),
+        (
+            ["tiny", "rollout.engine=vllm", "--count", "2"],
+            "--count 2: vllm samples in a run of one process; give 1, or rollout.engine=native",
         ),
         (["none"], "none: no such recipe"),
     ],

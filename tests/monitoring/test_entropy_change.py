@@ -1,7 +1,9 @@
 """The entropy lemma as an instrument: against enumeration, against transformers, and in real updates."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 
 from rlif.analysis.correlation import correlation
 from rlif.config import AdvantageConfig, GrpoConfig, RewardConfig
-from rlif.model.logprobs import policy_signals
+from rlif.model.logprobs import policy_signals, signals_of
 from rlif.model.policy import Policy
 from rlif.monitoring.entropy_change import (
     EntropyChangeProbe,
@@ -63,6 +65,21 @@ def test_policy_signals_are_those_of_a_plain_forward_pass(family: str) -> None:
             torch.testing.assert_close(ours[place][mask], theirs, rtol=0, atol=2e-5)
             torch.testing.assert_close(ours[place], recorded[row], rtol=0, atol=2e-5)
             assert bool((ours[place][~mask] == 0).all())
+
+
+def in_three(rows: Sequence[int], work: Callable[[Sequence[int]], Any], weights: Sequence[int] | None = None) -> Any:
+    """A `Split` among three, of whom the second has nothing to do."""
+    return [work(part) for part in (rows[:3], rows[3:3], rows[3:])]
+
+
+@pytest.mark.parametrize("family", ["llama", "olmo2"])
+def test_signals_of_rows_are_the_same_whoever_reads_them(family: str) -> None:
+    policy = toy_policy(family)
+    rollouts = sampled(policy).rollouts
+    rows = [0, 2, 4, 5, 6, 9, 11]
+    for found in (signals_of(policy, rollouts, rows, budget=40), signals_of(policy, rollouts, rows, split=in_three)):
+        for values, recorded in zip(found, rollouts.signals, strict=True):
+            torch.testing.assert_close(values, recorded[rows], rtol=0, atol=2e-5)
 
 
 def drawn(logits: torch.Tensor, rows: int, temperature: float, seed: int) -> tuple[Rollouts, torch.Tensor]:

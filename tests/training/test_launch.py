@@ -64,6 +64,34 @@ def test_a_loss_on_the_way_into_a_run_is_one_line(tmp_path: Path) -> None:
     assert second.startswith(("told: rank 0: the disk is full", "tells: another rank of this run has gone"))
 
 
+def fail_while_waited_for(rank: int, argument: None) -> None:
+    """The first rank fails while the other waits for it in gloo, and is slow to ask why: the store is gone by then."""
+    if rank == 1:
+        claim = launch._Company._claim
+
+        def slow(self: Any, error: BaseException) -> Any:
+            time.sleep(5.0)
+            return claim(self, error)
+
+        launch._Company._claim = slow  # type: ignore[method-assign]
+    try:
+        with joined() as ranks:
+            if ranks.first:
+                time.sleep(0.5)
+                raise RlifError("the disk is full")
+            ranks.gather(None)
+    except ToldElsewhereError as error:
+        sys.exit(f"told: {error}")
+    except RlifError as error:
+        sys.exit(f"tells: {error}")
+
+
+def test_a_rank_that_waits_learns_why_before_the_store_goes(tmp_path: Path) -> None:
+    first, second = (one.said.splitlines()[-1] for one in run_ranks(2, fail_while_waited_for, tmp_path, [None, None]))
+    assert first == "tells: the disk is full"
+    assert second == "told: rank 0: the disk is full"
+
+
 class Beside(Ranks):
     """The first of two ranks; the other one was given another recipe."""
 

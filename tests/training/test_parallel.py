@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -91,6 +92,35 @@ def digests(folder: Path, rank: int) -> None:
     loop.grpo_step = noted
 
 
+def work_counted(folder: Path, rank: int, *, also: Prepare) -> None:
+    """Each rank leaves how many rows it has read the signals of, and looked for the answers of."""
+    from rlif.model import logprobs
+    from rlif.monitoring import measurement
+
+    counts = Counter({"signals": 0, "answers": 0})
+    read, token_of = logprobs.policy_signals, measurement._token_of
+
+    def counted(name: str, rows: int) -> None:
+        counts[name] += rows
+        (folder / f"{rank}.work").write_text(json.dumps(counts))
+
+    def policy_signals(policy: Any, rollouts: Any, rows: Any) -> Any:
+        counted("signals", len(rows))
+        return read(policy, rollouts, rows)
+
+    def found(*arguments: Any) -> Any:
+        counted("answers", 1)
+        return token_of(*arguments)
+
+    logprobs.policy_signals, measurement._token_of = policy_signals, found
+    if also is not None:
+        also(rank)
+
+
+def work(folder: Path, ranks: int) -> list[Counter[str]]:
+    return [Counter(json.loads((folder / f"{rank}.work").read_text())) for rank in range(ranks)]
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six steps with a KL term on two ranks."""
@@ -112,10 +142,14 @@ def test_the_ranks_hold_the_same_weights_after_every_update(undisturbed: Path) -
     ids=["KL, a probe and a guard that stops", "several optimizer steps and a teacher"],
 )
 def test_two_ranks_train_as_one_does(tmp_path: Path, changes: list[str], prepare: Prepare, last: int) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
-    assert [end.code for end in trained(1, one, [*SMALL, *changes], prepare)] == [0]
-    ended = trained(2, two, [*SMALL, *changes], prepare)
-    assert [end.code for end in ended] == [0, 0]
+    one, two, done = tmp_path / "one", tmp_path / "two", {}
+    for ranks, out in ((1, one), (2, two)):
+        (at := tmp_path / f"work of {ranks}").mkdir()
+        ended = trained(ranks, out, [*SMALL, *changes], partial(work_counted, at, also=prepare))
+        assert [end.code for end in ended] == [0] * ranks
+        done[ranks] = work(at, ranks)
+    assert sum(done[2], Counter()) == sum(done[1], Counter())  # what was read of the rows was read once, by one of them
+    assert 0.3 < done[2][0]["signals"] / done[1][0]["signals"] < 0.7
     assert ended[1].said == ""  # the first speaks for both
     expected, found = numbers(one), numbers(two)
     assert [line["step"] for line in found] == list(range(last + 1))

@@ -96,7 +96,7 @@ def likelier(monkeypatch: pytest.MonkeyPatch) -> Callable[[Course], None]:
     """Let a policy's samples become ever likelier under the start: the nats of a token fall by .1 at each look."""
 
     def of(engine: Course) -> None:
-        def likelihood(start: object, rollouts: Rollouts) -> torch.Tensor:
+        def likelihood(start: object, rollouts: Rollouts, split: object) -> torch.Tensor:
             return torch.where(rollouts.mask, -0.9 + 0.1 * engine.at, 0.0)
 
         monkeypatch.setattr(probe, "start_logprobs", likelihood)
@@ -153,7 +153,9 @@ def test_with_a_renewed_reference_nothing_is_lost(tmp_path: Path, likelier: Call
 def test_a_policy_that_leaves_its_start_is_stopped_with_renewals_as_without(tmp_path: Path, monkeypatch: Any) -> None:
     """The same answers, but ever less likely under the start: nothing speaks for them."""
     engine = Course(QUARTERS)
-    monkeypatch.setattr(probe, "start_logprobs", lambda start, r: torch.where(r.mask, -0.9 - 0.1 * engine.at, 0.0))
+    monkeypatch.setattr(
+        probe, "start_logprobs", lambda start, r, split: torch.where(r.mask, -0.9 - 0.1 * engine.at, 0.0)
+    )
     monkeypatch.setattr(probe, "answer_starts", lambda *given: None)
     verdicts = []
     for name, settings in (("without", recipe()), ("with", recipe(refresh=2))):
@@ -203,6 +205,9 @@ class Second(Ranks):
 
     def agreed(self, value: Any) -> Any:
         return dict.fromkeys(value, 0.25) if value == {ZERO_GROUPS: 0.5} else value
+
+    def split(self, rows: Any, work: Any, weights: Any = None) -> Any:
+        return [work(rows)]  # the first one is not there to do its share
 
 
 ZERO_GROUPS = "advantage/zero_groups"

@@ -50,6 +50,10 @@ class Work:
     """Most tokens in a forward pass of the update."""
     checkpointing: bool = False
     max_rows: int | None = None
+    vllm: float | None = None
+    """The share of the device's memory that vLLM takes for weights and cache; None: our engine samples."""
+    vllm_sleeps: bool = False
+    """Whether vLLM gives it back while nothing is sampled."""
 
     @classmethod
     def of(cls, recipe: Recipe, device: Device, *, prompt_tokens: float, tokens: float | None = None) -> "Work":
@@ -71,6 +75,8 @@ class Work:
             micro_batch=grpo.micro_batch_tokens or (_GPU_MICRO_BATCH if device.is_gpu else 1024),
             checkpointing=grpo.gradient_checkpointing,
             max_rows=rollout.max_rows,
+            vllm=rollout.vllm.memory if rollout.engine == "vllm" else None,
+            vllm_sleeps=rollout.vllm.sleep and device.is_gpu,
         )
 
 
@@ -78,13 +84,13 @@ class Memory(NamedTuple):
     """Bytes on each device."""
 
     rollout: float
-    """Weights, what the optimizer keeps, the decoder's copy; without the cache."""
+    """Weights, what the optimizer keeps, the decoder's copy or vLLM's weights; without the cache."""
     update: float
     """The same with gradients and activations."""
     rows: int
     """Completions that decode side by side: as many as the engine takes, as far as there is room, which may be 0."""
     cache: float
-    """Their keys and values, at their longest."""
+    """Their keys and values, at their longest; all that vLLM keeps for them."""
     usable: float
     """What the device has, less a tenth."""
 
@@ -137,7 +143,8 @@ class Cost(NamedTuple):
 def cost(shape: Shape, work: Work, device: Device, devices: int = 1) -> Cost:
     """What a step costs with the rows split evenly and all weights on each device (docs/scaling.md).
 
-    A step whose weights do not fit has ``memory.fits`` False; its times are those of a device that had the room.
+    A step whose weights do not fit has ``memory.fits`` False; its times are those of a device that had the room. Times
+    are those of our engine also where vLLM samples.
     Source: project.
     """
     matrix = (device.bf16 if work.width == 2 else device.fp32) * device.matrix_share
@@ -173,16 +180,42 @@ def memory(shape: Shape, work: Work, device: Device, devices: int = 1) -> Memory
     stays = weights + states + copies
     line = min(float(work.micro_batch), work.prompts * (work.prompt_tokens + work.group * work.tokens) / devices)
     activations = shape.activations(work.width, checkpointing=work.checkpointing) * line
-    rollout = stays + work.width * shape.copied(device.is_gpu)
-    wanted = min(engine_rows(shape, work, device), math.ceil(work.prompts * work.group / devices))
-    rows = min(wanted, rows_that_fit(shape, work, device, rollout))
+    share = math.ceil(work.prompts * work.group / devices)
+    sampler = (_own_sampler if work.vllm is None else _vllm)(shape, work, device, stays, share)
     return Memory(
-        rollout=rollout,
-        update=stays + 4 * trained + activations,
-        rows=rows,
-        cache=rows * _row(shape, work),
+        rollout=stays + sampler.beside,
+        update=stays + 4 * trained + activations + sampler.in_update,
+        rows=sampler.rows,
+        cache=sampler.cache,
         usable=device.memory * (1 - _SPARE_SHARE),
     )
+
+
+class _Sampler(NamedTuple):
+    """Bytes of what samples: beside what stays, its cache, and what it holds during an update; rows side by side."""
+
+    beside: float
+    cache: float
+    in_update: float
+    rows: int
+
+
+def _own_sampler(shape: Shape, work: Work, device: Device, stays: float, share: int) -> _Sampler:
+    """Our engine, for a share of the completions: the decoder joins matrices, rows enter as far as there is room."""
+    copied = work.width * shape.copied(device.is_gpu)
+    rows = min(engine_rows(shape, work, device), share, rows_that_fit(shape, work, device, stays + copied))
+    return _Sampler(copied, rows * _row(shape, work), 0.0, rows)
+
+
+def _vllm(shape: Shape, work: Work, device: Device, stays: float, share: int) -> _Sampler:
+    """vLLM takes its part of the device when it starts: the weights once more, and what is left of it for the cache
+    (docs/vllm.md). An adapter is merged for it. What its own passes need of that part is not known, and left out."""
+    assert work.vllm is not None
+    taken, weights = work.vllm * device.memory, work.width * shape.parameters
+    cache = max(0.0, taken - weights)
+    rows = min(work.max_rows or share, share, int(cache // _row(shape, work)))
+    merged = work.width * shape.in_layers if work.lora else 0
+    return _Sampler(weights + merged, cache, 0.0 if work.vllm_sleeps else taken, rows)
 
 
 def rows_that_fit(shape: Shape, work: Work, device: Device, beside: float) -> int:

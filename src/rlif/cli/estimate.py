@@ -40,13 +40,15 @@ def print_estimate(
     if count > device.a_machine and not device.network:
         raise RlifError(f"--count {count}: how {name} reach each other is not known; give 1")
     work = Work.of(recipe, device, prompt_tokens=prompt_tokens, tokens=tokens)
+    if count > 1 and work.vllm is not None:
+        raise RlifError(f"--count {count}: vllm samples in a run of one process; give 1, or rollout.engine=native")
     found = cost(shape, work, device, count)
     trained = f"an adapter of rank {work.lora}" if work.lora else "all weights"
     say(f"{recipe.policy.model}: {_count(shape.parameters)} parameters, {trained}, {8 * work.width} bits")
     say(f"{work.prompts} × {work.group} completions of {work.tokens:g} tokens, prompts of {prompt_tokens:g}")
     say(f"{count} × {device.name}; from its data sheet and assumed shares of it, nothing measured (docs/cost.md)")
     say()
-    for line in (*_memory(found), *_remedies(shape, work, device, found)):
+    for line in (*_memory(found), *_sampler(work, device), *_remedies(shape, work, device, found)):
         say(line)
     if found.memory.fits:
         for line in _times(recipe, found, price):
@@ -61,15 +63,31 @@ def _memory(found: Cost) -> list[str]:
     ]
 
 
+def _sampler(work: Work, device: Device) -> list[str]:
+    """What is and is not known of a sampler that is not ours."""
+    if work.vllm is None:
+        return []
+    kept = "sleeps in the update" if work.vllm_sleeps else "keeps it in the update"
+    return [
+        f"vLLM      takes {_gb(work.vllm * device.memory)} GB, weights and cache (rollout.vllm.memory={work.vllm:g}), "
+        f"and {kept}; times are those of our engine: vLLM's have not been measured (docs/vllm.md)"
+    ]
+
+
 def _remedies(shape: Shape, work: Work, device: Device, found: Cost) -> list[str]:
     """What to change where it does not fit, or where the engine would take more rows than there is room for."""
     if not found.memory.fits:
-        ways = [] if work.lora else ["policy.lora={}", "more devices, which share masters and moments"]
+        ways = [] if work.lora else ["policy.lora={}"]
+        ways += [] if work.lora or work.vllm else ["more devices, which share masters and moments"]
         ways += [] if work.checkpointing else ["grpo.gradient_checkpointing=true"]
         ways += ["a smaller grpo.micro_batch_tokens"] if found.memory.update > found.memory.usable else []
         if not work.lora and (work.reference or work.frozen_start):
             ways += ["grpo.kl_coef=0 probe.start=false, which keep no frozen copy"]
+        if work.vllm:
+            ways += [f"a {'smaller' if found.memory.rows else 'larger'} rollout.vllm.memory", "rollout.engine=native"]
         return [f"          it does not fit; try {'; '.join(ways)}; or FSDP by TRL (docs/scaling.md)"]
+    if work.vllm:
+        return []  # it takes as many rows as its cache has room for
     taken = min(engine_rows(shape, work, device), -(-work.prompts * work.group // found.devices))
     if taken > found.memory.rows:
         return [f"          set rollout.max_rows={found.memory.rows}: the engine would take {taken} rows"]

@@ -19,6 +19,7 @@ from rlif.model.policy import Policy
 from rlif.model.positions import check_alike
 from rlif.signals import token_signals
 from rlif.types import Rollouts, TokenSignals
+from rlif.utils.splitting import Split, unsplit
 
 
 def policy_logprobs(
@@ -89,6 +90,24 @@ def policy_signals(policy: Policy, rollouts: Rollouts, rows: Sequence[int]) -> T
         hidden, tokens = _predicting(decoder, policy, rollouts, rows)
         signals = head_signals(hidden, head_of(policy.model, policy.vocab_size), tokens)
     return TokenSignals(*(_at_tokens(values, rollouts, rows) for values in signals))
+
+
+def signals_of(
+    policy: Policy, rollouts: Rollouts, rows: Sequence[int], budget: int | None = None, split: Split = unsplit
+) -> TokenSignals:
+    """`policy_signals` of as many rows as wanted, on the CPU: in `micro_batches` of ``budget`` tokens, by whoever
+    takes part in ``split``. All of them have all rows."""
+
+    def read(own: Sequence[int]) -> TokenSignals:
+        result = TokenSignals(*(torch.zeros(len(own), rollouts.mask.shape[1]) for _ in range(3)))
+        place = {row: i for i, row in enumerate(own)}
+        for part in micro_batches(policy.model, rollouts, own, budget):
+            for whole, values in zip(result, policy_signals(policy, rollouts, part), strict=True):
+                whole[[place[row] for row in part]] = values.cpu()
+        return result
+
+    parts = split(rows, read, rollouts.lengths[list(rows)].tolist())
+    return TokenSignals(*map(torch.cat, zip(*parts, strict=True)))
 
 
 @torch.no_grad()

@@ -26,9 +26,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rlif.model.logprobs import micro_batches, policy_signals
+from rlif.model.logprobs import signals_of
 from rlif.model.policy import Policy
 from rlif.types import Rollouts, Sampling, Scored, TokenSignals
+from rlif.utils.splitting import Split, unsplit
 
 _LEAST_ROWS = 8  # fewer know neither the change nor their own standard error
 
@@ -38,7 +39,7 @@ class EntropyChangeProbe:
     """A policy's signals on some rows of a batch before its update, to be held against those after it.
 
     ``covariance``: Cov(ln π, A) over the whole batch; None where its actions cannot tell it.
-    ``budget``: most tokens in one forward pass, as in an update.
+    ``budget``: most tokens in one forward pass, as in an update. ``split``: who makes the passes.
     """
 
     scored: Scored
@@ -46,25 +47,28 @@ class EntropyChangeProbe:
     signals: TokenSignals
     covariance: float | None
     budget: int | None
+    split: Split = unsplit
 
     @classmethod
-    def before(cls, policy: Policy, scored: Scored, *, share: float, budget: int | None) -> "EntropyChangeProbe":
+    def before(
+        cls, policy: Policy, scored: Scored, *, share: float, budget: int | None, split: Split = unsplit
+    ) -> "EntropyChangeProbe":
         """Read the states of about this share of the rows, before the update."""
         rollouts = scored.rollouts
         rows = probed_rows(rollouts, share)
         if next(policy.model.parameters()).dtype == torch.float32:
             signals = TokenSignals(*(values[rows] for values in rollouts.signals))
         else:
-            signals = _signals(policy, rollouts, rows, budget)
+            signals = signals_of(policy, rollouts, rows, budget, split)
         covariance = advantage_covariance(scored) if sees_every_action(rollouts.sampling) else None
-        return cls(scored, rows, signals, covariance, budget)
+        return cls(scored, rows, signals, covariance, budget, split)
 
     def after(self, policy: Policy) -> dict[str, float]:
         """How the update changed entropy and was predicted to, keys as in docs/metrics.md."""
         metrics = {} if self.covariance is None else {"entropy/advantage_covariance": self.covariance}
         if self.rows:
             rollouts = self.scored.rollouts
-            after = _signals(policy, rollouts, self.rows, self.budget)
+            after = signals_of(policy, rollouts, self.rows, self.budget, self.split)
             metrics["entropy/measured"] = measured(rollouts, self.rows, self.signals, after)
             if self.covariance is not None:
                 metrics |= predicted(rollouts, self.rows, self.signals, after)
@@ -121,16 +125,6 @@ def advantage_covariance(scored: Scored) -> float:
     weights = _weights(rollouts, signals.logprob, list(range(rollouts.n_rows)))
     products = weights * (signals.logprob + signals.entropy) * scored.advantages[:, None]
     return float(products.sum() / rollouts.mask.sum())
-
-
-def _signals(policy: Policy, rollouts: Rollouts, rows: list[int], budget: int | None) -> TokenSignals:
-    """`policy_signals` part by part, on the CPU."""
-    result = TokenSignals(*(torch.zeros(len(rows), rollouts.mask.shape[1]) for _ in range(3)))
-    place = {row: i for i, row in enumerate(rows)}
-    for part in micro_batches(policy.model, rollouts, rows, budget):
-        for whole, values in zip(result, policy_signals(policy, rollouts, part), strict=True):
-            whole[[place[row] for row in part]] = values.cpu()
-    return result
 
 
 def _weights(

@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from rlif.monitoring.record import ProbeRecord
 from rlif.monitoring.reference import FrozenAnswer
 from rlif.tasks.base import Task
 from rlif.types import Problem, Rollouts, Verdict
+from rlif.utils.splitting import Split, unsplit
 
 ByPrompt = Float[np.ndarray, "prompt sample"]
 
@@ -189,16 +191,21 @@ def _nats(look: Look) -> dict[str, float]:
     return found
 
 
-def answer_starts(policy: Policy, rollouts: Rollouts, verdicts: Sequence[Verdict]) -> Int[Tensor, " row"]:
+def answer_starts(
+    policy: Policy, rollouts: Rollouts, verdicts: Sequence[Verdict], split: Split = unsplit
+) -> Int[Tensor, " row"]:
     """The completion token in which the answer begins, at its last mention; -1 where its spelling is not in the text.
 
     What was read is cleaned, so an answer that was written otherwise is not found, and its tokens count as neither.
     """
-    starts = []
-    for row, (text, verdict) in enumerate(zip(rollouts.texts, verdicts, strict=True)):
-        at = text.rfind(verdict.extracted) if verdict.extracted else -1
-        starts.append(_token_of(policy, rollouts.tokens[row][rollouts.mask[row]].tolist(), at) if at >= 0 else -1)
-    return torch.tensor(starts, dtype=torch.long)
+
+    def start(row: int) -> int:
+        answer = verdicts[row].extracted
+        at = rollouts.texts[row].rfind(answer) if answer else -1
+        return _token_of(policy, rollouts.tokens[row][rollouts.mask[row]].tolist(), at) if at >= 0 else -1
+
+    parts = split(range(rollouts.n_rows), lambda rows: [start(row) for row in rows], rollouts.lengths.tolist())
+    return torch.tensor(list(chain.from_iterable(parts)), dtype=torch.long)
 
 
 def _token_of(policy: Policy, ids: list[int], at: int) -> int:

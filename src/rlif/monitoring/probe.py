@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from rlif.analysis.paired import paired
 from rlif.errors import Argument, RlifError
-from rlif.model.logprobs import micro_batches, policy_signals
+from rlif.model.logprobs import signals_of
 from rlif.model.policy import Policy
 from rlif.monitoring.measurement import Look, answer_starts, judge, measure
 from rlif.monitoring.record import ProbeRecord
@@ -38,6 +37,7 @@ from rlif.rng import Key
 from rlif.rollout.engine import Engine
 from rlif.tasks.base import Task
 from rlif.types import Prompt, Rollouts
+from rlif.utils.splitting import Split, unsplit
 
 PROBE_KEY = "probe"
 """The step of the `Key` with which every look draws: common random numbers."""
@@ -152,11 +152,13 @@ class Probe:
         samples: int = 4,
         start: Policy | None = None,
         renewals: int = 0,
+        split: Split = unsplit,
     ) -> None:
         """``engine`` samples from the policy that trains, ``start`` is a frozen copy of what it was (None: off).
 
         ``settings`` are those that the reference was made with; a look draws ``samples`` completions a prompt as they
-        are drawn in training. ``renewals``: how often the reference had been renewed before.
+        are drawn in training. ``renewals``: how often the reference had been renewed before. ``split``: who shows the
+        completions to ``start``.
 
         Raises `RlifError` if the reference is of other prompts.
         """
@@ -164,6 +166,7 @@ class Probe:
         _check_same_prompts(prompts, reference)
         self.reference, self.records, self.renewals = reference, list[ProbeRecord](), renewals
         self._engine, self._task, self._prompts, self._start = engine, task, tuple(prompts), start
+        self._split = split
         self._sampling, self._samples, self._key = settings.sampling, samples, Key(settings.seed, PROBE_KEY)
 
     def measure(self, step: int, progress: Callable[[int], None] | None = None) -> ProbeRecord:
@@ -177,8 +180,8 @@ class Probe:
         if self._start is not None:
             seen = dataclasses.replace(
                 seen,
-                start_logprobs=start_logprobs(self._start, rollouts),
-                answer_starts=answer_starts(self._engine.policy, rollouts, verdicts),
+                start_logprobs=start_logprobs(self._start, rollouts, self._split),
+                answer_starts=answer_starts(self._engine.policy, rollouts, verdicts, self._split),
             )
         record = dataclasses.replace(measure(seen, step), renewals=self.renewals)
         first = next((one for one in self.records if one.renewals == self.renewals), None)
@@ -198,12 +201,9 @@ class Probe:
         return self.measure(self.records[-1].step, progress)
 
 
-def start_logprobs(start: Policy, rollouts: Rollouts) -> Float[Tensor, "row tok"]:
+def start_logprobs(start: Policy, rollouts: Rollouts, split: Split = unsplit) -> Float[Tensor, "row tok"]:
     """ln π_start of each completion token at temperature 1, nats, 0 where masked; on the CPU."""
-    found = torch.zeros(rollouts.mask.shape)
-    for rows in micro_batches(start.model, rollouts, range(rollouts.n_rows), None):
-        found[rows] = policy_signals(start, rollouts, rows).logprob.cpu().float()
-    return found
+    return signals_of(start, rollouts, range(rollouts.n_rows), None, split).logprob
 
 
 def change(first: ProbeRecord, now: ProbeRecord) -> dict[str, float]:

@@ -66,7 +66,10 @@ class VllmEngine(Engine):
                 f"CUDA_VISIBLE_DEVICES={policy.device.index}",
             )
         self.policy, self._config = policy, config
-        self._server(2 * config.max_new_tokens)  # what vLLM cannot do is found now, not at the first step
+        try:
+            self._server(2 * config.max_new_tokens)  # what vLLM cannot do is found now, not at the first step
+        except SamplerError as error:
+            raise RlifError(Argument("engine"), f": {error}; set it to native") from error
 
     @property
     def facts(self) -> Mapping[str, str]:
@@ -110,7 +113,7 @@ def _stop() -> None:
 class Server:
     """vLLM in this process, for policies of one shape and texts of at most ``columns`` tokens.
 
-    Raises `RlifError` if it does not start.
+    Raises `SamplerError` if it does not start.
     """
 
     def __init__(self, policy: Policy, config: RolloutConfig, columns: int, shape: tuple[Any, ...]) -> None:
@@ -125,9 +128,7 @@ class Server:
             except (torch.OutOfMemoryError, KeyboardInterrupt):
                 raise
             except Exception as error:
-                raise RlifError(
-                    Argument("engine"), f": vLLM does not start with {policy.source} ({_said(error)}); set it to native"
-                ) from error
+                raise SamplerError(f"vLLM does not start with {policy.source} ({_said(error)})") from error
 
     def take(self, policy: Policy) -> None:
         """Give vLLM the policy's weights, and have it forget what it computed with others."""

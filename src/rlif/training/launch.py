@@ -2,7 +2,7 @@
 
 Whatever ends one of them ends all: an exception, a signal, a kill. Who fails says why on its own stderr, the first rank
 before all others; the rest stays silent. A rank that computes is told by `rlif.utils.lifeline`, one that waits for the
-others by its broken connection to them.
+others by its broken connection to them; why, it has asked by then: the first rank keeps what was said, and goes last.
 """
 
 import ctypes
@@ -90,6 +90,7 @@ class _Company:
         self._key = f"rlif/{place.attempt}/{next(_joins)}/"  # the store may outlive this run, and serve the next
         self._thread, self._lock = threading.get_ident(), threading.Lock()
         self._over = self._told_of_loss = False
+        self._word: tuple[int, int, str] | None = None  # as `_claim` returns it, if another rank has said why it ends
         try:
             self._store, _, _ = next(rendezvous("env://", timeout=_START))
             self._lifeline = self._connect(place)
@@ -148,11 +149,16 @@ class _Company:
             until = time.monotonic() + _MANNERS * bool(self.ranks.rank)
             while time.monotonic() < until and not self._store.check([f"{self._key}told"]):
                 time.sleep(0.02)
-            rank, code, said = json.loads(self._store.compare_set(f"{self._key}told", "", json.dumps(own)))
-            self._store.set(f"{self._key}heard/{self.ranks.rank}", "")
+            self._hear(self._store.compare_set(f"{self._key}told", "", json.dumps(own)))
         except RuntimeError:  # whoever kept the store is gone, too
-            return own
-        return rank, code, said
+            pass
+        return self._word or own
+
+    def _hear(self, told: bytes) -> None:
+        """Keep what was said, and let the first rank know that it need not wait. RuntimeError without the store."""
+        rank, code, said = json.loads(told)
+        self._word = rank, code, said
+        self._store.set(f"{self._key}heard/{self.ranks.rank}", "")
 
     def _wait_for_the_others(self) -> None:
         """Keep the store, which is the first rank's, until the others know who tells why; the dead never ask."""
@@ -163,11 +169,15 @@ class _Company:
                 time.sleep(0.02)
 
     def _on_loss(self) -> None:
-        """Raise `_Loss` in the thread of the run, once."""
+        """Raise `_Loss` in the thread of the run, once; and ask why, for while that thread waits in gloo it hears of
+        nothing until its connections break, and then the store may have gone with them."""
         with self._lock:
             if not (self._over or self._told_of_loss):
                 self._told_of_loss = True
                 raise_in(self._thread, _Loss)
+        with suppress(RuntimeError):
+            if self._store.check([f"{self._key}told"]):
+                self._hear(self._store.get(f"{self._key}told"))
 
     def _settle(self) -> None:
         """From here on the loss of another rank is no news; one that was about to be raised is not.

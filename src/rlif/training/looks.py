@@ -222,7 +222,15 @@ class Looks:
         self._state["reference"] = reference.digest
         renewals = len(self._state["renewed"])
         self._probe = Probe(
-            setup.engine, task, prompts, reference, self._settings, samples=samples, start=start, renewals=renewals
+            setup.engine,
+            task,
+            prompts,
+            reference,
+            self._settings,
+            samples=samples,
+            start=start,
+            renewals=renewals,
+            split=setup.ranks.split,
         )
         self._probe.records += [ProbeRecord.from_json(record) for record in self._state["records"]]
 

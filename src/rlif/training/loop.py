@@ -130,7 +130,8 @@ def _loop(run: Run, until: int | None, stop: Stop | None) -> Path | None:
 
             with run.phase("watch"):
                 share, budget = recipe.log.entropy_share, recipe.grpo.micro_batch_tokens
-                probe = EntropyChangeProbe.before(policy, scored, share=share, budget=budget)
+                split = run.ranks.split
+                probe = EntropyChangeProbe.before(policy, scored, share=share, budget=budget, split=split)
             with run.phase("update", tokens=int(rollouts.mask.sum()) * recipe.grpo.epochs):
                 grpo, frozen = run.settings(rollouts), run.reference
                 update = grpo_step(policy, run.optimizer, scored, grpo, lr=lr, reference=frozen, progress=progress)

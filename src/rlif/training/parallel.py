@@ -60,6 +60,12 @@ class Ranks:
         """What each rank gave, in their order."""
         return [value]
 
+    def split(
+        self, rows: Sequence[int], work: Callable[[Sequence[int]], T], weights: Sequence[int] | None = None
+    ) -> list[T]:
+        """`rlif.utils.splitting.Split`: each rank does the work on its share of the rows, and has what all made."""
+        return self.gather(work(self.block(rows) if weights is None else self.balanced(rows, weights)))
+
     def agreed(self, value: T) -> T:
         """What the first rank gave."""
         return value

@@ -88,8 +88,8 @@ class Run:
 
     def grade(self, rollouts: Rollouts) -> tuple[Verdict, ...]:
         """The task's verdict on every completion."""
-        own = grade_rows(self.task, rollouts, self.ranks.block(range(rollouts.n_rows)))
-        return tuple(verdict for part in self.ranks.gather(own) for verdict in part)
+        parts = self.ranks.split(range(rollouts.n_rows), lambda rows: grade_rows(self.task, rollouts, rows))
+        return tuple(verdict for part in parts for verdict in part)
 
     def settings(self, rollouts: Rollouts) -> GrpoConfig:
         """The section grpo as it is in force for the update on these rollouts: coefficients that follow are set."""

@@ -1,10 +1,11 @@
 """Sampling by all ranks of a run: each draws a block of the prompts, and has the completions of all."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rlif.rng import Key
 from rlif.rollout.engine import Engine
+from rlif.rollout.recorder import Recorder
 from rlif.training.parallel import Ranks
 from rlif.types import Prompt, Rollouts, Sampling
 
@@ -47,3 +48,19 @@ class SplitEngine(Engine):
         options: dict[str, Any] = {"sampling": sampling, "key": key, "first_sample": first}
         drawn = self._engine.sample(own, group_size=group_size, progress=advance, **options)
         return self._ranks.together(drawn, prompts)
+
+    def groups(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        group_size: int,
+        sampling: Sampling,
+        key: Key,
+        progress: Callable[[int], None] | None = None,
+    ) -> Iterator[Rollouts]:
+        """See `Engine.groups`; all in one piece, once each rank has drawn its own."""
+        yield self.sample(prompts, group_size=group_size, sampling=sampling, key=key, progress=progress)
+
+    def steps(self, recorder: Recorder) -> Iterator[int]:
+        """See `Engine.steps`; each rank draws all that its recorder is to hold."""
+        return self._engine.steps(recorder)
