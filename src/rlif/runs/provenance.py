@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from datetime import datetime
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -45,6 +46,9 @@ _MODEL_FILES = (
 )
 """What transformers reads of a model folder."""
 
+ENCODER = "probe.similarity.model"
+"""The key of the one thing that is looked into as data are, and is a model."""
+
 _GGUF = "model.gguf"
 """What a .gguf file is called here, whatever its name: a renamed one is the same model."""
 
@@ -58,7 +62,8 @@ class Provenance(BaseModel):
         model: file of the model to sha256 of its contents; empty where nothing is known.
         stamps: file of the model to size, inode and times it had when it was read: as long as they are the same it need
             not be read again.
-        problems: recipe key of a data file to the digest of the problems in it (`rlif.tasks.base.digest`).
+        problems: recipe key of a data file to the digest of the problems in it (`rlif.tasks.base.digest`); `ENCODER` to
+            that of what the probe calls the same.
         prompts: digest of the first step's prompts (train), of all prompts of the evaluation (eval).
     """
 
@@ -149,9 +154,10 @@ def _changes(began: Provenance, found: Provenance) -> Iterator[Change]:
     for key, digest in found.problems.items():
         used = key not in ("task.eval_path", "task.eval_problems") or (old.eval.every and new.eval.every)
         if used and began.problems.get(key, digest) != digest:
-            section, _, name = key.partition(".")
-            path = getattr(getattr(new, section), name, None) or getattr(new.task, "path", "what was given from Python")
-            yield Change(f"{key}: the problems in {path} have changed", "result")
+            named = reduce(lambda part, name: getattr(part, name, None), key.split("."), new)
+            path = named or getattr(new.task, "path", "what was given from Python")
+            what = "weights, tokenizer or threshold of" if key == ENCODER else "the problems in"
+            yield Change(f"{key}: {what} {path} have changed", "result")
     if any(began.prompts.get(key, digest) != digest for key, digest in found.prompts.items()):
         yield Change("prompts: tokenizer, chat template or task render the first ones differently,", "result")
 
