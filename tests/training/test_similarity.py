@@ -37,10 +37,11 @@ def encoder(tmp_path: Path) -> Path:
 
 def recipe(model: Path, encoder: Path | None, least: float = 0.6, **changes: object) -> Recipe:
     data: dict[str, object] = {
-        "steps": 3,
+        "steps": 2,
         "policy": {"model": str(model), "dtype": "float32", "device": "cpu"},
         "task": {"name": "arithmetic", "format": "text"},
-        "rollout": {"prompts": 2, "group_size": 3, "max_new_tokens": 8},
+        "rollout": {"prompts": 2, "group_size": 3, "max_new_tokens": 16, "stop": list("aeiou1357=+,")},
+        "eval": {"every": 0, "problems": 3},
         "reward": "self_certainty",
         "grpo": {"lr": 1e-2, "kl_coef": 0.0, "schedule": "constant", "warmup": 0.0},
         "probe": PROBE | ({"similarity": {"model": str(encoder), "least": least}} if encoder else {}),
@@ -101,18 +102,16 @@ def test_another_encoder_or_threshold_is_refused_and_a_moved_one_is_not(
     run = tmp_path / "run"
     train(recipe(toy_model, encoder), run, until=1)
     save_toy_encoder(encoder, seed=1)
-    with pytest.raises(
-        RlifError, match=r"^probe\.similarity\.model: weights, tokenizer or threshold of .*encoder have"
-    ):
+    said = r"^probe\.similarity\.model: weights, tokenizer or threshold of .*encoder have changed since the run"
+    with pytest.raises(RlifError, match=said):
         resume(run)
     kept = (run / "recipe.yaml").read_text()
     save_toy_encoder(tmp_path / "moved")
-    (run / "recipe.yaml").write_text(
-        kept.replace(str(encoder), str(tmp_path / "moved")).replace("least: 0.6", "least: 0.7")
-    )
+    moved = kept.replace(str(encoder), str(tmp_path / "moved"))
+    (run / "recipe.yaml").write_text(moved.replace("least: 0.6", "least: 0.7"))
     with pytest.raises(RlifError, match=r"^recipe\.yaml: probe\.similarity\.least was 0\.6, is 0\.7 \(and 1 more\)"):
         resume(run)
-    (run / "recipe.yaml").write_text(kept.replace(str(encoder), str(tmp_path / "moved")))
+    (run / "recipe.yaml").write_text(moved)
     assert resume(run) == run / "final"
 
 

@@ -77,12 +77,8 @@ def _verdict(source: str, *, remote_code: bool = True) -> Iterator[None]:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         asks = any("trust_remote_code" in str(one) for one in (error, error.__cause__))
-        trust = (
-            ("; if you trust it, set ", Argument("remote_code"), "=true")
-            if remote_code
-            else ("; give one without code of its own",)
-        )
-        hint = trust if asks else ()
+        allowed = ("; if you trust it, set ", Argument("remote_code"), "=true")
+        hint = (allowed if remote_code else ("; give one without code of its own",)) if asks else ()
         raise RlifError(Argument("model"), f": cannot load {source!r}: {_reason(error)}", *hint) from error
 
 

@@ -10,7 +10,6 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from datetime import datetime
-from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -154,12 +153,19 @@ def _changes(began: Provenance, found: Provenance) -> Iterator[Change]:
     for key, digest in found.problems.items():
         used = key not in ("task.eval_path", "task.eval_problems") or (old.eval.every and new.eval.every)
         if used and began.problems.get(key, digest) != digest:
-            named = reduce(lambda part, name: getattr(part, name, None), key.split("."), new)
-            path = named or getattr(new.task, "path", "what was given from Python")
+            path = _value(new, key) or getattr(new.task, "path", "what was given from Python")
             what = "weights, tokenizer or threshold of" if key == ENCODER else "the problems in"
             yield Change(f"{key}: {what} {path} have changed", "result")
     if any(began.prompts.get(key, digest) != digest for key, digest in found.prompts.items()):
         yield Change("prompts: tokenizer, chat template or task render the first ones differently,", "result")
+
+
+def _value(recipe: Recipe, key: str) -> Any:
+    """What a recipe has under a dotted key; None if there is no such key."""
+    found: Any = recipe
+    for name in key.split("."):
+        found = getattr(found, name, None)
+    return found
 
 
 def _recipe_changes(old: Recipe, new: Recipe, known: set[str]) -> Iterator[Change]:
