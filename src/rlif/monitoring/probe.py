@@ -34,7 +34,6 @@ from rlif.monitoring.reference import (
     reference_path,
     trust_numbers,
 )
-from rlif.monitoring.sameness import BY_READING, Sameness
 from rlif.rng import Key
 from rlif.rollout.engine import Engine
 from rlif.tasks.base import Task
@@ -63,15 +62,14 @@ def freeze(
     prompts: Sequence[Prompt],
     settings: ReferenceSettings,
     *,
-    same: Sameness = BY_READING,
     on_draw: Callable[[Source, Rollouts], None] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Reference:
     """Ask the policy, as it stands, for its reference answers (`choose_reference`) to distinct prompts.
 
-    ``same`` says which answers are the same. ``on_draw`` is handed each source's completions, which are not kept here.
-    The task must be able to judge a problem without a label. Raises `RlifError` for a low temperature that is not below
-    that of the sampling, and where `Engine.sample` does.
+    ``on_draw`` is handed each source's completions, which are not kept here. The task must be able to judge a problem
+    without a label. Raises `RlifError` for a low temperature that is not below that of the sampling, and where
+    `Engine.sample` does.
     """
     if not 0.0 < settings.low_temperature < settings.sampling.temperature:
         raise RlifError(
@@ -81,7 +79,7 @@ def freeze(
         )
     _check_distinct(prompts)
     draws: dict[Source, list[list[Answer]]] = {}
-    tokens, length = 0, 0.0
+    tokens, length, keys = 0, 0.0, settings.same.keys
     for source, (temperature, samples) in _sources(settings).items():
         sampling = dataclasses.replace(settings.sampling, temperature=temperature)
         key = Key(settings.seed, f"{PROBE_KEY}/reference/{source}")
@@ -91,9 +89,9 @@ def freeze(
             on_draw(source, rollouts)
         tokens += int(rollouts.mask.sum())
         length = float(rollouts.lengths.double().mean()) if source == "low" else length
-    answers = choose_reference([prompt.id for prompt in prompts], draws, same.keys)
-    digest = reference_digest(engine.policy, task, prompts, settings, same)
-    return Reference(digest, answers, trust_numbers(answers, draws, same.keys), length, tokens)
+    answers = choose_reference([prompt.id for prompt in prompts], draws, keys)
+    digest = reference_digest(engine.policy, task, prompts, settings)
+    return Reference(digest, answers, trust_numbers(answers, draws, keys), length, tokens)
 
 
 def kept_reference(
@@ -103,7 +101,6 @@ def kept_reference(
     prompts: Sequence[Prompt],
     settings: ReferenceSettings,
     *,
-    same: Sameness = BY_READING,
     progress: Callable[[int], None] | None = None,
     told: Callable[[Callable[[], Any]], Any] = lambda make: make(),
 ) -> Reference:
@@ -112,11 +109,11 @@ def kept_reference(
     ``engine`` must sample from the untrained policy: a run that is resumed reads ``reference_path(folder, digest)``.
     ``told`` does what touches the folder: where several processes sample together, in the one that owns it.
     """
-    path = reference_path(folder, reference_digest(engine.policy, task, prompts, settings, same))
+    path = reference_path(folder, reference_digest(engine.policy, task, prompts, settings))
     known: Reference | None = told(lambda: Reference.read(path) if path.exists() else None)
     if known is not None:
         return known
-    reference = freeze(engine, task, prompts, settings, same=same, progress=progress)
+    reference = freeze(engine, task, prompts, settings, progress=progress)
     told(lambda: reference.write(folder))
     return reference
 
@@ -155,12 +152,11 @@ class Probe:
         samples: int = 4,
         start: Policy | None = None,
         renewals: int = 0,
-        same: Sameness = BY_READING,
     ) -> None:
         """``engine`` samples from the policy that trains, ``start`` is a frozen copy of what it was (None: off).
 
-        ``settings`` and ``same`` are those that the reference was made with; a look draws ``samples`` completions a
-        prompt as they are drawn in training. ``renewals``: how often the reference had been renewed before.
+        ``settings`` are those that the reference was made with; a look draws ``samples`` completions a prompt as they
+        are drawn in training. ``renewals``: how often the reference had been renewed before.
 
         Raises `RlifError` if the reference is of other prompts.
         """
@@ -168,7 +164,7 @@ class Probe:
         _check_same_prompts(prompts, reference)
         self.reference, self.records, self.renewals = reference, list[ProbeRecord](), renewals
         self._engine, self._task, self._prompts, self._start = engine, task, tuple(prompts), start
-        self._same = same
+        self._same = settings.same
         self._sampling, self._samples, self._key = settings.sampling, samples, Key(settings.seed, PROBE_KEY)
 
     def measure(self, step: int, progress: Callable[[int], None] | None = None) -> ProbeRecord:

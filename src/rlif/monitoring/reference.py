@@ -146,27 +146,31 @@ def reference_path(folder: Path, digest: str) -> Path:
 
 @dataclass(frozen=True)
 class ReferenceSettings:
-    """How the untrained policy is asked: the sampling of training, a low temperature, samples at each, and the seed."""
+    """How the untrained policy is asked: the sampling of training, a low temperature, samples at each, and the seed.
+
+    ``same`` says which of its answers are the same, and which later ones agree with them.
+    """
 
     sampling: Sampling
     low_temperature: float = 0.4
     samples: int = 16
     seed: int = 0
+    same: Sameness = BY_READING
 
 
-def reference_digest(
-    policy: Policy, task: Task, prompts: Sequence[Prompt], settings: ReferenceSettings, same: Sameness = BY_READING
-) -> str:
+def reference_digest(policy: Policy, task: Task, prompts: Sequence[Prompt], settings: ReferenceSettings) -> str:
     """16 hexadecimal digits that differ if the reference might: of weights, prompts, grader and settings, and of the
     task its name, what it read (`Task.digests`) and, if it is a `GradedTask`, the format of its answers; and of what
     says which answers are the same, unless that is reading alone."""
+    asked = dataclasses.asdict(dataclasses.replace(settings, same=BY_READING))
+    del asked["same"]  # by its digest, if it has one: those of before there was another keep theirs
     content: tuple[Any, ...] = (
         weights_digest(policy.model),
         prompts_digest(prompts),
         (task.name, sorted(task.digests().items()), task.format if isinstance(task, GradedTask) else None),
         GRADER_VERSION,
-        dataclasses.asdict(settings),
-        *(() if same.digest is None else (same.digest,)),
+        asked,
+        *(() if settings.same.digest is None else (settings.same.digest,)),
     )
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 

@@ -66,6 +66,7 @@ class Looks:
             low_temperature=low_temperature(recipe),
             samples=recipe.probe.reference_samples,
             seed=recipe.seed,
+            same=setup.same,
         )
         self._labels = LabelledProbe(
             setup.engine,
@@ -114,10 +115,7 @@ class Looks:
     def _frozen(self, engine: Engine, progress: Callable[[int], None]) -> Reference:
         task, prompts = self._setup.prompts.task, self._setup.probe_prompts
         told = self._ranks.told
-        same = self._setup.same
-        return kept_reference(
-            self._folder, engine, task, prompts, self._settings, same=same, progress=progress, told=told
-        )
+        return kept_reference(self._folder, engine, task, prompts, self._settings, progress=progress, told=told)
 
     def due(self, step: int) -> bool:
         """Before the first step, after every so many, and at the end."""
@@ -225,15 +223,7 @@ class Looks:
         self._state["reference"] = reference.digest
         renewals = len(self._state["renewed"])
         self._probe = Probe(
-            setup.engine,
-            task,
-            prompts,
-            reference,
-            self._settings,
-            samples=samples,
-            start=start,
-            renewals=renewals,
-            same=setup.same,
+            setup.engine, task, prompts, reference, self._settings, samples=samples, start=start, renewals=renewals
         )
         self._probe.records += [ProbeRecord.from_json(record) for record in self._state["records"]]
 
