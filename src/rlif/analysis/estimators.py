@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from rlif.grading.voting import ballots, tally, winner_shares
+from rlif.grading.voting import Keys, ballots, by_reading, tally, winner_shares
 
 
 class Estimate(NamedTuple):
@@ -77,10 +77,11 @@ def maj_at_k(answers: Sequence[Sequence[str | None]], right: Bool[np.ndarray, "p
     return over_problems((winner_shares(ballots(answers)) * right).sum(axis=1))
 
 
-def self_agreement(answers: Sequence[Sequence[str | None]]) -> Estimate:
-    """Mean over problems of the share of samples that give the problem's commonest answer, counted as in `maj_at_k`.
+def self_agreement(answers: Sequence[Sequence[str | None]], keys: Keys = by_reading) -> Estimate:
+    """Mean over problems of the share of samples that give the problem's commonest answer, counted by ``keys``; unless
+    given as in `maj_at_k`.
 
     An answer that could not be read never votes and agrees with nobody. 1 by definition for one sample with an answer.
     """
-    votes = ballots(answers)
+    votes = ballots(answers, keys)
     return over_problems(tally(votes).max(axis=1) / votes.shape[1])

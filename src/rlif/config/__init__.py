@@ -24,6 +24,7 @@ from rlif.config.recipe import LogConfig as LogConfig
 from rlif.config.recipe import ProbeConfig as ProbeConfig
 from rlif.config.recipe import Recipe as Recipe
 from rlif.config.recipe import RolloutConfig as RolloutConfig
+from rlif.config.recipe import SimilarityConfig as SimilarityConfig
 from rlif.config.recipe import VllmConfig as VllmConfig
 from rlif.config.reward import MIXES as MIXES
 from rlif.config.reward import WRAPPER_CONFIGS as WRAPPER_CONFIGS

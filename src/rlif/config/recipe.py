@@ -85,6 +85,15 @@ class EvalConfig(Section):
     """Among the k likeliest tokens in the evaluation; null: as rollout.top_k."""
 
 
+class SimilarityConfig(Section):
+    """When two answers in sentences are one: by their embeddings (`rlif.monitoring.sameness`)."""
+
+    model: Annotated[str, Field(min_length=1)]
+    """An encoder of texts that is made for mean pooling: a hub id or a folder."""
+    least: Fraction = 0.85
+    """The least cosine of two embeddings at which their texts are the same answer."""
+
+
 class ProbeConfig(Section):
     every: Natural | None = None
     """Look before the first step, after every so many, and at the end; 0: never. null: as often as a tenth of the
@@ -111,6 +120,9 @@ class ProbeConfig(Section):
     labels: str | None = None
     """A few problems with answers, a file as `task.path` (its first 64): their share of right answers is told at each
     look (probe/labelled_right). No gradient and no guard reads it; `guards.choose_by` may. null: none."""
+    similarity: SimilarityConfig | None = None
+    """For answers in sentences: two are the same if the cosine of their embeddings is at least `least` (0.85), by a
+    frozen encoder of texts, `model`: a hub id or a folder (docs/keep-the-gain.md). null: if they read alike."""
 
 
 class GuardsConfig(Section):

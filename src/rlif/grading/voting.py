@@ -1,39 +1,43 @@
 """Votes: which answers to a problem say the same, and which of them wins.
 
-Arrays are (problem, sample). Answers say the same if `canonical` says so: 18, 18.00. One that could not be read never
-votes. A tie is no coin: every winner has the same chance, and what is counted is the expectation. Where nobody votes,
-nobody wins.
+Arrays are (problem, sample). Answers say the same if `canonical` says so (18, 18.00), or whatever other `Keys` are
+given. One that could not be read never votes. A tie is no coin: every winner has the same chance, and what is counted
+is the expectation. Where nobody votes, nobody wins.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from rlif.grading.equivalence import canonical
 
+Keys = Callable[[Sequence[str | None]], list[str | None]]
+"""What each of some answers is counted under: those of one key say the same; None for one that was not read."""
+
 NO_VOTE = -1
 _TIED = 1.0 - 1e-12  # sums of the same weights differ by rounding: √2 + √8 and √18
 
 
-def ballots(answers: Sequence[Sequence[str | None]]) -> Int[np.ndarray, "problem sample"]:
+_canonical = lru_cache(maxsize=4096)(canonical)  # the answers of a group agree more than not
+
+
+def by_reading(answers: Sequence[str | None]) -> list[str | None]:
+    """The `Keys` of answers that are numbers, formulas, names: `canonical`; None for None or ""."""
+    return [_canonical(answer) if answer else None for answer in answers]
+
+
+def ballots(answers: Sequence[Sequence[str | None]], keys: Keys = by_reading) -> Int[np.ndarray, "problem sample"]:
     """What each answer votes for: the candidates of a problem are numbered from 0 as they first appear.
 
-    ``answers`` are each problem's, as they were read, the same number for all; None or "" is `NO_VOTE`.
+    ``answers`` are each problem's, as they were read, the same number for all; None or "" is `NO_VOTE`. ``keys`` are
+    asked problem by problem.
     """
-    keys: dict[str, str] = {}
     rows = []
     for given in answers:
         candidates: dict[str, int] = {}
-        row = []
-        for answer in given:
-            if not answer:
-                row.append(NO_VOTE)
-                continue
-            if answer not in keys:
-                keys[answer] = canonical(answer)
-            row.append(candidates.setdefault(keys[answer], len(candidates)))
-        rows.append(row)
+        rows.append([NO_VOTE if key is None else candidates.setdefault(key, len(candidates)) for key in keys(given)])
     return np.array(rows, dtype=np.int64).reshape(len(rows), len(rows[0]) if rows else 0)
 
 

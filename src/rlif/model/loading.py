@@ -62,11 +62,12 @@ def load_policy(config: PolicyConfig, *, dtype: torch.dtype | None = None) -> Po
 
 
 @contextmanager
-def _verdict(source: str) -> Iterator[None]:
+def _verdict(source: str, *, remote_code: bool = True) -> Iterator[None]:
     """Around what a library says of the user's files, and nothing of ours: whatever it raises is its verdict on them.
 
     It raises nearly anything: for damaged files ``Exception`` itself, errors of struct, of indices, of recursion. A
-    panic in Rust (the tokenizers' library) is not even an ``Exception``.
+    panic in Rust (the tokenizers' library) is not even an ``Exception``. ``remote_code``: whether code that comes with
+    a model may be run, if the user asks for it.
     """
     try:
         yield
@@ -76,7 +77,8 @@ def _verdict(source: str) -> Iterator[None]:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         asks = any("trust_remote_code" in str(one) for one in (error, error.__cause__))
-        hint = ("; if you trust it, set ", Argument("remote_code"), "=true") if asks else ()
+        allowed = ("; if you trust it, set ", Argument("remote_code"), "=true")
+        hint = (allowed if remote_code else ("; give one without code of its own",)) if asks else ()
         raise RlifError(Argument("model"), f": cannot load {source!r}: {_reason(error)}", *hint) from error
 
 

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from rlif.analysis import estimators
 from rlif.analysis.text import compression_ratio, count_transitional, loops, repeated_ngrams
-from rlif.grading.equivalence import canonical
 from rlif.model.policy import Policy
 from rlif.monitoring.record import ProbeRecord
 from rlif.monitoring.reference import FrozenAnswer
+from rlif.monitoring.sameness import BY_READING, Sameness
 from rlif.tasks.base import Task
 from rlif.types import Problem, Rollouts, Verdict
 from rlif.utils.splitting import Split, unsplit
@@ -40,6 +40,7 @@ class Look:
         start_logprobs: ln π_start of the completion tokens at temperature 1, nats, 0 where masked; None without one.
         answer_starts: the completion token at which each answer begins (`answer_starts`), -1 where it was not found;
             None if nobody asks.
+        same: which answers are the same; that of the verdicts and of the frozen answers.
     """
 
     rollouts: Rollouts
@@ -47,19 +48,26 @@ class Look:
     frozen: Sequence[FrozenAnswer]
     start_logprobs: Float[Tensor, "row tok"] | None = None
     answer_starts: Int[Tensor, " row"] | None = None
+    same: Sameness = BY_READING
 
     def by_prompt(self, values: Any) -> ByPrompt:
         """One value per row as (prompt, sample), float64."""
         return np.asarray(values, dtype=np.float64).reshape(-1, self.rollouts.group_size)
 
 
-def judge(task: Task, rollouts: Rollouts, answers: Sequence[str | None]) -> tuple[Verdict, ...]:
-    """The task's verdict on every completion with ``answers``, one a prompt, in the label's place: no label enters."""
+def judge(
+    task: Task, rollouts: Rollouts, answers: Sequence[str | None], same: Sameness = BY_READING
+) -> tuple[Verdict, ...]:
+    """The task's verdict on every completion with ``answers``, one a prompt, in the label's place: no label enters.
+
+    Whether it is that answer says ``same``: unless given, the task.
+    """
     problems = [
         Problem(prompt.problem.id, prompt.problem.question, answer)
         for prompt, answer in zip(rollouts.prompts, answers, strict=True)
     ]
-    return tuple(task.grade(text, problems[row // rollouts.group_size]) for row, text in enumerate(rollouts.texts))
+    size = rollouts.group_size
+    return tuple(same.judge(task, text, problems[row // size]) for row, text in enumerate(rollouts.texts))
 
 
 def measure(look: Look, step: int) -> ProbeRecord:
@@ -116,23 +124,25 @@ def _agreement(look: Look, in_form: ByPrompt, given: Bool[np.ndarray, " prompt"]
     }
     if given.any():
         found["agreement/stderr"] = estimators.over_problems(share[given]).stderr
-    rivals = [None if one.rival is None else canonical(one.rival) for one in look.frozen]
-    said = [rival is not None and key == rival for key, rival in zip(_keys(look), _repeat(look, rivals), strict=True)]
+    said: list[bool] = []
+    for one, read in zip(look.frozen, _read(look), strict=True):
+        _, rival, *keys = look.same.keys([one.answer, one.rival, *read])  # who says the frozen answer, not its rival
+        said += [rival is not None and key == rival for key in keys]
     return found | {"rival/disputed": _mean_where(look.by_prompt(said), disputed)}
 
 
 def _answers(look: Look) -> dict[str, float]:
     """The answers beside each other: within a prompt, and across prompts, where one answer to all is a collapse."""
-    keys, k, n = _keys(look), look.rollouts.group_size, len(look.frozen)
-    groups = [tuple(keys[i : i + k]) for i in range(0, len(keys), k)]
+    read, k, n = _read(look), look.rollouts.group_size, len(look.frozen)
+    keys = look.same.keys([*(one.answer for one in look.frozen), *(answer for row in read for answer in row)])
+    frozen, groups = keys[:n], [tuple(keys[i : i + k]) for i in range(n, len(keys), k)]
     leaders = [Counter(key for key in group if key is not None).most_common(1) for group in groups]
     leading = [found[0][0] for found in leaders if found]
-    read = [tuple(one.extracted for one in look.verdicts[i : i + k]) for i in range(0, len(keys), k)]
     texts = look.rollouts.texts
     return {
-        "self_agreement": estimators.self_agreement(read).value,
+        "self_agreement": estimators.self_agreement(read, look.same.keys).value,
         "distinct": len(set(leading)) / len(leading) if leading else math.nan,
-        "constant": constant_share(groups, [one.answer and canonical(one.answer) for one in look.frozen]),
+        "constant": constant_share(groups, frozen),
         "identical": sum(len(set(texts[i : i + k])) == 1 for i in range(0, len(texts), k)) / n,
     }
 
@@ -141,8 +151,8 @@ def constant_share(groups: Sequence[Sequence[str | None]], frozen: Sequence[str 
     """How far one answer is given everywhere: the largest share that an answer has where it is not the frozen one.
 
     1 for a policy that always says one thing, also where that is right on half of the prompts; near 0 for one that
-    answers each prompt. Both are keys of `canonical`. Counts at least half of the prompts, so that an answer which is
-    frozen nearly everywhere is not judged by the few that are left.
+    answers each prompt. Both are keys of one grouping (`rlif.grading.voting.Keys`). Counts at least half of the
+    prompts, so that an answer which is frozen nearly everywhere is not judged by the few that are left.
     """
     samples = sum(map(len, groups))
     answers = Counter(
@@ -217,13 +227,10 @@ def _token_of(policy: Policy, ids: list[int], at: int) -> int:
     return low
 
 
-def _keys(look: Look) -> list[str | None]:
-    return [None if not one.extracted else canonical(one.extracted) for one in look.verdicts]
-
-
-def _repeat(look: Look, values: Sequence[str | None]) -> list[str | None]:
-    """A value of each prompt at each of its rows."""
-    return [value for value in values for _ in range(look.rollouts.group_size)]
+def _read(look: Look) -> list[tuple[str | None, ...]]:
+    """The answers as they were read, by prompt."""
+    read, k = [one.extracted for one in look.verdicts], look.rollouts.group_size
+    return [tuple(read[i : i + k]) for i in range(0, len(read), k)]
 
 
 def _per_token(look: Look, values: Float[Tensor, "row tok"]) -> Float[np.ndarray, " prompt"]:

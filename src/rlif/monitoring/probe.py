@@ -79,7 +79,7 @@ def freeze(
         )
     _check_distinct(prompts)
     draws: dict[Source, list[list[Answer]]] = {}
-    tokens, length = 0, 0.0
+    tokens, length, keys = 0, 0.0, settings.same.keys
     for source, (temperature, samples) in _sources(settings).items():
         sampling = dataclasses.replace(settings.sampling, temperature=temperature)
         key = Key(settings.seed, f"{PROBE_KEY}/reference/{source}")
@@ -89,9 +89,9 @@ def freeze(
             on_draw(source, rollouts)
         tokens += int(rollouts.mask.sum())
         length = float(rollouts.lengths.double().mean()) if source == "low" else length
-    answers = choose_reference([prompt.id for prompt in prompts], draws)
+    answers = choose_reference([prompt.id for prompt in prompts], draws, keys)
     digest = reference_digest(engine.policy, task, prompts, settings)
-    return Reference(digest, answers, trust_numbers(answers, draws), length, tokens)
+    return Reference(digest, answers, trust_numbers(answers, draws, keys), length, tokens)
 
 
 def kept_reference(
@@ -166,7 +166,7 @@ class Probe:
         _check_same_prompts(prompts, reference)
         self.reference, self.records, self.renewals = reference, list[ProbeRecord](), renewals
         self._engine, self._task, self._prompts, self._start = engine, task, tuple(prompts), start
-        self._split = split
+        self._split, self._same = split, settings.same
         self._sampling, self._samples, self._key = settings.sampling, samples, Key(settings.seed, PROBE_KEY)
 
     def measure(self, step: int, progress: Callable[[int], None] | None = None) -> ProbeRecord:
@@ -175,8 +175,8 @@ class Probe:
             self._prompts, group_size=self._samples, sampling=self._sampling, key=self._key, progress=progress
         )
         frozen = self.reference.answers
-        verdicts = judge(self._task, rollouts, [one.answer for one in frozen])
-        seen = Look(rollouts, verdicts, frozen)
+        verdicts = judge(self._task, rollouts, [one.answer for one in frozen], self._same)
+        seen = Look(rollouts, verdicts, frozen, same=self._same)
         if self._start is not None:
             seen = dataclasses.replace(
                 seen,

@@ -32,11 +32,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from rlif.errors import RlifError
-from rlif.grading.equivalence import canonical
 from rlif.grading.grader import GRADER_VERSION
-from rlif.grading.voting import ballots, tally
+from rlif.grading.voting import Keys, ballots, by_reading, tally
 from rlif.model.fingerprint import weights_digest
 from rlif.model.policy import Policy
+from rlif.monitoring.sameness import BY_READING, Sameness
 from rlif.rollout.prompts import prompts_digest
 from rlif.tasks.base import GradedTask, Task
 from rlif.types import Prompt, Sampling
@@ -146,50 +146,60 @@ def reference_path(folder: Path, digest: str) -> Path:
 
 @dataclass(frozen=True)
 class ReferenceSettings:
-    """How the untrained policy is asked: the sampling of training, a low temperature, samples at each, and the seed."""
+    """How the untrained policy is asked: the sampling of training, a low temperature, samples at each, and the seed.
+
+    ``same`` says which of its answers are the same, and which later ones agree with them.
+    """
 
     sampling: Sampling
     low_temperature: float = 0.4
     samples: int = 16
     seed: int = 0
+    same: Sameness = BY_READING
 
 
 def reference_digest(policy: Policy, task: Task, prompts: Sequence[Prompt], settings: ReferenceSettings) -> str:
     """16 hexadecimal digits that differ if the reference might: of weights, prompts, grader and settings, and of the
-    task its name, what it read (`Task.digests`) and, if it is a `GradedTask`, the format of its answers."""
-    content = (
+    task its name, what it read (`Task.digests`) and, if it is a `GradedTask`, the format of its answers; and of what
+    says which answers are the same, unless that is reading alone."""
+    asked = dataclasses.asdict(dataclasses.replace(settings, same=BY_READING))
+    del asked["same"]  # by its digest, if it has one: those of before there was another keep theirs
+    content: tuple[Any, ...] = (
         weights_digest(policy.model),
         prompts_digest(prompts),
         (task.name, sorted(task.digests().items()), task.format if isinstance(task, GradedTask) else None),
         GRADER_VERSION,
-        dataclasses.asdict(settings),
+        asked,
+        *(() if settings.same.digest is None else (settings.same.digest,)),
     )
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def choose_reference(
-    prompt_ids: Sequence[str], draws: Mapping[Source, Sequence[Sequence[Answer]]]
+    prompt_ids: Sequence[str], draws: Mapping[Source, Sequence[Sequence[Answer]]], keys: Keys = by_reading
 ) -> tuple[FrozenAnswer, ...]:
     """One frozen answer to each prompt, by the rule at the top of this module.
 
-    ``draws``: each source's answers, by prompt and sample, the same number of samples for all prompts.
+    ``draws``: each source's answers, by prompt and sample, the same number of samples for all prompts. ``keys`` say
+    which answers are the same; they are asked prompt by prompt.
     """
-    winners = {source: [winner(row) for row in draws[source]] for source in SOURCES}
-    admitted = passes_gate(draws["sampled"], winners["sampled"], winners["low"])
+    winners = {source: [winner(row, keys) for row in draws[source]] for source in SOURCES}
+    admitted = passes_gate(draws["sampled"], winners["sampled"], winners["low"], keys)
     return tuple(
-        _choose(prompt_id, {source: winners[source][i] for source in SOURCES if admitted or source != "sampled"})
+        _choose(prompt_id, {source: winners[source][i] for source in SOURCES if admitted or source != "sampled"}, keys)
         for i, prompt_id in enumerate(prompt_ids)
     )
 
 
-def _choose(prompt_id: str, winners: Mapping[Source, Winner | None]) -> FrozenAnswer:
+def _choose(prompt_id: str, winners: Mapping[Source, Winner | None], keys: Keys) -> FrozenAnswer:
     said = {source: found for source, found in winners.items() if found is not None}
     significant: list[Source] = [source for source in said if said[source].low > 0.0]
     source: Source | None = next(iter([*significant, *(s for s in ("low", "sampled", "greedy") if s in said)]), None)
     if source is None:
         return FrozenAnswer(prompt_id, None, None, 0.0, 0.0, 0.0, disputed=False, rival=None)
-    key = canonical(said[source].answer)
-    others = [said[s].answer for s in ("low", "greedy", "sampled") if s in said and canonical(said[s].answer) != key]
+    rest = [said[s].answer for s in ("low", "greedy", "sampled") if s in said]
+    chosen, *given = keys([said[source].answer, *rest])
+    others = [answer for answer, key in zip(rest, given, strict=True) if key != chosen]
     rival = others[0] if others else None
     return FrozenAnswer(prompt_id, *_named(source, said[source]), disputed=bool(others), rival=rival)
 
@@ -199,12 +209,15 @@ def _named(source: Source, found: Winner) -> tuple[str, Source, float, float, fl
 
 
 def passes_gate(
-    sampled: Sequence[Sequence[Answer]], winners: Sequence[Winner | None], low: Sequence[Winner | None]
+    sampled: Sequence[Sequence[Answer]],
+    winners: Sequence[Winner | None],
+    low: Sequence[Winner | None],
+    keys: Keys = by_reading,
 ) -> bool:
     """Whether the training samples are a voice of their own to be listened to; see the rule."""
     if voting_rate(sampled) < LEAST_VOTING:
         return False
-    agreeing = agreement_of(winners, low)
+    agreeing = agreement_of(winners, low, keys)
     return math.isnan(agreeing) or agreeing >= LEAST_AGREEING
 
 
@@ -214,14 +227,14 @@ def voting_rate(draws: Sequence[Sequence[Answer]]) -> float:
     return sum(votes) / max(len(votes), 1)
 
 
-def agreement_of(one: Sequence[Winner | None], other: Sequence[Winner | None]) -> float:
+def agreement_of(one: Sequence[Winner | None], other: Sequence[Winner | None], keys: Keys = by_reading) -> float:
     """Share of the prompts with a winner in both on which it is the same; NaN if there are none."""
-    both = [(a, b) for a, b in zip(one, other, strict=True) if a is not None and b is not None]
-    return sum(canonical(a.answer) == canonical(b.answer) for a, b in both) / len(both) if both else math.nan
+    both = [keys([a.answer, b.answer]) for a, b in zip(one, other, strict=True) if a is not None and b is not None]
+    return sum(a == b for a, b in both) / len(both) if both else math.nan
 
 
 def trust_numbers(
-    answers: Sequence[FrozenAnswer], draws: Mapping[Source, Sequence[Sequence[Answer]]]
+    answers: Sequence[FrozenAnswer], draws: Mapping[Source, Sequence[Sequence[Answer]]], keys: Keys = by_reading
 ) -> dict[str, float]:
     """How far to trust a reference: shares of prompts, and of each source's answers; what cannot be known is left out.
 
@@ -229,27 +242,27 @@ def trust_numbers(
     ``voting/<source>`` and ``ended/<source>`` of its answers; ``agree/<source>_<source>``: the same winner in both.
     """
     n = max(len(answers), 1)
-    given = [canonical(one.answer) for one in answers if one.answer is not None]
+    given = keys([one.answer for one in answers if one.answer is not None])
     found = {
         "answered": len(given) / n,
         "trusted": sum(one.trusted for one in answers) / n,
         "disputed": sum(one.disputed for one in answers) / n,
         "distinct": len(set(given)) / len(given) if given else math.nan,
     }
-    winners = {source: [winner(row) for row in draws[source]] for source in SOURCES}
+    winners = {source: [winner(row, keys) for row in draws[source]] for source in SOURCES}
     for source in SOURCES:
         ended = [answer.ended for row in draws[source] for answer in row]
         found[f"from/{source}"] = sum(one.source == source for one in answers) / n
         found[f"voting/{source}"] = voting_rate(draws[source])
         found[f"ended/{source}"] = sum(ended) / max(len(ended), 1)
     for a, b in itertools.combinations(SOURCES, 2):
-        found[f"agree/{a}_{b}"] = agreement_of(winners[a], winners[b])
+        found[f"agree/{a}_{b}"] = agreement_of(winners[a], winners[b], keys)
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
-def winner(row: Sequence[Answer]) -> Winner | None:
+def winner(row: Sequence[Answer], keys: Keys = by_reading) -> Winner | None:
     """The commonest vote of one prompt's answers (of equally common ones the first); None without a vote."""
-    votes = ballots([[answer.vote for answer in row]])
+    votes = ballots([[answer.vote for answer in row]], keys)
     counts = tally(votes)[0]
     if not len(counts) or not counts.max():
         return None

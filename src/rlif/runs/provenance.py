@@ -45,6 +45,9 @@ _MODEL_FILES = (
 )
 """What transformers reads of a model folder."""
 
+ENCODER = "probe.similarity.model"
+"""The key of the one thing that is looked into as data are, and is a model."""
+
 _GGUF = "model.gguf"
 """What a .gguf file is called here, whatever its name: a renamed one is the same model."""
 
@@ -58,7 +61,8 @@ class Provenance(BaseModel):
         model: file of the model to sha256 of its contents; empty where nothing is known.
         stamps: file of the model to size, inode and times it had when it was read: as long as they are the same it need
             not be read again.
-        problems: recipe key of a data file to the digest of the problems in it (`rlif.tasks.base.digest`).
+        problems: recipe key of a data file to the digest of the problems in it (`rlif.tasks.base.digest`); `ENCODER` to
+            that of what the probe calls the same.
         prompts: digest of the first step's prompts (train), of all prompts of the evaluation (eval).
     """
 
@@ -149,11 +153,19 @@ def _changes(began: Provenance, found: Provenance) -> Iterator[Change]:
     for key, digest in found.problems.items():
         used = key not in ("task.eval_path", "task.eval_problems") or (old.eval.every and new.eval.every)
         if used and began.problems.get(key, digest) != digest:
-            section, _, name = key.partition(".")
-            path = getattr(getattr(new, section), name, None) or getattr(new.task, "path", "what was given from Python")
-            yield Change(f"{key}: the problems in {path} have changed", "result")
+            path = _value(new, key) or getattr(new.task, "path", "what was given from Python")
+            what = "weights, tokenizer or threshold of" if key == ENCODER else "the problems in"
+            yield Change(f"{key}: {what} {path} have changed", "result")
     if any(began.prompts.get(key, digest) != digest for key, digest in found.prompts.items()):
         yield Change("prompts: tokenizer, chat template or task render the first ones differently,", "result")
+
+
+def _value(recipe: Recipe, key: str) -> Any:
+    """What a recipe has under a dotted key; None if there is no such key."""
+    found: Any = recipe
+    for name in key.split("."):
+        found = getattr(found, name, None)
+    return found
 
 
 def _recipe_changes(old: Recipe, new: Recipe, known: set[str]) -> Iterator[Change]:

@@ -244,7 +244,7 @@ def check_loaded(ranks: Ranks, found: Mapping[str, Any]) -> None:
 
 _CONTENT = (
     *("policy.model", "policy.model.merge.base", "policy.model.merge.instruct"),
-    *("task.path", "task.eval_path", "probe.path", "probe.labels"),
+    *("task.path", "task.eval_path", "probe.path", "probe.labels", "probe.similarity.model"),
 )
 """Keys that name files: what is in them counts, wherever a machine keeps them."""
 

@@ -66,6 +66,7 @@ class Looks:
             low_temperature=low_temperature(recipe),
             samples=recipe.probe.reference_samples,
             seed=recipe.seed,
+            same=setup.same,
         )
         self._labels = LabelledProbe(
             setup.engine,

@@ -41,6 +41,8 @@ def resolved(recipe: Recipe, own: Mapping[str, Reward] = MappingProxyType({})) -
     for key in ("path", "labels"):
         if data["probe"][key] is not None and not is_on_hub(data["probe"][key]):
             data["probe"][key] = str(expanded(data["probe"][key]).resolve())
+    if recipe.probe.similarity is not None:
+        data["probe"]["similarity"]["model"] = _absolute_model(recipe.probe.similarity.model)
     return parse_recipe(data)
 
 

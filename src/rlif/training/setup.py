@@ -21,6 +21,7 @@ from rlif.model.lora import cast_adapter
 from rlif.model.merge import model_source
 from rlif.model.policy import Policy
 from rlif.monitoring.probe import distinct_prompts
+from rlif.monitoring.sameness import BY_READING, Sameness, sameness
 from rlif.rewards.base import Reward
 from rlif.rewards.registry import follows_policy
 from rlif.rollout.engine import Engine
@@ -28,7 +29,7 @@ from rlif.rollout.engines import ENGINES
 from rlif.rollout.prompts import check_context, prompts_digest, render, tell_unknown
 from rlif.runs.checkpoint import Checkpoint, checkpoint_name, load_checkpoint
 from rlif.runs.layout import resume_with
-from rlif.runs.provenance import Provenance, model_files
+from rlif.runs.provenance import ENCODER, Provenance, model_files
 from rlif.tasks import build_task
 from rlif.tasks.base import Task, digest
 from rlif.training.custom import Custom
@@ -107,7 +108,8 @@ class Setup:
 
     ``eval_prompts``, ``probe_prompts`` and ``labelled_prompts`` are empty where nothing is evaluated or looked at.
     ``start`` is the untrained policy, frozen; None where neither a KL term nor the probe needs it. ``teacher`` is None
-    where no reward asks one that follows the policy. Of several ``ranks`` each has a setup, and the same one.
+    where no reward asks one that follows the policy. ``same`` says which answers are the same to the probe. Of several
+    ``ranks`` each has a setup, and the same one.
     """
 
     recipe: Recipe
@@ -124,6 +126,7 @@ class Setup:
     provenance: Provenance
     step: int
     state: dict[str, Any]
+    same: Sameness = BY_READING
     ranks: Ranks = ALONE
 
 
@@ -145,6 +148,7 @@ def prepare(recipe: Recipe, origin: Origin, custom: Custom, ranks: Ranks = ALONE
     start = load_start(recipe, policy, fresh=origin.checkpoint is None)
     if start is not None:
         state["reference"] = _digest_of_start(recipe, start, state.get("reference"), origin)
+    same = sameness(recipe.probe.similarity, policy.device) if recipe.probe.every else BY_READING
     # A probe keeps its prompts when the run goes on for more steps: they were chosen for as many as it began with.
     began_with = state.get(BEGAN_WITH, origin.began.recipe["steps"] if origin.began else recipe.steps)
     if began_with != recipe.steps:
@@ -153,7 +157,7 @@ def prepare(recipe: Recipe, origin: Origin, custom: Custom, ranks: Ranks = ALONE
     labelled_prompts = prompts.labelled()
     check_context(policy, (*probe_prompts, *labelled_prompts), recipe.rollout.max_new_tokens)
     held_out = {"eval": eval_prompts, "probe": probe_prompts, LABELS: labelled_prompts}
-    provenance = _provenance(prompts, held_out, origin.began)
+    provenance = _provenance(prompts, held_out, origin.began, same)
     state["provenance"] = provenance.model_dump(mode="json")
     check_loaded(ranks, loaded(recipe, provenance, policy))
     return Setup(
@@ -172,6 +176,7 @@ def prepare(recipe: Recipe, origin: Origin, custom: Custom, ranks: Ranks = ALONE
         provenance=provenance,
         step=origin.checkpoint.step if origin.checkpoint else 0,
         state=state,
+        same=same,
     )
 
 
@@ -324,17 +329,18 @@ def loaded(recipe: Recipe, provenance: Provenance, policy: Policy) -> dict[str, 
 
 
 def _provenance(
-    prompts: PromptSource, held_out: Mapping[str, tuple[Prompt, ...]], began: Provenance | None
+    prompts: PromptSource, held_out: Mapping[str, tuple[Prompt, ...]], began: Provenance | None, same: Sameness
 ) -> Provenance:
     recipe = prompts.recipe
     rendered = {"train": prompts.train(1), **{name: some for name, some in held_out.items() if some}}
     files, stamps = model_files(model_source(recipe.policy.model), began)
     labels = tuple(prompt.problem for prompt in held_out[LABELS])
+    beside = {"probe.labels": digest(labels) if labels else None, ENCODER: same.digest}
     return Provenance(
         date=prompts.now,
         recipe=recipe.model_dump(mode="json"),
         model=files,
         stamps=stamps,
-        problems={**prompts.task.digests(), **({"probe.labels": digest(labels)} if labels else {})},
+        problems={**prompts.task.digests(), **{key: found for key, found in beside.items() if found is not None}},
         prompts={name: prompts_digest(some) for name, some in rendered.items()},
     )

@@ -1,0 +1,32 @@
+"""Tiny random encoders of texts, saved as sentence-transformers models are: what the offline tests embed with."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import BertConfig, BertModel
+
+from toys import toy_tokenizer
+
+PLACES = 42
+"""Positions that a toy encoder knows; two fewer are used."""
+
+
+def save_toy_encoder(folder: Path, *, seed: int = 0, **options: Any) -> Any:
+    """A random BERT of one layer in a folder; returns it. ``options`` go to its `save_pretrained`."""
+    tokenizer = toy_tokenizer()
+    torch.manual_seed(seed)
+    model = BertModel(
+        BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=24,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=32,
+            max_position_embeddings=PLACES,
+            initializer_range=0.5,  # so that texts differ
+        )
+    ).eval()
+    model.save_pretrained(folder, **options)
+    tokenizer.save_pretrained(folder)
+    return model
