@@ -573,7 +573,7 @@ def test_a_signal_does_not_wait_for_the_evaluation_of_a_step(toy_model: Path, tm
     assert last["step"] == step
     assert "eval/right" not in last
     again = Asked()  # broken off once more, while it is made anew
-    with pytest.raises(Interrupted, match="go on with: "):
+    with pytest.raises(Interrupted, match=f"stopped in the evaluation of step {step}; go on with: "):
         resume(out, callback=again, stop=lambda: signal.SIGINT * again.evaluating)
     seen: list[tuple[int, bool]] = []
 
