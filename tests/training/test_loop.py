@@ -545,6 +545,59 @@ def test_a_signal_checkpoints_then_stops(tiny_base_path: Path, tmp_path: Path, s
     ]
 
 
+@pytest.mark.parametrize("step", [2, 4])  # 4 is the last
+def test_a_signal_does_not_wait_for_the_evaluation_of_a_step(toy_model: Path, tmp_path: Path, step: int) -> None:
+    """The step is kept with its checkpoint, less its evaluation; that is made when the run goes on."""
+
+    class Asked(NullCallback):
+        evaluating, told = False, 0
+
+        def begin(self, phase: str, at: int, total: int) -> None:
+            self.evaluating = (phase, at) == ("eval", step)
+
+        def advance(self, tokens: int) -> None:
+            self.told += self.evaluating
+
+    asked, out, whole = Asked(), tmp_path / "run", tmp_path / "whole"
+    made = recipe(
+        toy_model,
+        eval={"every": 2, "problems": 8, "samples": 2},
+        checkpoint={"every": 3, "best": "eval/entropy"},  # the best is not known before the evaluation
+    )
+    with pytest.raises(Interrupted, match=f"stopped after step {step} of 4; go on with: "):
+        train(made, out, callback=asked, stop=lambda: signal.SIGINT * asked.evaluating)
+    assert asked.told == 1
+    assert (out / "checkpoints" / f"step-00000{step}").is_dir()
+    assert not (out / "final").exists()
+    last = read_metrics(out / "metrics.jsonl")[-1]
+    assert last["step"] == step
+    assert "eval/right" not in last
+    again = Asked()  # broken off once more, while it is made anew
+    with pytest.raises(Interrupted, match=f"stopped in the evaluation of step {step}; go on with: "):
+        resume(out, callback=again, stop=lambda: signal.SIGINT * again.evaluating)
+    seen: list[tuple[int, bool]] = []
+
+    class Told(NullCallback):
+        def logged(self, step: int, metrics: Mapping[str, float | int]) -> None:
+            seen.append((step, "eval/right" in metrics and "lr" in metrics))
+
+    resume(out, callback=Told())
+    assert seen[0] == (step, True)
+    train(made, whole)
+    assert_same_weights(out / "final", whole / "final")
+    one, other = (read_metrics(folder / "metrics.jsonl") for folder in (out, whole))
+    assert [without_clock(line) for line in one] == [without_clock(line) for line in other]
+    for name in ("eval_answers", "eval_verdicts"):
+        files = [sorted((folder / name).iterdir()) for folder in (out, whole)]
+        assert [path.name for path in files[0]] == [path.name for path in files[1]]
+        assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
+    states = [
+        json.loads((max((folder / "checkpoints").iterdir()) / "state.json").read_text()) for folder in (out, whole)
+    ]
+    assert "unevaluated" not in states[0]
+    assert states[0]["best"] == states[1]["best"]
+
+
 def test_a_signal_does_not_wait_for_the_evaluation_before_the_first_step(toy_model: Path, tmp_path: Path) -> None:
     class Asked(NullCallback):
         """The signal comes while the untrained model is evaluated."""

@@ -136,6 +136,23 @@ class RunLog:
         with writing(self.out / METRICS_FILE, *_resume_later(self.out)):
             self._append(json.dumps(record, allow_nan=False).encode() + b"\n")
 
+    def amend(self, step: int, metrics: Mapping[str, float | int]) -> dict[str, float | int]:
+        """Put more ``metrics`` into the last line, which is of this step. Returns the whole line, less its step; NaN is
+        what is not known. Raises as `write`."""
+        self.check_place()
+        path = self.out / METRICS_FILE
+        before, _, last = os.pread(self._descriptor, self._size, 0).rstrip(b"\n").rpartition(b"\n")
+        line = json.loads(last)
+        if line.pop("step") != step:
+            raise ValueError(f"the last line of {path} is not of step {step}")
+        line |= {key: _number(value) for key, value in metrics.items()}
+        content = json.dumps({"step": step, **line}, allow_nan=False).encode() + b"\n"
+        with writing(path, *_resume_later(self.out)):
+            write_whole(path, before + b"\n" + content if before else content)
+            os.close(self._descriptor)
+            self._descriptor, self._size = os.open(path, _APPEND), path.stat().st_size
+        return {key: math.nan if value is None else value for key, value in line.items()}
+
     def check_place(self) -> None:
         """Raise `RlifError` if somebody removed or replaced the folder or its metrics.jsonl meanwhile, or replaced
         its rollouts.
@@ -237,6 +254,9 @@ class NoLog(RunLog):
     def __init__(self) -> None: ...
 
     def write(self, step: int, metrics: Mapping[str, float | int]) -> None: ...
+
+    def amend(self, step: int, metrics: Mapping[str, float | int]) -> dict[str, float | int]:
+        return dict(metrics)
 
     def check_place(self) -> None: ...
 

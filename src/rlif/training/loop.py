@@ -140,12 +140,12 @@ def _loop(run: Run, until: int | None, stop: Stop | None) -> Path | None:
 
             metrics = describe(scored, update) | entropy | {"lr": lr, "optimizer_steps": float(run.optimizer_steps)}
             metrics |= run.follow(grpo, metrics)
-            run.log(metrics | run.observe(metrics), scored)
+            run.log(metrics | run.observe(metrics, asked_by=asked_by), scored)
 
-            signum = asked_by()  # once: a signal from here on waits for the next step
+            signum = run.broken_off or asked_by()  # once: a signal from here on waits for the next step
             if run.checkpoint_due() or signum or run.step == last:
                 run.save_checkpoint()
-            if signum and not run.ended:
+            if signum and (run.broken_off or not run.ended):
                 done = f"stopped after step {run.step} of {recipe.steps}"
                 raise Interrupted(signum, f"{done}; go on with: ", resume_with(run.out))
         return run.finish() if run.ended else None

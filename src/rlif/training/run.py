@@ -38,6 +38,8 @@ from rlif.utils.interrupts import Interrupted, Stop
 from rlif.utils.memory import peak_memory_gb
 
 _LOG = logging.getLogger(__name__)
+_UNEVALUATED = "unevaluated"
+"""Of a run's state: true where a signal broke off the evaluation of the step that the checkpoint is of."""
 
 
 class Run:
@@ -63,6 +65,7 @@ class Run:
         self.looks = Looks(setup, out)
         self._guard = Guard(self.policy, self.recipe.rollout.max_mismatch)
         self._sampler_checked = False
+        self.broken_off = 0  # by which signal the last evaluation was
         self._taught = self.step > 0  # of a run that goes on nobody knows
         self._phases = Phases(callback, out / "checkpoints")
         self._started = time.monotonic() - self.state["seconds"]
@@ -155,6 +158,18 @@ class Run:
         if self.step == 0 and (seen := self.observe({}, progress)):
             self.log(seen)
         self._settle_consensus(asked_by)
+        if self.state.get(_UNEVALUATED):
+            self._evaluate_anew(None if self.ranks.size > 1 else progress)
+
+    def _evaluate_anew(self, progress: Callable[[int], None] | None) -> None:
+        """Make the evaluation that a signal broke off, and put its numbers into the line of its step."""
+        metrics = self.evaluate(progress) | self._phases.take_seconds()
+        line = self._log.amend(self.step, metrics)
+        self._sinks.write(self.step, metrics)
+        self._remember_best(self.ranks.agreed(metrics))
+        del self.state[_UNEVALUATED]
+        self.save_checkpoint()
+        self.callback.logged(self.step, line)
 
     def _freeze_reference(self, progress: Callable[[int], None]) -> None:
         """Have the untrained policy answer the probe's prompts, if it has not."""
@@ -169,16 +184,28 @@ class Run:
 
     def _end_if_asked(self, asked_by: Stop) -> None:
         if signum := asked_by():
-            raise Interrupted(signum, f"stopped before step {self.step + 1}; go on with: ", resume_with(self.out))
+            broken_off = self.state.get(_UNEVALUATED)
+            where = f"in the evaluation of step {self.step}" if broken_off else f"before step {self.step + 1}"
+            raise Interrupted(signum, f"stopped {where}; go on with: ", resume_with(self.out))
 
     @property
     def ended(self) -> bool:
         """Whether no step is left to do: the last one is done, or a guard has stopped the run."""
         return self.step == self.recipe.steps or self.looks.stopped
 
-    def observe(self, trained: Mapping[str, float], progress: Callable[[int], None] | None = None) -> dict[str, float]:
+    def observe(
+        self,
+        trained: Mapping[str, float],
+        progress: Callable[[int], None] | None = None,
+        *,
+        asked_by: Stop | None = None,
+    ) -> dict[str, float]:
         """Metrics of the look and the evaluation that are due. ``trained``: the metrics of the step, {} before all.
-        ``progress`` is told of tokens as they come; None: the callback."""
+        ``progress`` is told of tokens as they come; None: the callback.
+
+        With ``asked_by`` a signal breaks off the evaluation (`broken_off`), and a run that goes on makes it anew. Not
+        of several ranks: one alone must not leave the others in it.
+        """
         metrics: dict[str, float] = {}
         progress = progress or self.callback.advance
         if self.looks.due(self.step):
@@ -188,7 +215,12 @@ class Run:
                 with self.phase("reference", tokens=self.looks.reference_tokens + self.looks.look_tokens):
                     metrics |= self.looks.renew(progress)
         if self._evaluator.due(self.step, ended=self.ended):
-            metrics |= self.evaluate(progress)
+            if asked_by is None or self.ranks.size > 1:
+                return metrics | self.evaluate(progress)
+            try:
+                metrics |= self.evaluate(_stopped_by(asked_by, progress))
+            except _BrokenOff as signal:
+                self.state[_UNEVALUATED], self.broken_off = True, signal.number
         return metrics
 
     def evaluate(self, progress: Callable[[int], None] | None = None) -> dict[str, float]:
@@ -298,3 +330,22 @@ class Run:
         known = best is not None and best["metric"] == name
         if self.step > 0 and math.isfinite(value) and (not known or value > best["value"]):
             self.state["best"] = {"step": self.step, "value": value, "metric": name}
+
+
+class _BrokenOff(Exception):  # noqa: N818  (a request, not an error)
+    """A signal, of this number, came in the middle of an evaluation."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def _stopped_by(asked_by: Stop, progress: Callable[[int], None]) -> Callable[[int], None]:
+    """Progress that raises `_BrokenOff` as soon as a signal is there."""
+
+    def told(tokens: int) -> None:
+        progress(tokens)
+        if signum := asked_by():
+            raise _BrokenOff(signum)
+
+    return told
