@@ -415,13 +415,32 @@ def test_labels_change_no_verdict_and_stand_beside_it() -> None:
     assert truth["ways"]["majority"]["right"]["value"] == pytest.approx(10 / 30)
     assert truth["ways"]["greedy"]["right"]["value"] == pytest.approx(5 / 30)  # 15, 18, 21, 24, 27
     assert truth["reference_right"] == pytest.approx(10 / 30)
-    assert truth["disputed"] == {
-        "prompts": 14,
+    assert truth["greedy_mistakes"]["disputed"] == {
+        "marked": 14,
         "greedy_wrong": 25,
         "both": 14,
         "precision": 1.0,
         "recall": pytest.approx(14 / 25),
     }
+
+
+def test_prompts_without_a_significant_vote_are_in_doubt_beside_the_disputed_ones() -> None:
+    """Samples are split on every fourth prompt, and its greedy answer is wrong; all sources give the same winner."""
+
+    def says(i: int, j: int, sampling: Sampling, key: Key) -> str:
+        return no(i) if i % 4 == 0 and (j % 2 == 0 or sampling.temperature == 0.0) else yes(i)
+
+    one = subject([Problem(f"p{i}", f"{i}", str(2 * i + 100)) for i in range(N)])
+    engine = Scripted(says)
+    order = [int(p.id.removeprefix("p")) for p in one.prompts(engine.policy, DiagnoseSettings(limit=N))]
+    engine.says = lambda i, j, sampling, key: says(order[i], j, sampling, key)
+    found = diagnose(engine, one, DiagnoseSettings(limit=N, labels=True), calibration=NO_CALIBRATION).as_json()
+    assert found["numbers"]["trust"]["disputed"] == 0.0
+    assert found["numbers"]["trust"]["in_doubt"] == 0.25
+    mistakes = found["labels"]["greedy_mistakes"]
+    assert (mistakes["disputed"]["recall"], mistakes["disputed"]["precision"]) == (0.0, None)
+    assert (mistakes["in_doubt"]["marked"], mistakes["in_doubt"]["recall"]) == (N // 4, 1.0)
+    assert mistakes["in_doubt"]["precision"] == 1.0
 
 
 def test_labels_that_are_not_there_are_asked_for_in_vain() -> None:

@@ -61,6 +61,13 @@ def test_without_a_significant_majority_the_low_temperature_is_taken_and_not_tru
     assert (found.answer, found.source, found.trusted, found.disputed) == ("1", "low", False, False)
 
 
+def test_a_greedy_answer_is_in_doubt_where_another_source_disagrees_or_no_vote_is_significant() -> None:
+    sure, disputed = choose(SURE, SURE, SURE[0], others=3), choose(SURE, SURE, "9", others=3)
+    split = choose("1111222233334444", "1111111222222333", "1", others=3)
+    assert [one.in_doubt for one in (sure, disputed, split)] == [False, True, True]
+    assert [one.disputed for one in (sure, disputed, split)] == [False, True, False]
+
+
 def test_the_greedy_answer_is_the_last_resort_and_never_trusted() -> None:
     found = choose("................", "................", "5", others=3)
     assert (found.answer, found.source, found.trusted, found.disputed) == ("5", "greedy", False, False)

@@ -200,7 +200,8 @@ def numbers(content: Mapping[str, Any]) -> RenderableType:
         "repetition": f"{100 * repetition['looping']:.0f} % loop, {100 * repetition['truncated']:.0f} % cut off",
         "diversity": f"{100 * diversity['self_agreement']:.0f} % of a prompt's samples agree, "
         f"{100 * diversity.get('distinct', 0.0):.0f} % of prompts have an answer of their own",
-        "trust": f"{100 * trust['trusted']:.0f} % trusted, {100 * trust['disputed']:.0f} % disputed",
+        "trust": f"{100 * trust['trusted']:.0f} % trusted, {100 * trust['disputed']:.0f} % disputed, "
+        f"{100 * trust['in_doubt']:.0f} % in doubt (disputed, or not trusted)",
     }
     if not _frozen(content):
         del lines["headroom"]
@@ -215,13 +216,16 @@ def numbers(content: Mapping[str, Any]) -> RenderableType:
 
 
 def _truth_lines(labels: Mapping[str, Any]) -> dict[str, str]:
-    disputed = labels["disputed"]
     return {
         "frozen right": f"{100 * labels['reference_right']:.0f} % of the labelled prompts",
-        "disputed": f"finds greedy's mistakes with precision {_plain(disputed['precision'])}, recall "
-        f"{_plain(disputed['recall'])} ({disputed['both']} of {disputed['prompts']} disputed, "
-        f"{disputed['greedy_wrong']} wrong)",
+        **{name.replace("_", " "): _found(one) for name, one in labels["greedy_mistakes"].items()},
     }
+
+
+def _found(one: Mapping[str, Any]) -> str:
+    counts = f"{one['both']} of {one['marked']} so marked, {one['greedy_wrong']} wrong"
+    precision, recall = _plain(one["precision"]), _plain(one["recall"])
+    return f"finds greedy's mistakes with precision {precision}, recall {recall} ({counts})"
 
 
 ADVISED: VerdictName = "worth training"

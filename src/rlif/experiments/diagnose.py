@@ -8,7 +8,7 @@ the recipe it would use. docs/diagnose.md says what each number is.
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rlif import __version__
@@ -181,9 +181,13 @@ def _numbers(found: Untrained, dtype: str) -> dict[str, Any]:
         },
         "repetition": {name: look[name] for name in _REPETITION},
         "diversity": {name: look[name] for name in _DIVERSITY if name in look},
-        "trust": dict(found.trust),
+        "trust": {**found.trust, "in_doubt": _doubt(found)},
         "tokens": found.tokens,
     }
+
+
+def _doubt(found: Untrained) -> float:
+    return sum(one.in_doubt for one in found.reference.answers) / max(found.prompts, 1)
 
 
 _REPETITION = ("repeated_ngrams", "compression_ratio", "looping", "truncated", "length")
@@ -201,8 +205,7 @@ def _way(way: Way) -> dict[str, Any]:
 
 def _truth(found: Untrained) -> dict[str, Any]:
     """The same ways by the labels."""
-    disputed = found.disputed
-    assert disputed is not None
+    assert found.greedy_mistakes is not None
     return {
         "prompts": found.labelled,
         "ways": {
@@ -211,12 +214,9 @@ def _truth(found: Untrained) -> dict[str, Any]:
             if way.truth is not None
         },
         "reference_right": found.reference_right,
-        "disputed": {
-            "prompts": disputed.disputed,
-            "greedy_wrong": disputed.greedy_wrong,
-            "both": disputed.both,
-            "precision": _known(disputed.precision),
-            "recall": _known(disputed.recall),
+        "greedy_mistakes": {
+            name: {**asdict(one), "precision": _known(one.precision), "recall": _known(one.recall)}
+            for name, one in found.greedy_mistakes.items()
         },
     }
 

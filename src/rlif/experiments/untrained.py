@@ -34,22 +34,29 @@ OnPass = Callable[[str, int], None]
 
 
 @dataclass(frozen=True)
-class Disputed:
-    """Does "disputed" find what the greedy answer gets wrong? Counts of labelled prompts."""
+class Found:
+    """Does a mark that needs no label find what the greedy answer gets wrong? Counts of labelled prompts."""
 
-    disputed: int
+    marked: int
     greedy_wrong: int
     both: int
 
     @property
     def precision(self) -> float:
-        """Of the disputed prompts, those whose greedy answer is wrong; NaN without any."""
-        return self.both / self.disputed if self.disputed else float("nan")
+        """Of the marked prompts, those whose greedy answer is wrong; NaN without any."""
+        return self.both / self.marked if self.marked else float("nan")
 
     @property
     def recall(self) -> float:
-        """Of the prompts whose greedy answer is wrong, those that are disputed; NaN without any."""
+        """Of the prompts whose greedy answer is wrong, those that are marked; NaN without any."""
         return self.both / self.greedy_wrong if self.greedy_wrong else float("nan")
+
+
+MARKS: Mapping[str, Callable[[FrozenAnswer], bool]] = {
+    "disputed": lambda one: one.disputed,
+    "in_doubt": lambda one: one.in_doubt,
+}
+"""What tells of a prompt, without a label, that its greedy answer may be wrong (`rlif.monitoring.reference`)."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,7 @@ class Untrained:
         tokens: all that was drawn.
         labelled: prompts with a label that was read; 0 unless asked to.
         reference_right: share of them whose frozen answer is right; None without labels.
+        greedy_mistakes: how well each of `MARKS` finds wrong greedy answers; None without labels.
     """
 
     prompts: int
@@ -79,7 +87,7 @@ class Untrained:
     tokens: int
     labelled: int = 0
     reference_right: float | None = None
-    disputed: Disputed | None = None
+    greedy_mistakes: Mapping[str, Found] | None = None
 
     @property
     def trust(self) -> Mapping[str, float]:
@@ -189,14 +197,16 @@ def _truth(passes: Mapping[str, Pass], reference: Reference, labelled: Bool[np.n
         for name, one in passes.items()
     }
     wrong = [row[0].right is not True for row in truths["greedy"]]
-    disputed = [one.disputed for one in frozen]
     right = [_is_right(one, truths[one.source or "greedy"][i]) for i, one in enumerate(frozen)]
-    both = sum(a and b for a, b in zip(disputed, wrong, strict=True))
     return {
         "labelled": len(frozen),
         "reference_right": float(np.mean(right)),
-        "disputed": Disputed(sum(disputed), sum(wrong), both),
+        "greedy_mistakes": {name: _found([mark(one) for one in frozen], wrong) for name, mark in MARKS.items()},
     }
+
+
+def _found(marked: Sequence[bool], wrong: Sequence[bool]) -> Found:
+    return Found(sum(marked), sum(wrong), sum(a and b for a, b in zip(marked, wrong, strict=True)))
 
 
 def _is_right(frozen: FrozenAnswer, verdicts: Sequence[Verdict]) -> bool:

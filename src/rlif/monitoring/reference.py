@@ -96,6 +96,11 @@ class FrozenAnswer:
         """Whether it has a significant majority."""
         return self.answer is not None and self.low > 0.0
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the greedy answer may well be wrong: it is disputed, or no answer has a significant majority."""
+        return self.disputed or not self.trusted
+
 
 @dataclass(frozen=True)
 class Reference:

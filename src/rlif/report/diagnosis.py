@@ -27,6 +27,7 @@ _TRUST = {
     "answered": "have a frozen answer",
     "trusted": "… a significant one",
     "disputed": "temperatures disagree",
+    "in_doubt": "… or no significant one",
 }
 
 
