@@ -145,6 +145,14 @@ def test_a_probe_of_sentences_freezes_watches_and_alarms() -> None:
     assert examine(probe.records)["constant_answer"].level == "stop"
 
 
+def test_frozen_answers_to_other_prompts_are_told_apart_by_the_same_threshold() -> None:
+    """0, 15 and 30 degrees are one answer, 90 is another one: 2 of 4."""
+    turns = (0, 15, 30, 90)
+    engine = Scripted(lambda i, j, sampling, key: f"{turns[i]} to {'abcd'[i]}")
+    assert freeze(engine, TASK, prompts_of(4), BY_NEARNESS).trust["distinct"] == 2 / 4
+    assert freeze(engine, TASK, prompts_of(4), SETTINGS).trust["distinct"] == 1.0
+
+
 def test_reading_alone_leaves_the_digest_of_a_reference_what_it_was(tmp_path: Path) -> None:
     engine, prompts = Scripted(varied), prompts_of(3)
     known = (

@@ -270,6 +270,7 @@ OTHER: dict[str, Any] = {
     "probe.path": "prompts.jsonl",
     "probe.labels": "labelled.jsonl",
     "policy.lora": None,  # a section: of its keys each is told
+    "probe.similarity": None,  # the same
     "guards.choose_by": None,  # it needs labels to choose by
     "log.project": "mine",
     "log.name": "mine",

@@ -97,15 +97,10 @@ class BySimilarity:
     def _group(self, answer: str, firsts: dict[str, Float[np.ndarray, " dimension"]]) -> str:
         """The first member of the group that an answer joins; ``firsts`` are those of the groups so far, embedded."""
         embedded = self._encoder.embed(answer)
-        found = next((first for first, other in firsts.items() if self._near(first, other, answer, embedded)), answer)
+        near = (first for first, other in firsts.items() if float(embedded @ other) >= self._least)
+        found = next(near, answer)  # its own, also where rounding keeps its cosine with itself below the threshold
         firsts.setdefault(found, embedded)
         return found
-
-    def _near(
-        self, one: str, first: Float[np.ndarray, " dimension"], other: str, second: Float[np.ndarray, " dimension"]
-    ) -> bool:
-        # One text is itself, though its cosine may be rounded to less than 1.
-        return one == other or float(first @ second) >= self._least
 
     def judge(self, task: Task, text: str, problem: Problem) -> Verdict:
         """See `Sameness.judge`: the task reads the answer, and is not asked whether it is right."""
