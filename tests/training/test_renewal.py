@@ -186,10 +186,16 @@ def test_a_resumed_run_goes_on_with_the_answers_that_were_frozen_last(
     engine.move_to(3)
     assert again.look(30, {}, lambda tokens: None) == whole.look(30, {}, lambda tokens: None)
     assert json.loads(json.dumps(kept)) == json.loads(json.dumps(state))
-    (tmp_path / "probe" / f"reference-{state['probe']['reference']}.json").unlink()
+    path = tmp_path / "probe" / f"reference-{state['probe']['reference']}.json"
+    content = path.read_bytes()
+    for damaged in (content[:-1], content.replace(b'"100"', b'"101"')):
+        path.write_bytes(damaged)
+        with pytest.raises(RlifError, match=r"reference-.*; the policy that gave them is no longer there: .* copy"):
+            looks_of(engine, settings, tmp_path, kept)
+    path.unlink()
     lost = looks_of(engine, settings, tmp_path, kept)
     assert not lost.settled
-    with pytest.raises(RlifError, match=r"reference-.*: the answers that were frozen after step 20 are gone"):
+    with pytest.raises(RlifError, match=r"reference-.*: the answers that were frozen after step 20 are gone; .* copy"):
         lost.settle(engine, lambda tokens: None)
 
 
