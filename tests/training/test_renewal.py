@@ -175,10 +175,12 @@ def test_a_resumed_run_goes_on_with_the_answers_that_were_frozen_last(
     whole.settle(engine, lambda tokens: None)
     for look in (0, 1, 2):
         engine.move_to(look)
-        logged = whole.look(10 * engine.at, {}, lambda tokens: None)
+        logged = whole.look(10 * engine.at, {ZERO_GROUPS: 0.5}, lambda tokens: None)
     assert logged["probe/renewals"] == 0.0
     assert whole.renewal_due
     assert whole.renew(lambda tokens: None) == {"probe/renewals": 1.0}
+    # The same look once more is told of the same step, or a guard would count it as a second one without an advantage.
+    assert [record["metrics"][ZERO_GROUPS] for record in state["probe"]["records"]] == [0.5] * 4
     assert not whole.renewal_due, "probe.refresh allows one"
     kept = json.loads(json.dumps(state))
     again = looks_of(engine, settings, tmp_path, kept)

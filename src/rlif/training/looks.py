@@ -55,6 +55,10 @@ CHOICES: Mapping[str, tuple[str, Callable[[Sequence[ProbeRecord]], ProbeRecord |
 cannot tell."""
 
 
+ZERO_GROUPS = "advantage/zero_groups"
+"""What a guard reads of the training step before a look."""
+
+
 class Looks:
     """When a run is looked at, and what comes of it."""
 
@@ -128,8 +132,8 @@ class Looks:
         """Look at the policy and ask the guards; returns what is logged. ``trained``: the metrics of the step."""
         assert self._probe is not None, "not settled"
         seen = self._ranks.agreed(self._probe.measure(step, progress))
-        zero = "advantage/zero_groups"
-        also = self._ranks.agreed({zero: trained[zero]} if zero in trained and not self._labelled else {})
+        read = ZERO_GROUPS in trained and not self._labelled
+        also = self._ranks.agreed({ZERO_GROUPS: trained[ZERO_GROUPS]} if read else {})
         by_labels = self._ranks.agreed(self._labels.measure(progress))
         self._probe.records[-1] = replace(seen, metrics={**seen.metrics, **by_labels, **also})  # guards read ``also``
         self._state["records"].append(self._probe.records[-1].as_json())
@@ -151,10 +155,11 @@ class Looks:
     def renew(self, progress: Callable[[int], None]) -> dict[str, float]:
         """Freeze the answers of the policy as it stands, and hold later looks against these; returns what is logged."""
         assert self._probe is not None, "not settled"
-        labels = {key: value for key, value in self._probe.records[-1].metrics.items() if key.startswith(LABELLED_KEY)}
+        before = self._probe.records[-1].metrics.items()
+        also = {key: value for key, value in before if key == ZERO_GROUPS or key.startswith(LABELLED_KEY)}
         reference = self._frozen(self._setup.engine, progress)
         seen = self._ranks.agreed(self._probe.renew(reference, progress))
-        self._probe.records[-1] = replace(seen, metrics={**seen.metrics, **labels})
+        self._probe.records[-1] = replace(seen, metrics={**seen.metrics, **also})
         self._state["records"].append(self._probe.records[-1].as_json())
         self._note(reference)
         self._state["renewed"].append(seen.step)
