@@ -89,7 +89,13 @@ def old_run(
         setup = prepare(recipe, Origin(out, now, start.checkpoint, began, allow_changed), custom, ranks)
         extended = steps is not None or start.info.get(EXTENDED) == recipe.steps
         changed = code + accept(
-            began, setup.provenance, step=setup.step, out=out, allow=allow_changed, extended=extended
+            began,
+            setup.provenance,
+            step=setup.step,
+            out=out,
+            allow=allow_changed,
+            extended=extended,
+            teacher=setup.teacher is not None,
         )
         if not ranks.first:
             yield _beside(setup, out)
