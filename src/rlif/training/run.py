@@ -260,6 +260,9 @@ class Run:
                 "nothing was learned: in every step all completions of each prompt were worth the same to the reward; "
                 "take another reward, easier problems, or more completions (rollout.group_size)"
             )
+        wanted, best = self.recipe.checkpoint.best, self.state["best"]
+        if wanted is not None and (best is None or best["metric"] != wanted):
+            _LOG.warning("no best checkpoint was kept: no step had a number for %s (checkpoint.best)", wanted)
         return self.ranks.told(self._write_final)
 
     def _write_final(self) -> Path:

@@ -133,7 +133,7 @@ class Setup:
 def prepare(recipe: Recipe, origin: Origin, custom: Custom, ranks: Ranks = ALONE) -> Setup:
     """Load what a run needs, and check it. Raises `RlifError` for what the user can fix."""
     custom.check_rewards(recipe)
-    check_best(recipe)
+    check_best(recipe, custom.rewards)
     check_start(ranks, recipe, custom.needs(recipe))
     task = custom.task or build_task(recipe.task)
     policy, optimizer = load_trainable(recipe, origin.checkpoint, ranks)
