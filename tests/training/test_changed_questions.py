@@ -76,6 +76,16 @@ def test_looks_at_other_prompts_begin_anew_with_a_reference_of_their_own(
     assert after["sha256"] == seen(tmp_path / "other")["sha256"]  # what the untrained policy says, not the trained one
 
 
+def test_a_finished_run_takes_back_what_looks_at_other_prompts_chose(toy_model: Path, tmp_path: Path) -> None:
+    path, out = tmp_path / "p.jsonl", tmp_path / "run"
+    train(recipe(toy_model, path=questions(path, 11)), out)
+    assert json.loads((out / "run.json").read_text())["selected"]["looks"] == 3
+    questions(path, 51)
+    with pytest.warns(RuntimeWarning, match="the probe's prompts are others"):
+        resume(out, allow_changed=True)
+    assert json.loads((out / "run.json").read_text())["selected"] is None
+
+
 def test_what_was_seen_of_other_labelled_problems_is_dropped(toy_model: Path, tmp_path: Path) -> None:
     path, out = tmp_path / "labels.jsonl", tmp_path / "run"
     train(recipe(toy_model, labels=questions(path, 11)), out, until=1)

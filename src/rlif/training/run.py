@@ -276,7 +276,8 @@ class Run:
             write_model(self.out, LAST, self.policy, at)
             at = root / checkpoint_name(chosen) if chosen else None  # step 0 has no checkpoint
         final = write_model(self.out, FINAL, policy, at)
-        if verdict := self.looks.verdict(self.step):
+        verdict = self.looks.verdict(self.step)
+        if verdict or self.recipe.probe.every:  # None takes back what was said of other prompts
             self._log.note(selected=verdict)
         return final
 
