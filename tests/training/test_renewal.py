@@ -96,7 +96,7 @@ def likelier(monkeypatch: pytest.MonkeyPatch) -> Callable[[Course], None]:
     """Let a policy's samples become ever likelier under the start: the nats of a token fall by .1 at each look."""
 
     def of(engine: Course) -> None:
-        def likelihood(start: object, rollouts: Rollouts, split: object) -> torch.Tensor:
+        def likelihood(start: object, rollouts: Rollouts, *how: object) -> torch.Tensor:
             return torch.where(rollouts.mask, -0.9 + 0.1 * engine.at, 0.0)
 
         monkeypatch.setattr(probe, "start_logprobs", likelihood)
@@ -154,7 +154,7 @@ def test_a_policy_that_leaves_its_start_is_stopped_with_renewals_as_without(tmp_
     """The same answers, but ever less likely under the start: nothing speaks for them."""
     engine = Course(QUARTERS)
     monkeypatch.setattr(
-        probe, "start_logprobs", lambda start, r, split: torch.where(r.mask, -0.9 - 0.1 * engine.at, 0.0)
+        probe, "start_logprobs", lambda start, r, *how: torch.where(r.mask, -0.9 - 0.1 * engine.at, 0.0)
     )
     monkeypatch.setattr(probe, "answer_starts", lambda *given: None)
     verdicts = []

@@ -239,6 +239,7 @@ class Looks:
             samples=samples,
             start=start,
             renewals=renewals,
+            budget=setup.recipe.grpo.micro_batch_tokens,
             split=setup.ranks.split,
         )
         self._probe.records += [ProbeRecord.from_json(record) for record in self._state["records"]]
