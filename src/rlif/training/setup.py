@@ -216,7 +216,11 @@ def initial_policy(recipe: Recipe, device: torch.device) -> Policy:
 
 
 def policy_at(recipe: Recipe, checkpoints: Path, step: int, device: torch.device) -> Policy:
-    """The policy after a step, from its checkpoint; step 0 is the untrained one. In the type the run computes in."""
+    """The policy after a step, from its checkpoint; step 0 is the untrained one. On the CPU, for it is to be written,
+    and ``device``, on which the run trains, is full; in the type that the run computes in there."""
+    dtype = str(compute_dtype(recipe.policy.dtype, device)).removeprefix("torch.")
+    there = recipe.policy.model_copy(update={"device": "cpu", "dtype": dtype})
+    recipe, device = recipe.model_copy(update={"policy": there}), torch.device("cpu")
     if step == 0:
         return initial_policy(recipe, device)
     path = checkpoints / checkpoint_name(step)
