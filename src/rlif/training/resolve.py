@@ -28,7 +28,8 @@ from rlif.utils.paths import expanded
 def resolved(recipe: Recipe, own: Mapping[str, Reward] = MappingProxyType({})) -> Recipe:
     """A recipe that says what will be done, wherever it is resumed: local paths are absolute, and what the template
     brings (stop strings, the form of answer it asks for), how often is looked, and what the evaluation takes over from
-    rollouts is spelled out. ``own``: rewards of the run's own, by name."""
+    rollouts is spelled out. ``own``: rewards of the run's own, by name. With rollout.fit how often is looked waits for
+    what comes of the fit (`with_looks`), for it follows from what a step costs."""
     data = recipe.model_dump(mode="json")
     data["policy"]["model"] = _absolute_model(recipe.policy.model)
     for key in ("path", "eval_path"):
@@ -40,13 +41,21 @@ def resolved(recipe: Recipe, own: Mapping[str, Reward] = MappingProxyType({})) -
     data["task"]["format"] = recipe.task.format or template.format
     data["rollout"]["stop"] = list(dict.fromkeys((*template.stop, *recipe.rollout.stop)))
     data["eval"] |= {"top_p": sampling.top_p, "top_k": sampling.top_k}
-    data["probe"]["every"] = looks_every(recipe, own)
+    if not recipe.rollout.fit:
+        data["probe"]["every"] = looks_every(recipe, own)
     data["grpo"]["importance_cap"] = importance_cap(recipe)
     for key in ("path", "labels"):
         if data["probe"][key] is not None and not is_on_hub(data["probe"][key]):
             data["probe"][key] = str(expanded(data["probe"][key]).resolve())
     if recipe.probe.similarity is not None:
         data["probe"]["similarity"]["model"] = _absolute_model(recipe.probe.similarity.model)
+    return parse_recipe(data)
+
+
+def with_looks(recipe: Recipe, own: Mapping[str, Reward] = MappingProxyType({})) -> Recipe:
+    """A recipe that says how often is looked. ``own``: as in `resolved`."""
+    data = recipe.model_dump(mode="json")
+    data["probe"]["every"] = looks_every(recipe, own)
     return parse_recipe(data)
 
 

@@ -39,7 +39,7 @@ from rlif.training.lora import adapted_policy, start_of
 from rlif.training.optim import MasterOptimizer, adamw
 from rlif.training.parallel import ALONE, Ranks
 from rlif.training.probe_problems import labelled_problems, probe_problems
-from rlif.training.resolve import check_best
+from rlif.training.resolve import check_best, with_looks
 from rlif.training.split_engine import SplitEngine
 from rlif.training.teacher import Teacher
 from rlif.types import Problem, Prompt
@@ -138,7 +138,7 @@ def prepare(recipe: Recipe, origin: Origin, custom: Custom, ranks: Ranks = ALONE
     task = custom.task or build_task(recipe.task)
     policy, optimizer = load_trainable(recipe, origin.checkpoint, ranks)
     if recipe.rollout.fit and origin.began is None:
-        recipe = fitted(recipe, task, policy, origin.now, ranks=ranks.size)
+        recipe = with_looks(fitted(recipe, task, policy, origin.now, ranks=ranks.size), custom.rewards)
     engine = build_engine(recipe, policy, ranks)
     prompts = PromptSource(recipe, task, policy, origin.now)
     check_problems(prompts, custom.needs_labels(recipe))
