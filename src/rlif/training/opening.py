@@ -87,6 +87,7 @@ def old_run(
         began = read_provenance(recorded, where)
         now = began.date if began else start_of(start.info)
         setup = prepare(recipe, Origin(out, now, start.checkpoint, began, allow_changed), custom, ranks)
+        start.release()
         extended = steps is not None or start.info.get(EXTENDED) == recipe.steps
         changed = code + accept(
             began,

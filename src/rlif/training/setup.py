@@ -193,6 +193,9 @@ def load_trainable(
         policy = adapted_policy(recipe, path)
     else:
         policy = load_policy(_from(recipe, path), dtype=torch.float32)
+        if path is not None:  # on a CPU they are the checkpoint's file, mapped, which is kept on the disk by that
+            for weight in policy.model.parameters():
+                weight.data = weight.data.clone()
     if checkpoint is not None:
         ranks.copied(parameter.data for parameter in policy.model.parameters() if parameter.requires_grad)
     if recipe.grpo.gradient_checkpointing:
