@@ -1,5 +1,6 @@
 """A run is resumed with what it began with, or not at all: two days, changed inputs, lost histories."""
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -28,6 +29,7 @@ from rlif.evals.runner import Candidate, evaluate
 from rlif.evals.settings import settings_of
 from rlif.model import template_clock
 from rlif.recipes import parse_recipe
+from rlif.rewards.registry import REWARDS
 from rlif.runs import provenance
 from rlif.runs.history import lines_up_to, read_metrics
 from rlif.runs.layout import recipe_path
@@ -319,19 +321,27 @@ def test_every_key_of_a_recipe_that_decides_the_result_is_refused(path: tuple[st
         assert len(accept(BEGAN, found, step=1, out=tmp_path, allow=True)) == 1
 
 
-@pytest.mark.parametrize("reward", ["majority_vote", "ema_vote", {"name": "negated", "of": "ema_vote"}], ids=str)
-def test_more_steps_are_another_run_where_a_teachers_decay_depends_on_them(reward: Any, tmp_path: Path) -> None:
-    data = json.loads(json.dumps(BEGAN.recipe))
-    data["reward"], data["grpo"] = reward, data["grpo"] | {"schedule": "constant", "warmup": 0.0}
-    began, found = (
-        BEGAN.model_copy(update={"recipe": parse_recipe(data | {"steps": steps}).model_dump(mode="json")})
-        for steps in (8, 9)
-    )
+MINE = {"mine": dataclasses.replace(REWARDS["ema_vote"], name="mine")}
+
+
+@pytest.mark.parametrize(
+    "reward", ["majority_vote", "ema_vote", {"name": "negated", "of": "ema_vote"}, "mine"], ids=str
+)
+def test_more_steps_are_another_run_where_a_teachers_decay_depends_on_them(
+    reward: Any, toy_model: Path, tmp_path: Path
+) -> None:
+    own = MINE if reward == "mine" else {}
+    constant = {"grpo": {"kl_coef": 0.0, "schedule": "constant", "warmup": 0.0}, "consensus": {"samples": 1}}
+    out = tmp_path / "run"
+    train(recipe(toy_model, reward=reward, eval={"every": 0}, **constant), out, until=1, rewards=own)
+    path = recipe_path(out)
+    path.write_text(path.read_text().replace("steps: 3\n", "steps: 4\n", 1))
     if reward == "majority_vote":
-        assert accept(began, found, step=1, out=tmp_path, allow=False) == ["recipe.yaml: steps was 8, is 9"]
+        resume(out, until=2)
+        assert info_of(out)["resumed"][-1]["changed"] == ["recipe.yaml: steps was 3, is 4"]
         return
-    with pytest.raises(RlifError, match=r"^recipe.yaml: steps was 8, is 9 since the run"):
-        accept(began, found, step=1, out=tmp_path, allow=False)
+    with pytest.raises(RlifError, match=r"^recipe.yaml: steps was 3, is 4 since the run"):
+        resume(out, rewards=own)
 
 
 def test_a_run_begun_without_greedy_evaluation_goes_on_without_it(toy_model: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from rlif.config import Recipe
 from rlif.errors import RlifError
 from rlif.grading.equivalence import canonical
 from rlif.model.template_clock import present
-from rlif.recipes import load_recipe, shipped_recipes
+from rlif.recipes import load_recipe, parse_recipe, shipped_recipes
 from rlif.rng import Key
 from rlif.runs.history import read_metrics
 from rlif.training import consensus, setup
@@ -96,6 +96,40 @@ def test_more_steps_are_answered_by_the_initial_model_and_not_by_the_trained_one
     assert same_weights(whole, again)
 
 
+def questions(path: Path, first: int) -> None:
+    sums = [(first + i, first + 2 * i) for i in range(4)]
+    path.write_text("".join(json.dumps({"question": f"{a}+{b}=?", "answer": str(a + b)}) + "\n" for a, b in sums))
+
+
+def test_an_answer_is_that_to_the_question_of_today_not_to_another_on_the_same_line(
+    tiny_base_path: Path, tmp_path: Path
+) -> None:
+    path, out = tmp_path / "t.jsonl", tmp_path / "run"
+    task = {"name": "file", "path": str(path), "template": "plain"}
+    data = recipe(tiny_base_path, "reward=frozen_consensus", "grpo.lr=1e-6").model_dump(mode="json") | {"task": task}
+    questions(path, 41)
+    train(parse_recipe(data), tmp_path / "other")
+    questions(path, 11)
+    train(parse_recipe(data), out, until=1)
+    before = state_of(out, 1)
+    lines = path.read_text().splitlines()
+    questions(path, 41)
+    path.write_text("\n".join([lines[0], *path.read_text().splitlines()[1:]]))  # one question stays
+    with pytest.warns(RuntimeWarning, match="consensus: 3 questions are not those that were answered"):
+        resume(out, allow_changed=True)
+    expected = state_of(tmp_path / "other", 2)
+    (kept,) = (name for name in before if name.endswith(":1"))
+    assert state_of(out, 2) == expected | {kept: before[kept]}
+    assert all(before[name] != expected[name] for name in before)
+
+
+def test_a_checkpoint_that_noted_no_questions_is_taken_as_before(tiny_base_path: Path, tmp_path: Path) -> None:
+    made = setup.prepare(recipe(tiny_base_path, "reward=frozen_consensus"), setup.Origin(tmp_path, present()), Custom())
+    problems = [problem for batch in consensus.unsettled(made.prompts, {}) for problem in batch]
+    made.state["consensus"] = {problem.id: ["1"] for problem in problems[1:]}
+    assert consensus.Consensus(made).pending() == [(problems[0],)]
+
+
 def test_no_truth_is_shown_to_who_reads_the_frozen_answers(
     tiny_base_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,7 +154,7 @@ def test_the_problems_of_all_steps_are_asked_once_in_the_order_they_come(tiny_ba
     drawn = [p.id for step in range(1, 10) for p in source.task.train_problems(step, 2, few.seed)]
     assert ids == list(dict.fromkeys(drawn))
     assert len(ids) < len(drawn)
-    assert [p.id for batch in consensus.unsettled(source, ids[:3]) for p in batch] == ids[3:]
+    assert [p.id for batch in consensus.unsettled(source, dict.fromkeys(ids[:3])) for p in batch] == ids[3:]
 
 
 def test_a_signal_stops_the_asking_and_the_run_begins_again(tiny_base_path: Path, tmp_path: Path) -> None:

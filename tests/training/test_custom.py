@@ -179,3 +179,15 @@ def test_a_run_in_which_nothing_is_worth_more_says_that_it_learned_nothing(
 
     train(recipe(toy_model), tmp_path / "run", rewards={"mine": Reward("mine", "", "this test", False, worth)})
     assert caplog.text.count("nothing was learned: in every step") == told
+
+
+def test_a_best_checkpoint_that_never_was_is_told_of_at_the_end(
+    toy_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Self-agreement is logged of a task without labels alone, and this one has them."""
+    for name, told in (("verdict/self_agreement", 1), ("length/mean", 0)):
+        caplog.clear()
+        chosen = recipe(toy_model, "self_certainty")
+        best = chosen.model_copy(update={"checkpoint": chosen.checkpoint.model_copy(update={"best": name})})
+        train(best, tmp_path / name.replace("/", "-"))
+        assert caplog.text.count(f"no best checkpoint was kept: no step had a number for {name}") == told

@@ -1,5 +1,6 @@
 """The bracket around a phase, the recipe's words for the library's arguments, and what a run will log."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,37 @@ def test_the_best_checkpoint_may_go_by_a_reward_that_occurs_twice() -> None:
     for name in ("self_certainty_0", "self_certainty_2", "length"):
         with pytest.raises(RlifError, match=rf"logs no 'reward/{name}/mean'"):
             check_best(recipe(reward=twice, checkpoint={"best": f"reward/{name}/mean"}))
+
+
+UNLOGGED = [
+    ("probe/agreement", "probe.every", {"probe": {"every": 0}}, {"probe": {"every": 1}}),
+    ("guard/length", "probe.every", {"steps": 19}, {"steps": 20, "reward": "self_certainty"}),
+    ("probe/labelled_right", "probe.labels", {"probe": {"every": 1}}, {"probe": {"every": 1, "labels": "l"}}),
+    ("probe/kl/answer", "probe.start", {"probe": {"every": 1, "start": False}}, {"probe": {"every": 1}}),
+    ("probe/cross_entropy", "probe.start", {"probe": {"every": 1, "start": False}}, {"probe": {"every": 1}}),
+    ("probe/renewals", "probe.refresh", {"probe": {"every": 1}}, {"probe": {"every": 1, "refresh": 1}}),
+    ("kl_coef", "grpo.kl_target", {}, {"grpo": {"kl_target": 0.1}}),
+    ("entropy_coef", "grpo.entropy_floor", {}, {"grpo": {"entropy_floor": 0.1}}),
+    ("kl_cov", "grpo.kl_cov", {}, {"grpo": {"kl_cov": 0.1, "kl_cov_from": "start"}}),
+    ("importance/mean", "grpo.importance_cap", {}, {"grpo": {"importance_cap": 2.0}}),
+    ("importance/capped", "grpo.importance_cap", {"grpo": {"importance_cap": 0.0}}, {"rollout": {"engine": "vllm"}}),
+    ("advantage/token_share", "grpo.clip_cov or grpo.answer_share", {}, {"grpo": {"answer_share": 0.5}}),
+    ("entropy/measured", "log.entropy_share", {"log": {"entropy_share": 0.0}}, {"rollout": {"top_k": 5}}),
+    ("entropy/predicted", "log.entropy_share, and rollouts without", {"rollout": {"top_k": 5}}, {}),
+    ("entropy/advantage_covariance", "rollouts without", {"rollout": {"top_p": 0.5}}, {"log": {"entropy_share": 0.0}}),
+    ("eval/greedy_right", "eval.greedy", {"eval": {"every": 1, "greedy": False}}, {"eval": {"every": 1}}),
+    ("time/eval", "eval.every", {}, {"eval": {"every": 1}}),
+]
+
+
+@pytest.mark.parametrize(("name", "needs", "without", "having"), UNLOGGED, ids=[row[0] for row in UNLOGGED])
+def test_the_best_checkpoint_goes_by_nothing_that_this_recipe_never_logs(
+    name: str, needs: str, without: dict[str, object], having: dict[str, object]
+) -> None:
+    best = {"checkpoint": {"best": name}}
+    with pytest.raises(RlifError, match=rf"^checkpoint\.best: this run logs no '{name}': .* needs {re.escape(needs)}"):
+        check_best(recipe(**without, **best))
+    check_best(recipe(**having, **best))
 
 
 def test_greedy_rollouts_have_a_temperature_to_be_trained_at() -> None:

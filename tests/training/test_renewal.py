@@ -96,7 +96,7 @@ def likelier(monkeypatch: pytest.MonkeyPatch) -> Callable[[Course], None]:
     """Let a policy's samples become ever likelier under the start: the nats of a token fall by .1 at each look."""
 
     def of(engine: Course) -> None:
-        def likelihood(start: object, rollouts: Rollouts, split: object) -> torch.Tensor:
+        def likelihood(start: object, rollouts: Rollouts, *how: object) -> torch.Tensor:
             return torch.where(rollouts.mask, -0.9 + 0.1 * engine.at, 0.0)
 
         monkeypatch.setattr(probe, "start_logprobs", likelihood)
@@ -154,7 +154,7 @@ def test_a_policy_that_leaves_its_start_is_stopped_with_renewals_as_without(tmp_
     """The same answers, but ever less likely under the start: nothing speaks for them."""
     engine = Course(QUARTERS)
     monkeypatch.setattr(
-        probe, "start_logprobs", lambda start, r, split: torch.where(r.mask, -0.9 - 0.1 * engine.at, 0.0)
+        probe, "start_logprobs", lambda start, r, *how: torch.where(r.mask, -0.9 - 0.1 * engine.at, 0.0)
     )
     monkeypatch.setattr(probe, "answer_starts", lambda *given: None)
     verdicts = []
@@ -175,10 +175,12 @@ def test_a_resumed_run_goes_on_with_the_answers_that_were_frozen_last(
     whole.settle(engine, lambda tokens: None)
     for look in (0, 1, 2):
         engine.move_to(look)
-        logged = whole.look(10 * engine.at, {}, lambda tokens: None)
+        logged = whole.look(10 * engine.at, {ZERO_GROUPS: 0.5}, lambda tokens: None)
     assert logged["probe/renewals"] == 0.0
     assert whole.renewal_due
     assert whole.renew(lambda tokens: None) == {"probe/renewals": 1.0}
+    # The same look once more is told of the same step, or a guard would count it as a second one without an advantage.
+    assert [record["metrics"][ZERO_GROUPS] for record in state["probe"]["records"]] == [0.5] * 4
     assert not whole.renewal_due, "probe.refresh allows one"
     kept = json.loads(json.dumps(state))
     again = looks_of(engine, settings, tmp_path, kept)
@@ -186,10 +188,16 @@ def test_a_resumed_run_goes_on_with_the_answers_that_were_frozen_last(
     engine.move_to(3)
     assert again.look(30, {}, lambda tokens: None) == whole.look(30, {}, lambda tokens: None)
     assert json.loads(json.dumps(kept)) == json.loads(json.dumps(state))
-    (tmp_path / "probe" / f"reference-{state['probe']['reference']}.json").unlink()
+    path = tmp_path / "probe" / f"reference-{state['probe']['reference']}.json"
+    content = path.read_bytes()
+    for damaged in (content[:-1], content.replace(b'"100"', b'"101"')):
+        path.write_bytes(damaged)
+        with pytest.raises(RlifError, match=r"reference-.*; the policy that gave them is no longer there: .* copy"):
+            looks_of(engine, settings, tmp_path, kept)
+    path.unlink()
     lost = looks_of(engine, settings, tmp_path, kept)
     assert not lost.settled
-    with pytest.raises(RlifError, match=r"reference-.*: the answers that were frozen after step 20 are gone"):
+    with pytest.raises(RlifError, match=r"reference-.*: the answers that were frozen after step 20 are gone; .* copy"):
         lost.settle(engine, lambda tokens: None)
 
 

@@ -109,7 +109,8 @@ class ProbeConfig(Section):
     reference_samples: Positive = 16
     """Answers of the untrained policy to each prompt at the temperature of rollouts, and as many at the low one."""
     low_temperature: Annotated[float, Field(gt=0.0)] | None = None
-    """A low temperature for half of these answers; null: 0.4, or half of rollout.temperature if that is less."""
+    """A low temperature for half of these answers, below rollout.temperature; null: 0.4, or half of rollout.temperature
+    if that is less."""
     start: bool = True
     """Keep a frozen copy of the untrained policy, to say how likely new answers are under it: one more copy of the
     weights, which a KL term shares."""
@@ -244,6 +245,11 @@ class Recipe(Section):
             raise ValueError("guards.merge_back: the untrained weights are not kept; set probe.start")
         if self.probe.refresh and not self.probe.start:
             raise ValueError("probe.refresh: only the frozen start can tell that a policy outgrew it; set probe.start")
+        low, high = self.probe.low_temperature, rollout.temperature
+        if self.probe.every and low is not None and low >= high:
+            raise ValueError(
+                f"probe.low_temperature: {low:g} is not below rollout.temperature ({high:g}); lower it, or leave it out"
+            )
         if self.guards.choose_by == "labels" and self.probe.labels is None:
             raise ValueError("guards.choose_by: there are no labels to choose by; name a file in probe.labels")
         if grpo.kl_target is not None and grpo.kl_coef == 0.0:

@@ -186,14 +186,14 @@ def cells(grid: Grid) -> tuple[Cell, ...]:
     """All runs of a grid, one seed after the other. Raises `RlifError` for labels that are not there and for settings
     that no run can have; whether its models are there is not looked at."""
     from rlif.rewards.registry import check_rewards  # these load torch
-    from rlif.training.resolve import resolved
+    from rlif.training.resolve import resolved, with_looks
 
     found = []
     for labels, recipe in combinations(grid):
         with named({**RECIPE_KEYS, "reward.name": "rewards", "reward.of": "rewards"}):
             whole = resolved(recipe)
             check_rewards(whole.reward)
-        found.append(Cell(labels, whole, _digest(whole), *_model_kind(grid, labels["model"])))
+        found.append(Cell(labels, whole, _digest(with_looks(whole)), *_model_kind(grid, labels["model"])))
     return tuple(found)
 
 

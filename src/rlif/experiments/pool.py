@@ -167,9 +167,9 @@ def check_recipes(recipes: Mapping[str, Recipe], out: Path) -> None:
 
 def _equal(one: Recipe, other: Recipe) -> bool:
     """Whether they do the same: a run's own recipe spells out what the other leaves to defaults."""
-    from rlif.training.resolve import resolved  # loads torch, which the parent leaves to its workers
+    from rlif.training.resolve import resolved, with_looks  # loads torch, which the parent leaves to its workers
 
-    return resolved(one) == resolved(other)
+    return with_looks(resolved(one)) == with_looks(resolved(other))
 
 
 def _put_back(name: str, waiting: deque[str], *, take_turns: bool) -> None:

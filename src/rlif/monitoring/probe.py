@@ -152,13 +152,14 @@ class Probe:
         samples: int = 4,
         start: Policy | None = None,
         renewals: int = 0,
+        budget: int | None = None,
         split: Split = unsplit,
     ) -> None:
         """``engine`` samples from the policy that trains, ``start`` is a frozen copy of what it was (None: off).
 
         ``settings`` are those that the reference was made with; a look draws ``samples`` completions a prompt as they
-        are drawn in training. ``renewals``: how often the reference had been renewed before. ``split``: who shows the
-        completions to ``start``.
+        are drawn in training. ``renewals``: how often the reference had been renewed before. ``start`` is shown the
+        completions in passes of ``budget`` tokens (None: what suits the device), by whoever takes part in ``split``.
 
         Raises `RlifError` if the reference is of other prompts.
         """
@@ -166,7 +167,7 @@ class Probe:
         _check_same_prompts(prompts, reference)
         self.reference, self.records, self.renewals = reference, list[ProbeRecord](), renewals
         self._engine, self._task, self._prompts, self._start = engine, task, tuple(prompts), start
-        self._split, self._same = split, settings.same
+        self._budget, self._split, self._same = budget, split, settings.same
         self._sampling, self._samples, self._key = settings.sampling, samples, Key(settings.seed, PROBE_KEY)
 
     def measure(self, step: int, progress: Callable[[int], None] | None = None) -> ProbeRecord:
@@ -180,7 +181,7 @@ class Probe:
         if self._start is not None:
             seen = dataclasses.replace(
                 seen,
-                start_logprobs=start_logprobs(self._start, rollouts, self._split),
+                start_logprobs=start_logprobs(self._start, rollouts, self._budget, self._split),
                 answer_starts=answer_starts(self._engine.policy, rollouts, verdicts, self._split),
             )
         record = dataclasses.replace(measure(seen, step), renewals=self.renewals)
@@ -201,9 +202,12 @@ class Probe:
         return self.measure(self.records[-1].step, progress)
 
 
-def start_logprobs(start: Policy, rollouts: Rollouts, split: Split = unsplit) -> Float[Tensor, "row tok"]:
-    """ln π_start of each completion token at temperature 1, nats, 0 where masked; on the CPU."""
-    return signals_of(start, rollouts, range(rollouts.n_rows), None, split).logprob
+def start_logprobs(
+    start: Policy, rollouts: Rollouts, budget: int | None = None, split: Split = unsplit
+) -> Float[Tensor, "row tok"]:
+    """ln π_start of each completion token at temperature 1, nats, 0 where masked; on the CPU. ``budget``: tokens in one
+    forward pass, as in an update."""
+    return signals_of(start, rollouts, range(rollouts.n_rows), budget, split).logprob
 
 
 def change(first: ProbeRecord, now: ProbeRecord) -> dict[str, float]:

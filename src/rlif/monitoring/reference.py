@@ -125,6 +125,11 @@ class Reference:
         """What `as_json` wrote. Raises TypeError or KeyError for anything else."""
         return cls(**{**data, "answers": tuple(FrozenAnswer(**answer) for answer in data["answers"])})
 
+    @property
+    def checksum(self) -> str:
+        """sha256 of its contents, however a file of them is laid out: who keeps it knows whether they have changed."""
+        return hashlib.sha256(json.dumps(self.as_json(), sort_keys=True).encode()).hexdigest()
+
     def write(self, folder: Path) -> Path:
         """Keep it in a folder, under its digest. Raises `RlifError` if that cannot be written."""
         path = reference_path(folder, self.digest)
@@ -134,14 +139,12 @@ class Reference:
         return path
 
     @classmethod
-    def read(cls, path: Path) -> "Reference":
-        """What `write` kept. Raises `RlifError` if the file is damaged or missing."""
+    def read(cls, path: Path, remedy: str = "delete it to make it anew") -> "Reference":
+        """What `write` kept. Raises `RlifError`, which ends with the remedy, if the file is damaged or missing."""
         try:
             return cls.from_json(json.loads(path.read_bytes()))
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise RlifError(
-                f"{path}: no reference of a probe ({type(error).__name__}); delete it to make it anew"
-            ) from error
+            raise RlifError(f"{path}: no reference of a probe ({type(error).__name__}); {remedy}") from error
 
 
 def reference_path(folder: Path, digest: str) -> Path:

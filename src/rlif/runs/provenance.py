@@ -108,18 +108,26 @@ def start_of(info: Mapping[str, Any]) -> datetime:
 
 
 def accept(
-    began: Provenance | None, found: Provenance, *, step: int, out: Path, allow: bool, extended: bool = False
+    began: Provenance | None,
+    found: Provenance,
+    *,
+    step: int,
+    out: Path,
+    allow: bool,
+    extended: bool = False,
+    teacher: bool = False,
 ) -> list[str]:
     """Decide whether a run may go on from ``step`` with what is ``found``; returns all that has changed, in words.
 
-    ``extended``: it was told to go on for so many steps, whatever a schedule makes of that. Raises `RlifError` for a
-    change that decides the result, unless ``allow``; warns of one that changes rounding.
+    ``extended``: it was told to go on for so many steps, whatever a schedule makes of that. ``teacher``: one follows
+    the policy, whose decay depends on the number of steps. Raises `RlifError` for a change that decides the result,
+    unless ``allow``; warns of one that changes rounding.
     """
     if (steps := found.recipe["steps"]) < step:
         raise RlifError(f"{out}/recipe.yaml: steps is {steps}, but {step} are done; give {step} or more")
     if began is None:
         return []
-    changes = [one for one in _changes(began, found) if not (extended and one.key == "steps")]
+    changes = [one for one in _changes(began, found, teacher) if not (extended and one.key == "steps")]
     deciding = [change.said for change in changes if change.effect == "result"]
     if deciding and not allow:
         more = f" (and {len(deciding) - 1} more)" if len(deciding) > 1 else ""
@@ -142,12 +150,12 @@ def as_recorded(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"eval": recipe.eval.model_copy(update={"greedy": False})})
 
 
-def _changes(began: Provenance, found: Provenance) -> Iterator[Change]:
+def _changes(began: Provenance, found: Provenance, teacher: bool) -> Iterator[Change]:
     source = "the recipe that the run began with"
     old, new = (as_recorded(parse_recipe(one.recipe, source=source)) for one in (began, found))
     known = {key for key in found.problems if key in began.problems}
     known |= {"policy.model"} if began.model and found.model else set()
-    yield from _recipe_changes(old, new, known)
+    yield from _recipe_changes(old, new, known, teacher)
     if "policy.model" in known and (file := _first_difference(began.model, found.model)):
         yield Change(f"policy.model: {file} of {new.policy.model} has changed", "result")
     for key, digest in found.problems.items():
@@ -168,18 +176,18 @@ def _value(recipe: Recipe, key: str) -> Any:
     return found
 
 
-def _recipe_changes(old: Recipe, new: Recipe, known: set[str]) -> Iterator[Change]:
+def _recipe_changes(old: Recipe, new: Recipe, known: set[str], teacher: bool) -> Iterator[Change]:
     """Keys with another value; ``known`` are those whose files were looked into: what they are called is no matter."""
     before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
     for key in dict.fromkeys((*before, *after)):
         was, now = before.get(key), after.get(key)
         if was != now and key not in known:
-            yield Change(f"recipe.yaml: {key} was {_brief(was)}, is {_brief(now)}", _effect(key, old, new), key)
+            effect = _effect(key, old, new, teacher)
+            yield Change(f"recipe.yaml: {key} was {_brief(was)}, is {_brief(now)}", effect, key)
 
 
-def _effect(key: str, old: Recipe, new: Recipe) -> Literal["result", "rounding", "none"]:
+def _effect(key: str, old: Recipe, new: Recipe, teacher: bool) -> Literal["result", "rounding", "none"]:
     if key == "steps":  # where neither learning rates nor a teacher's decay depend on them, more steps only follow
-        teacher = any("ema_vote" in (entry.name, getattr(entry, "of", None)) for entry in new.reward)
         return "none" if new.grpo.schedule == "constant" and new.grpo.warmup == 0.0 and not teacher else "result"
     if key == "probe.every" and (old.guards.merge_back or new.guards.merge_back):
         return "result"  # what is seen moves the weights then

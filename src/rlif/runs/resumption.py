@@ -31,6 +31,12 @@ class Start:
     def step(self) -> int:
         return self.checkpoint.step if self.checkpoint else -1
 
+    def release(self) -> None:
+        """Let go of the checkpoint's tensors once they are restored: they are mapped from a file, which takes memory,
+        and the disk's space even when the checkpoint has been pruned."""
+        if self.checkpoint is not None:
+            self.checkpoint.tensors.clear()
+
 
 def find_start(out: Path) -> Start:
     """The newest checkpoint of a run, verified; a run killed before its first one begins again.

@@ -1,8 +1,8 @@
 """What a teacher answers to the problems of a run, which rewards that read `RewardInputs.consensus` hold the policy to.
 
 It is the initial policy (`frozen_consensus`): settled before the first step and never again. A checkpoint keeps these
-answers in its state, so that a resumed run asks nobody; only if it was given more steps than before, the initial model
-is loaded again to answer their problems.
+answers in its state, with a digest of what was asked, so that a resumed run asks nobody. Only if it was given more
+steps than before, or other questions (``allow_changed``), the initial model is loaded again to answer these.
 
 Or it is a teacher that follows the policy (`ema_vote`): it settles the problems of each step anew, from weights that
 the checkpoint keeps beside the policy's (`rlif.training.teacher`).
@@ -10,7 +10,9 @@ the checkpoint keeps beside the policy's (`rlif.training.teacher`).
 Either way answers are drawn under a key of their own and graded without the truth.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import hashlib
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from rlif.errors import Argument, RlifError
@@ -26,16 +28,33 @@ class NoConsensusError(RlifError):
     """The initial policy gives no readable answer to any problem: the run cannot begin."""
 
 
-def unsettled(source: PromptSource, known: Collection[str]) -> list[tuple[Problem, ...]]:
-    """The problems of each of the run's steps that are not ``known`` by their id, less those of the steps before."""
-    recipe, seen = source.recipe, set(known)
+ASKED = "consensus_asked"
+"""The key of a run's state that holds the digest of the question behind each answer in ``consensus``, by its id."""
+
+
+def question_digest(problem: Problem) -> str:
+    """16 hexadecimal digits that differ if the question does: an id may be no more than a line of a file."""
+    return hashlib.sha256(problem.question.encode()).hexdigest()[:16]
+
+
+def unsettled(source: PromptSource, known: Mapping[str, str | None]) -> list[tuple[Problem, ...]]:
+    """The problems of each of the run's steps that are not ``known``, less those of the steps before.
+
+    ``known``: by id the digest of the question that was asked under it, None where that was not noted.
+    """
+    recipe, seen = source.recipe, set[str]()
     batches = []
     for step in range(1, recipe.steps + 1):
         problems = source.task.train_problems(step, recipe.rollout.prompts, recipe.seed)
-        if new := tuple(problem for problem in problems if problem.id not in seen):
+        new = tuple(one for one in problems if one.id not in seen and not _is_known(one, known))
+        if new:
             batches.append(new)
-            seen |= {problem.id for problem in new}
+        seen |= {problem.id for problem in problems}
     return batches
+
+
+def _is_known(problem: Problem, known: Mapping[str, str | None]) -> bool:
+    return problem.id in known and known[problem.id] in (None, question_digest(problem))
 
 
 def settle(
@@ -83,7 +102,13 @@ class Consensus:
     def pending(self) -> list[tuple[Problem, ...]]:
         """What the initial policy has yet to answer, step by step."""
         asked = self._reads and self.teacher is None
-        return unsettled(self._source, self._state.get("consensus", {})) if asked else []
+        return unsettled(self._source, self._known) if asked else []
+
+    @property
+    def _known(self) -> dict[str, str | None]:
+        """What has been answered, and to which question; a checkpoint of before that was noted knows the ids alone."""
+        noted = self._state.get(ASKED, {})
+        return {name: noted.get(name) for name in self._state.get("consensus", {})}
 
     def tokens(self, problems: int) -> int:
         """The most tokens that are drawn for so many problems."""
@@ -96,9 +121,18 @@ class Consensus:
         Raises `NoConsensusError` if it gives no readable answer to any.
         """
         answers: dict[str, list[str]] = self._state.setdefault("consensus", {})
-        for problems in self.pending():
+        asked: dict[str, str] = self._state.setdefault(ASKED, {})
+        pending = self.pending()
+        if changed := sum(problem.id in answers for problems in pending for problem in problems):
+            warnings.warn(
+                f"consensus: {changed} questions are not those that were answered; the initial policy is asked again",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        for problems in pending:
             between()
             answers |= self._ranks.agreed(settle(untrained, self._source, problems, progress))
+            asked |= {problem.id: question_digest(problem) for problem in problems}
         if not any(answers.values()):
             raise NoConsensusError(
                 f"consensus: the initial policy gives no readable answer to any of {len(answers)} problems, so no "

@@ -30,7 +30,9 @@ from rlif.monitoring.record import ProbeRecord
 from rlif.monitoring.reference import Reference, ReferenceSettings, reference_path
 from rlif.rewards.registry import needs_labels
 from rlif.rollout.engine import Engine
+from rlif.rollout.prompts import prompts_digest
 from rlif.runs.layout import LOOKS, PROBE
+from rlif.tasks.base import digest
 from rlif.training.probe_problems import low_temperature
 from rlif.training.setup import Setup
 from rlif.types import Sampling
@@ -51,6 +53,10 @@ CHOICES: Mapping[str, tuple[str, Callable[[Sequence[ProbeRecord]], ProbeRecord |
 }
 """guards.choose_by → what the checkpoint that is restored has the most of, and how it is found: None where the looks
 cannot tell."""
+
+
+ZERO_GROUPS = "advantage/zero_groups"
+"""What a guard reads of the training step before a look."""
 
 
 class Looks:
@@ -76,13 +82,14 @@ class Looks:
             samples=recipe.probe.samples,
             seed=recipe.seed,
         )
-        self._state: dict[str, Any] = setup.state.setdefault(
-            "probe", {"reference": None, "records": [], "said": [], "stopped": None, "renewed": []}
-        )
-        self._state.setdefault("renewed", [])  # of a run that began before there were renewals
+        self._state: dict[str, Any] = setup.state.setdefault("probe", {})
+        for key, value in _nothing_seen().items():
+            self._state.setdefault(key, value)  # a run may have begun before there was one of them
         self._probe: Probe | None = None
-        if self._every and (known := self._ranks.told(self._known)):
-            self._open(known)
+        if self._every:
+            self._forget_other_questions()
+            if known := self._ranks.told(self._known):
+                self._open(known)
 
     @property
     def settled(self) -> bool:
@@ -109,7 +116,7 @@ class Looks:
         """
         if renewed := self._state["renewed"]:
             path = reference_path(self._folder, str(self._state["reference"]))
-            raise RlifError(f"{path}: the answers that were frozen after step {renewed[-1]} are gone; restore the file")
+            raise RlifError(f"{path}: the answers that were frozen after step {renewed[-1]} are gone; {self._remedy}")
         self._open(self._frozen(untrained, progress))
 
     def _frozen(self, engine: Engine, progress: Callable[[int], None]) -> Reference:
@@ -125,8 +132,8 @@ class Looks:
         """Look at the policy and ask the guards; returns what is logged. ``trained``: the metrics of the step."""
         assert self._probe is not None, "not settled"
         seen = self._ranks.agreed(self._probe.measure(step, progress))
-        zero = "advantage/zero_groups"
-        also = self._ranks.agreed({zero: trained[zero]} if zero in trained and not self._labelled else {})
+        read = ZERO_GROUPS in trained and not self._labelled
+        also = self._ranks.agreed({ZERO_GROUPS: trained[ZERO_GROUPS]} if read else {})
         by_labels = self._ranks.agreed(self._labels.measure(progress))
         self._probe.records[-1] = replace(seen, metrics={**seen.metrics, **by_labels, **also})  # guards read ``also``
         self._state["records"].append(self._probe.records[-1].as_json())
@@ -148,12 +155,13 @@ class Looks:
     def renew(self, progress: Callable[[int], None]) -> dict[str, float]:
         """Freeze the answers of the policy as it stands, and hold later looks against these; returns what is logged."""
         assert self._probe is not None, "not settled"
-        labels = {key: value for key, value in self._probe.records[-1].metrics.items() if key.startswith(LABELLED_KEY)}
+        before = self._probe.records[-1].metrics.items()
+        also = {key: value for key, value in before if key == ZERO_GROUPS or key.startswith(LABELLED_KEY)}
         reference = self._frozen(self._setup.engine, progress)
         seen = self._ranks.agreed(self._probe.renew(reference, progress))
-        self._probe.records[-1] = replace(seen, metrics={**seen.metrics, **labels})
+        self._probe.records[-1] = replace(seen, metrics={**seen.metrics, **also})
         self._state["records"].append(self._probe.records[-1].as_json())
-        self._state["reference"] = reference.digest
+        self._note(reference)
         self._state["renewed"].append(seen.step)
         warnings.warn(
             f"step {seen.step}: the policy gives other answers than the frozen ones, which are as likely under the "
@@ -220,7 +228,7 @@ class Looks:
         setup = self._setup
         samples, start = setup.recipe.probe.samples, setup.start if setup.recipe.probe.start else None
         task, prompts = setup.prompts.task, setup.probe_prompts
-        self._state["reference"] = reference.digest
+        self._note(reference)
         renewals = len(self._state["renewed"])
         self._probe = Probe(
             setup.engine,
@@ -231,14 +239,62 @@ class Looks:
             samples=samples,
             start=start,
             renewals=renewals,
+            budget=setup.recipe.grpo.micro_batch_tokens,
             split=setup.ranks.split,
         )
         self._probe.records += [ProbeRecord.from_json(record) for record in self._state["records"]]
 
+    def _note(self, reference: Reference) -> None:
+        """What is held against from here on: which file, and what stands in it."""
+        self._state |= {"reference": reference.digest, "sha256": reference.checksum}
+
     def _known(self) -> Reference | None:
-        """The reference that this run has had made, if it is still there."""
+        """The reference that this run has had made, if it is still there. Raises `RlifError` if it has changed."""
         path = reference_path(self._folder, str(self._state["reference"]))
         if not self._state["reference"] or not path.is_file():
             return None
-        found, asked = Reference.read(path), [prompt.id for prompt in self._setup.probe_prompts]
+        found, asked = Reference.read(path, self._remedy), [prompt.id for prompt in self._setup.probe_prompts]
+        if self._state["sha256"] not in (None, found.checksum):
+            raise RlifError(f"{path}: these are not the answers that were frozen (another sha256); {self._remedy}")
         return found if [answer.prompt_id for answer in found.answers] == asked else None
+
+    @property
+    def _remedy(self) -> str:
+        """What to do about a reference that is damaged or gone: only the untrained policy can be asked again."""
+        if not self._state["renewed"]:
+            return "delete it to make it anew"
+        return (
+            "the policy that gave them is no longer there: restore the file from a copy, or set probe.every to 0 in "
+            "the run's recipe.yaml to go on without looks"
+        )
+
+    def _forget_other_questions(self) -> None:
+        """Drop what was seen of prompts that the probe no longer has, with or without labels: nothing compares."""
+        setup, state = self._setup, self._state
+        prompts = prompts_digest(setup.probe_prompts)
+        labels = digest(tuple(prompt.problem for prompt in setup.labelled_prompts))
+        if state["prompts"] not in (None, prompts):
+            state.clear()
+            state |= _nothing_seen()
+            _warn_of_others("prompts are others", "the untrained policy answers them anew, what guards saw is dropped")
+        elif state["labels"] not in (None, labels) and any([*map(_without_labels, state["records"])]):
+            _warn_of_others("labelled problems are others", "what was seen of the old ones is dropped")
+        state |= {"prompts": prompts, "labels": labels}
+
+
+def _nothing_seen() -> dict[str, Any]:
+    """The state of a run that was not looked at yet. ``sha256`` is that of the reference, ``prompts`` and ``labels``
+    are digests of what was asked; null where a run of before did not note it."""
+    empty: dict[str, Any] = {"reference": None, "records": [], "said": [], "stopped": None, "renewed": []}
+    return empty | {"sha256": None, "prompts": None, "labels": None}
+
+
+def _without_labels(record: dict[str, Any]) -> bool:
+    """Take out of a look what labels made; whether there was any."""
+    seen = record["metrics"]
+    record["metrics"] = {key: value for key, value in seen.items() if not key.startswith(LABELLED_KEY)}
+    return len(record["metrics"]) < len(seen)
+
+
+def _warn_of_others(what: str, done: str) -> None:
+    warnings.warn(f"the probe's {what} than at the looks so far: {done}", RuntimeWarning, stacklevel=4)

@@ -87,9 +87,16 @@ def old_run(
         began = read_provenance(recorded, where)
         now = began.date if began else start_of(start.info)
         setup = prepare(recipe, Origin(out, now, start.checkpoint, began, allow_changed), custom, ranks)
+        start.release()
         extended = steps is not None or start.info.get(EXTENDED) == recipe.steps
         changed = code + accept(
-            began, setup.provenance, step=setup.step, out=out, allow=allow_changed, extended=extended
+            began,
+            setup.provenance,
+            step=setup.step,
+            out=out,
+            allow=allow_changed,
+            extended=extended,
+            teacher=setup.teacher is not None,
         )
         if not ranks.first:
             yield _beside(setup, out)

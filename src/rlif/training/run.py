@@ -292,6 +292,9 @@ class Run:
                 "nothing was learned: in every step all completions of each prompt were worth the same to the reward; "
                 "take another reward, easier problems, or more completions (rollout.group_size)"
             )
+        wanted, best = self.recipe.checkpoint.best, self.state["best"]
+        if wanted is not None and (best is None or best["metric"] != wanted):
+            _LOG.warning("no best checkpoint was kept: no step had a number for %s (checkpoint.best)", wanted)
         return self.ranks.told(self._write_final)
 
     def _write_final(self) -> Path:
@@ -305,7 +308,8 @@ class Run:
             write_model(self.out, LAST, self.policy, at)
             at = root / checkpoint_name(chosen) if chosen else None  # step 0 has no checkpoint
         final = write_model(self.out, FINAL, policy, at)
-        if verdict := self.looks.verdict(self.step):
+        verdict = self.looks.verdict(self.step)
+        if verdict or self.recipe.probe.every:  # None takes back what was said of other prompts
             self._log.note(selected=verdict)
         return final
 

@@ -39,7 +39,7 @@ from rlif.training.lora import adapted_policy, start_of
 from rlif.training.optim import MasterOptimizer, adamw
 from rlif.training.parallel import ALONE, Ranks
 from rlif.training.probe_problems import labelled_problems, probe_problems
-from rlif.training.resolve import check_best
+from rlif.training.resolve import check_best, with_looks
 from rlif.training.split_engine import SplitEngine
 from rlif.training.teacher import Teacher
 from rlif.types import Problem, Prompt
@@ -133,12 +133,12 @@ class Setup:
 def prepare(recipe: Recipe, origin: Origin, custom: Custom, ranks: Ranks = ALONE) -> Setup:
     """Load what a run needs, and check it. Raises `RlifError` for what the user can fix."""
     custom.check_rewards(recipe)
-    check_best(recipe)
+    check_best(recipe, custom.rewards)
     check_start(ranks, recipe, custom.needs(recipe))
     task = custom.task or build_task(recipe.task)
     policy, optimizer = load_trainable(recipe, origin.checkpoint, ranks)
     if recipe.rollout.fit and origin.began is None:
-        recipe = fitted(recipe, task, policy, origin.now, ranks=ranks.size)
+        recipe = with_looks(fitted(recipe, task, policy, origin.now, ranks=ranks.size), custom.rewards)
     engine = build_engine(recipe, policy, ranks)
     prompts = PromptSource(recipe, task, policy, origin.now)
     check_problems(prompts, custom.needs_labels(recipe))
@@ -193,6 +193,9 @@ def load_trainable(
         policy = adapted_policy(recipe, path)
     else:
         policy = load_policy(_from(recipe, path), dtype=torch.float32)
+        if path is not None:  # on a CPU they are the checkpoint's file, mapped, which is kept on the disk by that
+            for weight in policy.model.parameters():
+                weight.data = weight.data.clone()
     if checkpoint is not None:
         ranks.copied(parameter.data for parameter in policy.model.parameters() if parameter.requires_grad)
     if recipe.grpo.gradient_checkpointing:
@@ -216,7 +219,11 @@ def initial_policy(recipe: Recipe, device: torch.device) -> Policy:
 
 
 def policy_at(recipe: Recipe, checkpoints: Path, step: int, device: torch.device) -> Policy:
-    """The policy after a step, from its checkpoint; step 0 is the untrained one. In the type the run computes in."""
+    """The policy after a step, from its checkpoint; step 0 is the untrained one. On the CPU, for it is to be written,
+    and ``device``, on which the run trains, is full; in the type that the run computes in there."""
+    dtype = str(compute_dtype(recipe.policy.dtype, device)).removeprefix("torch.")
+    there = recipe.policy.model_copy(update={"device": "cpu", "dtype": dtype})
+    recipe, device = recipe.model_copy(update={"policy": there}), torch.device("cpu")
     if step == 0:
         return initial_policy(recipe, device)
     path = checkpoints / checkpoint_name(step)

@@ -26,6 +26,10 @@ LOCK = ".lock"
 """The file in a run folder that the process at work in it holds. It stays there, and means nothing, when none does."""
 
 
+_PATIENCE = 0.5
+"""Seconds to wait for a lock."""
+
+
 @contextmanager
 def writing(path: Path, *advice: str | Argument | Advice) -> Iterator[None]:
     """Turn the system's refusal to write ``path`` into an `RlifError` that says why and gives ``advice``."""
@@ -39,7 +43,7 @@ def writing(path: Path, *advice: str | Argument | Advice) -> Iterator[None]:
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes out of a folder, which is made if it is missing; a killed process lets go of it, too.
 
-    Raises `RlifError` at once if another one is at work in it.
+    Raises `RlifError` if another one is at work in it.
     """
     from filelock import FileLock, Timeout
 
@@ -47,7 +51,7 @@ def locked(folder: Path) -> Iterator[None]:
         make_folder(folder)
         lock = FileLock(folder / LOCK)
         try:
-            lock.acquire(blocking=False)
+            lock.acquire(timeout=_PATIENCE, poll_interval=0.02)  # who asks `in_use` holds it for an instant
         except Timeout:
             raise RlifError(f"{folder}: another process is at work in it; wait for its end, or stop it first") from None
     try:
