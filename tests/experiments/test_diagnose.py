@@ -574,17 +574,30 @@ def test_the_program_writes_a_calibration_that_is_read_back(
     assert found.stands_on()["models"] == sorted(models)
     assert found.rlif == rlif.__version__
     assert "sampled, self_certainty: gain +0.10 +0.00 × sampled agreement, off by 0.000 at most" in said
-    assert "8 of 8 verdicts are what the runs brought" in said
+    assert "8 of 8 verdicts on a reward that was named are what the runs brought" in said
+    assert "8 of 8 verdicts on the best by calibration are what the runs brought" in said
 
 
 def test_the_check_leaves_the_model_out_that_it_judges() -> None:
     """Three models alike gain .4; a fourth, of which its own runs would tell better, gains nothing."""
     gains = {"a": 0.4, "b": 0.4, "c": 0.4, "d": 0.0}
     known = Calibration(tuple(case(model, 0.5, gain) for model, gain in gains.items()))
-    found = {one.start[0]: one for one in check(known, {(model, "sums"): half() for model in gains})}
+    checked = list(check(known, {(model, "sums"): half() for model in gains}))
+    assert len(checked) == 8, "on the reward that is named, and on the best"
+    found = {one.start[0]: one for one in checked if not one.chosen}
     assert found["d"].predicted == pytest.approx(0.4)
     assert found["a"].predicted == pytest.approx(0.8 / 3)
     assert (found["d"].verdict, found["d"].brought) == ("worth training", "little to win")
+
+
+def test_the_check_asks_of_the_reward_that_the_other_models_gained_most_by() -> None:
+    """Votes gain .4 elsewhere and .3 on d, confidence .1 everywhere: d is told to train on votes, which bring .3."""
+    cases = [case(model, 0.5, 0.1) for model in "abcd"]
+    cases += [case(model, 0.5, 0.3 if model == "d" else 0.4, reward="majority_vote") for model in "abcd"]
+    checked = check(Calibration(tuple(cases)), {(model, "sums"): half() for model in "abcd"})
+    (found,) = (one for one in checked if one.start[0] == "d" and one.chosen)
+    assert (found.reward, found.verdict, found.brought) == ("majority_vote", "worth training", "worth training")
+    assert (found.predicted, found.gain) == (pytest.approx(0.4), pytest.approx(0.3))
 
 
 @pytest.mark.parametrize(

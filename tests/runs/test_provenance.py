@@ -250,7 +250,6 @@ OTHER: dict[str, Any] = {
     "policy.chat_template": "off",
     "policy.device": "cuda",
     "task.name": None,  # another task has other keys
-    "probe.similarity": None,  # a section, whose keys are named one by one
     "task.template": "boxed",
     "task.format": "hash",
     "task.limit": 50,

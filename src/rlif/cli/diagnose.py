@@ -14,6 +14,7 @@ from rich.text import Text
 
 from rlif.config import PolicyConfig
 from rlif.errors import Argument, RlifError, named, printable, printable_lines, with_error
+from rlif.experiments.calibration import label_of
 from rlif.experiments.diagnose import Diagnosis, diagnose
 from rlif.experiments.subject import ARITHMETIC, as_trained, settings_of, subject_of
 from rlif.experiments.untrained import OnPass
@@ -237,8 +238,7 @@ def recipe(found: Diagnosis) -> RenderableType:
     if found.recipe is None:
         return Text("recipe: none can name these problems; train them from Python")
     one, rollout = found.recipe, found.recipe.rollout
-    rewards = ", ".join(f"{reward.name}" for reward in one.reward)
-    said = f"{rewards}, {one.steps} steps of {rollout.prompts} × {rollout.group_size}, lr {one.grpo.lr:g}"
+    said = f"{label_of(one.reward)}, {one.steps} steps of {rollout.prompts} × {rollout.group_size}, lr {one.grpo.lr:g}"
     return Text(f"recipe: {said}; --out DIR writes it")
 
 

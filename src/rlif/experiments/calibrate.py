@@ -34,6 +34,7 @@ from rlif.experiments.calibration import (
     Calibration,
     Case,
     Line,
+    Prediction,
     Start,
     features_of,
     label_of,
@@ -200,10 +201,14 @@ def _value(line: Mapping[str, Any], key: str) -> float:
 
 
 class Checked(NamedTuple):
-    """A verdict on a model that the calibration did not know, beside what its runs brought."""
+    """A verdict on a model that the calibration did not know, beside what its runs brought.
+
+    ``chosen``: nobody named the reward; it is the one that the calibration finds best.
+    """
 
     start: Start
     reward: str
+    chosen: bool
     decoding: str
     verdict: VerdictName
     brought: VerdictName
@@ -212,20 +217,26 @@ class Checked(NamedTuple):
 
 
 def check(calibration: Calibration, untrained: Mapping[Start, Untrained]) -> Iterator[Checked]:
-    """Leave each model out of the calibration and diagnose it with the rest, at least two."""
+    """Leave each model out of the calibration and diagnose it with the rest, at least two: for each reward that it was
+    trained on, and for the one that the rest finds best."""
     for start, found in untrained.items():
         known, own = (
             tuple(case for case in calibration.cases if (case.start == start) is itself) for itself in (False, True)
         )
         rest = replace(calibration, cases=known, least_models=2)
-        for decoding, reward in dict.fromkeys((case.decoding, case.reward) for case in own):
-            cases = [case for case in own if (case.decoding, case.reward) == (decoding, reward)]
+        named = dict.fromkeys((case.decoding, case.reward) for case in own)
+        free = dict.fromkeys((case.decoding, None) for case in own)
+        for decoding, wanted in (*named, *free):
             seen = replace(found, own=WAYS[decoding])
-            prediction = predict(rest, seen, DECODINGS[decoding], reward)
+            prediction = predict(rest, seen, DECODINGS[decoding], wanted)
+            reward = wanted or (prediction.reward if isinstance(prediction, Prediction) else "")
+            cases = [case for case in own if (case.decoding, case.reward) == (decoding, reward)]
+            if not cases:  # nobody named a reward, and none is found best, or this model was not trained on it
+                continue
             evidence = Evidence(seen, DECODINGS[decoding], prediction, any(name in reward for name in SIGNALS))
             predicted = math.nan if isinstance(prediction, str) else prediction.gain
-            gain = fmean(case.gain for case in cases)
-            yield Checked(start, reward, decoding, verdict_on(evidence).verdict, brought(cases), predicted, gain)
+            gain, verdict = fmean(case.gain for case in cases), verdict_on(evidence).verdict
+            yield Checked(start, reward, wanted is None, decoding, verdict, brought(cases), predicted, gain)
 
 
 def brought(cases: Sequence[Case]) -> VerdictName:
@@ -267,12 +278,15 @@ def _main() -> None:
 
 def _print_check(checked: Sequence[Checked]) -> None:
     for one in checked:
+        reward = f"the best by calibration, {one.reward}" if one.chosen else one.reward
         say(
-            f"{', '.join(one.start)}, {one.reward}, {one.decoding}: {one.verdict} ({one.predicted:+.2f}); "
+            f"{', '.join(one.start)}, {reward}, {one.decoding}: {one.verdict} ({one.predicted:+.2f}); "
             f"brought {one.gain:+.2f}: {one.brought}"
         )
-    same = sum(one.verdict == one.brought for one in checked)
-    say(f"{same} of {len(checked)} verdicts are what the runs brought")
+    for chosen, which in ((False, "on a reward that was named"), (True, "on the best by calibration")):
+        own = [one for one in checked if one.chosen is chosen]
+        same = sum(one.verdict == one.brought for one in own)
+        say(f"{same} of {len(own)} verdicts {which} are what the runs brought")
 
 
 if __name__ == "__main__":
