@@ -226,7 +226,10 @@ def test_a_data_set_with_few_questions_says_how_few_there_are() -> None:
 
 def test_the_gym_has_the_names_that_the_package_has() -> None:
     assert {"chain_sum", "countdown", "sudoku"} <= set(names())
-    assert _effect("task.options", *[parse_recipe({**BASE, "task": {"name": "arithmetic"}})] * 2) == "result"
+    assert (
+        _effect("task.options", *[parse_recipe({**BASE, "task": {"name": "arithmetic"}})] * 2, teacher=False)
+        == "result"
+    )
 
 
 @pytest.mark.parametrize(("limit", "asked", "said"), [(None, 512, True), (20, 20, False)])
