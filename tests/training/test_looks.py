@@ -191,6 +191,25 @@ def test_an_ended_run_goes_on_if_its_recipe_no_longer_lets_guards_stop(
     assert ending_lines(out)[0] == "would have been stopped after step 2: it fell"
 
 
+def test_an_ended_run_takes_more_steps_once_its_guards_are_told_not_to_stop_it(
+    toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopping_at(monkeypatch, 4)
+    out = tmp_path / "run"
+    train(recipe(toy_model), out)
+    with pytest.raises(RlifError, match=r"a guard ended this run after step 4 \(it fell\)") as refused:
+        resume(out, steps=6)
+    assert str(refused.value).endswith(f": rlif.resume({str(out)!r}, steps=6, overrides=['guards.stop=false'])")
+    refused.value.command_line = True
+    assert str(refused.value).endswith(f": rlif train --resume {out} --steps 6 guards.stop=false")
+    resume(out, steps=6, overrides=["guards.stop=false"])
+    assert read_metrics(out / "metrics.jsonl")[-1]["step"] == 6
+    kept = load_recipe(out / "recipe.yaml")
+    assert (kept.steps, kept.guards.stop) == (6, False)
+    assert (out / "final-step-000004").is_dir()
+    assert ending_lines(out)[0] == "would have been stopped after step 4: it fell"
+
+
 def test_where_no_training_agrees_more_final_is_the_untrained_model(
     toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

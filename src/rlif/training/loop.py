@@ -4,7 +4,7 @@ It reads top to bottom: sample, score, update, evaluate, log, checkpoint. Everyt
 prompt), so a run killed at any moment and resumed from its last checkpoint gives the same weights as one never killed.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,7 @@ def resume(
     rewards: Mapping[str, Reward] | None = None,
     callback: ProgressCallback | None = None,
     steps: int | None = None,
+    overrides: Sequence[str] = (),
     until: int | None = None,
     stop: Stop | None = None,
     allow_changed: bool = False,
@@ -83,10 +84,11 @@ def resume(
 
     A run that was given ``task`` or ``rewards`` needs the same again. Recipe, problems or model that have changed since
     it began are refused unless ``allow_changed``. ``steps``: go on until there are so many, a finished run as well.
+    ``overrides``: ``key=value`` changes of its recipe, of keys alone that decide no number (docs/reliability.md).
     """
     _check_until(until)
     custom, told = Custom(task, rewards or {}), callback or NullCallback()
-    options: dict[str, Any] = {"steps": steps, "allow_changed": allow_changed}
+    options: dict[str, Any] = {"steps": steps, "overrides": overrides, "allow_changed": allow_changed}
     with joined() as ranks, old_run(out, told, custom, ranks, **options) as run:
         return _with_card(run, _loop(run, until, stop), card)
 
