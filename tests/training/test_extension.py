@@ -7,17 +7,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rlif.cli.train_progress import kept_line
 from rlif.config import PolicyConfig, Recipe
 from rlif.errors import RlifError
 from rlif.model import registry
 from rlif.model.loading import check_source, load_policy
 from rlif.recipes import load_recipe, shipped_recipes
+from rlif.rewards.base import RewardInputs, reward_of
 from rlif.runs.history import read_metrics
 from rlif.runs.layout import FINAL, METRICS_FILE, RECIPE, recipe_path
+from rlif.training.callbacks import NullCallback
 from rlif.training.extension import check_extension, with_overrides
 from rlif.training.loop import resume, train
 from rlif.training.resolve import resolved
 from rlif.training.setup import Setup
+from rlif.utils.interrupts import AtOnce
 
 SMALL = ["rollout.prompts=2", "rollout.group_size=2", "rollout.max_new_tokens=6", "eval.every=0", "reward=random"]
 
@@ -94,6 +98,43 @@ def test_a_run_that_goes_on_takes_changes_of_keys_that_decide_no_number(tmp_path
     assert "extended" not in json.loads((out / "run.json").read_text())
     train(tiny(2), tmp_path / "whole")
     assert same(weights(out), weights(tmp_path / "whole"))
+
+
+def test_a_reward_that_raised_says_how_to_go_on_once_it_is_mended(tmp_path: Path) -> None:
+    out, broken = tmp_path / "run", True
+
+    def own(inputs: RewardInputs) -> list[float]:
+        return [1.0 / 0] if broken else [0.0] * inputs.rollouts.n_rows
+
+    rewards = {"own": reward_of("own", own, uses_labels=False)}
+    with pytest.raises(RlifError, match=r"it raised ZeroDivisionError: .*; mend the function; to go on ") as raised:
+        train(tiny(1, "reward=own"), out, rewards=rewards)
+    raised.value.command_line = True
+    assert str(raised.value).endswith(f"; to go on with it mended: rlif train --resume {out} --allow-changed")
+    broken = False
+    assert resume(out, rewards=rewards, allow_changed=True) == out / FINAL
+
+
+def test_what_a_run_ended_at_once_has_kept_is_said(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert kept_line(out) == "nothing is kept: the run had not begun; the same command begins it"
+    go_on = f"rlif train --resume {out}"
+
+    class Second(NullCallback):
+        def logged(self, step: int, metrics: object) -> None:
+            if step == self.at:
+                raise AtOnce(2)
+
+        at = 1
+
+    with pytest.raises(AtOnce):
+        train(tiny(3), out, callback=Second())
+    assert kept_line(out) == f"there is no checkpoint yet, and no step is kept; begin again with: {go_on}"
+    resume(out, until=1)
+    Second.at = 3
+    with pytest.raises(AtOnce):
+        resume(out, callback=Second())
+    assert kept_line(out) == f"kept up to the checkpoint of step 1; go on with: {go_on}"
 
 
 def test_how_often_is_looked_is_fixed_where_looks_move_the_weights() -> None:

@@ -49,7 +49,8 @@ def check_extension(setup: Setup, out: Path) -> None:
     recipe, stopped = setup.recipe, (setup.state.get("probe") or {}).get("stopped")
     if stopped and recipe.guards.stop and recipe.guards.merge_back is None:
         raise RlifError(
-            f"{out}: a guard ended this run after step {stopped['step']} ({stopped['reason']}); to go on nevertheless: ",
+            f"{out}: a guard ended this run after step {stopped['step']} ({stopped['reason']}); to go on "
+            "nevertheless: ",
             resume_with(out, steps=recipe.steps, overrides=["guards.stop=false"]),
         )
     for reason in _other_than_at_once(setup):

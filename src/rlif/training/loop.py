@@ -4,8 +4,8 @@ It reads top to bottom: sample, score, update, evaluate, log, checkpoint. Everyt
 prompt), so a run killed at any moment and resumed from its last checkpoint gives the same weights as one never killed.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from rlif.config import Recipe
 from rlif.errors import Argument, RlifError, named
 from rlif.monitoring.entropy_change import EntropyChangeProbe
 from rlif.recipes import RECIPE_KEYS
-from rlif.rewards.base import Reward
+from rlif.rewards.base import OwnRewardError, Reward
 from rlif.rewards.score import score
 from rlif.rng import Key
 from rlif.runs.layout import resume_with
@@ -105,6 +105,16 @@ def _check_until(until: int | None) -> None:
         raise RlifError(Argument("until"), f": {until}; a run pauses after step 1 at the earliest, for a checkpoint")
 
 
+@contextmanager
+def _mended_and_resumed(out: Path) -> Iterator[None]:
+    """Let the error of a user's reward say how the run goes on once its file is another one."""
+    try:
+        yield
+    except OwnRewardError as error:
+        error.args = (*error.args, "; to go on with it mended: ", resume_with(out, allow_changed=True))
+        raise
+
+
 def _loop(run: Run, until: int | None, stop: Stop | None) -> Path | None:
     recipe, policy, progress = run.recipe, run.policy, run.callback.advance
     last = recipe.steps if until is None else min(until, recipe.steps)
@@ -127,7 +137,8 @@ def _loop(run: Run, until: int | None, stop: Stop | None) -> Path | None:
             with run.phase("score"):
                 verdicts = run.grade(rollouts)
                 mix, given = recipe.reward, run.consensus
-                scored = score(rollouts, verdicts, mix, recipe.advantage, key, rewards=run.rewards, consensus=given)
+                with _mended_and_resumed(run.out):
+                    scored = score(rollouts, verdicts, mix, recipe.advantage, key, rewards=run.rewards, consensus=given)
                 scored = with_token_terms(policy, scored, recipe.grpo, key)
 
             with run.phase("watch"):

@@ -151,6 +151,7 @@ def _begin(recipe: "Recipe", out: Path, until: int | None, *, quiet: bool, first
         callback = None
         if first:
             opening = partial(beginning_line, out)
+            stack.enter_context(_telling_what_is_kept(console, out))
             callback = stack.enter_context(show_progress(console, recipe, quiet=quiet, opening=opening))
         trainer.train(recipe, out, callback=callback, until=until, card=write_card)
     if first:
@@ -176,10 +177,23 @@ def _go_on(out: Path, options: dict[str, Any], until: int | None, *, quiet: bool
             done_all = f"{done} steps are done; --steps counts them, too"
             opening = f"{out}: {going if done < recipe.steps else done_all}"
             shown = show_progress(console, recipe, done, quiet=quiet, opening=lambda: opening)
+            stack.enter_context(_telling_what_is_kept(console, out))
             callback = stack.enter_context(shown)
         trainer.resume(out, callback=callback, until=until, card=write_card, **options)
     if first:
         _end(console, out)
+
+
+@contextmanager
+def _telling_what_is_kept(console: terminal.Console, out: Path) -> Iterator[None]:
+    """Of a run that is ended at once, say what its folder holds and how to go on."""
+    from rlif.cli.train_progress import kept_line
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.write_line(kept_line(out))
+        raise
 
 
 def _end(console: terminal.Console, out: Path) -> None:
