@@ -142,12 +142,15 @@ def resume(
     rewards: Rewards | None = None,
     task: Problems | None = None,
     steps: int | None = None,
+    overrides: Sequence[str] = (),
     allow_changed: bool = False,
 ) -> Path | None:
     """Resume a run from its last checkpoint, as if it had never stopped; as `train` otherwise.
 
     ``rewards`` and ``task`` are given again, for a folder holds no code. ``steps``: go on until there are so many, a
-    finished run as well. Recipe, problems or model that have changed are refused unless ``allow_changed``.
+    finished run as well. ``overrides``: ``key=value`` changes of its recipe, of keys alone that decide no number, such
+    as ``guards.stop=false`` (docs/reliability.md). Recipe, problems or model that have changed are refused unless
+    ``allow_changed``.
 
     >>> import rlif, tempfile
     >>> small = ["rollout.prompts=2", "rollout.group_size=2", "rollout.max_new_tokens=8", "eval.every=0"]
@@ -160,7 +163,8 @@ def resume(
     problems = None if task is None else _task(task, read_recipe(recipe_path(out)))
     own = rewards_of(rewards or {})
     card = partial(write_card, own=own)
-    return loop.resume(out, task=problems, rewards=own, steps=steps, allow_changed=allow_changed, card=card)
+    options: dict[str, Any] = {"steps": steps, "overrides": overrides, "allow_changed": allow_changed}
+    return loop.resume(out, task=problems, rewards=own, card=card, **options)
 
 
 def _task(task: Problems | None, recipe: Recipe) -> Task | None:

@@ -14,6 +14,8 @@ def test_a_long_path_gives_way_and_no_number_is_cut() -> None:
         path = "studies/tiny/runs/r0-trajectory_entropy-s0-0123abcd/final"
         callback.begin(path, "arithmetic", answers=65536, done=1234, limit=4096)
         callback.advance(10)
+    written = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", console.file.getvalue())  # type: ignore[attr-defined]
+    assert f"{path}, arithmetic: 65,536 answers, 1,234 of them kept from before\n" in written
     with console.capture() as shown:
         console.print(callback._progress.get_renderable())
     (line,) = re.sub(r"\x1b\[[0-9;]*m", "", shown.get()).splitlines()

@@ -149,8 +149,8 @@ def test_what_is_said_beside_a_recipe_comes_before_its_overrides_and_keeps_its_w
         ("tinyy --out x", "did you mean tiny?"),
         ("--model m --data none.jsonl --out x", "none.jsonl: No such file or directory; check --data"),
         ("--model m --data own.jsonl --out x", "--model: no such folder or file: m"),
-        ("--resume x --data y", "--resume DIR goes with --steps, --until and --allow-changed alone"),
-        ("--resume x steps=80", "--resume DIR goes with --steps, --until and --allow-changed alone"),
+        ("--resume x --data y", "--resume DIR goes with --steps, --until, --allow-changed and KEY=VALUE alone"),
+        ("--resume x guards.stop=false", "x: holds no run"),
         ("--model tiny-bace --data own.jsonl --out x", "did you mean tiny-base?"),
         (
             "--model tiny-base --data own.jsonl --reward verifiable --out x",

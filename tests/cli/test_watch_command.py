@@ -25,7 +25,7 @@ def test_exit_codes_and_lines_of_several_runs(tmp_path: Path, capsys: pytest.Cap
     FabricatedRun(fine, steps=16).add(16).finish()
     FabricatedRun(bad).add(20).add(6, constant)
     assert watch(fine) == (0, "")
-    assert capsys.readouterr().out == f"{fine}: finished, step 16 of 16; 8 looks, the last at step 16: ok\n"
+    assert capsys.readouterr().out == f"{fine}: all 16 steps are done; 8 looks, the last at step 16: ok\n"
     assert watch(fine, bad) == (3, "")
     said = capsys.readouterr().out.splitlines()
     assert said[1] == f"{bad}: no process is at work, step 26 of 40; 13 looks, the last at step 26: stop"
@@ -98,7 +98,7 @@ def test_follow_ends_with_the_run_or_with_the_first_stop(
         assert waited == [10.0] * 4
     else:
         assert said[3] == "step 6 of 12; 3 looks, the last at step 6: ok"
-        assert said[4:] == ["finished, step 12 of 12; 6 looks, the last at step 12: ok"]
+        assert said[4:] == ["all 12 steps are done; 6 looks, the last at step 12: ok"]
         assert waited == [10.0] * 5
 
 

@@ -7,17 +7,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rlif.cli.train_progress import kept_line
 from rlif.config import PolicyConfig, Recipe
 from rlif.errors import RlifError
 from rlif.model import registry
 from rlif.model.loading import check_source, load_policy
 from rlif.recipes import load_recipe, shipped_recipes
+from rlif.rewards.base import RewardInputs, reward_of
 from rlif.runs.history import read_metrics
 from rlif.runs.layout import FINAL, METRICS_FILE, RECIPE, recipe_path
-from rlif.training.extension import check_extension
+from rlif.training.callbacks import NullCallback
+from rlif.training.extension import check_extension, with_overrides
 from rlif.training.loop import resume, train
 from rlif.training.resolve import resolved
 from rlif.training.setup import Setup
+from rlif.utils.interrupts import AtOnce
 
 SMALL = ["rollout.prompts=2", "rollout.group_size=2", "rollout.max_new_tokens=6", "eval.every=0", "reward=random"]
 
@@ -73,6 +77,72 @@ def test_another_schedule_is_laid_over_all_steps_and_that_is_said(tmp_path: Path
     recipe.write_text(recipe.read_text().replace("steps: 4", "steps: 5"))
     with pytest.raises(RlifError, match="steps was 4, is 5"):  # by hand it is another run, as before
         resume(tmp_path / "run")
+
+
+def test_a_run_that_goes_on_takes_changes_of_keys_that_decide_no_number(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(tiny(2), out, until=1)
+    before = (out / RECIPE).read_text()
+    free = r"checkpoint\.\*, log\.\*, eval\.every, .*guards\.choose_by alone"
+    with pytest.raises(RlifError, match=rf"^override 'seed=3': a run that goes on takes steps and changes of {free}"):
+        resume(out, overrides=["log.rollouts_every=1", "seed=3"])
+    with pytest.raises(RlifError, match=r"^override 'log\.rolouts=1': .*unknown key"):
+        resume(out, overrides=["log.rolouts=1"])
+    with pytest.raises(RlifError, match=r"^override 'guards\.stop': write key=value"):
+        resume(out, overrides=["guards.stop"])
+    assert (out / RECIPE).read_text() == before
+    resume(out, overrides=["checkpoint.keep_last=7", "log.rollouts_every=1"])
+    kept = load_recipe(out / RECIPE)
+    assert (kept.checkpoint.keep_last, kept.log.rollouts_every, kept.steps) == (7, 1, 2)
+    assert (out / "rollouts" / "step-000002.parquet").is_file()
+    assert "extended" not in json.loads((out / "run.json").read_text())
+    train(tiny(2), tmp_path / "whole")
+    assert same(weights(out), weights(tmp_path / "whole"))
+
+
+def test_a_reward_that_raised_says_how_to_go_on_once_it_is_mended(tmp_path: Path) -> None:
+    out, broken = tmp_path / "run", True
+
+    def own(inputs: RewardInputs) -> list[float]:
+        return [1.0 / 0] if broken else [0.0] * inputs.rollouts.n_rows
+
+    rewards = {"own": reward_of("own", own, uses_labels=False)}
+    with pytest.raises(RlifError, match=r"it raised ZeroDivisionError: .*; mend the function; to go on ") as raised:
+        train(tiny(1, "reward=own"), out, rewards=rewards)
+    raised.value.command_line = True
+    assert str(raised.value).endswith(f"; to go on with it mended: rlif train --resume {out} --allow-changed")
+    broken = False
+    assert resume(out, rewards=rewards, allow_changed=True) == out / FINAL
+
+
+def test_what_a_run_ended_at_once_has_kept_is_said(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert kept_line(out) == "nothing is kept: the run had not begun; the same command begins it"
+    go_on = f"rlif train --resume {out}"
+
+    class Second(NullCallback):
+        def logged(self, step: int, metrics: object) -> None:
+            if step == self.at:
+                raise AtOnce(2)
+
+        at = 1
+
+    with pytest.raises(AtOnce):
+        train(tiny(3), out, callback=Second())
+    assert kept_line(out) == f"there is no checkpoint yet, and no step is kept; begin again with: {go_on}"
+    resume(out, until=1)
+    Second.at = 3
+    with pytest.raises(AtOnce):
+        resume(out, callback=Second())
+    assert kept_line(out) == f"kept up to the checkpoint of step 1; go on with: {go_on}"
+
+
+def test_how_often_is_looked_is_fixed_where_looks_move_the_weights() -> None:
+    with_overrides(tiny(2), ["probe.every=5"])
+    merged = tiny(2, "probe.every=10", "probe.start=true", "guards.merge_back=0.5")
+    with pytest.raises(RlifError, match=r"^override 'probe\.every=5': a run that goes on takes ") as refused:
+        with_overrides(merged, ["probe.every=5"])
+    assert "max_mismatch, guards.stop" in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,7 @@ def test_a_guard_ends_the_run_and_final_is_the_look_that_agreed_most(
     assert (selected["step"], selected["last"], selected["looks"]) == (1, 3, 4)
     assert selected["stopped"] == {"step": 3, "guard": "agreement", "reason": "it fell"}
     said = ending_lines(out)
-    assert said[0] == "stopped after step 3: it fell"
+    assert said[0] == "stopped after step 3 of 4: it fell"
     assert "of step 1" in said[1]
     assert str(out / "final") in said[1]
     assert str(out / "last") in said[2]
@@ -189,6 +189,26 @@ def test_an_ended_run_goes_on_if_its_recipe_no_longer_lets_guards_stop(
     resume(out)
     assert read_metrics(out / "metrics.jsonl")[-1]["step"] == 4
     assert ending_lines(out)[0] == "would have been stopped after step 2: it fell"
+
+
+def test_an_ended_run_takes_more_steps_once_its_guards_are_told_not_to_stop_it(
+    toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopping_at(monkeypatch, 4)
+    out = tmp_path / "run"
+    train(recipe(toy_model), out)
+    assert ending_lines(out)[0] == "all 4 steps are done; a guard says stop: it fell"
+    with pytest.raises(RlifError, match=r"a guard ended this run after step 4 \(it fell\)") as refused:
+        resume(out, steps=6)
+    assert str(refused.value).endswith(f": rlif.resume({str(out)!r}, steps=6, overrides=['guards.stop=false'])")
+    refused.value.command_line = True
+    assert str(refused.value).endswith(f": rlif train --resume {out} --steps 6 guards.stop=false")
+    resume(out, steps=6, overrides=["guards.stop=false"])
+    assert read_metrics(out / "metrics.jsonl")[-1]["step"] == 6
+    kept = load_recipe(out / "recipe.yaml")
+    assert (kept.steps, kept.guards.stop) == (6, False)
+    assert (out / "final-step-000004").is_dir()
+    assert ending_lines(out)[0] == "would have been stopped after step 4: it fell"
 
 
 def test_where_no_training_agrees_more_final_is_the_untrained_model(

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from time import monotonic
 
 from rich.progress import BarColumn, Progress
+from rich.text import Text
 
 from rlif.errors import printable, shortened
 from rlif.evals.backends.base import Answer
@@ -17,6 +18,11 @@ _LINE_EVERY = 30.0  # seconds
 _BESIDE_NAME = 58  # columns: bar, answers, speed, time left
 
 
+def kept(answers: int, done: int) -> str:
+    """How many answers there are to be, and how many of them a command that goes on has."""
+    return f"{answers:,} answers" + (f", {done:,} of them kept from before" if done else "")
+
+
 class LiveEvalProgress:
     """One bar for each model and task."""
 
@@ -25,6 +31,9 @@ class LiveEvalProgress:
 
     def begin(self, model: str, task: str, *, answers: int, done: int, limit: int) -> None:
         self._pace = Pace(answers, done, limit)
+        if done:
+            said = Text(f"{printable(model)}, {printable(task)}: {kept(answers, done)}")
+            self._progress.console.print(said, soft_wrap=True)
         room = max(self._progress.console.width - _BESIDE_NAME - len(task), 8)
         name = f"{shortened(printable(model), room)}, {printable(task)}"  # a long path gives way, no number does
         self._bar = self._progress.add_task(name, total=answers, completed=done, line=_brief(self._pace))
@@ -55,8 +64,7 @@ class PlainEvalProgress:
 
     def begin(self, model: str, task: str, *, answers: int, done: int, limit: int) -> None:
         self._name, self._pace, self._said = f"{model}, {task}", Pace(answers, done, limit), monotonic()
-        kept = f", {done:,} of them kept from before" if done else ""
-        self._console.write_line(f"{self._name}: {answers:,} answers{kept}")
+        self._console.write_line(f"{self._name}: {kept(answers, done)}")
 
     def advance(self, tokens: int) -> None:
         self._pace.advance(tokens)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task
 from rich.text import Text
@@ -13,6 +14,7 @@ from rlif.cli.time_left import TimeLeft
 from rlif.config import Recipe
 from rlif.errors import with_error
 from rlif.recipes import load_recipe
+from rlif.runs.checkpoint import resumes_at
 from rlif.runs.layout import FINAL, INFO, LAST, METRICS_FILE, recipe_path
 from rlif.runs.run_log import read_info
 from rlif.training.callbacks import NullCallback, ProgressCallback
@@ -115,8 +117,7 @@ def ending_lines(out: Path) -> list[str]:
         return [f"final model: {out / FINAL}"]
     lines = []
     if stopped := selected["stopped"]:
-        verb = "stopped" if stopped["step"] == selected["last"] else "would have been stopped"
-        lines.append(f"{verb} after step {stopped['step']}: {stopped['reason']}")
+        lines.append(_stop_line(stopped, selected["last"], of=load_recipe(recipe_path(out)).steps))
     value = "unknown" if selected["value"] is None else f"{selected['value']:.3f}"
     why = f"{_MERITS.get(selected['criterion'], selected['criterion'])} is {value} there"
     if selected["step"] == selected["last"]:
@@ -125,6 +126,16 @@ def ending_lines(out: Path) -> list[str]:
         f"final model: {out / FINAL} (of step {selected['step']}: {why}, the highest of {selected['looks']} looks)"
     )
     return [*lines, f"the last step's ({selected['last']}): {out / LAST}"]
+
+
+def _stop_line(stopped: Mapping[str, Any], last: int, *, of: int) -> str:
+    """What a guard's stop did to a run that ended after step ``last`` of so many."""
+    step, reason = stopped["step"], stopped["reason"]
+    if step != last:
+        return f"would have been stopped after step {step}: {reason}"
+    if step == of:  # it stopped nothing, but what it says holds
+        return f"all {of} steps are done; a guard says stop: {reason}"
+    return f"stopped after step {step} of {of}: {reason}"
 
 
 def fitting(parts: Sequence[str], width: int) -> str:
@@ -150,6 +161,16 @@ def beginning_line(out: Path) -> str:
 def paused_line(out: Path) -> str:
     """How to go on with a run that has not ended."""
     return f"paused; go on with: rlif train --resume {out}"
+
+
+def kept_line(out: Path) -> str:
+    """What is kept of a run that was ended at once, and how to go on."""
+    if not (out / INFO).is_file():
+        return "nothing is kept: the run had not begun; the same command begins it"
+    done, go_on = resumes_at(out), f"rlif train --resume {out}"
+    if not done:
+        return f"there is no checkpoint yet, and no step is kept; begin again with: {go_on}"
+    return f"kept up to the checkpoint of step {done}; go on with: {go_on}"
 
 
 class LiveProgress:

@@ -105,7 +105,10 @@ def _words(said: Mapping[str, Said]) -> dict[str, dict[str, Any]]:
 def told(found: Report) -> list[str]:
     """A report for a reader: where the run stands, and below it each guard that has something to say."""
     states = {"running": "", "stopped": "no process is at work, ", "finished": "finished, "}
-    where = f"{found.run}: {states[found.state]}step {found.step} of {found.steps}"
+    done = found.state == "finished" and found.step == found.steps
+    where = f"{found.run}: " + (
+        f"all {found.steps} steps are done" if done else f"{states[found.state]}step {found.step} of {found.steps}"
+    )
     last = f", the last at step {found.looks[-1]}" if found.looks else f" (the first is due at step {found.due})"
     lines = [f"{where}; {_count(len(found.looks), 'look')}{last}: {found.level}"]
     lines += [f"  {name}: {_word(said)}: {said.reason}" for name, said in found.said.items()]

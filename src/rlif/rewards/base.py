@@ -84,6 +84,10 @@ class Wrapper:
     internal: bool = False
 
 
+class OwnRewardError(RlifError):
+    """A reward of the user's that raised, or returned what is none: its file has to change before a run goes on."""
+
+
 def reward_of(
     name: str, function: Callable[..., Any], *, uses_labels: bool, meaning: str = "", citation: str = ""
 ) -> Reward:
@@ -106,15 +110,15 @@ def reward_of(
         except (RlifError, FloatingPointError, torch.OutOfMemoryError):
             raise  # these have a meaning of their own to the step that is under way
         except Exception as error:
-            raise RlifError(f"{where}: it raised {said(error, _file(function))}; mend the function") from error
+            raise OwnRewardError(f"{where}: it raised {said(error, _file(function))}; mend the function") from error
         try:
             values = torch.as_tensor(returned, dtype=torch.float32)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise RlifError(
+            raise OwnRewardError(
                 f"{where}: returned a {type(returned).__name__} that is no list of numbers ({brief(str(error))})"
             ) from error
         if values.shape != (inputs.rollouts.n_rows,):
-            raise RlifError(
+            raise OwnRewardError(
                 f"{where}: returned the shape {tuple(values.shape)}; expected one number for each of the "
                 f"{inputs.rollouts.n_rows} completions"
             )

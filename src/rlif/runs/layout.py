@@ -1,6 +1,7 @@
 """What lies where in the folder of a run. Free of torch, so that anybody can read one."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from rlif.errors import Advice, RlifError
@@ -34,10 +35,21 @@ PROBE, LOOKS = "probe", "looks.json"
 each look up to the last checkpoint (`rlif.monitoring.measurement.ProbeRecord`)."""
 
 
-def resume_with(out: Path, *, allow_changed: bool = False) -> Advice:
-    """How to resume the run in a folder."""
-    python, command = (", allow_changed=True", " --allow-changed") if allow_changed else ("", "")
-    return Advice(f"rlif.resume({str(out)!r}{python})", f"rlif train --resume {out}{command}")
+def resume_with(
+    out: Path, *, allow_changed: bool = False, steps: int | None = None, overrides: Sequence[str] = ()
+) -> Advice:
+    """How to resume the run in a folder; ``steps`` and ``overrides``: with these many in all, with these changes."""
+    python, command = [repr(str(out))], [f"rlif train --resume {out}"]
+    if steps is not None:
+        python.append(f"steps={steps}")
+        command.append(f"--steps {steps}")
+    if overrides:
+        python.append(f"overrides={list(overrides)!r}")
+        command.extend(overrides)
+    if allow_changed:
+        python.append("allow_changed=True")
+        command.append("--allow-changed")
+    return Advice(f"rlif.resume({', '.join(python)})", " ".join(command))
 
 
 def earlier_end(step: int) -> str:

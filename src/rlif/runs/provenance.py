@@ -32,6 +32,9 @@ FREE = (
 )
 """Keys, or beginnings of them, that decide neither weights nor the value of any number: they may change."""
 
+UNLESS_MERGED = "probe.every"
+"""The one of them that decides weights after all, where guards.merge_back moves them by what is seen."""
+
 ROUNDING = (
     *("policy.device", "rollout.max_rows", "rollout.cuda_graphs", "rollout.engine"),
     *("rollout.vllm.memory", "rollout.vllm.eager", "rollout.vllm.sleep"),
@@ -190,11 +193,16 @@ def _recipe_changes(old: Recipe, new: Recipe, known: set[str], teacher: bool) ->
 def _effect(key: str, old: Recipe, new: Recipe, teacher: bool) -> Literal["result", "rounding", "none"]:
     if key == "steps":  # where neither learning rates nor a teacher's decay depend on them, more steps only follow
         return "none" if new.grpo.schedule == "constant" and new.grpo.warmup == 0.0 and not teacher else "result"
-    if key == "probe.every" and (old.guards.merge_back or new.guards.merge_back):
-        return "result"  # what is seen moves the weights then
-    if key.startswith(FREE):
+    if is_free(key, old) and is_free(key, new):
         return "none"
     return "rounding" if key in ROUNDING else "result"
+
+
+def is_free(key: str, recipe: Recipe) -> bool:
+    """Whether a key of a run's recipe, as ``section.key``, may have another value when the run goes on (`FREE`)."""
+    if key == UNLESS_MERGED and recipe.guards.merge_back:
+        return False
+    return any(key.startswith(one) if one.endswith(".") else key == one for one in FREE)
 
 
 def _flat(data: Mapping[str, Any], where: str = "") -> dict[str, Any]:

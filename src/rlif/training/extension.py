@@ -1,4 +1,5 @@
-"""A run that goes on for more steps than it was begun with: `rlif train --resume DIR --steps N`.
+"""A run that goes on for more steps than it was begun with, or with keys changed that decide no number:
+`rlif train --resume DIR --steps N KEY=VALUE`.
 
 With a constant learning rate, no teacher and no guards.merge_back that is the run which was asked for N steps at once:
 its weights are the same, bit for bit. Anything else is laid over N steps from here on, and what was done so far is not
@@ -6,12 +7,14 @@ done again: that is said.
 """
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 from rlif.config import Recipe
-from rlif.errors import Argument, RlifError
-from rlif.recipes import dump_recipe, parse_recipe
-from rlif.runs.layout import EXTENDED, FINAL, RECIPE, earlier_end
+from rlif.errors import Argument, RlifError, shown
+from rlif.recipes import dump_recipe, overridden, parse_recipe
+from rlif.runs.layout import EXTENDED, FINAL, RECIPE, earlier_end, resume_with
+from rlif.runs.provenance import FREE, is_free
 from rlif.runs.run_log import RunLog
 from rlif.training.optim import learning_rate
 from rlif.training.setup import Setup
@@ -27,13 +30,28 @@ def with_steps(recipe: Recipe, steps: int | None) -> Recipe:
     return parse_recipe(recipe.model_dump(mode="json") | {"steps": steps})
 
 
+def with_overrides(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """The recipe of a run with ``key=value`` changes. Raises `RlifError` for a key that a run which goes on may not
+    change freely (`rlif.runs.provenance.FREE`), and for a value that the recipe does not take."""
+    for override in overrides:
+        if "=" in override and not is_free(override.partition("=")[0], recipe):
+            free = ", ".join(f"{one}*" if one.endswith(".") else one for one in FREE if is_free(one, recipe))
+            raise RlifError(
+                f"override {shown(override, 200)}: a run that goes on takes ",
+                Argument("steps"),
+                f" and changes of {free} alone, which decide no number; for others begin a new run",
+            )
+    return overridden(recipe.model_dump(mode="json"), overrides, source=RECIPE) if overrides else recipe
+
+
 def check_extension(setup: Setup, out: Path) -> None:
     """Raise `RlifError` if a guard has ended the run; warn of a schedule that more steps bend."""
     recipe, stopped = setup.recipe, (setup.state.get("probe") or {}).get("stopped")
     if stopped and recipe.guards.stop and recipe.guards.merge_back is None:
         raise RlifError(
-            f"{out}: a guard ended this run after step {stopped['step']} ({stopped['reason']}); to go on nevertheless "
-            f"set guards.stop to false in {out / RECIPE}"
+            f"{out}: a guard ended this run after step {stopped['step']} ({stopped['reason']}); to go on "
+            "nevertheless: ",
+            resume_with(out, steps=recipe.steps, overrides=["guards.stop=false"]),
         )
     for reason in _other_than_at_once(setup):
         warnings.warn(
@@ -64,9 +82,10 @@ def _other_than_at_once(setup: Setup) -> list[str]:
     return found
 
 
-def extend(log: RunLog, setup: Setup, out: Path) -> None:
-    """Write down that the run has more steps now, and set the model aside with which it had ended: it is called
-    ``final-step-NNNNNN`` from here on. Raises `RlifError` if that cannot be written."""
+def extend(log: RunLog, setup: Setup, out: Path, *, more_steps: bool) -> None:
+    """Write the run's recipe as it is now, and set the model aside with which it had ended if steps are left: it is
+    called ``final-step-NNNNNN`` from here on. ``more_steps``: it was told how many steps it has, which run.json then
+    holds as well. Raises `RlifError` if that cannot be written."""
     with writing(out, "put that right, then the same command"):
         write_whole(out / RECIPE, dump_recipe(setup.recipe).encode())
         if setup.step < setup.recipe.steps and (out / FINAL).is_dir():
@@ -74,4 +93,5 @@ def extend(log: RunLog, setup: Setup, out: Path) -> None:
             if not aside.exists():
                 (out / FINAL).rename(aside)
                 flush_folder(out)
-    log.note(**{EXTENDED: setup.recipe.steps})
+    if more_steps:
+        log.note(**{EXTENDED: setup.recipe.steps})

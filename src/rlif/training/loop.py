@@ -4,8 +4,8 @@ It reads top to bottom: sample, score, update, evaluate, log, checkpoint. Everyt
 prompt), so a run killed at any moment and resumed from its last checkpoint gives the same weights as one never killed.
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from rlif.config import Recipe
 from rlif.errors import Argument, RlifError, named
 from rlif.monitoring.entropy_change import EntropyChangeProbe
 from rlif.recipes import RECIPE_KEYS
-from rlif.rewards.base import Reward
+from rlif.rewards.base import OwnRewardError, Reward
 from rlif.rewards.score import score
 from rlif.rng import Key
 from rlif.runs.layout import resume_with
@@ -74,6 +74,7 @@ def resume(
     rewards: Mapping[str, Reward] | None = None,
     callback: ProgressCallback | None = None,
     steps: int | None = None,
+    overrides: Sequence[str] = (),
     until: int | None = None,
     stop: Stop | None = None,
     allow_changed: bool = False,
@@ -83,10 +84,11 @@ def resume(
 
     A run that was given ``task`` or ``rewards`` needs the same again. Recipe, problems or model that have changed since
     it began are refused unless ``allow_changed``. ``steps``: go on until there are so many, a finished run as well.
+    ``overrides``: ``key=value`` changes of its recipe, of keys alone that decide no number (docs/reliability.md).
     """
     _check_until(until)
     custom, told = Custom(task, rewards or {}), callback or NullCallback()
-    options: dict[str, Any] = {"steps": steps, "allow_changed": allow_changed}
+    options: dict[str, Any] = {"steps": steps, "overrides": overrides, "allow_changed": allow_changed}
     with joined() as ranks, old_run(out, told, custom, ranks, **options) as run:
         return _with_card(run, _loop(run, until, stop), card)
 
@@ -101,6 +103,16 @@ def _with_card(run: Run, final: Path | None, card: Card | None) -> Path | None:
 def _check_until(until: int | None) -> None:
     if until is not None and until < 1:
         raise RlifError(Argument("until"), f": {until}; a run pauses after step 1 at the earliest, for a checkpoint")
+
+
+@contextmanager
+def _mended_and_resumed(out: Path) -> Iterator[None]:
+    """Let the error of a user's reward say how the run goes on once its file is another one."""
+    try:
+        yield
+    except OwnRewardError as error:
+        error.args = (*error.args, "; to go on with it mended: ", resume_with(out, allow_changed=True))
+        raise
 
 
 def _loop(run: Run, until: int | None, stop: Stop | None) -> Path | None:
@@ -125,7 +137,8 @@ def _loop(run: Run, until: int | None, stop: Stop | None) -> Path | None:
             with run.phase("score"):
                 verdicts = run.grade(rollouts)
                 mix, given = recipe.reward, run.consensus
-                scored = score(rollouts, verdicts, mix, recipe.advantage, key, rewards=run.rewards, consensus=given)
+                with _mended_and_resumed(run.out):
+                    scored = score(rollouts, verdicts, mix, recipe.advantage, key, rewards=run.rewards, consensus=given)
                 scored = with_token_terms(policy, scored, recipe.grpo, key)
 
             with run.phase("watch"):

@@ -4,7 +4,7 @@
 opens the folder; the others have the same run beside it, and write nothing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from rlif.runs.trackers import Sinks, open_sinks
 from rlif.training.callbacks import NullCallback, ProgressCallback
 from rlif.training.consensus import NoConsensusError
 from rlif.training.custom import CODE, NEEDS, Custom, check_code, check_needs, code_of
-from rlif.training.extension import check_extension, extend, with_steps
+from rlif.training.extension import check_extension, extend, with_overrides, with_steps
 from rlif.training.parallel import ALONE, Ranks
 from rlif.training.resolve import as_before, resolved
 from rlif.training.run import Run
@@ -67,10 +67,12 @@ def old_run(
     ranks: Ranks = ALONE,
     *,
     steps: int | None = None,
+    overrides: Sequence[str] = (),
     allow_changed: bool = False,
 ) -> Iterator[Run]:
     """An old run, from its last checkpoint (from the beginning if it never had one). ``steps``: for so many in all,
-    which its recipe.yaml then holds; None: for as many as that says.
+    which its recipe.yaml then holds; None: for as many as that says. ``overrides``: changes of keys that decide no
+    number, which it then holds as well.
 
     Raises `RlifError` if what decides the result has changed since it began, unless ``allow_changed``.
     """
@@ -78,7 +80,7 @@ def old_run(
     recipe = ranks.told(lambda: load_recipe(recipe_path(out)))
     with locked(out) if ranks.first else nullcontext():
         start = _start(out, ranks)
-        recipe = with_steps(as_before(recipe, start.info), steps)
+        recipe = with_steps(with_overrides(as_before(recipe, start.info), overrides), steps)
         check_needs(recipe, custom, start.info, out, allow_changed=allow_changed)
         code = check_code(recipe, start.info, out, allow_changed=allow_changed)
         recorded, where = (
@@ -108,8 +110,8 @@ def old_run(
         # Without a checkpoint nothing is kept, the evaluation of step 0 included: it will be made again.
         log = RunLog.resume(out, start.step, info=info)
         with _opened(setup, out, log, callback) as run:
-            if steps is not None:
-                extend(log, setup, out)
+            if steps is not None or overrides:
+                extend(log, setup, out, more_steps=steps is not None)
             if start.lost is not None:
                 log.note_checkpoint(start.step)  # told once
             yield run

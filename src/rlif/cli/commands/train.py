@@ -35,7 +35,8 @@ class TrainCommand(TyperCommand):
 def train(
     recipe: Annotated[Path | None, typer.Argument(help="A recipe file, or the name of a shipped one.")] = None,
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe.")
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe; with --resume: of some keys alone."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; must be new or empty.")] = None,
     model: Annotated[str | None, typer.Option(help="A named model, hub id, folder, .gguf file, or a run.")] = None,
@@ -71,12 +72,13 @@ def train(
             recipe, overrides = None, [str(recipe), *(overrides or [])]
         begins = [recipe, out, model, data, question, answer, config, split, reward]
         if resume is not None:
-            if overrides or any(one is not None for one in begins):
+            if any(one is not None for one in begins):
                 raise RlifError(
-                    "--resume DIR goes with --steps, --until and --allow-changed alone: the folder holds the recipe of "
-                    "its run; to change other keys of it, begin a new run"
+                    "--resume DIR goes with --steps, --until, --allow-changed and KEY=VALUE alone: the folder holds "
+                    "the recipe of its run; for another one, begin a new run"
                 )
-            _go_on(resume, steps, until, allow_changed=allow_changed, quiet=quiet, first=first)
+            options: dict[str, Any] = {"steps": steps, "overrides": overrides or [], "allow_changed": allow_changed}
+            _go_on(resume, options, until, quiet=quiet, first=first)
             return
         if allow_changed:
             raise RlifError("--allow-changed belongs to --resume DIR: a new run has nothing that could have changed")
@@ -149,35 +151,49 @@ def _begin(recipe: "Recipe", out: Path, until: int | None, *, quiet: bool, first
         callback = None
         if first:
             opening = partial(beginning_line, out)
+            stack.enter_context(_telling_what_is_kept(console, out))
             callback = stack.enter_context(show_progress(console, recipe, quiet=quiet, opening=opening))
         trainer.train(recipe, out, callback=callback, until=until, card=write_card)
     if first:
         _end(console, out)
 
 
-def _go_on(out: Path, steps: int | None, until: int | None, *, allow_changed: bool, quiet: bool, first: bool) -> None:
+def _go_on(out: Path, options: dict[str, Any], until: int | None, *, quiet: bool, first: bool) -> None:
     from rlif.cli.train_progress import show_progress
     from rlif.recipes import load_recipe
     from rlif.report.card import write_card
     from rlif.runs.checkpoint import resumes_at
     from rlif.runs.layout import recipe_path
     from rlif.training import loop as trainer
-    from rlif.training.extension import with_steps
+    from rlif.training.extension import with_overrides, with_steps
 
     console = terminal.Console()
     with named(_OPTIONS), ExitStack() as stack:
         callback = None
         if first:  # the others may not have the folder
-            recipe, done = with_steps(load_recipe(recipe_path(out)), steps), resumes_at(out)
+            recipe, done = with_overrides(load_recipe(recipe_path(out)), options["overrides"]), resumes_at(out)
+            recipe = with_steps(recipe, options["steps"])
             going = f"going on from step {done} of {recipe.steps}"
             done_all = f"{done} steps are done; --steps counts them, too"
             opening = f"{out}: {going if done < recipe.steps else done_all}"
             shown = show_progress(console, recipe, done, quiet=quiet, opening=lambda: opening)
+            stack.enter_context(_telling_what_is_kept(console, out))
             callback = stack.enter_context(shown)
-        options: dict[str, Any] = {"steps": steps, "until": until, "allow_changed": allow_changed}
-        trainer.resume(out, callback=callback, card=write_card, **options)
+        trainer.resume(out, callback=callback, until=until, card=write_card, **options)
     if first:
         _end(console, out)
+
+
+@contextmanager
+def _telling_what_is_kept(console: terminal.Console, out: Path) -> Iterator[None]:
+    """Of a run that is ended at once, say what its folder holds and how to go on."""
+    from rlif.cli.train_progress import kept_line
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.write_line(kept_line(out))
+        raise
 
 
 def _end(console: terminal.Console, out: Path) -> None:
