@@ -108,6 +108,16 @@ def test_prompts_are_fitted_to_as_many_ranks_as_there_are(monkeypatch: pytest.Mo
         setup.prepare(recipe, setup.Origin(Path("run"), present()), Custom(), Group(1, 3))
 
 
+def test_a_reward_beside_data_is_whatever_a_recipe_takes() -> None:
+    for reward in ("{name: formatted, of: soft_consensus}", "[{name: formatted, of: soft_consensus}, length]"):
+        (first, *_) = recipe_for("m", OwnData("x.jsonl"), reward=reward).reward
+        assert first == recipe_for("m", OwnData("x.jsonl"), overrides=[f"reward={reward}"]).reward[0]
+        assert first.label == "formatted soft_consensus"
+    assert recipe_for("m", OwnData("x.jsonl"), reward="formatted").reward[0].label == "formatted majority_vote"
+    both = recipe_for("m", OwnData("x.jsonl"), reward="length", overrides=["reward=random"])
+    assert [one.name for one in both.reward] == ["random"]
+
+
 def test_what_is_said_beside_a_recipe_comes_before_its_overrides_and_keeps_its_words() -> None:
     tiny = shipped_recipes()["tiny"]
     recipe = recipe_for("m", OwnData("x.jsonl", answer_column="gold"), recipe=tiny, reward="length", steps=3)
