@@ -119,8 +119,8 @@ def test_answers_in_a_column_of_another_name_are_missed_by_name(
     monkeypatch.chdir(tmp_path)
     Path("own.jsonl").write_text('{"text": "1+1=?", "gold": "2"}\n')
     absent = "no column 'answer' (there are text, gold)"
+    asked = "--model tiny-base --data own.jsonl --question text --reward verifiable --out x"
     with pytest.raises(RlifError) as raised:
-        asked = "--model tiny-base --data own.jsonl --question text --reward verifiable --out x"
         invoke("train", *asked.split())
     assert f"reward verifiable needs answers: {absent}; name it with --answer COLUMN" in str(raised.value)
     assert absent not in caplog.text, "said once"
