@@ -92,7 +92,7 @@ def recipe_for(
         data: a .jsonl, .json, .csv, .tsv or .parquet file, or a data set of the hub (openai/gsm8k).
         question: the column of the question; None: problem, question, prompt or messages.
         answer: the column of the answer; None: answer, where there is one. None is needed for internal rewards.
-        reward: a name (docs/rewards.md); None: self_certainty.
+        reward: a name, or what else a recipe's key takes, as YAML (docs/rewards.md); None: self_certainty.
         steps: of training; None: 40.
         overrides: further changes, ``key=value`` as on the command line (``task.config=main`` for the hub).
 

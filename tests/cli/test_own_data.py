@@ -108,6 +108,41 @@ def test_prompts_are_fitted_to_as_many_ranks_as_there_are(monkeypatch: pytest.Mo
         setup.prepare(recipe, setup.Origin(Path("run"), present()), Custom(), Group(1, 3))
 
 
+def test_answers_in_a_column_of_another_name_are_missed_by_name(
+    tmp_path: Path, monkeypatch: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    from rlif.config import FileTask
+    from rlif.evals.plan import Plan
+    from rlif.evals.settings import Settings
+    from rlif.tasks import build_task
+
+    monkeypatch.chdir(tmp_path)
+    Path("own.jsonl").write_text('{"text": "1+1=?", "gold": "2"}\n')
+    absent = "no column 'answer' (there are text, gold)"
+    asked = "--model tiny-base --data own.jsonl --question text --reward verifiable --out x"
+    with pytest.raises(RlifError) as raised:
+        invoke("train", *asked.split())
+    assert f"reward verifiable needs answers: {absent}; name it with --answer COLUMN" in str(raised.value)
+    assert absent not in caplog.text, "said once"
+    Plan("own", Settings(tasks=("own",), data={"own": "own.jsonl"}, question_column="text"))
+    assert f"{absent}: nothing is said of right and wrong" in caplog.text
+    caplog.clear()
+    Plan("own", Settings(tasks=("own",), data={"own": "own.jsonl"}, question_column="text", answer_column="gold"))
+    assert not caplog.text
+    assert absent == build_task(FileTask(name="file", path="own.jsonl", question_column="text")).no_answers
+    assert not build_task(FileTask(name="file", path="own.jsonl", question_column="gold", id_column="text")).no_answers
+
+
+def test_a_reward_beside_data_is_whatever_a_recipe_takes() -> None:
+    for reward in ("{name: formatted, of: soft_consensus}", "[{name: formatted, of: soft_consensus}, length]"):
+        (first, *_) = recipe_for("m", OwnData("x.jsonl"), reward=reward).reward
+        assert first == recipe_for("m", OwnData("x.jsonl"), overrides=[f"reward={reward}"]).reward[0]
+        assert first.label == "formatted soft_consensus"
+    assert recipe_for("m", OwnData("x.jsonl"), reward="formatted").reward[0].label == "formatted majority_vote"
+    both = recipe_for("m", OwnData("x.jsonl"), reward="length", overrides=["reward=random"])
+    assert [one.name for one in both.reward] == ["random"]
+
+
 def test_what_is_said_beside_a_recipe_comes_before_its_overrides_and_keeps_its_words() -> None:
     tiny = shipped_recipes()["tiny"]
     recipe = recipe_for("m", OwnData("x.jsonl", answer_column="gold"), recipe=tiny, reward="length", steps=3)

@@ -192,3 +192,17 @@ def test_the_time_left_counts_neither_loading_nor_the_first_step_but_what_evalua
     left = TimeLeft(recipe(60, "eval.every=0"), done=50)
     left.logged(51, {"time/rollout": 3.0})
     assert left.seconds == 9 * 3.0
+
+
+def test_a_reward_of_another_one_is_called_by_both_names() -> None:
+    mix = "[{name: formatted, of: majority_vote}, length, {name: formatted, of: soft_consensus}]"
+    console, metrics = (
+        Console(width=200, file=StringIO(), record=True),
+        dict.fromkeys(
+            ("reward/formatted/mean", "reward/length/mean", "reward/formatted_2/mean", "verdict/formatted"), 0.5
+        ),
+    )
+    with show_progress(console, load_recipe(shipped_recipes()["tiny"], [f"reward={mix}"])) as callback:
+        callback.logged(1, metrics)
+    shown = "formatted majority_vote 0.500  length 0.500  formatted soft_consensus 0.500  formatted 0.50"
+    assert shown in console.export_text()

@@ -65,6 +65,9 @@ def test_a_file_without_answers_says_all_that_needs_none(tmp_path: Path) -> None
     assert "nothing is said of right and wrong" in screen
     assert "agree" in screen
     assert not {"avg@3", "nan", "neither", "AUROC"} & set(screen.split())
+    document = (tmp_path / "e/results.md").read_text()
+    assert "| model | self-agreement | formatted | cut off | tokens |" in document
+    assert f"| scripted | {100 * found['metrics']['self_agreement']:.1f} ± " in document
     written = json.loads((tmp_path / "e/results.json").read_text())["results"][0]
     assert written["metrics"]["right"] is None
     assert written["pass_at"] == {k: {"value": None, "stderr": None} for k in ("1", "2", "3")}

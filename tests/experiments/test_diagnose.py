@@ -208,7 +208,7 @@ def test_training_is_worth_it_where_it_beats_every_baseline() -> None:
     assert not isinstance(prediction, str)
     assert prediction.gain == pytest.approx(0.8 * 0.5, abs=0.02)
     assert prediction.low < prediction.gain < prediction.high
-    assert any("the prediction stands on 4 runs of a, b, c, d" in reason for reason in found.reasons)
+    assert any("the prediction stands on 4 runs of 4 models (a, b, c, d)" in reason for reason in found.reasons)
 
 
 def test_names_are_listed_with_what_they_share_said_once() -> None:
@@ -650,6 +650,20 @@ def test_the_tiny_base_model_end_to_end(tmp_path: Path, command: Command) -> Non
     assert (out / "diagnosis.png").read_bytes().startswith(b"\x89PNG")
     recipe = load_recipe(out / "recipe.yaml")
     assert (recipe.policy.model, recipe.task.name, recipe.policy.dtype) == ("tiny-base", "arithmetic", "float32")
+
+
+def test_what_is_piped_is_neither_wrapped_nor_padded_and_names_the_file(tmp_path: Path, command: Command) -> None:
+    path = tmp_path / "my sums.jsonl"
+    path.write_text("".join(json.dumps({"question": f"{n}+1=?"}) + "\n" for n in range(10, 15)))
+    asked = ("--question", "question", "--samples", "4", "--max-new-tokens", "8", "--dtype", "float32")
+    code, screen, said = command("tiny-base", "--prompts", str(path), *asked)
+    assert not code, said
+    lines = screen.splitlines()
+    (head,) = [i for i, line in enumerate(lines) if line == "tiny-base, my sums.jsonl, 5 prompts"]
+    assert not [line for line in lines if line != line.rstrip()]
+    below = lines[head + 2 : lines.index("", head)]
+    assert below
+    assert all(line.startswith("  - ") for line in below), "a reason a line, however long"
 
 
 def test_tables_are_80_columns_wide(tmp_path: Path) -> None:

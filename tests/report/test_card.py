@@ -27,6 +27,12 @@ def test_the_card_says_what_the_files_say(tmp_path: Path) -> None:
     assert "rlif 0, torch 2." in text
 
 
+@pytest.mark.parametrize(("model", "license"), [("tiny-base", "apache-2.0"), ("gemma3-270m", "gemma"), ("toy", None)])
+def test_the_license_is_that_of_a_base_model_that_is_known(model: str, license: str | None, tmp_path: Path) -> None:
+    front = yaml.safe_load(card(read_run(write_run(tmp_path / "run", policy={"model": model})), []).split("---\n")[1])
+    assert front.get("license") == license
+
+
 def test_problems_that_were_trained_on_are_not_called_held_out(tmp_path: Path) -> None:
     file = {"name": "file", "path": "problems.jsonl"}
     for task, said in (
@@ -54,6 +60,13 @@ def test_no_score_is_made_up(tmp_path: Path) -> None:
     lines = [{"step": step, **line(step), "eval/undecided": 1.0} for step in STEPS]
     (run / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
     assert "cannot be said: no problem has a label" in card(read_run(run), [])
+    info = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(info | {"selected": {"step": 2, "last": 4, "looks": 3}}))
+    text = card(read_run(run), [])
+    assert "| without labels | before training | chosen, step 2 | last, step 4 |" in text
+    assert "| entropy, nats a token | 1.500 | 1.300 | 1.100 |" in text
+    assert "| length, tokens | 8 | 6 | 4 |" in text
+    assert "self-agreement" not in text, "of one answer a problem it tells nothing"
     (run / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
     assert "It was not evaluated while it was trained." in card(read_run(run), [])
 

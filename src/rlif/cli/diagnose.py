@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from rlif.config import PolicyConfig
+from rlif.config import FileTask, PolicyConfig
 from rlif.errors import Argument, RlifError, named, printable, printable_lines, with_error
 from rlif.experiments.calibration import label_of
 from rlif.experiments.diagnose import Diagnosis, diagnose
@@ -73,10 +74,26 @@ def print_diagnosis(
         for line in json.dumps(found.as_json(), indent=1, allow_nan=False).splitlines():
             say(line)
     else:
-        console.print(view(found))
+        _show(console, view(found))
     if out is not None:
         for path in write(found, out):
             (Console(stderr=True) if as_json else console).write_line(f"written: {path}")
+
+
+_UNWRAPPED = 10_000
+"""Columns of what is not a terminal: no line is as long."""
+
+
+def _show(console: Console, found: RenderableType) -> None:
+    """On a terminal as wide as it is; a pipe gets whole lines, without the blanks that fill a terminal's."""
+    if console.is_terminal:
+        console.print(found)
+        return
+    page = Console(width=_UNWRAPPED, file=StringIO())
+    with page.capture() as captured:
+        page.print(found)
+    for line in captured.get().splitlines():
+        console.write_line(line.rstrip())
 
 
 _CHOICES = {"chat_template": ("auto", "on", "off"), "dtype": ("auto", "float32", "bfloat16")}
@@ -129,7 +146,9 @@ def view(found: Diagnosis) -> RenderableType:
     """Verdict, reasons and tables, for a terminal of 80 columns."""
     content = found.as_json()
     reasons = (Padding(Text(f"- {printable_lines(reason)}"), (0, 0, 0, 2)) for reason in content["reasons"])
-    head = f"{content['model']}, {content['task']}, {content['prompts']} prompts"
+    task = found.recipe.task if found.recipe else None
+    asked = Path(task.path).name if isinstance(task, FileTask) else content["task"]
+    head = f"{content['model']}, {asked}, {content['prompts']} prompts"
     return Group(
         Text(printable_lines(head)),
         Text(f"verdict: {content['verdict']}", style="bold"),

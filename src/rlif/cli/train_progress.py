@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
+from types import MappingProxyType
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task
@@ -14,6 +15,7 @@ from rlif.cli.time_left import TimeLeft
 from rlif.config import Recipe
 from rlif.errors import with_error
 from rlif.recipes import load_recipe
+from rlif.rewards.score import logged_names
 from rlif.runs.checkpoint import resumes_at
 from rlif.runs.layout import FINAL, INFO, LAST, METRICS_FILE, recipe_path
 from rlif.runs.run_log import read_info
@@ -36,14 +38,20 @@ class _Speed(ProgressColumn):
         return Text(shown, style="cyan")
 
 
-def step_parts(step: int, metrics: Mapping[str, float | int], steps: int | None = None) -> list[str]:
+def step_parts(
+    step: int,
+    metrics: Mapping[str, float | int],
+    steps: int | None = None,
+    names: Mapping[str, str] = MappingProxyType({}),
+) -> list[str]:
     """What one line says of a step, the most telling first: reward, entropy, verdicts, length, speed.
+    ``names``: what rewards are called here, by their names in the log.
 
     Without labels it is not known what is right: ``–``, and how far a prompt's answers agree.
     """
     parts = [f"step {step:4d}" if steps is None else f"step {step:4d} of {steps}"]
     rewards = [key for key in metrics if key.startswith("reward/") and key.endswith("/mean")]
-    parts += [f"{key.split('/')[1]} {metrics[key]:.3f}" for key in rewards]
+    parts += [f"{names.get(name := key.split('/')[1], name)} {metrics[key]:.3f}" for key in rewards]
     known = (
         ("entropy", "signal/entropy", "{:.3f}"),
         ("right", "verdict/right", "{:.2f}"),
@@ -151,11 +159,16 @@ def fitting(parts: Sequence[str], width: int) -> str:
 def beginning_line(out: Path) -> str:
     """What a run does that has begun, by the recipe in its folder: prompts and lengths are fitted there."""
     recipe = load_recipe(recipe_path(out))
-    rollout, rewards = recipe.rollout, ", ".join(reward.name for reward in recipe.reward)
+    rollout, rewards = recipe.rollout, ", ".join(reward.label for reward in recipe.reward)
     return (
         f"{recipe.policy.model} on {rewards}: {recipe.steps} steps of {rollout.prompts} prompts × "
         f"{rollout.group_size} answers, into {out}"
     )
+
+
+def reward_labels(recipe: Recipe) -> dict[str, str]:
+    """What the rewards of a mix are called on the screen, by their names in the log."""
+    return {name: one.label for name, one in zip(logged_names(recipe.reward), recipe.reward, strict=True)}
 
 
 def paused_line(out: Path) -> str:
@@ -178,7 +191,7 @@ class LiveProgress:
 
     def __init__(self, console: Console, progress: Progress, recipe: Recipe, done: int = 0) -> None:
         self._console, self._progress = console, progress
-        self._left = TimeLeft(recipe, done)
+        self._left, self._names = TimeLeft(recipe, done), reward_labels(recipe)
         self._run = progress.add_task("run", total=recipe.steps, completed=done, left="")
         self._phase = progress.add_task("loading", total=None, tokens=True, left="")
 
@@ -191,7 +204,9 @@ class LiveProgress:
     def logged(self, step: int, metrics: Mapping[str, float | int]) -> None:
         self._left.logged(step, metrics)
         self._progress.update(self._run, completed=step, left=_left(self._left))
-        for parts in filter(None, (step_parts(step, metrics), look_parts(metrics), eval_parts(metrics))):
+        for parts in filter(
+            None, (step_parts(step, metrics, names=self._names), look_parts(metrics), eval_parts(metrics))
+        ):
             self._console.write_line(fitting(parts, self._console.width))
 
     def close(self) -> None:
@@ -235,6 +250,7 @@ class PlainProgress:
 
     def __init__(self, console: Console, recipe: Recipe, done: int = 0) -> None:
         self._console, self._steps, self._left = console, recipe.steps, TimeLeft(recipe, done)
+        self._names = reward_labels(recipe)
         self._said, self._phase, self._done, self._total, self._first = monotonic(), "", 0, 0, True
         self._began, self._known = monotonic(), list[str]()
 
@@ -257,14 +273,13 @@ class PlainProgress:
     def logged(self, step: int, metrics: Mapping[str, float | int]) -> None:
         self._left.logged(step, metrics)
         if step > 0:  # within the next step it is what is known: rewards, and what is right
-            known = step_parts(
-                step, {key: metrics[key] for key in metrics if key.startswith(("reward/", "verdict/right"))}
-            )
+            telling = {key: metrics[key] for key in metrics if key.startswith(("reward/", "verdict/right"))}
+            known = step_parts(step, telling, names=self._names)
             self._known = [f"last step: {', '.join(known[1:])}"]
         seen = [*look_parts(metrics), *eval_parts(metrics)]
         if self._first or seen or step == self._steps or monotonic() - self._said >= LINE_EVERY:
             self._first = self._first and step == 0
-            self._say([*step_parts(step, metrics, self._steps), *seen, _left(self._left)])
+            self._say([*step_parts(step, metrics, self._steps, self._names), *seen, _left(self._left)])
 
     def _say(self, parts: Sequence[str]) -> None:
         self._console.write_line("  ".join(filter(None, parts)))

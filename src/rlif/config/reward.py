@@ -15,6 +15,11 @@ class RewardConfig(Section):
     reduce: Literal["mean", "sum"] = "mean"
     """How a per-token signal becomes one number per completion."""
 
+    @property
+    def label(self) -> str:
+        """What a reader is told: its name, and of which reward it is made."""
+        return self.name
+
     @model_validator(mode="before")
     @classmethod
     def _without_of(cls, data: Any) -> Any:
@@ -27,6 +32,11 @@ class RewardConfig(Section):
 class WrapperConfig(RewardConfig):
     of: str
     """The reward that is wrapped."""
+
+    @property
+    def label(self) -> str:
+        """See `RewardConfig.label`."""
+        return f"{self.name} {self.of}"
 
 
 class NegatedConfig(WrapperConfig):

@@ -12,7 +12,8 @@ from rlif.evals.tables import heading
 RESULTS_MD, RESULTS_CSV = "results.md", "results.csv"
 
 _PERCENT = ("right", "right_and_formatted", "formatted", "truncated")
-_NAMES = {"right_and_formatted": "right and formatted", "truncated": "cut off", "length": "tokens"}
+_WITHOUT_LABELS = ("formatted", "truncated")
+_NAMES = {"right_and_formatted": "right and formatted", "truncated": "cut off", "self_agreement": "self-agreement"}
 
 
 def as_markdown(results: Mapping[str, Any]) -> str:
@@ -20,13 +21,16 @@ def as_markdown(results: Mapping[str, Any]) -> str:
     parts = []
     for task, protocol in results["asked"]["tasks"].items():
         rows = [one for one in results["results"] if one["task"] == task]
-        several = protocol["samples"] > 1
         k = str(protocol["samples"])
-        columns = ["model", *([f"pass@{k}", f"maj@{k}"] if several else []), *(_NAMES.get(n, n) for n in _PERCENT)]
+        several = protocol["samples"] > 1
+        judged = any(not _unknown(one["metrics"]["right"]) for one in rows)
+        shares = _PERCENT if judged else (*(["self_agreement"] if several else []), *_WITHOUT_LABELS)
+        several &= judged
+        columns = ["model", *([f"pass@{k}", f"maj@{k}"] if several else []), *(_NAMES.get(n, n) for n in shares)]
         lines = [_row([*columns, "tokens"]), _row(["---", *["---:"] * len(columns)])]
         for one in rows:
             several_ks = [_percent(one[name][k]) for name in ("pass_at", "maj_at")] if several else []
-            scores = [_percent(_estimate(one["metrics"], name)) for name in _PERCENT]
+            scores = [_percent(_estimate(one["metrics"], name)) for name in shares]
             length = _estimate(one["metrics"], "length")
             cells = [_cell(one["model"]), *several_ks, *scores, with_error(length["value"], length["stderr"], ".0f")]
             lines.append(_row(cells))

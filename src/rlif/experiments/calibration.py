@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import fmean, linear_regression
 from typing import Any, NamedTuple
 
-from rlif.config import RewardConfig, WrapperConfig
+from rlif.config import RewardConfig
 from rlif.errors import RlifError
 from rlif.experiments.untrained import Untrained
 from rlif.experiments.ways import TRAINING, share
@@ -41,9 +41,7 @@ DECODINGS: Mapping[str, float] = {"sampled": 1.0, "greedy": 0.0}
 def label_of(rewards: Sequence[RewardConfig]) -> str:
     """What a calibration calls the rewards of a recipe: their names, with weights, sums and what they are made of."""
     return " + ".join(
-        (f"{one.weight:g} " if one.weight != 1.0 else "")
-        + (f"{one.name} {one.of}" if isinstance(one, WrapperConfig) else one.name)
-        + (" (sum)" if one.reduce == "sum" else "")
+        (f"{one.weight:g} " if one.weight != 1.0 else "") + one.label + (" (sum)" if one.reduce == "sum" else "")
         for one in rewards
     )
 

@@ -216,7 +216,8 @@ def remarks(evidence: Evidence, verdict: VerdictName) -> tuple[str, ...]:
         )
     if isinstance(evidence.prediction, Prediction):
         runs = evidence.prediction.stands_on
-        said.append(f"the prediction stands on {runs['runs']} runs of {_listed(runs['models'])}")
+        models = runs["models"]
+        said.append(f"the prediction stands on {runs['runs']} runs of {len(models)} models ({_listed(models)})")
     return tuple(said)
 
 

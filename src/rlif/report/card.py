@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from rlif.config import Recipe
+from rlif.model.registry import MODELS
 from rlif.report.run_record import Group, RunRecord, read_run
-from rlif.report.story import has_labels, is_scored, merit_of_choice, table
+from rlif.report.story import has_labels, is_scored, merit_of_choice, table, tells
 from rlif.runs.layout import FINAL
 from rlif.utils.atomic_io import write_whole, writing
 
@@ -67,8 +68,20 @@ def _front(run: RunRecord) -> dict[str, Any]:
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "base_model": models if len(models) > 1 else models[0],
+        **_license(run.models),
         "tags": ["rlif", "grpo", "reinforcement-learning"],
     }
+
+
+_LICENSES = {"Apache-2.0": "apache-2.0", "Gemma Terms of Use": "gemma"}
+"""What the hub calls the licences of models that are known by name."""
+
+
+def _license(models: Sequence[str]) -> dict[str, str]:
+    """That of the base model; nothing where one is not known by name, or two differ."""
+    found = {_LICENSES.get(MODELS[model].licence) if model in MODELS else None for model in models}
+    (license,) = found if len(found) == 1 else (None,)
+    return {"license": license} if license else {}
 
 
 def public_name(model: str) -> str:
@@ -100,7 +113,7 @@ def _scores(group: Group) -> str:
         return "It was not evaluated while it was trained.\n"
     if not is_scored(group):
         why = "is not known" if has_labels(group.evaluated) else "cannot be said: no problem has a label"
-        return f"How many of its answers are right {why}.\n"
+        return f"How many of its answers are right {why}.\n{_known_without_labels(group)}"
     head = ("decoding", "before training", "best @ step", "last @ step", "right, any form", "formatted")
     rows = [head, ("---",) * len(head)]
     for row in table([group]):
@@ -112,6 +125,33 @@ def _scores(group: Group) -> str:
         "to decode gives before training needs no training: a gain is what goes beyond the best of them. The best is "
         "the highest of several noisy evaluations.\n"
     )
+
+
+_WITHOUT_LABELS = (
+    ("answers in the asked form", "eval/formatted", ".3f"),
+    ("self-agreement of a prompt's answers", "eval/self_agreement", ".3f"),
+    ("agreement with the untrained model's answers", "probe/agreement", ".3f"),
+    ("entropy, nats a token", "eval/entropy", ".3f"),
+    ("length, tokens", "eval/length", ".0f"),
+)
+"""What can be said of a model without labels, the metric it is read from, and how it is written."""
+
+
+def _known_without_labels(group: Group) -> str:
+    """What is known at the start, at the step that was chosen, and at the end; nothing where nothing is."""
+    run, rows = group.runs[0], []
+    selected = run.info.get("selected")
+    chosen = selected["step"] if isinstance(selected, dict) else run.last_step
+    for name, key, form in _WITHOUT_LABELS:
+        course = {line["step"]: f"{line[key]:{form}}" for line in run.lines if key in line}
+        if len(course) < 2 or not tells(group, key):
+            continue
+        values = list(course.values())
+        rows.append((name, values[0], course.get(chosen, "–"), values[-1]))
+    if not rows:
+        return ""
+    head = ("without labels", "before training", f"chosen, step {chosen}", f"last, step {run.last_step}")
+    return "\n" + "".join(f"| {' | '.join(row)} |\n" for row in (head, ("---",) * len(head), *rows))
 
 
 def _judged_on(run: RunRecord, problems: int) -> str:

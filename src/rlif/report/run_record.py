@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from rlif.config import FileTask, Recipe, RewardConfig, WrapperConfig
+from rlif.config import FileTask, Recipe, RewardConfig
 from rlif.errors import RlifError, printable, shortened
 from rlif.recipes import load_recipe
 from rlif.runs.history import read_metrics
@@ -192,5 +192,4 @@ def _model(recipe: Recipe) -> str:
 
 
 def _reward(one: RewardConfig, recipe: Recipe) -> str:
-    name = f"{one.name} {one.of}" if isinstance(one, WrapperConfig) else one.name
-    return name if len(recipe.reward) == 1 else f"{one.weight:g} {name}"
+    return one.label if len(recipe.reward) == 1 else f"{one.weight:g} {one.label}"

@@ -163,14 +163,14 @@ def trends(group: Group) -> Iterator[Trend]:
     None needs a label. Nothing of a metric that was seen once.
     """
     for name, keys, form, unit in (*(() if is_scored(group) else _IN_PLACE_OF_SCORES), *_TRENDS):
-        points = next((found for key in keys if _tells(group, key) and (found := curve(group, key))), [])
+        points = next((found for key in keys if tells(group, key) and (found := curve(group, key))), [])
         if len(points) >= 2:
             values = [value for _, value, _ in points]
             part = 1 if len(values) < 40 else len(values) // 10
             yield Trend(name, fmean(values[:part]), fmean(values[-part:]), form, unit)
 
 
-def _tells(group: Group, key: str) -> bool:
+def tells(group: Group, key: str) -> bool:
     """One answer a problem agrees with itself, which tells nothing."""
     return key != "eval/self_agreement" or any(line["eval/n"] > line["eval/problems"] for line in group.evaluated)
 

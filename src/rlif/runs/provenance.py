@@ -164,8 +164,8 @@ def _changes(began: Provenance, found: Provenance, teacher: bool) -> Iterator[Ch
     for key, digest in found.problems.items():
         used = key not in ("task.eval_path", "task.eval_problems") or (old.eval.every and new.eval.every)
         if used and began.problems.get(key, digest) != digest:
-            file = _value(new, key) if "." in key else None  # the task itself: rows, or an object
-            path = file or getattr(new.task, "path", "what was given from Python")
+            given = _value(new, key) if "." in key else None  # the task itself: rows, or an object
+            path = given or getattr(new.task, "path", "what was given from Python")
             what = "weights, tokenizer or threshold of" if key == ENCODER else "the problems in"
             yield Change(f"{key}: {what} {path} have changed", "result")
     if any(began.prompts.get(key, digest) != digest for key, digest in found.prompts.items()):

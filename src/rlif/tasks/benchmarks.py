@@ -4,6 +4,7 @@ Rows come from a local file (``--data NAME=PATH``) or, through the optional pack
 is not in the table is a data set of your own. A new benchmark is one line in `BENCHMARKS`.
 """
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -20,6 +21,8 @@ from rlif.tasks.own import own_task
 from rlif.tasks.readers import hub_rows, rows_in
 from rlif.types import Problem
 from rlif.utils.own_code import is_reference, record
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -207,7 +210,11 @@ def _problems(
     named = _with_ids(rows, benchmark) if benchmark.ids else rows
     columns: dict[str, Any] = {"question_column": data.question_column, "answer_column": data.answer_column}
     config = FileTask(name=benchmark.schema, path=data.source, **columns)
-    return problems_of(islice(named, limit), config, source=data.source)
+    return problems_of(islice(named, limit), config, source=data.source, unanswered=_tell_unanswered)
+
+
+def _tell_unanswered(absent: str) -> None:
+    _LOG.warning("%s: nothing is said of right and wrong", absent)
 
 
 def _with_ids(rows: Iterator[tuple[str, dict[str, Any]]], benchmark: Benchmark) -> Iterator[tuple[str, dict[str, Any]]]:

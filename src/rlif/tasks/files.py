@@ -66,7 +66,8 @@ class ProblemList(GradedTask):
 
 
 class ProblemFile(ProblemList):
-    """The problems of ``config.path`` to train on, those of ``config.eval_path`` to evaluate on."""
+    """The problems of ``config.path`` to train on, those of ``config.eval_path`` to evaluate on. ``no_answers``: why
+    none to train on has an answer, where a column that was not read may hold them; else empty."""
 
     def __init__(self, config: FileTask, base_dir: Path | None = None) -> None:
         """Reads the files; a relative path starts from ``base_dir`` (None: the current folder). Raises `RlifError`."""
@@ -74,7 +75,8 @@ class ProblemFile(ProblemList):
         format = config.format or find_template(config.template).format
         find_extractor(format)  # before anything is read
         source, held_out_source = _name(config.path, base_dir, config.split), ""
-        train = read_problems(config.path, config, base_dir, limit=config.limit)
+        absent: list[str] = []
+        train = read_problems(config.path, config, base_dir, limit=config.limit, unanswered=absent.append)
         held_out = None
         if config.eval_path is not None or config.eval_split is not None:
             path, split = config.eval_path or config.path, config.eval_split or "test"
@@ -82,6 +84,7 @@ class ProblemFile(ProblemList):
             held_out = read_problems(path, config, base_dir, split=split, argument=argument)
             held_out_source = _name(path, base_dir, split)
         super().__init__(format, train=train, held_out=held_out, sources=(source, held_out_source))
+        self.no_answers = absent[0] if absent else ""
 
     def digests(self) -> Mapping[str, str]:
         """See `Task.digests`."""
@@ -147,6 +150,7 @@ def read_problems(
     split: str | None = None,
     limit: int | None = None,
     argument: str = "path",
+    unanswered: Callable[[str], None] | None = None,
 ) -> tuple[Problem, ...]:
     """The problems of a data set, in its order; only the first ``limit`` if given.
 
@@ -154,23 +158,33 @@ def read_problems(
         source: a file, relative to ``base_dir`` (None: the current folder), or a data set of the hub.
         split: of the hub's; None: that of the config.
         argument: whose value the source is, for messages.
+        unanswered: see `problems_of`.
 
     Raises `RlifError`, with file and line (Parquet: row), for a missing or empty file, a line that is not a JSON
     object, a missing column, a field that is not text, and an id that occurs twice.
     """
     source, split = str(source), split or config.split
     rows = rows_in(source, base_dir, config=config.config, split=split, argument=argument)
-    return problems_of(islice(rows, limit), config, source=_name(source, base_dir, split))
+    return problems_of(islice(rows, limit), config, source=_name(source, base_dir, split), unanswered=unanswered)
 
 
-def problems_of(rows: Iterable[tuple[str, Row]], config: FileTask, *, source: str) -> tuple[Problem, ...]:
-    """Rows, each with where it stands, as problems; ``source`` is what holds them all. Raises as `read_problems`."""
+def problems_of(
+    rows: Iterable[tuple[str, Row]],
+    config: FileTask,
+    *,
+    source: str,
+    unanswered: Callable[[str], None] | None = None,
+) -> tuple[Problem, ...]:
+    """Rows, each with where it stands, as problems; ``source`` is what holds them all. ``unanswered`` is told if no
+    column was found that could hold answers, though there are others than were read. Raises as `read_problems`."""
     columns: Columns | None = None
+    first: Row = {}
     problems: list[Problem] = []
     seen: dict[str, str] = {}
     asked = config.answer_column is not None  # or something stands in the usual column
     for where, row in rows:
-        columns = columns or _find_columns(row, config, where)
+        if columns is None:
+            columns, first = _find_columns(row, config, where), row
         if columns.answer is None and (late := _answer_column(row, config)) is not None:
             raise RlifError(f"{where}: has a column {late!r} that the first row lacks; give it to every row, or null")
         problem = _problem(row, columns, where)
@@ -184,6 +198,9 @@ def problems_of(rows: Iterable[tuple[str, Row]], config: FileTask, *, source: st
     if columns and columns.answer and asked and not any(problem.answer for problem in problems):
         said = f"{source}: no answer in column {columns.answer!r} of any row; name another in "
         raise RlifError(said, Argument("answer_column"))
+    bare = columns is not None and columns.answer is None and not any(problem.answer for problem in problems)
+    if unanswered and columns and bare and set(first) - {columns.question, columns.id}:
+        unanswered(f"no column {next(iter(SCHEMAS[config.name].answers))!r} ({_there_are(first)})")
     return tuple(problems)
 
 

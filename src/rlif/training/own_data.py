@@ -23,6 +23,7 @@ def recipe_for(
     overrides: Sequence[str] = (),
 ) -> Recipe:
     """A recipe with what is said beside it: model, data, reward and steps, before ``overrides`` (``key=value``).
+    ``reward``: a name, or any other value of that key as YAML.
 
     Without ``recipe`` it is that for data of your own, with what the model brings (`rlif.runs.model_defaults`). With
     ``data`` its task reads them; if it had another task, only template and form are kept of that one, and prompts and
@@ -38,11 +39,12 @@ def recipe_for(
     if data is not None:
         content["task"] = _task(content.get("task"), data)
         asked["rollout.fit"] = True
-    given = {"policy.model": model, "reward": reward, "steps": steps}
+    given = {"policy.model": model, "steps": steps}
     asked |= {key: value for key, value in given.items() if value is not None}
     for key, value in asked.items():
         set_key(content, key, value, where=str(path))
-    return overridden(content, overrides, source=str(path))
+    rewarded = [] if reward is None else [f"reward={reward}"]
+    return overridden(content, [*rewarded, *overrides], source=str(path))
 
 
 def _task(before: Any, data: OwnData) -> dict[str, Any]:

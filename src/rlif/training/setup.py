@@ -4,6 +4,7 @@ Whatever can be wrong with recipe, model, task or prompts is found here, and not
 """
 
 import copy
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -32,6 +33,7 @@ from rlif.runs.layout import resume_with
 from rlif.runs.provenance import ENCODER, Provenance, model_files
 from rlif.tasks import build_task
 from rlif.tasks.base import Task, digest
+from rlif.tasks.files import ProblemFile
 from rlif.training.custom import Custom
 from rlif.training.fit import fitted
 from rlif.training.launch import check_loaded, check_start
@@ -44,6 +46,8 @@ from rlif.training.split_engine import SplitEngine
 from rlif.training.teacher import Teacher
 from rlif.types import Problem, Prompt
 from rlif.utils.own_code import is_reference
+
+_LOG = logging.getLogger(__name__)
 
 LABELS = "labels"
 """What the provenance of a run calls the prompts of probe.labels."""
@@ -292,6 +296,16 @@ def check_problems(prompts: PromptSource, labelled: list[str]) -> None:
     task.train_problems(1, recipe.rollout.prompts, recipe.seed)
     if recipe.eval.every:
         task.eval_problems(recipe.eval.problems)
+    absent = task.no_answers if isinstance(task, ProblemFile) else ""
+    if labelled and absent:
+        raise RlifError(
+            f"reward {labelled[0]} needs answers: {absent}; name it with ",
+            Argument("answer_column"),
+            " COLUMN, or choose a reward without labels",
+            _that_says_nothing(labelled[0]),
+        )
+    if absent:
+        _LOG.warning("%s: nothing is said of right and wrong", absent)
     if labelled and (bare := [problem.id for problem in problems if problem.answer is None]):
         raise RlifError(
             f"reward {labelled[0]} needs answers, but {len(bare)} problems have none (the first is {bare[0]}); fix ",

@@ -49,7 +49,11 @@ def train(
     config: Annotated[str | None, typer.Option(help="Of a data set of the hub, where it has several.")] = None,
     split: Annotated[str | None, typer.Option(help="Of a data set of the hub; train unless given.")] = None,
     reward: Annotated[
-        str | None, typer.Option(metavar="NAME", help="What is rewarded; or a function of yours, module:function.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What is rewarded; module:function of yours, or '{name: formatted, of: majority_vote}'.",
+        ),
     ] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Steps of the run; with --resume: go on until there are so many.")
@@ -99,7 +103,7 @@ def train(
                 raise RlifError(f"give a folder for the run: rlif train {recipe} --out DIR")
             out = usual_folder(model, own)
         given = {"model": model, "path": data, "question_column": question, "answer_column": answer}
-        given |= {"config": config, "split": split, "reward.name": reward}
+        given |= {"config": config, "split": split, "reward.name": reward, "reward.of": reward}
         of_data = {"answer_column", "question_column"} if data is not None else set()  # also if they are the usual ones
         with _by_options(of_data | {name for name, value in given.items() if value is not None}):
             _begin(found, out, until, quiet=quiet, first=first)
@@ -128,6 +132,7 @@ _OF_RECIPE = {
     "answer_column": "--answer",
     "path": "--data",
     "reward.name": "--reward",
+    "reward.of": "--reward",
 }
 
 
