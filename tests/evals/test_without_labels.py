@@ -18,6 +18,7 @@ from rlif.evals.runner import evaluate
 from rlif.recipes import load_recipe, shipped_recipes
 from rlif.report.eval_record import courses, read_evaluation, sentences
 from rlif.report.eval_record import tables as page_tables
+from rlif.report.summary import summarise
 from rlif.runs.history import read_metrics
 from rlif.training.callbacks import NullCallback
 from rlif.training.loop import train
@@ -116,3 +117,20 @@ def test_a_run_on_unlabelled_problems_claims_nothing_of_right_answers(
         assert "self-agree 0." in line
         assert "nan" not in line
     assert math.isnan(read_metrics(tmp_path / "run/metrics.jsonl")[-1]["eval/right"])
+
+
+def test_a_run_of_which_some_problems_have_an_answer_says_of_how_many_it_speaks(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "own.jsonl"
+    rows = [{"question": f"{i}+11=?", "answer": None if i % 3 else str(i + 11)} for i in range(10, 16)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    changes = ["steps=1", f"task={{name: file, path: '{path}', template: plain}}", "rollout.prompts=4"]
+    changes += ["rollout.max_new_tokens=24", "eval.problems=6", "eval.samples=2", "eval.every=1"]
+    train(load_recipe(shipped_recipes()["tiny"], changes), tmp_path / "run")
+    assert caplog.messages.count("4 of 6 problems have no answer; right and wrong are said of the others") == 1
+    last = read_metrics(tmp_path / "run/metrics.jsonl")[-1]
+    assert (last["eval/labelled"], last["eval/n"]) == (4, 12)  # of 12 and 15
+    assert "n 4 of 12 with an answer" in eval_parts(last)
+    summary = summarise("own", [last])
+    assert (summary["n"], summary["problems"]) == (4, 2)

@@ -77,7 +77,7 @@ def eval_parts(metrics: Mapping[str, float | int]) -> list[str]:
         f"eval: right {with_error(right, metrics['eval/right_stderr'], '.3f')}",
         f"right and formatted {both:.3f}" + (f" (greedy {greedy:.3f})" if greedy is not None else ""),
         f"entropy {entropy:.3f}",
-        f"n {n:.0f}",
+        f"n {metrics['eval/labelled']:.0f} of {n:.0f} with an answer" if "eval/labelled" in metrics else f"n {n:.0f}",
     ]
 
 
