@@ -173,8 +173,8 @@ def trends(group: Group) -> Iterator[Trend]:
             values = [value for _, value, _ in points]
             part = 1 if len(values) < 40 else len(values) // 10
             chosen = _chosen_step(group)
-            found = next(((step, value) for step, value, _ in points if step == chosen and part == 1), None)
-            yield Trend(name, fmean(values[:part]), fmean(values[-part:]), form, unit, found)
+            there = next(((step, value) for step, value, _ in points if step == chosen and part == 1), None)
+            yield Trend(name, fmean(values[:part]), fmean(values[-part:]), form, unit, there)
 
 
 def _chosen_step(group: Group) -> int | None:

@@ -79,7 +79,7 @@ class GradedTask:
 def tell_unlabelled(task: Task, problems: Sequence[Problem]) -> None:
     """Warn of problems without an answer: of what nothing will be said. A judge of a task's own may need no answers."""
     bare = sum(problem.answer is None for problem in problems)
-    if not bare or not isinstance(task, GradedTask) or type(task).grade is not GradedTask.grade:
+    if not bare or getattr(type(task), "grade", None) is not GradedTask.grade:
         return
     if bare == len(problems):
         _LOG.warning("no problem has an answer: nothing is known of right and wrong")
