@@ -35,7 +35,8 @@ def test_a_file_and_a_models_name_are_a_run_and_its_folder_is_a_model(tmp_path: 
         "tiny-base on self_certainty: 2 steps of 5 prompts × 2 answers, into run"  # as many as there are rows
     )
     assert said.splitlines()[1].endswith("metrics.jsonl has every step")
-    assert "right –" in said
+    assert "right" not in said
+    assert "  self-agree 0." in said
     assert said.splitlines()[-1] == "paused; go on with: rlif train --resume run"
     recipe = load_recipe(recipe_path(Path("run")))
     assert isinstance(recipe.task, FileTask)

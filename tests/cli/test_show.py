@@ -35,7 +35,7 @@ def test_best_worst_and_flipped_are_those_of_the_files(run: Path) -> None:
     best, worst, turned = highlights(run, None, 1, [])
     assert [one.value("advantage") for one in best.answers] == [1.0]
     assert [one.value("advantage") for one in worst.answers] == [-1.0]
-    assert turned.title == "flipped between steps 0 and 4: 2 of 2 held-out prompts"
+    assert turned.title == "flipped between steps 0 and 4: 2 of 2 evaluation prompts"
     (before, after) = turned.answers
     assert (before.prompt_id, before.value("right"), after.value("right")) == ("p0", True, False), "the losses first"
     assert [one.kind for one in turned.answers] == ["greedy", "greedy"]
@@ -54,10 +54,10 @@ def test_the_terminal_shows_verdict_reference_and_text(run: Path) -> None:
     assert "step 4, training 1: right, formatted, read as 7, 6 tokens, entropy 0.025, self-certainty 0.250" in text
     assert "advantage +1.00\nbut 7<eos>\n" in text
     assert "step 4, greedy: wrong, formatted, 2 tokens" in text
-    assert "held-out answers" not in text
+    assert "evaluation answers" not in text
     first = shown(run, "--step", "0", "-n", "1")
-    assert "The surest of 6 held-out answers of step 0" in first
-    assert "The least sure of 6 held-out answers of step 0" in first
+    assert "The surest of 6 evaluation answers of step 0" in first
+    assert "The least sure of 6 evaluation answers of step 0" in first
 
 
 def test_a_prompt_is_followed_through_the_run(run: Path) -> None:

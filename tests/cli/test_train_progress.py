@@ -9,7 +9,7 @@ import pytest
 from hostile import run as command
 from rlif.cli import train_progress
 from rlif.cli.time_left import TimeLeft
-from rlif.cli.train_progress import eval_parts, fitting, show_progress, step_parts
+from rlif.cli.train_progress import eval_parts, fitting, labelled_parts, look_parts, show_progress, step_parts
 from rlif.config import Recipe
 from rlif.recipes import load_recipe, shipped_recipes
 from rlif.utils.terminal import Console
@@ -66,6 +66,20 @@ def test_a_terminal_gets_no_wrapped_line_and_no_bar_of_a_phase_that_is_over() ->
 def test_the_greedy_answers_stand_beside_the_sampled_ones_where_there_are_any() -> None:
     assert "right and formatted 0.634" in eval_parts(METRICS)
     assert "right and formatted 0.634 (greedy 0.702)" in eval_parts({**METRICS, KEY: 0.702})
+
+
+def test_agreement_with_each_other_is_not_called_as_agreement_with_the_start() -> None:
+    look = {"probe/agreement": 0.42, "probe/agreement/stderr": 0.03, "probe/agreement/any_form": 0.61}
+    look |= {"probe/labelled_right_and_formatted": 0.8125, "probe/labelled_right_and_formatted/stderr": 0.05}
+    assert look_parts(look) == ["probe: agrees with start 0.420 ± 0.030 in the asked form, 0.610 in any"]
+    assert labelled_parts(look) == ["labelled: right and formatted 0.812 ± 0.050"]
+    assert look_parts(METRICS) == labelled_parts(METRICS) == []
+    unlabelled = {"verdict/right": float("nan"), "verdict/self_agreement": 0.69, "verdict/formatted": 0.5}
+    assert step_parts(1, unlabelled) == ["step    1", "self-agree 0.69", "formatted 0.50"]
+    evaluated = {"eval/right": float("nan"), "eval/right_and_formatted": float("nan"), "eval/formatted": 0.5}
+    evaluated |= {"eval/entropy": 0.1, "eval/n": 8.0, "eval/problems": 4.0, "eval/self_agreement": 0.7}
+    assert eval_parts(evaluated) == ["eval: self-agree 0.700", "formatted 0.500", "entropy 0.100", "n 8"]
+    assert eval_parts({**evaluated, "eval/problems": 8.0})[0] == "eval: formatted 0.500"
 
 
 def test_a_log_gets_one_whole_line_a_step() -> None:

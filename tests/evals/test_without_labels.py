@@ -18,6 +18,7 @@ from rlif.evals.runner import evaluate
 from rlif.recipes import load_recipe, shipped_recipes
 from rlif.report.eval_record import courses, read_evaluation, sentences
 from rlif.report.eval_record import tables as page_tables
+from rlif.report.summary import summarise
 from rlif.runs.history import read_metrics
 from rlif.training.callbacks import NullCallback
 from rlif.training.loop import train
@@ -88,7 +89,9 @@ def test_a_file_without_answers_says_all_that_needs_none(tmp_path: Path) -> None
     assert timeless(judged(tmp_path / "own.jsonl", BARE, tmp_path / "e")) == timeless(results)
 
 
-def test_a_run_on_unlabelled_problems_claims_nothing_of_right_answers(tmp_path: Path) -> None:
+def test_a_run_on_unlabelled_problems_claims_nothing_of_right_answers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "own.jsonl"
     path.write_text("".join(json.dumps({"question": f"{i}+11=?"}) + "\n" for i in range(10, 16)), "utf-8")
     changes = ["steps=1", f"task={{name: file, path: '{path}', template: plain}}", "rollout.prompts=4"]
@@ -100,6 +103,7 @@ def test_a_run_on_unlabelled_problems_claims_nothing_of_right_answers(tmp_path: 
             said.append(dict(metrics))
 
     train(load_recipe(shipped_recipes()["tiny"], changes), tmp_path / "run", callback=Heard())
+    assert caplog.messages.count("no problem has an answer: nothing is known of right and wrong") == 1
     last = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
     for key in ("verdict/right", "verdict/right_and_formatted", "verdict/undecided", "eval/right", "eval/undecided"):
         assert last[key] is None, key
@@ -112,7 +116,24 @@ def test_a_run_on_unlabelled_problems_claims_nothing_of_right_answers(tmp_path: 
     assert last["verdict/self_agreement"] == pytest.approx(sum(shares) / 4)
     assert 0 < last["eval/self_agreement"] <= 1
     for line in ("  ".join(step_parts(1, said[-1])), "  ".join(eval_parts(said[-1]))):
-        assert "right –" in line
-        assert "right 0" not in line
+        assert "right" not in line
+        assert "self-agree 0." in line
         assert "nan" not in line
     assert math.isnan(read_metrics(tmp_path / "run/metrics.jsonl")[-1]["eval/right"])
+
+
+def test_a_run_of_which_some_problems_have_an_answer_says_of_how_many_it_speaks(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "own.jsonl"
+    rows = [{"question": f"{i}+11=?", "answer": None if i % 3 else str(i + 11)} for i in range(10, 16)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    changes = ["steps=1", f"task={{name: file, path: '{path}', template: plain}}", "rollout.prompts=4"]
+    changes += ["rollout.max_new_tokens=24", "eval.problems=6", "eval.samples=2", "eval.every=1"]
+    train(load_recipe(shipped_recipes()["tiny"], changes), tmp_path / "run")
+    assert caplog.messages.count("4 of 6 problems have no answer; right and wrong are said of the others") == 1
+    last = read_metrics(tmp_path / "run/metrics.jsonl")[-1]
+    assert (last["eval/labelled"], last["eval/n"]) == (4, 12)  # of 12 and 15
+    assert "n 4 of 12 with an answer" in eval_parts(last)
+    summary = summarise("own", [last])
+    assert (summary["n"], summary["problems"]) == (4, 2)

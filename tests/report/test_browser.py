@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -104,6 +105,25 @@ def test_curves_and_cards_are_those_of_the_files(run: Path) -> None:
         assert card["unsure"] == pytest.approx(expected, abs=2e-3)
     assert found["asked"].startswith("what is 3 + 4?")
     assert found["asked"].endswith("reference answer: 7")
+
+
+def test_a_card_without_a_reference_answer_says_that_there_is_no_label(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "bare")
+    for path in sorted((run / "eval_answers").glob("*.parquet")):
+        table = pq.read_table(path).replace_schema_metadata(None)  # without its checksum
+        bare = {"p0": {"right": None, "answer": None}, "p1": {"right": None}}
+        rows = [{**row, **bare[row["prompt_id"]]} for row in table.to_pylist()]
+        pq.write_table(pa.Table.from_pylist(rows, table.schema), path)
+    found = seen(
+        run,
+        """
+        const labels = () => cards().map((one) => one.label);
+        const first = labels(); focus(); press("ArrowDown");
+        return { first, second: labels() };
+        """,
+    )
+    assert all(": no label, formatted" in label for label in found["first"])
+    assert all(": undecided, formatted" in label for label in found["second"])
 
 
 def test_keys_and_filters_lead_through_steps_and_prompts(run: Path) -> None:

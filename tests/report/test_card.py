@@ -39,11 +39,12 @@ def test_problems_that_were_trained_on_are_not_called_held_out(tmp_path: Path) -
         ({"name": "arithmetic"}, "64 held-out problems"),
         (file | {"eval_path": "others.jsonl"}, "64 held-out problems"),
         (file, "64 of the problems it was trained on"),
+        ({"name": "mine.problems:sums"}, "64 problems of the evaluation"),
     ):
         run = write_run(tmp_path / str(len(list(tmp_path.iterdir()))), task=task)
         assert f"± one standard error, {said}." in write_card(run).read_text("utf-8")
         told = " ".join(story([Group("run", (read_run(run),))]))
-        assert ("Judged on problems that it was trained on" in told) == (said != "64 held-out problems")
+        assert ("Judged on problems that it was trained on" in told) == (said == "64 of the problems it was trained on")
 
 
 def test_labels_are_owned_up_to(tmp_path: Path) -> None:

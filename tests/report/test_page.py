@@ -166,7 +166,7 @@ def test_without_a_tokenizer_the_text_is_whole(tmp_path: Path) -> None:
 def test_a_page_keeps_to_its_size_and_says_what_it_leaves_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = write_run(tmp_path / "run", {step: ["7 is it. " * 40, "so 2"] for step in STEPS})
     whole = page(gather([run]), STUB)
-    assert "held-out answers are here" not in whole
+    assert "evaluation answers are here" not in whole
     without = len(page_module._render(*_context_of(run), [], [STUB]).encode())
     monkeypatch.setattr(page_module, "LIMIT", without + 60_000)
     small = page(gather([run]), STUB)
@@ -176,7 +176,9 @@ def test_a_page_keeps_to_its_size_and_says_what_it_leaves_out(tmp_path: Path, mo
     assert {one["k"] for one in source["answers"]} >= {"greedy"}
     assert source["places"][0] == "0"
     assert source["places"][-1] == "4"
-    assert re.search(rf"\d+ of 18 held-out answers are here; all lie in {re.escape(str(run / 'eval_answers'))}", small)
+    assert re.search(
+        rf"\d+ of 18 evaluation answers are here; all lie in {re.escape(str(run / 'eval_answers'))}", small
+    )
 
 
 def _context_of(run: Path) -> tuple[dict[str, object], list[dict[str, object]]]:
@@ -223,7 +225,15 @@ def test_a_run_without_labels_or_evaluations_says_so(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     lines = [{"step": step, **line(step), "eval/undecided": 1.0} for step in STEPS]
     (run / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
-    assert "No answer has a label, so nothing is said of right and wrong" in page(gather([run]), STUB)
+    bare = page(gather([run]), STUB)
+    assert "No answer has a label, so nothing is said of right and wrong" in bare
+    titles = [chart["title"] for chart in data_of(bare)["panels"][0]["charts"]]
+    assert "Form or reasoning: right in any form, and in the asked form" in titles, "eval/right is there"
+    formed = [{key: value for key, value in one.items() if key != "eval/right"} for one in lines]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in formed))
+    titles = [chart["title"] for chart in data_of(page(gather([run]), STUB))["panels"][0]["charts"]]
+    assert "Answers in the asked form" in titles
+    assert not any(title.startswith("Form or reasoning") for title in titles)
     kept = [{key: value for key, value in one.items() if not key.startswith("eval/")} for one in lines]
     (run / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in kept))
     text = page(gather([run]), STUB)
@@ -231,6 +241,17 @@ def test_a_run_without_labels_or_evaluations_says_so(tmp_path: Path) -> None:
     assert "length 9 → 5 tokens" in text
     (run / "metrics.jsonl").write_text("")
     assert "metrics.jsonl holds no step yet" in page(gather([run]), STUB)
+
+
+def test_the_chosen_step_stands_between_the_first_and_the_last(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    agreed = {0: 0.42, 2: 0.54, 4: 0.4}
+    lines = [{"step": step, **line(step), "probe/agreement": value} for step, value in agreed.items()]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    assert "untrained policy&#39;s answers 0.42 → 0.40" in page(gather([run]), STUB)
+    selected = {"step": 2, "last": 4, "looks": 3, "criterion": "probe/agreement", "value": 0.54}
+    (run / "run.json").write_text(json.dumps({**INFO, "selected": selected}))
+    assert "untrained policy&#39;s answers 0.42 → 0.54 at step 2, chosen → 0.40" in page(gather([run]), STUB)
 
 
 def test_guards_are_told(tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ _COLOURS = {None: "yellow", True: "green", False: "red"}
 _UNLABELLED = "no label"
 _MEANINGS = {
     "training ": "training N: the N-th completion of its prompt",
-    "greedy:": "greedy, sampled: how a held-out answer was drawn",
-    "sampled": "greedy, sampled: how a held-out answer was drawn",
+    "greedy:": "greedy, sampled: how an evaluation answer was drawn",
+    "sampled": "greedy, sampled: how an evaluation answer was drawn",
     "undecided": "undecided: could not be judged in time",
     _UNLABELLED: f"{_UNLABELLED}: nobody knows what is right",
     "formatted": "formatted: in the form that was asked for",

@@ -47,15 +47,16 @@ def step_parts(
     """What one line says of a step, the most telling first: reward, entropy, verdicts, length, speed.
     ``names``: what rewards are called here, by their names in the log.
 
-    Without labels it is not known what is right: ``–``, and how far a prompt's answers agree.
+    Where no prompt of the step has a label nothing is said of right and wrong, but how far a prompt's answers agree
+    with each other.
     """
     parts = [f"step {step:4d}" if steps is None else f"step {step:4d} of {steps}"]
     rewards = [key for key in metrics if key.startswith("reward/") and key.endswith("/mean")]
     parts += [f"{names.get(name := key.split('/')[1], name)} {metrics[key]:.3f}" for key in rewards]
     known = (
         ("entropy", "signal/entropy", "{:.3f}"),
-        ("right", "verdict/right", "{:.2f}"),
-        ("agree", "verdict/self_agreement", "{:.2f}"),
+        *([] if _unknown(metrics.get("verdict/right", 0.0)) else [("right", "verdict/right", "{:.2f}")]),
+        ("self-agree", "verdict/self_agreement", "{:.2f}"),
         ("formatted", "verdict/formatted", "{:.2f}"),
         ("length", "length/mean", "{:.0f}"),
         ("tokens/s", "tokens_per_second/rollout", "{:,.0f}"),
@@ -78,19 +79,15 @@ def eval_parts(metrics: Mapping[str, float | int]) -> list[str]:
     right, both, entropy, n = (metrics[f"eval/{key}"] for key in ("right", "right_and_formatted", "entropy", "n"))
     greedy = metrics.get("eval/greedy_right_and_formatted")
     if _unknown(right):
-        return [
-            "eval: right –",
-            # Of one answer a problem there is nothing to say: it agrees with itself.
-            *([f"agree {metrics['eval/self_agreement']:.3f}"] if n > metrics["eval/problems"] else []),
-            f"formatted {metrics['eval/formatted']:.3f}",
-            f"entropy {entropy:.3f}",
-            f"n {n:.0f}",
-        ]
+        # Of one answer a problem there is nothing to say: it agrees with itself.
+        agree = [f"self-agree {metrics['eval/self_agreement']:.3f}"] if n > metrics["eval/problems"] else []
+        first, *others = [*agree, f"formatted {metrics['eval/formatted']:.3f}", f"entropy {entropy:.3f}", f"n {n:.0f}"]
+        return [f"eval: {first}", *others]
     return [
         f"eval: right {with_error(right, metrics['eval/right_stderr'], '.3f')}",
         f"right and formatted {both:.3f}" + (f" (greedy {greedy:.3f})" if greedy is not None else ""),
         f"entropy {entropy:.3f}",
-        f"n {n:.0f}",
+        f"n {metrics['eval/labelled']:.0f} of {n:.0f} with an answer" if "eval/labelled" in metrics else f"n {n:.0f}",
     ]
 
 
@@ -104,10 +101,17 @@ def look_parts(metrics: Mapping[str, float | int]) -> list[str]:
         ("formatted", "probe/formatted", "{:.2f}"),
     )
     agreement = with_error(metrics["probe/agreement"], metrics.get("probe/agreement/stderr"), ".3f")
-    parts = [f"probe: agreement {agreement}"]
-    if (right := metrics.get(_LABELLED)) is not None:
-        parts.append(f"labelled {with_error(right, metrics.get(f'{_LABELLED}/stderr'), '.3f')}")
+    parts = [f"probe: agrees with start {agreement} in the asked form"]
+    if "probe/agreement/any_form" in metrics:
+        parts[0] += f", {_shown(metrics['probe/agreement/any_form'], '{:.3f}')} in any"
     return parts + [f"{label} {_shown(metrics[key], form)}" for label, key, form in known if key in metrics]
+
+
+def labelled_parts(metrics: Mapping[str, float | int]) -> list[str]:
+    """What one line says of the few labelled problems (`probe.labels`); nothing if the step did not look at them."""
+    if (right := metrics.get(_LABELLED)) is None:
+        return []
+    return [f"labelled: right and formatted {with_error(right, metrics.get(f'{_LABELLED}/stderr'), '.3f')}"]
 
 
 _LABELLED = "probe/labelled_right_and_formatted"
@@ -204,9 +208,8 @@ class LiveProgress:
     def logged(self, step: int, metrics: Mapping[str, float | int]) -> None:
         self._left.logged(step, metrics)
         self._progress.update(self._run, completed=step, left=_left(self._left))
-        for parts in filter(
-            None, (step_parts(step, metrics, names=self._names), look_parts(metrics), eval_parts(metrics))
-        ):
+        told = step_parts(step, metrics, names=self._names)
+        for parts in filter(None, (told, look_parts(metrics), labelled_parts(metrics), eval_parts(metrics))):
             self._console.write_line(fitting(parts, self._console.width))
 
     def close(self) -> None:
@@ -276,7 +279,7 @@ class PlainProgress:
             telling = {key: metrics[key] for key in metrics if key.startswith(("reward/", "verdict/right"))}
             known = step_parts(step, telling, names=self._names)
             self._known = [f"last step: {', '.join(known[1:])}"]
-        seen = [*look_parts(metrics), *eval_parts(metrics)]
+        seen = [*look_parts(metrics), *labelled_parts(metrics), *eval_parts(metrics)]
         if self._first or seen or step == self._steps or monotonic() - self._said >= LINE_EVERY:
             self._first = self._first and step == 0
             self._say([*step_parts(step, metrics, self._steps, self._names), *seen, _left(self._left)])

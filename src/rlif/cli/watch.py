@@ -125,7 +125,7 @@ def _word(said: Said) -> str:
 
 def _probe(found: Report) -> str:
     course = [f"{value:.2f} at step {step}" for step, value in found.agreement]
-    names = ("agreement", "at best", "at last")
+    names = ("agrees with start", "at best", "at last")
     numbers = ", ".join(f"{name} {value}" for name, value in zip(names, course, strict=False))
     return "; ".join(filter(None, [numbers, _guards(found.probe)]))
 

@@ -61,6 +61,8 @@ def summarise(rollouts: Rollouts, verdicts: tuple[Verdict, ...]) -> dict[str, fl
     """
     answers = answer_table(rollouts, verdicts)
     numbers, judged = headline(answers), answers.with_labels()
+    if 0 < len(judged.texts) < len(answers.texts):
+        numbers["labelled"] = float(len(judged.texts))
     if rollouts.group_size > 1 and judged.texts:
         attempts = min(rollouts.group_size, MOST_ATTEMPTS)
         numbers |= _with_error("pass_at_k", pass_at_k(judged.right, attempts))

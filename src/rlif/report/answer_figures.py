@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from rlif.errors import printable, printable_lines, shortened
-from rlif.report.answer_tables import Candidate, held_out, step_files
+from rlif.report.answer_tables import Candidate, of_evaluation, step_files
 from rlif.report.answers import spread
 from rlif.report.pieces import Decode, find_decoder, pieces
 from rlif.report.run_record import Group, RunRecord
@@ -105,7 +105,7 @@ def choose(run: RunRecord, notes: list[str]) -> Answers | None:
     it kept no answers to one prompt at two steps."""
     files = step_files(run.folder / EVAL_ANSWERS)
     steps, best = _steps(run, list(files))
-    by_step = {step: held_out(files[step], notes) for step in steps}
+    by_step = {step: of_evaluation(files[step], notes) for step in steps}
     kind = "greedy" if any(one.kind == "greedy" for own in by_step.values() for one in own) else "sampled"
     courses: dict[str, dict[int, Candidate]] = {}
     for step, own in by_step.items():

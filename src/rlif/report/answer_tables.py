@@ -43,8 +43,8 @@ def step_files(folder: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def held_out(path: Path, notes: list[str]) -> list[Candidate]:
-    """The answers to held-out problems at one evaluation; none, and a line in ``notes``, if they cannot be read."""
+def of_evaluation(path: Path, notes: list[str]) -> list[Candidate]:
+    """The answers to the problems of one evaluation; none, and a line in ``notes``, if they cannot be read."""
     table = read_table(path, notes, ("prompt_id", "decoding", "sample", "tokens"))
     if table is None:
         return []

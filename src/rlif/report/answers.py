@@ -13,7 +13,15 @@ from typing import Any
 
 from rlif.analysis.text import loops, transitional_spans
 from rlif.errors import printable_lines
-from rlif.report.answer_tables import PER_TOKEN, Candidate, by_advantage, held_out, read_table, step_files, training
+from rlif.report.answer_tables import (
+    PER_TOKEN,
+    Candidate,
+    by_advantage,
+    of_evaluation,
+    read_table,
+    step_files,
+    training,
+)
 from rlif.report.pieces import Decode, pieces
 from rlif.runs.layout import EVAL_ANSWERS, ROLLOUTS
 
@@ -50,7 +58,7 @@ class Source:
 def run_answers(label: str, run: Path, decode: Decode | None, room: int) -> Source:
     """Of a training run's folder, as many answers as there is ``room`` for (bytes); damaged files are noted."""
     source = Source(label, str(run), "step")
-    asked = [one for path in step_files(run / EVAL_ANSWERS).values() for one in held_out(path, source.notes)]
+    asked = [one for path in step_files(run / EVAL_ANSWERS).values() for one in of_evaluation(path, source.notes)]
     chosen = compared(asked, int(room * FOR_COMPARISON))
     left = room - sum(one.size for one in chosen)
     files = list(step_files(run / ROLLOUTS).values())
@@ -157,9 +165,9 @@ def _disputed_first(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 def _left_out(run: Path, asked: Sequence[Candidate], chosen: Sequence[Candidate]) -> Iterator[str]:
     if len(chosen) < len(asked):
-        yield f"{len(chosen):,} of {len(asked):,} held-out answers are here; all lie in {run / EVAL_ANSWERS}"
+        yield f"{len(chosen):,} of {len(asked):,} evaluation answers are here; all lie in {run / EVAL_ANSWERS}"
     if not asked:
-        yield f"no held-out answers were kept ({run / EVAL_ANSWERS}): see log.eval_answers and eval.every in the recipe"
+        yield f"no evaluation answers are in {run / EVAL_ANSWERS}: see log.eval_answers and eval.every in the recipe"
 
 
 def _filled(source: Source, chosen: Sequence[Candidate], decode: Decode | None) -> Source:
@@ -168,11 +176,11 @@ def _filled(source: Source, chosen: Sequence[Candidate], decode: Decode | None) 
     source.places = list(order)
     prompts: dict[tuple[str, str], int] = {}
     for one in sorted(chosen, key=lambda one: (order[one.place], one.kind)):
-        held_out = not one.kind.startswith("training")
-        key = (one.prompt_id, "" if held_out else one.place)
+        of_evaluation = not one.kind.startswith("training")
+        key = (one.prompt_id, "" if of_evaluation else one.place)
         if key not in prompts:
             prompts[key] = len(prompts)
-            source.prompts.append(_prompt(one, held_out))
+            source.prompts.append(_prompt(one, of_evaluation))
         source.answers.append({"p": prompts[key], "s": order[one.place], **_record(one, decode)})
     if decode is None and chosen and source.axis == "step":
         source.notes.append(
@@ -186,10 +194,10 @@ def _ordered(places: set[str], axis: str) -> list[str]:
     return sorted(places, key=int) if axis == "step" else sorted(places)
 
 
-def _prompt(one: Candidate, held_out: bool) -> dict[str, Any]:
+def _prompt(one: Candidate, of_evaluation: bool) -> dict[str, Any]:
     asked = one.value("prompt") or one.value("question") or ""
     answer = one.value("answer")
-    shown = {"id": printable_lines(one.prompt_id), "text": printable_lines(asked), "held_out": held_out}
+    shown = {"id": printable_lines(one.prompt_id), "text": printable_lines(asked), "of_evaluation": of_evaluation}
     return shown if answer is None else {**shown, "answer": printable_lines(answer)}
 
 

@@ -156,9 +156,9 @@ def _known_without_labels(group: Group) -> str:
 
 def _judged_on(run: RunRecord, problems: int) -> str:
     """Of which kind the problems of the evaluation are."""
-    return (
-        f"{problems} of the problems it was trained on" if run.judged_on_training else f"{problems} held-out problems"
-    )
+    if run.judged_on_training:
+        return f"{problems} of the problems it was trained on"
+    return f"{problems} {'held-out problems' if run.judged_on_others else 'problems of the evaluation'}"
 
 
 def public_recipe(text: str) -> str:

@@ -20,6 +20,7 @@ class Chart:
 
     ``instead``: lines for a run that has none of the others. ``kind``: curves, or states (0 ok, 1 warn, 2 stop), which
     are drawn one row a line. ``zero``: the axis reaches to 0; not where that is far from anything a policy has.
+    ``without_first``: the title where no run has the first line.
     """
 
     title: str
@@ -29,6 +30,7 @@ class Chart:
     machinery: bool = False
     kind: str = "curves"
     zero: bool = True
+    without_first: str = ""
 
 
 CHARTS = (
@@ -47,6 +49,7 @@ CHARTS = (
         "share",
         {"eval/right": "right in any form", "eval/formatted": "formatted"},
         {"verdict/right": "training: right in any form", "verdict/formatted": "training: formatted"},
+        without_first="Answers in the asked form",
     ),
     Chart(
         "Agreement with the untrained policy's answers, without labels",
@@ -64,7 +67,7 @@ CHARTS = (
     ),
     Chart("Cross-entropy of new answers under the untrained policy", "nats", {"probe/cross_entropy": "cross-entropy"}),
     Chart("What the guards say", "0 ok, 1 warn, 2 stop", {"guard/<name>": ""}, kind="states"),
-    Chart("Entropy of the policy", "nats", {"eval/entropy": "held-out", "signal/entropy": "training"}),
+    Chart("Entropy of the policy", "nats", {"eval/entropy": "evaluation", "signal/entropy": "training"}),
     Chart(
         "Change of entropy by an update",
         "nats",
@@ -73,19 +76,19 @@ CHARTS = (
     Chart(
         "Self-certainty",
         "nats",
-        {"eval/self_certainty": "held-out", "signal/self_certainty": "training"},
+        {"eval/self_certainty": "evaluation", "signal/self_certainty": "training"},
         zero=False,
     ),
     Chart(
         "Length of answers",
         "tokens",
-        {"eval/length": "held-out, sampled", "eval/greedy_length": "greedy", "length/mean": "training"},
+        {"eval/length": "evaluation, sampled", "eval/greedy_length": "greedy", "length/mean": "training"},
     ),
-    Chart("Answers cut off at the limit", "share", {"eval/truncated": "held-out", "stop/length": "training"}),
+    Chart("Answers cut off at the limit", "share", {"eval/truncated": "evaluation", "stop/length": "training"}),
     Chart(
         "Answers with a transitional word (but, wait, …)",
         "share",
-        {"eval/transitional_share": "held-out", "transitional/share": "training"},
+        {"eval/transitional_share": "evaluation", "transitional/share": "training"},
     ),
     Chart("Reward, before it is normalised", "reward", {"reward/<name>/mean": ""}),
     Chart("KL to the untrained policy", "nats", {"kl": "training", "probe/kl": "probe"}),
@@ -109,7 +112,9 @@ def charts(groups: Sequence[Group]) -> list[dict[str, Any]]:
         drawn = [line for i, group in enumerate(groups) for line in _lines(chart, i, group)]
         if drawn:
             thinned = sum(line.pop("thinned") for line in drawn)
-            head = {"title": chart.title, "unit": chart.unit, "machinery": chart.machinery, "thinned": thinned}
+            first = any(line["style"] == 0 for line in drawn)
+            title = chart.title if first else chart.without_first or chart.title
+            head = {"title": title, "unit": chart.unit, "machinery": chart.machinery, "thinned": thinned}
             own = _rows(drawn) if chart.kind == "states" else {"lines": drawn}
             found.append({**head, "kind": chart.kind, "zero": chart.zero, **own})
     return found

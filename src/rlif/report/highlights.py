@@ -1,7 +1,7 @@
 """Which answers of a run are worth reading: the best and the worst of a step, those that flipped, those to one prompt.
 
 Best and worst are said by the advantage: what the step taught the policy to write, and what not to. Where a step's
-completions were not kept, its held-out answers stand in, ranked by self-certainty. Neither needs a label. An answer
+completions were not kept, its evaluation answers stand in, ranked by self-certainty. Neither needs a label. An answer
 flips if its verdict is another than at the first evaluation; without labels, if another answer is read from it.
 """
 
@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from rlif.errors import Argument, RlifError, nearest, shown
-from rlif.report.answer_tables import Candidate, held_out, ranked_by_advantage, read_table, step_files, training
+from rlif.report.answer_tables import Candidate, of_evaluation, ranked_by_advantage, read_table, step_files, training
 from rlif.report.answers import spread
 from rlif.runs.layout import EVAL_ANSWERS, ROLLOUTS
 
@@ -37,26 +37,26 @@ def highlights(run: Path, step: int | None, most: int, notes: list[str]) -> list
         ranked = ranked_by_advantage(training(trained[at], notes))
         found += _ends(ranked, most, f"training completions of step {at}, by advantage", ("best", "worst"))
     earlier = [each for each in asked if each <= at]
-    now = held_out(asked[earlier[-1]], notes) if earlier else []
+    now = of_evaluation(asked[earlier[-1]], notes) if earlier else []
     if not found and at in asked:
         ranked = sorted(now, key=lambda one: -_mean(one, "self_certainty"))
-        found += _ends(ranked, most, f"held-out answers of step {at}", ("surest", "least sure"))
+        found += _ends(ranked, most, f"evaluation answers of step {at}", ("surest", "least sure"))
     if len(earlier) > 1:
-        pairs = list(flipped(held_out(asked[earlier[0]], notes), now))
+        pairs = list(flipped(of_evaluation(asked[earlier[0]], notes), now))
         title = f"flipped between steps {earlier[0]} and {earlier[-1]}: {len(pairs)} of {len(_one_a_prompt(now))}"
-        title += " held-out prompts"
+        title += " evaluation prompts"
         found.append(Section(title, tuple(one for pair in pairs[:most] for one in pair)))
     return found
 
 
 def of_prompt(run: Path, prompt: str, step: int | None, most: int, notes: list[str]) -> list[Section]:
-    """The answers to one prompt: of a held-out one those of ``most`` steps, spread over the run, or of ``step``; of a
+    """The answers to one prompt: of an evaluated one those of ``most`` steps, spread over the run, or of ``step``; of a
     training one its group. Raises `RlifError` for a prompt or a step that is not there."""
     asked, trained = step_files(run / EVAL_ANSWERS), step_files(run / ROLLOUTS)
     if step is not None:
         _step(run, sorted({*asked, *trained}), step)
     known: dict[str, None] = {}
-    for files, read in ((asked, held_out), (trained, training)):
+    for files, read in ((asked, of_evaluation), (trained, training)):
         chosen = {at: path for at, path in files.items() if step in (None, at)}
         holding = [path for path in chosen.values() if prompt in _prompts(path, known, notes)]
         if holding:

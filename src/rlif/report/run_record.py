@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from rlif.config import FileTask, Recipe, RewardConfig
+from rlif.config import ArithmeticTask, FileTask, GymTask, Recipe, RewardConfig
 from rlif.errors import RlifError, printable, shortened
 from rlif.recipes import load_recipe
 from rlif.runs.history import read_metrics
@@ -60,6 +60,15 @@ class RunRecord:
     def judged_on_training(self) -> bool:
         """Whether its evaluation asks problems that it was trained on, for it was given no others."""
         return self.recipe is not None and isinstance(self.recipe.task, FileTask) and not self.recipe.task.holds_out
+
+    @property
+    def judged_on_others(self) -> bool:
+        """Whether its evaluation is known to ask problems that it was not trained on. Of a task of the user's own that
+        is not known."""
+        if self.recipe is None or "task" in (self.info.get("needs") or {}):
+            return False
+        task = self.recipe.task
+        return isinstance(task, ArithmeticTask | GymTask) or (isinstance(task, FileTask) and task.holds_out)
 
     @property
     def last_step(self) -> int:

@@ -33,21 +33,25 @@ _IN_PLACE_OF_SCORES = (
 
 
 class Trend(NamedTuple):
-    """What a metric was at first and is at last, both of a group of runs."""
+    """What a metric was at first and is at last, both of a group of runs; of a single run that ends with another step
+    than its last one also ``chosen``: that step, and the value there."""
 
     name: str
     first: float
     last: float
     form: str
     unit: str
+    chosen: tuple[int, float] | None = None
 
     def __str__(self) -> str:
-        return f"{self.first:{self.form}} → {self.last:{self.form}}"
+        chosen = [] if self.chosen is None else [f"{self.chosen[1]:{self.form}} at step {self.chosen[0]}, chosen"]
+        return " → ".join([f"{self.first:{self.form}}", *chosen, f"{self.last:{self.form}}"])
 
     @property
     def is_zero(self) -> bool:
         """Whether 0 is all that it says."""
-        return {f"{value:{self.form}}" for value in (self.first, self.last)} == {f"{0:{self.form}}"}
+        values = (self.first, self.last, *([] if self.chosen is None else [self.chosen[1]]))
+        return {f"{value:{self.form}}" for value in values} == {f"{0:{self.form}}"}
 
 
 def story(groups: Sequence[Group]) -> list[str]:
@@ -160,14 +164,25 @@ def _without_scores(groups: Sequence[Group]) -> Iterator[str]:
 def trends(group: Group) -> Iterator[Trend]:
     """From the first evaluation to the last; of a metric of each step, from its first tenth of steps to its last.
 
-    None needs a label. Nothing of a metric that was seen once.
+    None needs a label. Nothing of a metric that was seen once. In between stands the step that the final model is of,
+    where the metric was measured there and is no mean over steps.
     """
     for name, keys, form, unit in (*(() if is_scored(group) else _IN_PLACE_OF_SCORES), *_TRENDS):
         points = next((found for key in keys if tells(group, key) and (found := curve(group, key))), [])
         if len(points) >= 2:
             values = [value for _, value, _ in points]
             part = 1 if len(values) < 40 else len(values) // 10
-            yield Trend(name, fmean(values[:part]), fmean(values[-part:]), form, unit)
+            chosen = _chosen_step(group)
+            there = next(((step, value) for step, value, _ in points if step == chosen and part == 1), None)
+            yield Trend(name, fmean(values[:part]), fmean(values[-part:]), form, unit, there)
+
+
+def _chosen_step(group: Group) -> int | None:
+    """The step, neither first nor last, that the final model of a single run is of."""
+    selected = group.runs[0].info.get("selected") if len(group.runs) == 1 else None
+    if not isinstance(selected, dict) or selected["step"] in (0, selected["last"]):
+        return None
+    return int(selected["step"])
 
 
 def tells(group: Group, key: str) -> bool:

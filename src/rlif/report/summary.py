@@ -30,13 +30,15 @@ def summarise(label: str, lines: Sequence[Mapping[str, float | int]]) -> dict[st
     """Start, best and last of one run's evaluations; ``score`` is the share right and formatted.
 
     Those of sampled answers are keys of the result, others (the same three) stand under ``greedy`` and ``majority``
-    where every evaluation has them. ``n`` is the number of completions.
+    where every evaluation has them. ``n`` completions to ``problems`` problems: those with an answer, for the score is
+    of these.
     """
     first = lines[0]
-    n = int(first["eval/n"])
+    n, asked = int(first.get("eval/labelled", first["eval/n"])), int(first["eval/n"])
+    problems = int(first.get("eval/problems", asked)) * n // asked
     found = {name: _points(lines, prefix) for name, prefix in DECODINGS.items()}
     others = {name: found[name] for name in ("greedy", "majority") if found[name]}
-    return {"label": label, "n": n, "problems": int(first.get("eval/problems", n)), **found["sampled"], **others}
+    return {"label": label, "n": n, "problems": problems, **found["sampled"], **others}
 
 
 def _points(lines: Sequence[Mapping[str, float | int]], prefix: str) -> dict[str, dict[str, Any]]:

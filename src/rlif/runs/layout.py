@@ -10,7 +10,7 @@ RECIPE, INFO, METRICS_FILE, ROLLOUTS = "recipe.yaml", "run.json", "metrics.jsonl
 """The resolved recipe; the facts; the log, one JSON line a step; the folder of completions, one Parquet file a step."""
 
 EVAL_ANSWERS = "eval_answers"
-"""The folder of answers to the same held-out problems at every evaluation, one Parquet file a step."""
+"""The folder of answers to the same problems at every evaluation, one Parquet file a step."""
 
 EVAL_VERDICTS = "eval_verdicts"
 """The folder of what was said of every answer at every evaluation, without the answers, one Parquet file a step."""

@@ -93,16 +93,18 @@ METRICS: dict[str, Metric] = {
     ),
     "optimizer_steps": Metric("steps", "optimizer steps since the run's start"),
     "memory/peak_gb": Metric("GB", "peak memory since the run's start: of the GPU if one is used, else of the process"),
-    "eval/right": Metric("share", "held-out right answers, in whatever form"),
+    "eval/right": Metric("share", "the evaluation's right answers, in whatever form"),
     "eval/right_stderr": Metric("share", "standard error of eval/right over problems"),
-    "eval/formatted": Metric("share", "held-out answers in the form that was asked for"),
-    "eval/right_and_formatted": Metric("share", "held-out answers both right and in the form that was asked for"),
+    "eval/formatted": Metric("share", "the evaluation's answers in the form that was asked for"),
+    "eval/right_and_formatted": Metric(
+        "share", "the evaluation's answers both right and in the form that was asked for"
+    ),
     "eval/right_and_formatted_stderr": Metric("share", "standard error of eval/right_and_formatted over problems"),
-    "eval/greedy_right": Metric("share", "held-out right answers of greedy decoding, in whatever form (eval.greedy)"),
+    "eval/greedy_right": Metric("share", "the evaluation's right greedy answers, in whatever form (eval.greedy)"),
     "eval/greedy_right_stderr": Metric("share", "standard error of eval/greedy_right over problems"),
-    "eval/greedy_formatted": Metric("share", "held-out greedy answers in the form that was asked for"),
+    "eval/greedy_formatted": Metric("share", "the evaluation's greedy answers in the form that was asked for"),
     "eval/greedy_right_and_formatted": Metric(
-        "share", "held-out greedy answers both right and in the form that was asked for"
+        "share", "the evaluation's greedy answers both right and in the form that was asked for"
     ),
     "eval/greedy_right_and_formatted_stderr": Metric(
         "share", "standard error of eval/greedy_right_and_formatted over problems"
@@ -123,7 +125,7 @@ METRICS: dict[str, Metric] = {
         "problems with a right answer among k samples, unbiased (arXiv 2107.03374); k is eval.samples, 8 at most",
     ),
     "eval/pass_at_k_stderr": Metric("share", "its standard error over problems"),
-    "eval/undecided": Metric("share", "as verdict/undecided, of held-out answers"),
+    "eval/undecided": Metric("share", "as verdict/undecided, of the evaluation's answers"),
     "eval/entropy": Metric("nats", "entropy of the policy at temperature 1, mean over completion tokens"),
     "eval/self_certainty": Metric("nats", "KL(uniform, policy) at temperature 1, mean over completion tokens"),
     "eval/logprob": Metric("nats", "log-probability of the drawn tokens at temperature 1, mean over them"),
@@ -134,6 +136,7 @@ METRICS: dict[str, Metric] = {
     "eval/transitional_share": Metric("share", "completions with at least one transitional word"),
     "eval/n": Metric("completions", "completions evaluated: problems times samples"),
     "eval/problems": Metric("problems", "distinct problems evaluated"),
+    "eval/labelled": Metric("completions", "of eval/n those to problems with an answer, where some problems have none"),
     "probe/agreement": Metric(
         "share", "probe answers that agree with the frozen answer, in the asked form; of prompts that have one"
     ),

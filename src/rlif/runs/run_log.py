@@ -4,7 +4,7 @@
     run.json                          versions, commit, machine, start time
     metrics.jsonl                     one JSON line a step, append-only; every key stands in `METRICS`
     rollouts/step-000001.parquet      completions with per-token signals, verdicts, rewards; checksummed
-    eval_answers/step-000010.parquet  the same of held-out problems, those of before at every evaluation; checksummed
+    eval_answers/step-000010.parquet  the same of evaluation problems, those of before at every evaluation; checksummed
     eval_verdicts/step-000010.parquet verdicts on all answers of the evaluation, without the answers; checksummed
     checkpoints/, final/              see rlif.runs.checkpoint
     .lock                             held by the process at work here (rlif.utils.atomic_io)

@@ -6,6 +6,7 @@ asks for step 41 and gets what the run that was never stopped got.
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -14,6 +15,8 @@ from rlif.grading.extraction import find_extractor
 from rlif.grading.grader import Grader
 from rlif.rng import keyed_random
 from rlif.types import Problem, Verdict
+
+_LOG = logging.getLogger(__name__)
 
 EVAL_SEED = 2506_17219
 """Chooses the evaluation problems when nobody asks for others; the run's own seed never does."""
@@ -71,6 +74,18 @@ class GradedTask:
     def grade(self, text: str, problem: Problem) -> Verdict:
         """See `Task.grade`."""
         return self._grader.grade(text, problem.answer, format=self.format, row_id=problem.id)
+
+
+def tell_unlabelled(task: Task, problems: Sequence[Problem]) -> None:
+    """Warn of problems without an answer: of what nothing will be said. A judge of a task's own may need no answers."""
+    bare = sum(problem.answer is None for problem in problems)
+    if not bare or getattr(type(task), "grade", None) is not GradedTask.grade:
+        return
+    if bare == len(problems):
+        _LOG.warning("no problem has an answer: nothing is known of right and wrong")
+    else:
+        said = "%d of %d problems have no answer; right and wrong are said of the others"
+        _LOG.warning(said, bare, len(problems))
 
 
 def digest(problems: Sequence[Problem]) -> str:

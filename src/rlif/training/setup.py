@@ -32,7 +32,7 @@ from rlif.runs.checkpoint import Checkpoint, checkpoint_name, load_checkpoint
 from rlif.runs.layout import resume_with
 from rlif.runs.provenance import ENCODER, Provenance, model_files
 from rlif.tasks import build_task
-from rlif.tasks.base import Task, digest
+from rlif.tasks.base import Task, digest, tell_unlabelled
 from rlif.tasks.files import ProblemFile
 from rlif.training.custom import Custom
 from rlif.training.fit import fitted
@@ -316,6 +316,7 @@ def check_problems(prompts: PromptSource, labelled: list[str]) -> None:
     rendered = prompts.rendered(problems)
     check_context(prompts.policy, rendered, recipe.rollout.max_new_tokens)
     tell_unknown(prompts.policy, rendered)
+    tell_unlabelled(task, problems)
 
 
 def _that_says_nothing(name: str) -> str:

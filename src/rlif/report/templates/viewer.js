@@ -7,8 +7,10 @@ const SIGNALS = { entropy: "entropy", self_certainty: "self-certainty", logprob:
 
 const CUT = 800; // tokens of an answer that is not the chosen one: more than fit into its card
 
+// Without a reference answer nobody knows what is right; undecided is what could not be judged in time.
 function verdict(answer) {
-  return answer.r === null ? "undecided" : answer.r ? "right" : "wrong";
+  if (answer.r !== null) return answer.r ? "right" : "wrong";
+  return VIEW.source.prompts[answer.p].answer === undefined ? "no label" : "undecided";
 }
 
 function flags(answer) {
@@ -115,7 +117,7 @@ function facts(answer) {
 
 function card(answer) {
   const said = facts(answer);
-  const line = make("p", { class: "facts" }, make("strong", { class: said[0] }, said[0]), `, ${said.slice(1).join(", ")}`);
+  const line = make("p", { class: "facts" }, make("strong", { class: said[0].replace(" ", "-") }, said[0]), `, ${said.slice(1).join(", ")}`);
   const title = `${placeName(answer)}, ${answer.k}`;
   const node = make("article", { class: "card", tabindex: "-1", "aria-label": `${title}: ${said.join(", ")}` },
     make("h3", {}, title), line, make("p", { class: "tokens", dir: "auto" }, ...tokenSpans(answer, CUT)));
@@ -170,7 +172,7 @@ function showPrompt() {
 function show({ focus = false, move = true } = {}) {
   const prompts = VIEW.source.prompts.map((_, i) => i).filter(promptPasses);
   if (move && !prompts.includes(VIEW.prompt)) VIEW.prompt = prompts.length ? prompts[0] : -1;
-  const entry = (i) => [i, `${VIEW.source.prompts[i].held_out ? "" : "training: "}${short(VIEW.source.prompts[i].text, 90)}`];
+  const entry = (i) => [i, `${VIEW.source.prompts[i].of_evaluation ? "" : "training: "}${short(VIEW.source.prompts[i].text, 90)}`];
   options(CONTROL.prompt, prompts.map(entry), VIEW.prompt);
   document.getElementById("count").textContent = `${prompts.length} of ${VIEW.source.prompts.length} prompts, `
     + `${VIEW.source.answers.filter(passes).length} of ${VIEW.source.answers.length} answers pass the filters`;
