@@ -304,8 +304,6 @@ def check_problems(prompts: PromptSource, labelled: list[str]) -> None:
             " COLUMN, or choose a reward without labels",
             _that_says_nothing(labelled[0]),
         )
-    if absent:
-        _LOG.warning("%s: nothing is said of right and wrong", absent)
     if labelled and (bare := [problem.id for problem in problems if problem.answer is None]):
         raise RlifError(
             f"reward {labelled[0]} needs answers, but {len(bare)} problems have none (the first is {bare[0]}); fix ",
@@ -316,7 +314,10 @@ def check_problems(prompts: PromptSource, labelled: list[str]) -> None:
     rendered = prompts.rendered(problems)
     check_context(prompts.policy, rendered, recipe.rollout.max_new_tokens)
     tell_unknown(prompts.policy, rendered)
-    tell_unlabelled(task, problems)
+    if absent:
+        _LOG.warning("%s: nothing is said of right and wrong", absent)
+    else:
+        tell_unlabelled(task, problems)
 
 
 def _that_says_nothing(name: str) -> str:
