@@ -93,8 +93,8 @@ def test_summary_by_hand() -> None:
     assert metrics["self_agreement"] == pytest.approx((1.0 + 0.5) / 2)
     assert metrics["transitional_rate"] == pytest.approx(1 / 8)
     assert (metrics["n"], metrics["problems"]) == (4.0, 2.0)
-    # Every number of the run log, and none that it does not know; of two samples there is no vote.
-    other = ("eval/greedy_", "eval/majority_")
+    # Every number of the run log, and none that it does not know; of two samples there is no vote, all have answers.
+    other = ("eval/greedy_", "eval/majority_", "eval/labelled")
     known = {name for name in METRICS if name.startswith("eval/") and not name.startswith(other)}
     assert {f"eval/{name}" for name in metrics} == known
 

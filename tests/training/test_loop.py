@@ -38,6 +38,7 @@ from rlif.utils.interrupts import Interrupted
 from toys import toy_policy
 
 OF_SOME = {
+    "eval/labelled",
     "time/consensus",
     "kl_coef",
     "entropy_coef",
