@@ -77,6 +77,7 @@ class Lifeline:
 
     def close(self) -> None:
         """Say goodbye and hang up."""
+        self._hung_up = True  # a word to one that has hung up already resets the connection, its own goodbye unread
         for line in self._lines:
             with suppress(OSError):
                 line.sendall(_GOODBYE)
