@@ -65,7 +65,8 @@ def test_each_rule_chooses_by_its_own_number() -> None:
     records = looks()
     assert {name: rule(records) for name, rule in RULES.items()} == {
         "guards": 10,
-        "agreement, never stopped": 10,
+        "guards, never stopped": 10,
+        "highest agreement": 10,
         "agreement in any form": 0,  # nobody measured it: the first of equals
         "cross-entropy under the start": 20,
         "self-agreement": 40,
@@ -79,7 +80,7 @@ def test_what_comes_after_a_stop_is_not_seen() -> None:
     again = looks((0.5, 0.75, 0.25, 0.5, 1.0))
     assert [record.step for record in until_stopped(again)] == [0, 10, 20]
     assert RULES["guards"](again) == 10
-    assert RULES["agreement, never stopped"](again) == 40
+    assert RULES["guards, never stopped"](again) == 40
     rising = looks((0.25, 0.5, 0.5, 0.75, 1.0))
     assert until_stopped(rising) == rising
 

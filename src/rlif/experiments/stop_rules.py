@@ -56,7 +56,8 @@ def _highest(key: str, sign: float = 1.0) -> Callable[[Records], int]:
 
 RULES: Mapping[str, Callable[[Records], int]] = {
     "guards": lambda records: best_look(until_stopped(records)).step,
-    "agreement, never stopped": lambda records: best_look(records).step,
+    "guards, never stopped": lambda records: best_look(records).step,
+    "highest agreement": _highest("probe/agreement"),
     "agreement in any form": _highest("probe/agreement/any_form"),
     "cross-entropy under the start": _highest("probe/cross_entropy", -1.0),
     "self-agreement": _highest("probe/self_agreement"),
