@@ -21,6 +21,7 @@ from rlif.runs.history import read_metrics
 from rlif.training import consensus, setup
 from rlif.training.custom import Custom
 from rlif.training.loop import resume, train
+from rlif.training.prompt_source import PromptSource
 from rlif.types import Problem, Rollouts, Sampling, Verdict
 from rlif.utils.interrupts import Interrupted
 from toys import toy_policy
@@ -148,7 +149,7 @@ def test_no_truth_is_shown_to_who_reads_the_frozen_answers(
 
 def test_the_problems_of_all_steps_are_asked_once_in_the_order_they_come(tiny_base_path: Path, tmp_path: Path) -> None:
     few = recipe(tiny_base_path, "reward=frozen_consensus", "steps=9", "task.low=10", "task.high=12")
-    source = setup.PromptSource(few, setup.build_task(few.task), toy_policy(), present())
+    source = PromptSource(few, setup.build_task(few.task), toy_policy(), present())
     batches = consensus.unsettled(source, {})
     ids = [problem.id for batch in batches for problem in batch]
     drawn = [p.id for step in range(1, 10) for p in source.task.train_problems(step, 2, few.seed)]

@@ -22,7 +22,8 @@ from rlif.rng import Key
 from rlif.rollout.engine import Engine
 from rlif.training.looks import Looks
 from rlif.training.parallel import ALONE, Ranks
-from rlif.training.setup import PromptSource, Setup
+from rlif.training.prompt_source import PromptSource
+from rlif.training.setup import Setup
 from rlif.types import Problem, Prompt, Rollouts, Sampling
 from scripted import Scripted
 from toys import toy_policy

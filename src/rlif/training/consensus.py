@@ -20,7 +20,8 @@ from rlif.rewards.agreement import settled, voting_answers
 from rlif.rewards.registry import read_consensus
 from rlif.rng import Key
 from rlif.rollout.engine import Engine
-from rlif.training.setup import PromptSource, Setup, build_engine
+from rlif.training.prompt_source import PromptSource
+from rlif.training.setup import Setup, build_engine
 from rlif.types import Problem, Prompt, Sampling
 
 
