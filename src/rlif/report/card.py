@@ -16,6 +16,7 @@ from rlif.config import Recipe
 from rlif.model.registry import MODELS
 from rlif.report.run_record import Group, RunRecord, read_run
 from rlif.report.story import has_labels, is_scored, merit_of_choice, table, tells
+from rlif.report.usage import usage
 from rlif.runs.layout import FINAL
 from rlif.utils.atomic_io import write_whole, writing
 
@@ -56,6 +57,7 @@ def card(run: RunRecord, labels: Sequence[str]) -> str:
         f"# {public_name(run.name)}\n",
         _training(run, run.recipe, labels),
         f"## Scores\n\n{_scores(group)}",
+        f"## Use it\n\nAsked as in training; DIR is this folder, or the name that it has on a hub.\n\n```python\n{usage(run.recipe, run.folder)}\n```\n",
         f"## Recipe\n\n```yaml\n{public_recipe(run.recipe_text)}```\n",
         f"## Made with\n\n{_versions(run.info)}",
     ]

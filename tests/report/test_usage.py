@@ -1,0 +1,87 @@
+"""The code on a model card, run as it stands there: the model is given what training gave it, and says the same."""
+
+import contextlib
+import io
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+
+from rlif.config import PolicyConfig, Recipe
+from rlif.model.loading import load_policy
+from rlif.recipes import load_recipe, parse_recipe, shipped_recipes
+from rlif.report.usage import QUESTION, usage
+from rlif.rng import Key
+from rlif.rollout.engine import Engine
+from rlif.rollout.prompts import render
+from rlif.types import Problem, Sampling
+from toys import toy_policy
+
+CHAT = (
+    "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+OWN = {"user": 'work out {question}\nsay it\'s "done".', "system": "be brief.", "format": "last_number"}
+
+
+def run_of(folder: Path, template: object, *, chats: bool, **policy: Any) -> Recipe:
+    """A run's recipe, and its final model in the folder."""
+    toy_policy().save(folder / "final")
+    if chats:
+        (folder / "final" / "chat_template.jinja").write_text(CHAT)
+    task = {"name": "arithmetic", "template": template}
+    rollout = {"max_new_tokens": 12, "stop": ["q"]}
+    head = {"steps": 1, "reward": "self_certainty", "policy": {"model": str(folder / "final"), **policy}}
+    return parse_recipe({**head, "task": task, "rollout": rollout})
+
+
+def told(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], str]:
+    """The prompt's token ids that the code gives the model, and what it prints."""
+    given: list[list[int]] = []
+    generate = transformers.LlamaForCausalLM.generate
+
+    def spied(model: Any, **inputs: Any) -> Any:
+        given.append(inputs["input_ids"][0].tolist())
+        return generate(model, **inputs)
+
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "generate", spied)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(code.replace("DIR", str(folder / "final")), {})
+    (ids,) = given
+    return ids, printed.getvalue().removesuffix("\n")
+
+
+@pytest.mark.parametrize("chats", [False, True], ids=["text", "chat"])
+@pytest.mark.parametrize("template", ["plain", "qa", "intuitor_small", OWN], ids=["plain", "qa", "system", "own"])
+def test_the_model_is_asked_as_in_training(
+    template: Any, chats: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = run_of(tmp_path, template, chats=chats)
+    ids, _ = told(usage(recipe, tmp_path), tmp_path, monkeypatch)
+    policy = load_policy(PolicyConfig(model=str(tmp_path / "final"), dtype="float32"))
+    assert policy.chat_template == chats
+    (prompt,) = render(policy, recipe.task.template, [Problem("one", QUESTION)])
+    assert ids == list(prompt.token_ids)
+
+
+def test_the_model_says_what_it_says_here(
+    tiny_base_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_base_path, tmp_path / "final")
+    recipe = load_recipe(shipped_recipes()["tiny"], ["rollout.stop=['6']", "rollout.max_new_tokens=24"])
+    _, said = told(usage(recipe, tmp_path), tmp_path, monkeypatch)
+    policy = load_policy(PolicyConfig(model="tiny-base", dtype="float32"))
+    prompts = render(policy, "plain", [Problem("one", QUESTION)])
+    for stop in ((), ("6",)):
+        greedy = Sampling(temperature=0.0, max_new_tokens=24, stop=stop)
+        here = Engine(policy).sample(prompts, group_size=1, sampling=greedy, key=Key(0, "usage")).texts[0]
+        assert (said.removesuffix("6") == here) == (stop == ("6",))  # transformers leaves it in
+
+
+def test_a_chat_template_that_was_off_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = run_of(tmp_path, "plain", chats=True, chat_template="off")
+    assert "prompt = question\n" in usage(recipe, tmp_path)
+    on = run_of(tmp_path / "on", "plain", chats=False, chat_template="on")
+    assert 'prompt = [{"role": "user", "content": question}]' in usage(on, tmp_path / "on")
