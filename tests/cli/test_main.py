@@ -208,6 +208,18 @@ def test_a_signal_while_nothing_runs_yet(  # type: ignore[no-untyped-def]
     assert (outcome.code, outcome.err) == (code, "rlif: interrupted\n")
 
 
+def test_of_a_run_that_is_ended_at_once_is_said_what_is_kept(  # type: ignore[no-untyped-def]
+    run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(*arguments: object, **options: object) -> None:
+        raise AtOnce(signal.SIGINT)
+
+    monkeypatch.setattr("rlif.training.loop.train", train)
+    outcome = run("train", "tiny", "--out", "run")
+    assert outcome.code == 130
+    assert "nothing is kept: the run had not begun; the same command begins it\n" in outcome.out
+
+
 def test_a_second_signal_ends_at_once(capfd: pytest.CaptureFixture[str]) -> None:
     before = [signal.getsignal(number) for number in STOP_SIGNALS]
     with stop_on_signal() as stop:

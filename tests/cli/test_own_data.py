@@ -11,9 +11,12 @@ from rlif.cli.commands.evaluate import _asked
 from rlif.cli.main import app
 from rlif.config import ArithmeticTask, FileTask, OwnData
 from rlif.errors import RlifError
+from rlif.model.template_clock import present
 from rlif.recipes import load_recipe, shipped_recipes
 from rlif.runs.layout import recipe_path
 from rlif.training.own_data import recipe_for, usual_folder
+from rlif.training.prompt_source import PromptSource, check_problems
+from toys import toy_policy
 
 
 def invoke(*arguments: str) -> str:
@@ -125,6 +128,12 @@ def test_answers_in_a_column_of_another_name_are_missed_by_name(
         invoke("train", *asked.split())
     assert f"reward verifiable needs answers: {absent}; name it with --answer COLUMN" in str(raised.value)
     assert absent not in caplog.text, "said once"
+    own, few = OwnData("own.jsonl", question_column="text"), ["rollout.prompts=1", "eval.every=0"]
+    unlabelled = recipe_for("tiny-base", own, reward="self_certainty", overrides=few)
+    check_problems(PromptSource(unlabelled, build_task(unlabelled.task), toy_policy(), present()), labelled=[])
+    assert f"{absent}: nothing is said of right and wrong" in caplog.text
+    assert caplog.text.count("right and wrong") == 1, "said once"
+    caplog.clear()
     Plan("own", Settings(tasks=("own",), data={"own": "own.jsonl"}, question_column="text"))
     assert f"{absent}: nothing is said of right and wrong" in caplog.text
     caplog.clear()
