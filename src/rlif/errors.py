@@ -26,12 +26,17 @@ class Advice(NamedTuple):
     command: str
 
 
-def spelled(parts: Iterable[object], names: Mapping[str, str], *, command_line: bool) -> str:
+Names = Mapping[str, str | Argument]
+"""Argument → what the caller calls it: a word, or an argument of its own, which its callers may call otherwise."""
+
+
+def spelled(parts: Iterable[object], names: Names, *, command_line: bool) -> str:
     """The parts of a message as one printable line: arguments by their names, advice for who reads it."""
     said = []
     for part in parts:
         if isinstance(part, Argument):
-            said.append(names.get(part.name, part.name))
+            called = names.get(part.name, part.name)
+            said.append(str(names.get(called.name, called.name) if isinstance(called, Argument) else called))
         elif isinstance(part, Advice):
             said.append(part.command if command_line else part.python)
         else:
@@ -57,7 +62,7 @@ class RlifError(Exception):
 
     def __init__(self, *parts: str | Argument | Advice) -> None:
         super().__init__(*parts)
-        self.names: dict[str, str] = {}
+        self.names: dict[str, str | Argument] = {}
         self.command_line = False
 
     def __str__(self) -> str:
@@ -73,7 +78,7 @@ class ToldElsewhereError(RlifError):
 
 
 @contextmanager
-def named(names: Mapping[str, str]) -> Iterator[None]:
+def named(names: Names) -> Iterator[None]:
     """Let an `RlifError` that passes call arguments by these names; a name that was given further inside stays."""
     try:
         yield

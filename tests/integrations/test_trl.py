@@ -1,5 +1,6 @@
 """rlif inside TRL in one process: signals, rollouts, agreement, probe and guard, and what is refused."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import rlif
+from encoders import save_toy_encoder
 from rlif.config import RewardConfig
 from rlif.errors import RlifError
 from rlif.integrations import trl_callbacks, trl_rewards
@@ -323,6 +325,13 @@ def test_a_resumed_run_goes_on_with_its_looks(tmp_path: Path, agreements: dict[i
     assert [record.metrics["probe/agreement"] for record in second.probe.records] == [0.5, 0.75, 0.75, 1.0, 1.0, 0.5]
     assert (again.state.global_step, second.best_step) == (5, 3)
     assert second.probe.reference == first.probe.reference
+    third = trainer(toy_policy(), tmp_path, reward_funcs=[reward], callbacks=[CollapseGuard(probe())], **options)
+    (path,) = (tmp_path / "probe").glob("reference-*.json")
+    content = json.loads(path.read_text())
+    content["answers"][0]["answer"] = "another"
+    path.write_text(json.dumps(content))
+    with pytest.raises(RlifError, match=r"these are not the answers that were frozen \(another sha256\)"):
+        third.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     (tmp_path / "probe" / "looks.json").unlink()
     third = trainer(toy_policy(), tmp_path, reward_funcs=[reward], callbacks=[CollapseGuard(probe())], **options)
     with pytest.raises(RlifError, match=r"looks.json: a run that is resumed needs its looks \(FileNotFoundError\)"):
@@ -358,6 +367,24 @@ def test_a_probe_sees_what_a_run_of_ours_would() -> None:
     assert state.log_history == [{"step": 0, **watched.records[0].metrics}]
 
 
+def test_a_probe_of_sentences_holds_them_beside_each_other_by_an_encoder(tmp_path: Path) -> None:
+    save_toy_encoder(tmp_path / "encoder")
+    policy = toy_policy()
+    args = SimpleNamespace(
+        temperature=1.0, top_p=1.0, top_k=0, max_completion_length=24, seed=3, output_dir="", chat_template_kwargs=None
+    )
+    distinct = {}
+    for least in (None, 0.05, 0.9999):
+        near = None if least is None else {"model": str(tmp_path / "encoder"), "least": least}
+        watched = AgreementProbe(PROMPTS, format="text", samples=2, reference_samples=4, similarity=near)
+        state = SimpleNamespace(global_step=0, is_world_process_zero=False, log_history=[], max_steps=9)
+        watched.on_train_begin(args, state, None, model=policy.model, processing_class=policy.tokenizer)
+        assert watched.reference is not None
+        distinct[least] = (watched.reference.digest, watched.records[0].metrics["probe/agreement/any_form"])
+    assert len({digest for digest, _ in distinct.values()}) == 3, "a reference for each way to compare"
+    assert distinct[0.05][1] > distinct[None][1] == distinct[0.9999][1], "near enough is whatever it says"
+
+
 def failing(message: str, make: Callable[[], Any]) -> None:
     with pytest.raises(RlifError) as raised:
         make()
@@ -383,6 +410,14 @@ def test_what_a_user_can_get_wrong_is_one_line(tmp_path: Path) -> None:
     failing(
         "AgreementProbe: give it at least one prompt, and a whole number of steps as `every`",
         lambda: AgreementProbe([]),
+    )
+    failing(
+        "AgreementProbe: similarity: least: expected a number above 0 (given 0)",
+        lambda: AgreementProbe(["a"], similarity={"model": "m", "least": 0}),
+    )
+    failing(
+        "AgreementProbe: similarity: modl: unknown key; did you mean model?",
+        lambda: AgreementProbe(["a"], similarity={"modl": "m"}),
     )
     config = SimpleNamespace(temperature=1.0, top_p=1.0, top_k=0, max_completion_length=8, min_p=0.1)
     failing("GRPOConfig: min_p=0.1 is not known to rlif's sampler; leave it out", lambda: sampling_of(config))

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from rlif.analysis.estimators import Estimate, over_problems
-from rlif.grading.voting import NO_VOTE, ballots, winner_shares
+from rlif.grading.voting import NO_VOTE, Keys, ballots, by_reading, winner_shares
 from rlif.signals import SIGNALS, masked_mean
 from rlif.types import Rollouts, Verdict
 
@@ -46,9 +46,14 @@ class GradedSamples:
 
     @classmethod
     def from_rollouts(
-        cls, rollouts: Rollouts, verdicts: Sequence[Verdict], tokens: Int[np.ndarray, " row"] | None = None
+        cls,
+        rollouts: Rollouts,
+        verdicts: Sequence[Verdict],
+        tokens: Int[np.ndarray, " row"] | None = None,
+        keys: Keys = by_reading,
     ) -> "GradedSamples":
-        """``tokens``: what each row cost, if that is more than its length (power sampling, say)."""
+        """``tokens``: what each row cost, if that is more than its length (power sampling, say). ``keys`` say which
+        answers are one vote, problem by problem."""
 
         def table(values: Any) -> np.ndarray:
             return np.asarray(values).reshape(-1, rollouts.group_size)
@@ -58,7 +63,7 @@ class GradedSamples:
         return cls(
             right=table([verdict.right is True for verdict in verdicts]),
             formatted=table([verdict.formatted for verdict in verdicts]),
-            votes=ballots([read[i : i + rollouts.group_size] for i in range(0, len(read), rollouts.group_size)]),
+            votes=ballots([read[i : i + rollouts.group_size] for i in range(0, len(read), rollouts.group_size)], keys),
             confidences={name: table(masked_mean(values, rollouts.mask)) for name, values in scores.items()},
             tokens=table(rollouts.lengths if tokens is None else tokens).astype(np.float64),
         )

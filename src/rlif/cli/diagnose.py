@@ -29,7 +29,8 @@ from rlif.utils.plotting import png
 from rlif.utils.terminal import Console, say, text_column
 
 _SAME = (
-    *("template", "format", "temperature", "reward", "limit", "samples", "max_new_tokens", "labels", "seed"),
+    *("template", "format", "temperature", "reward", "limit", "samples", "similarity", "max_new_tokens"),
+    *("labels", "seed"),
     *("chat_template", "dtype", "device"),
 )
 OPTIONS: Mapping[str, str] = {

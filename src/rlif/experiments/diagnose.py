@@ -99,8 +99,10 @@ def diagnose(
     tell_unknown(engine.policy, prompts)
     asking = asking_of(engine.policy, subject, prompts, settings)
     untrained = look_at(engine, subject.task, prompts, asking, on_pass=on_pass, progress=progress)
-    prediction = predict(known, untrained, settings.temperature, None if wanted is None else label_of(wanted))
-    training = _training(known, prediction, wanted)
+    prediction = _predicted(known, untrained, settings, wanted)
+    training = _training(known, prediction, wanted or rewards_named(_default_reward(settings)))
+    if settings.similarity is not None:
+        training["probe"] = {**training.get("probe", {}), "similarity": settings.similarity.model_dump(mode="json")}
     chosen = wanted is not None or isinstance(prediction, Prediction)
     confident = not chosen or any(reward.get("of", reward["name"]) in SIGNALS for reward in training["reward"])
     verdict, reasons = verdict_on(Evidence(untrained, settings.temperature, prediction, confident))
@@ -138,14 +140,26 @@ def rewards_named(name: str) -> tuple[RewardConfig, ...]:
     return rewards
 
 
+def _predicted(
+    calibration: Calibration, untrained: Untrained, settings: DiagnoseSettings, wanted: Sequence[RewardConfig] | None
+) -> Prediction | str:
+    if settings.similarity is not None:
+        return "answers are held beside each other by their embeddings, and those of the calibration's runs were read"
+    return predict(calibration, untrained, settings.temperature, None if wanted is None else label_of(wanted))
+
+
+def _default_reward(settings: DiagnoseSettings) -> str:
+    """Rewards of agreement read answers: of sentences no two would ever agree."""
+    return DEFAULT_REWARD if settings.similarity is None else "self_certainty"
+
+
 def _training(
-    calibration: Calibration, prediction: Prediction | str, wanted: Sequence[RewardConfig] | None
+    calibration: Calibration, prediction: Prediction | str, rewards: Sequence[RewardConfig]
 ) -> dict[str, Any]:
     """The recipe but for model and task: that of the runs the prediction stands on, else the usual one."""
     if isinstance(prediction, Prediction):
         return dict(calibration.recipes[prediction.reward])
-    rewards = [reward.model_dump(mode="json") for reward in wanted or rewards_named(DEFAULT_REWARD)]
-    return {"steps": STEPS, "reward": rewards}
+    return {"steps": STEPS, "reward": [reward.model_dump(mode="json") for reward in rewards]}
 
 
 def _recipe(training: Mapping[str, Any], subject: Subject, asking: Asking) -> Recipe | None:

@@ -8,12 +8,23 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from rlif.config import ArithmeticTask, FileTask, Natural, PolicyConfig, Positive, Section, TaskConfig, TemplateSource
+from rlif.config import (
+    ArithmeticTask,
+    FileTask,
+    Natural,
+    PolicyConfig,
+    Positive,
+    Section,
+    SimilarityConfig,
+    TaskConfig,
+    TemplateSource,
+)
 from rlif.errors import Argument, RlifError
 from rlif.experiments.untrained import Asking
 from rlif.model.policy import Policy
 from rlif.model.positions import limit_passed
 from rlif.monitoring.probe import distinct_prompts
+from rlif.monitoring.sameness import sameness
 from rlif.rollout.prompts import render
 from rlif.runs.model_defaults import prompting_of
 from rlif.tasks import build_task
@@ -63,6 +74,9 @@ class DiagnoseSettings(Section):
     """Length limit of an answer; null: what the model brings, else 512. Lowered to what the context leaves."""
     stop: tuple[str, ...] = ()
     """Strings that end an answer, besides those of the template; none: what the model brings."""
+    similarity: SimilarityConfig | None = None
+    """For answers in sentences: two are the same if their embeddings are near, as `probe.similarity` of a recipe has
+    it; null: if they read alike."""
     reward: str | None = None
     """Judge training on this reward; null: on the one that the calibration finds best."""
     labels: bool = False
@@ -180,4 +194,5 @@ def asking_of(policy: Policy, subject: Subject, prompts: Sequence[Prompt], setti
         look=max(4, settings.samples // 4),
         seed=settings.seed,
         labels=settings.labels,
+        same=sameness(settings.similarity, policy.device, called=Argument("similarity")),
     )

@@ -23,6 +23,7 @@ from rlif.grading.equivalence import canonical
 from rlif.monitoring.measurement import Look, judge, measure
 from rlif.monitoring.probe import PROBE_KEY, freeze
 from rlif.monitoring.reference import FrozenAnswer, Reference, ReferenceSettings
+from rlif.monitoring.sameness import BY_READING, Sameness
 from rlif.rewards.score import grade
 from rlif.rng import Key
 from rlif.rollout.engine import Engine
@@ -74,6 +75,7 @@ class Untrained:
         labelled: prompts with a label that was read; 0 unless asked to.
         reference_right: share of them whose frozen answer is right; None without labels.
         greedy_mistakes: how well each of `MARKS` finds wrong greedy answers; None without labels.
+        same: says which answers are the same, throughout.
     """
 
     prompts: int
@@ -88,6 +90,7 @@ class Untrained:
     labelled: int = 0
     reference_right: float | None = None
     greedy_mistakes: Mapping[str, Found] | None = None
+    same: Sameness = BY_READING
 
     @property
     def trust(self) -> Mapping[str, float]:
@@ -101,7 +104,8 @@ class Untrained:
 
 @dataclass(frozen=True)
 class Asking:
-    """How a model is asked: as it is sampled in training, how the user decodes, samples of a vote and of a look."""
+    """How a model is asked: as it is sampled in training, how the user decodes, samples of a vote and of a look, and
+    which answers are the same."""
 
     training: Sampling
     temperature: float
@@ -110,6 +114,7 @@ class Asking:
     look: int = 4
     seed: int = 0
     labels: bool = False
+    same: Sameness = BY_READING
 
     def at(self, temperature: float) -> Sampling:
         return replace(self.training, temperature=temperature)
@@ -140,7 +145,8 @@ def look_at(
     Raises `RlifError` where `rlif.monitoring.probe.freeze` does.
     """
     n, drawn = len(prompts), dict[str, Rollouts]()
-    settings = ReferenceSettings(asking.training, asking.low_temperature, asking.votes, asking.seed)
+    same = asking.same
+    settings = ReferenceSettings(asking.training, asking.low_temperature, asking.votes, asking.seed, same)
     on_pass("votes, low temperature, greedy", n * (2 * asking.votes + 1))
     reference = freeze(engine, task, prompts, settings, on_draw=drawn.__setitem__, progress=progress)
     further = {"look": (asking.training, PROBE_KEY)}
@@ -154,12 +160,12 @@ def look_at(
     passes = {
         name: Pass(
             rollouts,
-            judge(task, rollouts, [one.answer for one in frozen]),
+            judge(task, rollouts, [one.answer for one in frozen], same),
             grade(task, rollouts) if asking.labels else None,
         )
         for name, rollouts in drawn.items()
     }
-    seen = measure(Look(passes["look"].rollouts, passes["look"].verdicts, frozen), 0)
+    seen = measure(Look(passes["look"].rollouts, passes["look"].verdicts, frozen, same=same), 0)
     marks = Marks(
         np.array([one.answer is not None for one in frozen], dtype=bool),
         np.array([asking.labels and prompt.problem.answer is not None for prompt in prompts], dtype=bool),
@@ -168,13 +174,14 @@ def look_at(
     return Untrained(
         prompts=n,
         own=asking.own,
-        ways=ways_of(passes, marks),
+        ways=ways_of(passes, marks, same.keys),
         reference=reference,
         look={name.removeprefix("probe/"): value for name, value in seen.metrics.items()},
         entropy={name: _entropy(one.rollouts) for name, one in passes.items() if name not in (OWN, "look")},
         formatted={name: _formatted(one.verdicts) for name, one in passes.items() if name not in (OWN, "look")},
         votes=asking.votes,
         tokens=sum(int(one.rollouts.mask.sum()) for one in passes.values()),
+        same=same,
         **truth,
     )
 

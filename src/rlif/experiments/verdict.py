@@ -25,7 +25,6 @@ from rlif.analysis.paired import bootstrap_interval
 from rlif.experiments.calibration import Prediction
 from rlif.experiments.untrained import Untrained
 from rlif.experiments.ways import GREEDY, LOW, MAJORITY, TRAINING, PerPrompt, share
-from rlif.grading.equivalence import canonical
 from rlif.monitoring.guards import LEAST_TRUSTED
 from rlif.monitoring.reference import LEAST_AGREEING, LEAST_VOTING
 
@@ -131,7 +130,7 @@ def of_two_minds(evidence: Evidence) -> Ruling:
 def one_answer(evidence: Evidence) -> Ruling:
     """The same answer everywhere is agreement with itself, and nothing else."""
     answers = [one.answer for one in evidence.untrained.reference.answers if one.answer is not None]
-    if len({canonical(answer) for answer in answers}) > 1:
+    if len(set(evidence.untrained.same.keys(answers))) > 1:
         return None
     return "cannot tell", f"the model settles on one and the same answer to every prompt ({answers[0]!r:.40})"
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from rlif.analysis.baselines import BASELINES, GradedSamples, uniform
-from rlif.grading.equivalence import canonical
+from rlif.grading.voting import Keys, by_reading
 from rlif.types import Rollouts, Verdict
 
 TRAINING, OWN, LOW, GREEDY, MAJORITY = "temperature_1", "own", "low_temperature", "greedy", "majority"
@@ -41,7 +41,7 @@ class Way:
         agrees: of each prompt that has a frozen answer, the chance that the answer handed in is that one.
         in_form: the same, and in the asked form.
         tokens: what an answer costs, mean over prompts.
-        answers: of each prompt, the chance of each answer (by `canonical`) to be handed in.
+        answers: of each prompt, the chance of each answer (by what it is counted under) to be handed in.
         truth: None without labels.
     """
 
@@ -69,12 +69,27 @@ class Marks(NamedTuple):
     labelled: Bool[np.ndarray, " prompt"]
 
 
-def ways_of(passes: Mapping[str, Pass], marks: Marks) -> dict[str, Way]:
-    """One answer from each pass that is a way to decode, then what the votes give."""
+def ways_of(passes: Mapping[str, Pass], marks: Marks, keys: Keys = by_reading) -> dict[str, Way]:
+    """One answer from each pass that is a way to decode, then what the votes give. ``keys`` say which answers of a
+    prompt are the same, those of all passes at once."""
     singles = {TRAINING: "look", OWN: OWN, LOW: "low", GREEDY: "greedy"}
-    found = {name: _Judged(passes[source], marks).way(None) for name, source in singles.items() if source in passes}
-    votes = _Judged(passes["sampled"], marks)
+    said = _said(passes, keys)
+    judged = {name: _Judged(one, marks, said[name], keys) for name, one in passes.items()}
+    found = {name: judged[source].way(None) for name, source in singles.items() if source in passes}
+    votes = judged["sampled"]
     return found | {name: votes.way(name) for name in BASELINES if name != "sampled"}
+
+
+def _said(passes: Mapping[str, Pass], keys: Keys) -> dict[str, list[Sequence[str | None]]]:
+    """What each answer of a pass is counted under, by prompt and sample. Answers of a prompt are asked for together:
+    what is near each other is then the same in whichever passes it was drawn."""
+    read = {name: groups([verdict.extracted for verdict in one.verdicts], one.rollouts) for name, one in passes.items()}
+    found: dict[str, list[Sequence[str | None]]] = {name: [] for name in passes}
+    for rows in zip(*read.values(), strict=True):
+        given = iter(keys([answer for row in rows for answer in row]))
+        for name, row in zip(read, rows, strict=True):
+            found[name].append([next(given) for _ in row])
+    return found
 
 
 def share(values: PerPrompt) -> float:
@@ -91,13 +106,10 @@ def same_answer(one: Way, other: Way) -> float:
 class _Judged:
     """A pass as (prompt, sample) tables."""
 
-    def __init__(self, one: Pass, marks: Marks) -> None:
-        self._samples = GradedSamples.from_rollouts(one.rollouts, one.verdicts)
+    def __init__(self, one: Pass, marks: Marks, said: Sequence[Sequence[str | None]], keys: Keys) -> None:
+        self._samples = GradedSamples.from_rollouts(one.rollouts, one.verdicts, keys=keys)
         self._truth = None if one.truth is None else GradedSamples.from_rollouts(one.rollouts, one.truth)
-        self._temperature, self._marks = one.rollouts.sampling.temperature, marks
-        self._keys = groups(
-            [canonical(verdict.extracted) if verdict.extracted else None for verdict in one.verdicts], one.rollouts
-        )
+        self._temperature, self._marks, self._said = one.rollouts.sampling.temperature, marks, said
 
     def way(self, baseline: str | None) -> Way:
         """What a baseline makes of the pass; None: any one of its answers."""
@@ -111,7 +123,7 @@ class _Judged:
             agrees=agrees,
             in_form=in_form,
             tokens=float(tokens.mean()),
-            answers=tuple(_by_answer(row, chance) for row, chance in zip(self._keys, chances, strict=True)),
+            answers=tuple(_by_answer(row, chance) for row, chance in zip(self._said, chances, strict=True)),
             truth=None if self._truth is None else Truth(*_expected(chances, self._truth, self._marks.labelled)),
         )
 

@@ -8,12 +8,13 @@ what is to be done, and tells the others. To stop on one process only would hang
 
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from transformers import TrainerCallback
 
+from rlif.config import SimilarityConfig
 from rlif.errors import RlifError
 from rlif.integrations.trl_batch import joined, sampling_of, tokenized, unbound
 from rlif.integrations.trl_scoring import check_layout, gathered_copy, is_sharded
@@ -23,6 +24,7 @@ from rlif.monitoring.guards import Alarm, best_look, can_choose, examine, worst
 from rlif.monitoring.probe import Probe, distinct_prompts, freeze
 from rlif.monitoring.record import ProbeRecord
 from rlif.monitoring.reference import Reference, ReferenceSettings, reference_digest, reference_path
+from rlif.monitoring.sameness import sameness
 from rlif.rng import Key
 from rlif.rollout.engine import Engine
 from rlif.rollout.prompts import check_context
@@ -100,9 +102,12 @@ class AgreementProbe(TrainerCallback):
         samples: completions of each prompt at a look.
         reference_samples: completions before training, at the sampling's temperature and at a low one.
         start: the untrained policy, frozen, as a second witness (`rlif.monitoring.guards`); None: do without.
+        similarity: for answers in sentences (``format="text"``): ``{"model": ENCODER, "least": 0.85}``, as
+            ``probe.similarity`` of a recipe; None: answers are the same if they read alike.
         folder: None: ``output_dir/probe``.
 
-    Raises `RlifError` for prompts that do not fit, and for a resumed run whose records are gone.
+    Raises `RlifError` for prompts that do not fit, and for a resumed run whose records are gone or whose frozen answers
+    are others.
     """
 
     def __init__(
@@ -114,12 +119,14 @@ class AgreementProbe(TrainerCallback):
         samples: int = 4,
         reference_samples: int = 16,
         start: Policy | None = None,
+        similarity: Mapping[str, Any] | None = None,
         folder: str | Path | None = None,
     ) -> None:
         if not len(prompts) or every < 1:
             raise RlifError("AgreementProbe: give it at least one prompt, and a whole number of steps as `every`")
         self._asked, self._format, self._every = list(prompts), format, every
         self._samples, self._reference_samples, self._start, self._folder = samples, reference_samples, start, folder
+        self._similarity = None if similarity is None else _similarity(similarity)
         self._probe: Probe | None = None
         self._policy: Policy | None = None
         self._copy: Any = None
@@ -152,7 +159,8 @@ class AgreementProbe(TrainerCallback):
         prompts = distinct_prompts(tokenized(policy, self._asked, options))
         task = task_of([prompt.problem for prompt in prompts], format=self._format)
         low = min(0.4, sampling.temperature / 2.0)
-        settings = ReferenceSettings(sampling, low, self._reference_samples, args.seed)
+        same = sameness(self._similarity, policy.device, called="AgreementProbe: similarity")
+        settings = ReferenceSettings(sampling, low, self._reference_samples, args.seed, same)
         folder = Path(args.output_dir) / "probe" if self._folder is None else Path(self._folder)
         with sampling_mode(policy.model):
             engine = SharedEngine(policy)
@@ -204,8 +212,16 @@ class AgreementProbe(TrainerCallback):
         return self._policy
 
 
+def _similarity(given: Mapping[str, Any]) -> SimilarityConfig:
+    try:
+        return SimilarityConfig(**given)
+    except RlifError as error:
+        raise RlifError(f"AgreementProbe: similarity: {error}") from None
+
+
 def _write(folder: Path, probe: Probe) -> None:
-    content = {"reference": probe.reference.digest, "records": [record.as_json() for record in probe.records]}
+    frozen = {"reference": probe.reference.digest, "sha256": probe.reference.checksum}
+    content = {**frozen, "records": [record.as_json() for record in probe.records]}
     with writing(folder / LOOKS, "free some space, or choose another folder"):
         make_folder(folder)
         write_whole(folder / LOOKS, json.dumps(content, allow_nan=False).encode())
@@ -223,14 +239,20 @@ def _read(folder: Path, step: int) -> tuple[Reference, list[ProbeRecord]]:
             f"{path}: a run that is resumed needs its looks ({type(error).__name__}); restore the folder, or resume "
             "without the probe"
         ) from error
+    if content.get("sha256") not in (None, reference.checksum):  # an older rlif did not note it
+        raise RlifError(
+            f"{reference_path(folder, reference.digest)}: these are not the answers that were frozen (another sha256); "
+            "restore the folder, or resume without the probe"
+        )
     return reference, [record for record in records if record.step <= step]
 
 
 class CollapseGuard(TrainerCallback):
     """Ends training when the probe says that the policy has left what it knew, and keeps the best checkpoint.
 
-    The best is the look that agrees most with the frozen answers. Its checkpoint is saved at once, whatever
-    ``save_strategy`` says, and named in ``state.best_model_checkpoint``, which ``save_total_limit`` spares.
+    The best is the look of `rlif.monitoring.guards.best_look`: of highest agreement with the frozen answers or, where
+    the probe has the start, the likeliest under it of those that agree as much. Its checkpoint is saved at once,
+    whatever ``save_strategy`` says, and named in ``state.best_model_checkpoint``, which ``save_total_limit`` spares.
 
     Args:
         probe: also when it is among the callbacks itself.

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 
 from rlif.config import SimilarityConfig
-from rlif.errors import named
+from rlif.errors import Argument, named
 from rlif.grading.voting import by_reading
 from rlif.model.encoder import load_encoder
 from rlif.tasks.base import Task
@@ -111,9 +111,12 @@ class BySimilarity:
         return dataclasses.replace(verdict, right=given is not None and given == frozen)
 
 
-def sameness(config: SimilarityConfig | None, device: torch.device) -> Sameness:
-    """As a recipe's ``probe.similarity`` asks for it; None: by reading. Raises `RlifError` as `load_encoder` does."""
+def sameness(
+    config: SimilarityConfig | None, device: torch.device, called: str | Argument = "probe.similarity.model"
+) -> Sameness:
+    """As a recipe's ``probe.similarity`` asks for it; None: by reading. Raises `RlifError` as `load_encoder`
+    does, which speaks of the model as ``called``."""
     if config is None:
         return BY_READING
-    with named({"model": "probe.similarity.model"}):
+    with named({"model": called}):
         return BySimilarity(load_encoder(config.model, device), config.least)

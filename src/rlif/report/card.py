@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rlif.rewards.base import Reward
 
 CARD = "README.md"
+_USE = "Asked as in training; DIR is this folder, or the name that it has on a hub."
 
 
 def write_card(run: Path, own: Mapping[str, "Reward"] = MappingProxyType({})) -> Path:
@@ -57,7 +58,7 @@ def card(run: RunRecord, labels: Sequence[str]) -> str:
         f"# {public_name(run.name)}\n",
         _training(run, run.recipe, labels),
         f"## Scores\n\n{_scores(group)}",
-        f"## Use it\n\nAsked as in training; DIR is this folder, or the name that it has on a hub.\n\n```python\n{usage(run.recipe, run.folder)}\n```\n",
+        f"## Use it\n\n{_USE}\n\n```python\n{usage(run.recipe, run.folder)}\n```\n",
         f"## Recipe\n\n```yaml\n{public_recipe(run.recipe_text)}```\n",
         f"## Made with\n\n{_versions(run.info)}",
     ]

@@ -31,7 +31,7 @@ def usage(recipe: Recipe, run: Path) -> str:
             f"question = {QUESTION!r}",
             f"prompt = {asked}",
             'ask = pipeline("text-generation", model="DIR")',
-            f'said = ask{_over_lines("(", ["prompt", *options], ")")}',
+            f"said = ask{_over_lines('(', ['prompt', *options], ')')}",
             'print(said[0]["generated_text"])',
         ]
     )

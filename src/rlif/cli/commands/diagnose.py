@@ -33,6 +33,13 @@ def diagnose(
     reward: Annotated[str | None, typer.Option(help="Judge training on this reward; else on the best known.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many prompts.")] = 64,
     samples: Annotated[int, typer.Option(min=4, help="Answers to a prompt in a vote.")] = 16,
+    similarity: Annotated[
+        str | None,
+        typer.Option(metavar="ENCODER", help="For answers in sentences: alike are those of near embeddings."),
+    ] = None,
+    least: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, callback=finite, help="The least cosine for --similarity: .85.")
+    ] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Length limit; else the model's own, or 512; the context lowers it.")
     ] = None,
@@ -51,6 +58,9 @@ def diagnose(
         raise RlifError("give the prompts: --prompts FILE, or --task arithmetic")
     if task not in (None, "arithmetic"):
         raise RlifError(f"--task {task}: only arithmetic needs no file; give --prompts FILE")
+    if least is not None and similarity is None:
+        raise RlifError("--least: belongs to --similarity ENCODER")
+    near = None if similarity is None else {"model": similarity} | ({} if least is None else {"least": least})
     print_diagnosis(
         model,
         task or str(prompts),
@@ -64,6 +74,7 @@ def diagnose(
             "format": format,
             "limit": limit,
             "samples": samples,
+            "similarity": near,
             "max_new_tokens": max_new_tokens,
             "reward": reward,
             "labels": labels,
