@@ -131,6 +131,7 @@ LARGER = {
     "cli.sample.print_samples": "every option of the command is a parameter",
     "training.loop.train": "each is asked for by one of its callers: the command line, Python, a study, tests",
     "training.loop.resume": "as train",
+    "integrations.trl_callbacks.AgreementProbe.__init__": "what a recipe's section probe holds, as keywords",
     "monitoring.probe.Probe.__init__": "what a look draws, from whom, and what it is held against",
     "model.kernels.cpu.Kernels.attend": "what one call of C is given",
     "model.kernels.lm_head_triton._fold": "what one launch on a GPU is given",
