@@ -65,8 +65,9 @@ def test_each_rule_chooses_by_its_own_number() -> None:
     records = looks()
     assert {name: rule(records) for name, rule in RULES.items()} == {
         "guards": 10,
-        "guards, never stopped": 10,
-        "highest agreement": 10,
+        "agreement, never stopped": 10,
+        "latest that agrees alike": 10,
+        "likeliest that agrees alike": 10,
         "agreement in any form": 0,  # nobody measured it: the first of equals
         "cross-entropy under the start": 20,
         "self-agreement": 40,
@@ -76,11 +77,30 @@ def test_each_rule_chooses_by_its_own_number() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("lost", "gained", "alike"), [(1, 0, False), (1, 1, True), (2, 1, True), (3, 1, False), (3, 2, True), (8, 3, False)]
+)
+def test_looks_agree_alike_within_a_standard_error(lost: int, gained: int, alike: bool) -> None:
+    """One sample of so many prompts: with d = lost − gained the error of the sum is √(lost + gained − d²/32), so alike
+    is what has d² (1 + 1/32) ≤ lost + gained."""
+    assert alike == ((lost - gained) ** 2 * (1 + 1 / N) <= lost + gained)
+    even = look(0, 0.5, cross_entropy=0.3)
+    later = look(10, 0.5 - (lost - gained) / N / K, cross_entropy=0.2)
+    agreed = (1,) * lost + (3,) * gained + (2,) * (N - lost - gained)
+    later = replace(later, counts={**later.counts, "agreement": agreed, "content": agreed})
+    last = look(20, 0.25, cross_entropy=0.1)
+    records = [even, later, last]
+    assert RULES["latest that agrees alike"](records) == RULES["likeliest that agrees alike"](records) == 10 * alike
+    likelier = [replace(even, metrics={**even.metrics, "probe/cross_entropy": 0.1}), later, last]
+    assert RULES["latest that agrees alike"](likelier) == 10 * alike
+    assert RULES["likeliest that agrees alike"](likelier) == 0
+
+
 def test_what_comes_after_a_stop_is_not_seen() -> None:
     again = looks((0.5, 0.75, 0.25, 0.5, 1.0))
     assert [record.step for record in until_stopped(again)] == [0, 10, 20]
     assert RULES["guards"](again) == 10
-    assert RULES["guards, never stopped"](again) == 40
+    assert RULES["agreement, never stopped"](again) == 40
     rising = looks((0.25, 0.5, 0.5, 0.75, 1.0))
     assert until_stopped(rising) == rising
 

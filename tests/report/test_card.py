@@ -98,13 +98,13 @@ def test_names_lose_their_folders(model: str, public: str, tmp_path: Path) -> No
         ({"step": 40, "last": 40, "looks": 9}, "These are the weights of the last step; no score chose them."),
         (
             {"step": 20, "last": 40, "looks": 9},
-            "These are the weights of step 20 of 40, which of 9 looks without labels agreed as well as any with the "
-            "untrained model's own answers.",
+            "These are the weights of step 20 of 40, which of 9 looks without labels agreed most with the untrained "
+            "model's own answers.",
         ),
         (
             {"step": 20, "last": 40, "looks": 9, "renewed": [10]},
-            "These are the weights of step 20 of 40, which of 9 looks without labels agreed as well as any with its "
-            "own renewed answers.",
+            "These are the weights of step 20 of 40, which of 9 looks without labels agreed most with its own renewed "
+            "answers.",
         ),
         (
             {"step": 20, "last": 40, "looks": 9, "criterion": "probe/labelled_right_and_formatted"},

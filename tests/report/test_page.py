@@ -327,7 +327,7 @@ def test_the_step_of_the_final_model_is_told_where_looks_chose_it(tmp_path: Path
     info = json.loads((run / "run.json").read_text())
     chosen = {"step": 2, "last": 4, "looks": 3, "stopped": None}
     (run / "run.json").write_text(json.dumps({**info, "selected": chosen}))
-    told = "the final model is that of step 2 of 4, which of 3 looks without labels agreed as well as any"
+    told = "the final model is that of step 2 of 4, which of 3 looks without labels agreed most"
     write_page(gather([run]), tmp_path / "page.html")
     assert told in (tmp_path / "page.html").read_text("utf-8")
 

@@ -116,10 +116,10 @@ def labelled_parts(metrics: Mapping[str, float | int]) -> list[str]:
 
 _LABELLED = "probe/labelled_right_and_formatted"
 _MERITS = {
-    "probe/agreement": ("agreement with the untrained model's answers", "the highest to within a standard error"),
-    _LABELLED: ("the share right and formatted of the few labelled problems", "the highest"),
+    "probe/agreement": "agreement with the untrained model's answers",
+    _LABELLED: "the share right and formatted of the few labelled problems",
 }
-"""What run.json says a checkpoint was chosen by, in words, and how high that is there."""
+"""What run.json says a checkpoint was chosen by, in words."""
 
 
 def ending_lines(out: Path) -> list[str]:
@@ -131,11 +131,12 @@ def ending_lines(out: Path) -> list[str]:
     if stopped := selected["stopped"]:
         lines.append(_stop_line(stopped, selected["last"], of=load_recipe(recipe_path(out)).steps))
     value = "unknown" if selected["value"] is None else f"{selected['value']:.3f}"
-    what, rank = _MERITS[selected["criterion"]]
-    why = f"{what} is {value} there"
+    why = f"{_MERITS.get(selected['criterion'], selected['criterion'])} is {value} there"
     if selected["step"] == selected["last"]:
         return [*lines, f"final model: {out / FINAL} (the last step's, {selected['last']}: {why})"]
-    lines.append(f"final model: {out / FINAL} (of step {selected['step']}: {why}, {rank} of {selected['looks']} looks)")
+    lines.append(
+        f"final model: {out / FINAL} (of step {selected['step']}: {why}, the highest of {selected['looks']} looks)"
+    )
     return [*lines, f"the last step's ({selected['last']}): {out / LAST}"]
 
 

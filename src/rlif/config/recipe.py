@@ -133,8 +133,7 @@ class GuardsConfig(Section):
     """ρ: where a guard says stop, go on from (1 − ρ) θ + ρ θ₀ instead, θ₀ the untrained weights; needs probe.start.
     null: nothing is merged."""
     restore: bool = True
-    """final/ is the checkpoint of the look that agrees as much as any (to within a standard error) and is likeliest
-    under the start, last/ the last step's. false: final/ is the last."""
+    """final/ is the checkpoint of the look of highest agreement, last/ the last step's. false: final/ is the last."""
     choose_by: Literal["agreement", "labels"] = "agreement"
     """labels: of the look with most right and formatted answers to `probe.labels` instead; labels then have a part in
     what comes out, which is told."""

@@ -18,6 +18,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
+
 from rlif.errors import RlifError
 from rlif.experiments.courses import SCORE, Course, courses_of
 from rlif.experiments.effects import GREEDY, GREEDY_RIGHT, RIGHT, TRAINING_FREE
@@ -50,14 +53,29 @@ def until_stopped(records: Records) -> Records:
     return records
 
 
+def _agreeing_alike(records: Records) -> Records:
+    """The looks that agree as much as the best: not less by more than a standard error, paired over prompts."""
+    agreed = [np.array(record.counts["agreement"], dtype=np.float64) / record.samples for record in records]
+    best = max(agreed, key=lambda shares: float(shares.sum()))
+    return [record for record, shares in zip(records, agreed, strict=True) if not _less(shares, best)]
+
+
+def _less(shares: Float[np.ndarray, " prompt"], best: Float[np.ndarray, " prompt"]) -> bool:
+    lost = best - shares
+    return float(lost.sum()) > float(lost.std()) * math.sqrt(len(lost))
+
+
 def _highest(key: str, sign: float = 1.0) -> Callable[[Records], int]:
     return lambda records: max(records, key=lambda one: sign * one.metrics.get(key, -math.inf * sign)).step
 
 
 RULES: Mapping[str, Callable[[Records], int]] = {
     "guards": lambda records: best_look(until_stopped(records)).step,
-    "guards, never stopped": lambda records: best_look(records).step,
-    "highest agreement": _highest("probe/agreement"),
+    "agreement, never stopped": lambda records: best_look(records).step,
+    "latest that agrees alike": lambda records: _agreeing_alike(until_stopped(records))[-1].step,
+    "likeliest that agrees alike": lambda records: _highest("probe/cross_entropy", -1.0)(
+        _agreeing_alike(until_stopped(records))
+    ),
     "agreement in any form": _highest("probe/agreement/any_form"),
     "cross-entropy under the start": _highest("probe/cross_entropy", -1.0),
     "self-agreement": _highest("probe/self_agreement"),
@@ -65,7 +83,8 @@ RULES: Mapping[str, Callable[[Records], int]] = {
     "the last step": lambda records: records[-1].step,
     "no training": lambda records: records[0].step,
 }
-"""Rule → the step it chooses. Self-agreement and entropy are what a trainer would watch by itself."""
+"""Rule → the step it chooses. Self-agreement and entropy are what a trainer would watch by itself; the two that agree
+alike were tried in place of the highest agreement (docs/keep-the-gain.md)."""
 
 
 @dataclass(frozen=True)

@@ -250,9 +250,8 @@ def _read(folder: Path, step: int) -> tuple[Reference, list[ProbeRecord]]:
 class CollapseGuard(TrainerCallback):
     """Ends training when the probe says that the policy has left what it knew, and keeps the best checkpoint.
 
-    The best is the look of `rlif.monitoring.guards.best_look`: of highest agreement with the frozen answers or, where
-    the probe has the start, the likeliest under it of those that agree as much. Its checkpoint is saved at once,
-    whatever ``save_strategy`` says, and named in ``state.best_model_checkpoint``, which ``save_total_limit`` spares.
+    The best is the look that agrees most with the frozen answers. Its checkpoint is saved at once, whatever
+    ``save_strategy`` says, and named in ``state.best_model_checkpoint``, which ``save_total_limit`` spares.
 
     Args:
         probe: also when it is among the callbacks itself.

@@ -12,8 +12,8 @@ A run asks them after each look of its `rlif.monitoring.probe.Probe` (`rlif.trai
 Tried on the tiny models (64 prompts of 4 samples, a look every 5 of 60 steps, one seed each; the share right and
 formatted, on the same samples). Self-certainty goes .43 → .58 (step 20) → .25 and is stopped at 40 (.52); token entropy
 .43 → .61 (30) → .18, at 45 (.54); the instruct model under self-certainty .86 → .95 (25) → .73, at 50 (.87); labels
-.43 → .93 (60) and trajectory entropy .43 → .70 (50) → .67, no word from agreement. The look of highest agreement is
-the best step of the truth in all five.
+.43 → .93 (60) and trajectory entropy .43 → .70 (50) → .67, no word from agreement. `best_look` takes the best step of
+the truth in all five.
 """
 
 import math
@@ -207,37 +207,16 @@ def can_choose(records: Records) -> bool:
 
 
 def best_look(records: Records) -> ProbeRecord:
-    """The look whose checkpoint is to be kept: of those that agree as much as the best, the likeliest under the start.
+    """The look of highest agreement; of equals that of the lowest cross-entropy, then the first.
 
-    As much: not less by more than a standard error, paired over prompts. Agreement alone cannot tell such looks apart,
-    and where the untrained answers agree as often as later ones it would choose by chance not to train. Of equals in
-    cross-entropy, and of all where there is no start, the look of highest agreement, then the first.
-
-    Held against the kept one look by look, as a run does that keeps the weights of one look alone: what has been given
-    up once does not come back. Where the frozen answers were renewed, of the looks since: those before were held
-    against what was outgrown. Source: project; the one-standard-error rule is that of Breiman et al. 1984 for trees.
+    Where the frozen answers were renewed, of the looks since: those before were held against what was outgrown.
     """
 
     def merit(record: ProbeRecord) -> tuple[float, float]:
-        return -record.metrics.get("probe/cross_entropy", math.inf), _agreed(record)
+        metrics = record.metrics
+        return metrics.get("probe/agreement", 0.0), -metrics.get("probe/cross_entropy", math.inf)
 
-    first, *later = since_renewal(records)
-    kept = best = first
-    for record in later:
-        best = max(best, record, key=_agreed)
-        kept = max((one for one in (kept, record) if not _agrees_less(one, best)), key=merit)
-    return kept
-
-
-def _agreed(record: ProbeRecord) -> float:
-    return record.metrics.get("probe/agreement", 0.0)
-
-
-def _agrees_less(record: ProbeRecord, best: ProbeRecord) -> bool:
-    """Whether it agrees less than the best by more than a standard error, paired over the prompts with an answer."""
-    looks = [np.array(one.counts["agreement"], dtype=np.float64) / one.samples for one in (best, record)]
-    lost = looks[0] - looks[1]
-    return len(lost) > 0 and float(lost.mean()) > float(lost.std()) / math.sqrt(len(lost))
+    return max(since_renewal(records), key=merit)
 
 
 def best_by_labels(records: Records) -> ProbeRecord:

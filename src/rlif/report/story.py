@@ -93,7 +93,7 @@ def merit_of_choice(selected: Mapping[str, Any]) -> str:
     if selected.get("criterion") == "probe/labelled_right_and_formatted":
         return "looks had most right and formatted answers to a few labelled problems"
     own = "its own renewed answers" if selected.get("renewed") else "the untrained model's own answers"
-    return f"looks without labels agreed as well as any with {own}"
+    return f"looks without labels agreed most with {own}"
 
 
 def is_scored(group: Group) -> bool:
