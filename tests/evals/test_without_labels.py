@@ -86,6 +86,10 @@ def test_a_file_without_answers_says_all_that_needs_none(tmp_path: Path) -> None
     (comparison,) = compare(tmp_path / "e/scripted", tmp_path / "f/scripted")
     assert "right" not in comparison.metrics
     assert comparison.metrics["length"].a == found["metrics"]["length"]
+    assert comparison.metrics["self_agreement"].b == pytest.approx(found["metrics"]["self_agreement"])
+    compared = shown(tables._view(comparison))
+    assert "self-agreement, %" in compared
+    assert not {"by", "gained", "right,"} & set(compared.split()), "nothing needs a label"
     assert timeless(judged(tmp_path / "own.jsonl", BARE, tmp_path / "e")) == timeless(results)
 
 

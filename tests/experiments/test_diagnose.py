@@ -256,6 +256,17 @@ def test_a_model_unlike_those_of_the_calibration_is_told_so() -> None:
     assert "agreement with its own frozen answers is 0.5" in found.reasons[0]
 
 
+def test_a_share_of_few_prompts_that_may_lie_within_the_runs_is_said_to_be_of_few() -> None:
+    settled = Features(0.5, 0.5, trusted=0.8, disputed=0.0, entropy=0.5)
+    alike = fit([case(model, 0.5, 0.1, features=settled) for model in "ab"])
+    one = settled._replace(trusted=0.62)  # lower than .75 by .13; the error of 16 prompts is .12, of 640 .02
+    assert alike.unlike(one, 16) == (
+        "the share of trusted answers is 0.62 ± 0.12 on 16 prompts, that of the runs 0.8 to 0.8; more prompts may tell"
+    )
+    assert alike.unlike(one, 640) == "the share of trusted answers is 0.62, that of the runs 0.8 to 0.8"
+    assert alike.unlike(one._replace(trusted=0.76), 640) == ""
+
+
 def test_three_models_are_no_calibration() -> None:
     few = dataclasses.replace(calibrated(0.8), cases=tuple(c for c in calibrated(0.8).cases if c.model in "abc"))
     assert "fewer than 4 models" in diagnosed(half_in_form, calibration=few).reasons[0]

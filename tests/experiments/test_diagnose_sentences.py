@@ -89,6 +89,26 @@ def test_sentences_of_one_meaning_count_as_its_word_would(temperature: float) ->
     assert unread.trust["trusted"] < words.trust["trusted"], "read, hardly two of them agree"
 
 
+def test_labels_are_held_beside_sentences_as_frozen_answers_are() -> None:
+    """The label is the same word for both: 20 i degrees, which every fifth greedy answer is not."""
+
+    def labelled(says: Says, same: Sameness) -> Untrained:
+        problems = [Problem(f"p{i}", f"{i}?", str(20 * i)) for i in range(N)]
+        prompts = distinct_prompts(render(toy_policy(), "plain", problems))
+        task = rlif.task_of(problems, format="text", name="words")
+        return look_at(Scripted(says), task, prompts, Asking(Sampling(max_new_tokens=64), 1.0, same=same, labels=True))
+
+    sentences, words = labelled(in_words, NEAR), labelled(in_a_word, BY_READING)
+    assert sentences.reference_right == words.reference_right
+    assert 0.5 < (words.reference_right or 0.0) <= 1.0
+    assert sentences.greedy_mistakes == words.greedy_mistakes
+    for name in ("temperature_1", "low_temperature", "greedy", "majority"):
+        truths = [found.ways[name].truth for found in (sentences, words)]
+        assert truths[0] is not None
+        assert truths[1] is not None
+        np.testing.assert_allclose(truths[0].right, truths[1].right)
+
+
 def diagnosed(says: Says, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Diagnosis:
     monkeypatch.setattr("rlif.experiments.subject.sameness", lambda config, *_, **__: NEAR if config else BY_READING)
     task = rlif.task_of([Problem(f"p{i}", f"{i}?") for i in range(N)], format="text", name="words")
@@ -102,7 +122,7 @@ def test_the_calibration_is_not_asked_and_the_recipe_looks_by_the_same_encoder(
     similarity = SimilarityConfig(model="an/encoder", least=0.9)
     found = diagnosed(in_words, monkeypatch, similarity=similarity)
     assert isinstance(found.prediction, str)
-    assert found.prediction.startswith("answers are held beside each other by their embeddings")
+    assert found.prediction.startswith("the calibration knows answers that are read")
     assert found.recipe is not None
     assert found.recipe.probe.similarity == similarity
     assert [one.name for one in found.recipe.reward] == ["self_certainty"], "votes read: no two sentences agree"
@@ -120,6 +140,20 @@ def test_one_meaning_to_every_prompt_tells_nothing(monkeypatch: pytest.MonkeyPat
     found = diagnosed(same, monkeypatch, similarity=SimilarityConfig(model="an/encoder"))
     assert found.verdict == "cannot tell"
     assert "one and the same answer to every prompt" in found.reasons[0]
+    assert found.reasons[0].endswith("so raise the least similarity if they are not one")
+
+
+def test_answers_that_hardly_ever_agree_are_told_of_similarity(monkeypatch: pytest.MonkeyPatch) -> None:
+    def scattered(i: int, j: int, sampling: Sampling, key: Key) -> str:
+        return f"{20 * (i + j) % 360} so"
+
+    unread = diagnosed(in_words, monkeypatch)
+    assert unread.reasons[0].endswith("; answers in sentences need a similarity")
+    assert any("by answers that are not settled" in one for one in unread.reasons[1:]) == (
+        any("over how you decode" in one for one in unread.reasons[1:])
+    )
+    near = diagnosed(scattered, monkeypatch, similarity=SimilarityConfig(model="an/encoder"))
+    assert near.reasons[0].endswith("; if answers that mean the same are told apart, lower the least similarity")
 
 
 def test_the_command_takes_an_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,8 +171,9 @@ def test_the_command_takes_an_encoder(tmp_path: Path, monkeypatch: pytest.Monkey
     assert load_recipe(tmp_path / "out" / "recipe.yaml").probe.similarity is not None
     for wrong, why in (
         (["--least", "0.6"], "--least: belongs to --similarity ENCODER"),
+        (["--similarity", "x", "--least", "0"], "--least: at 0 all answers would be the same"),
         (["--similarity", str(tmp_path / "none")], "--similarity"),
     ):
         refused = CliRunner().invoke(app, [*asked, *wrong])
-        assert isinstance(refused.exception, RlifError)
-        assert why in str(refused.exception)
+        assert refused.exit_code
+        assert why in (str(refused.exception) if isinstance(refused.exception, RlifError) else refused.output)

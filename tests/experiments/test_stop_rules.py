@@ -96,6 +96,15 @@ def test_looks_agree_alike_within_a_standard_error(lost: int, gained: int, alike
     assert RULES["likeliest that agrees alike"](likelier) == 0
 
 
+def test_looks_before_a_renewal_agree_with_other_answers() -> None:
+    before, others = look(0, 1.0), look(10, 0.5)
+    renewed = replace(others, renewals=1, counts={**others.counts, "agreement": others.counts["agreement"][:-2]})
+    for name in ("latest that agrees alike", "likeliest that agrees alike"):
+        assert RULES[name]([before, renewed]) == 10
+        none = [replace(one, counts={**one.counts, "agreement": (), "content": ()}) for one in (before, others)]
+        assert RULES[name](none) in (0, 10)
+
+
 def test_what_comes_after_a_stop_is_not_seen() -> None:
     again = looks((0.5, 0.75, 0.25, 0.5, 1.0))
     assert [record.step for record in until_stopped(again)] == [0, 10, 20]

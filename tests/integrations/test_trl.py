@@ -325,6 +325,10 @@ def test_a_resumed_run_goes_on_with_its_looks(tmp_path: Path, agreements: dict[i
     assert [record.metrics["probe/agreement"] for record in second.probe.records] == [0.5, 0.75, 0.75, 1.0, 1.0, 0.5]
     assert (again.state.global_step, second.best_step) == (5, 3)
     assert second.probe.reference == first.probe.reference
+    other = AgreementProbe(PROMPTS, format="boxed", every=1, reference_samples=2)
+    third = trainer(toy_policy(), tmp_path, reward_funcs=[reward], callbacks=[CollapseGuard(other)], **options)
+    with pytest.raises(RlifError, match=r"looks\.json: the looks so far were compared in another way; give Agreement"):
+        third.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     third = trainer(toy_policy(), tmp_path, reward_funcs=[reward], callbacks=[CollapseGuard(probe())], **options)
     (path,) = (tmp_path / "probe").glob("reference-*.json")
     content = json.loads(path.read_text())

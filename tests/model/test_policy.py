@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModelForCausalLM, AutoTokenizer, MiniMaxConfig, MiniMaxForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, MiniMaxConfig, MiniMaxForCausalLM
 
 from rlif.cli.sample import print_samples
 from rlif.config import PolicyConfig
@@ -135,11 +135,17 @@ def test_compute_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
         ([7, 5], None, (5, 7)),
     ],
 )
-def test_eos_is_what_either_source_names(copy: Path, generation: Any, tokenizer: Any, expected: tuple[int]) -> None:
+def test_eos_is_what_either_source_names(
+    copy: Path, generation: Any, tokenizer: Any, expected: tuple[int], tmp_path: Path
+) -> None:
     edit(copy / "config.json", eos_token_id=generation)
     edit(copy / "generation_config.json", eos_token_id=generation)
     edit(copy / "tokenizer_config.json", eos_token=tokenizer)
-    assert load(copy).eos_ids == expected
+    policy = load(copy)
+    assert policy.eos_ids == expected
+    policy.save(tmp_path / "saved")
+    told = GenerationConfig.from_pretrained(tmp_path / "saved").eos_token_id
+    assert told == (expected[0] if len(expected) == 1 else list(expected)), "who loads it elsewhere ends there, too"
 
 
 def test_a_model_without_eos_is_refused(copy: Path) -> None:

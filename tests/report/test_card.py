@@ -94,8 +94,22 @@ def test_names_lose_their_folders(model: str, public: str, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("selected", "said"),
     [
-        (None, "These are the weights of the last step; no score chose them."),
-        ({"step": 40, "last": 40, "looks": 9}, "These are the weights of the last step; no score chose them."),
+        (None, "These are the weights of the last step; none was chosen."),
+        ({"step": 40, "last": 40, "looks": 9}, "These are the weights of the last step; none was chosen."),
+        (
+            {"step": 40, "last": 40, "looks": 9, "chosen": False},
+            "These are the weights of the last step; none was chosen.",
+        ),
+        (
+            {"step": 40, "last": 40, "looks": 9, "chosen": True},
+            "These are the weights of step 40, the last, which of 9 looks without labels agreed most with the "
+            "untrained model's own answers.",
+        ),
+        (
+            {"step": 0, "last": 40, "looks": 9, "chosen": True},
+            "These are the weights of step 0, the untrained model, which of 9 looks without labels agreed most with "
+            "the untrained model's own answers.",
+        ),
         (
             {"step": 20, "last": 40, "looks": 9},
             "These are the weights of step 20 of 40, which of 9 looks without labels agreed most with the untrained "
@@ -112,7 +126,7 @@ def test_names_lose_their_folders(model: str, public: str, tmp_path: Path) -> No
             "labelled problems.",
         ),
     ],
-    ids=["not looked at", "the last", "an earlier one", "renewed", "by labels"],
+    ids=["not looked at", "of before", "not chosen", "the last", "the first", "an earlier one", "renewed", "by labels"],
 )
 def test_the_card_says_by_what_its_weights_were_chosen(selected: object, said: str) -> None:
     assert _chosen(selected) == said

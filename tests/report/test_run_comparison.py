@@ -65,6 +65,17 @@ def test_files_by_two_names_are_paired_by_what_they_ask(tmp_path: Path) -> None:
     assert (pair.n, pair.a, pair.b) == (5, 0.2, 0.6)
 
 
+def test_a_few_problems_that_both_happen_to_have_are_not_paired(tmp_path: Path) -> None:
+    a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
+    verdicts_of(a, 4, [True] * 8, name="one.jsonl:")
+    verdicts_of(b, 4, [True] * 8, asked=[*ASKED[:3], *(f"other {n}?" for n in range(5))], name="other.jsonl:")
+    found = compare_runs(a, b)
+    assert not found.pairs
+    assert "the evaluations have no problems in common, or fewer than half: nothing is paired" in found.notes
+    verdicts_of(b, 4, [True] * 8, asked=[*ASKED[:4], *(f"other {n}?" for n in range(4))], name="other.jsonl:")
+    assert compare_runs(a, b).pairs["sampled"]["right"].n == 4
+
+
 def test_runs_that_kept_no_verdicts_are_paired_by_the_answers_that_they_kept(tmp_path: Path) -> None:
     a = write_run(tmp_path / "a")
     b = write_run(tmp_path / "b", {4: ["6", "7"]})

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ import transformers
 from rlif.config import PolicyConfig, Recipe
 from rlif.model.loading import load_policy
 from rlif.recipes import load_recipe, parse_recipe, shipped_recipes
-from rlif.report.usage import QUESTION, usage
+from rlif.report.usage import usage
 from rlif.rng import Key
 from rlif.rollout.engine import Engine
 from rlif.rollout.prompts import render
+from rlif.tasks import build_task
 from rlif.types import Problem, Sampling
 from toys import toy_policy
 
@@ -23,6 +25,7 @@ CHAT = (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
+TWICE = {"user": "{question} i ask: {question}", "system": "what is {question}, they say", "format": "last_number"}
 OWN = {"user": 'work out {question}\nsay it\'s "done".', "system": "be brief.", "format": "last_number"}
 
 
@@ -31,7 +34,8 @@ def run_of(folder: Path, template: object, *, chats: bool, **policy: Any) -> Rec
     toy_policy().save(folder / "final")
     if chats:
         (folder / "final" / "chat_template.jinja").write_text(CHAT)
-    task = {"name": "arithmetic", "template": template}
+    question = "so, what is {a} plus {b}?"
+    task = {"name": "arithmetic", "template": template, "question": question, "low": 27, "high": 58}
     rollout = {"max_new_tokens": 12, "stop": ["q"]}
     head = {"steps": 1, "reward": "self_certainty", "policy": {"model": str(folder / "final"), **policy}}
     return parse_recipe({**head, "task": task, "rollout": rollout})
@@ -54,7 +58,7 @@ def told(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list
 
 
 @pytest.mark.parametrize("chats", [False, True], ids=["text", "chat"])
-@pytest.mark.parametrize("template", ["plain", "qa", "intuitor_small", OWN], ids=["plain", "qa", "system", "own"])
+@pytest.mark.parametrize("template", ["plain", "qa", "intuitor_small", OWN, TWICE], ids=str)
 def test_the_model_is_asked_as_in_training(
     template: Any, chats: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -62,22 +66,28 @@ def test_the_model_is_asked_as_in_training(
     ids, _ = told(usage(recipe, tmp_path), tmp_path, monkeypatch)
     policy = load_policy(PolicyConfig(model=str(tmp_path / "final"), dtype="float32"))
     assert policy.chat_template == chats
-    (prompt,) = render(policy, recipe.task.template, [Problem("one", QUESTION)])
+    task = build_task(recipe.task)
+    (problem,) = [one for one in task.train_problems(1, 800, 0) if one.question == "so, what is 27 plus 58?"]
+    (prompt,) = render(policy, recipe.task.template, [problem])
     assert ids == list(prompt.token_ids)
 
 
 def test_the_model_says_what_it_says_here(
     tiny_base_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(tiny_base_path, tmp_path / "final")
-    recipe = load_recipe(shipped_recipes()["tiny"], ["rollout.stop=['6']", "rollout.max_new_tokens=24"])
+    shutil.copytree(tiny_base_path, tmp_path / "came")
+    came = {"eos_token_id": 48, "pad_token_id": 0, "repetition_penalty": 1.8}  # as models of the hub have one
+    (tmp_path / "came" / "generation_config.json").write_text(json.dumps(came))
+    policy = load_policy(PolicyConfig(model=str(tmp_path / "came"), dtype="float32"))
+    assert len(policy.eos_ids) == 2
+    policy.save(tmp_path / "final")
+    recipe = load_recipe(shipped_recipes()["tiny"], ["rollout.stop=['=']", "rollout.max_new_tokens=24"])
     _, said = told(usage(recipe, tmp_path), tmp_path, monkeypatch)
-    policy = load_policy(PolicyConfig(model="tiny-base", dtype="float32"))
-    prompts = render(policy, "plain", [Problem("one", QUESTION)])
-    for stop in ((), ("6",)):
+    prompts = render(policy, "plain", [Problem("one", "27+58=?")])
+    for stop in ((), ("=",)):
         greedy = Sampling(temperature=0.0, max_new_tokens=24, stop=stop)
         here = Engine(policy).sample(prompts, group_size=1, sampling=greedy, key=Key(0, "usage")).texts[0]
-        assert (said.removesuffix("6") == here) == (stop == ("6",))  # transformers leaves it in
+        assert (said.removesuffix("=") == here) == (stop == ("=",))  # transformers leaves it in
 
 
 def test_a_chat_template_that_was_off_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

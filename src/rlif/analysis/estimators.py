@@ -83,5 +83,13 @@ def self_agreement(answers: Sequence[Sequence[str | None]], keys: Keys = by_read
 
     An answer that could not be read never votes and agrees with nobody. 1 by definition for one sample with an answer.
     """
+    return over_problems(share_of_commonest(answers, keys))
+
+
+def share_of_commonest(
+    answers: Sequence[Sequence[str | None]], keys: Keys = by_reading
+) -> Float[np.ndarray, " problem"]:
+    """Of each problem the share of samples that give its commonest answer, of which `self_agreement` is the mean."""
     votes = ballots(answers, keys)
-    return over_problems(tally(votes).max(axis=1) / votes.shape[1])
+    shares: Float[np.ndarray, " problem"] = tally(votes).max(axis=1) / votes.shape[1]
+    return shares

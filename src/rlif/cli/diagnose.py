@@ -150,6 +150,8 @@ def view(found: Diagnosis) -> RenderableType:
     task = found.recipe.task if found.recipe else None
     asked = Path(task.path).name if isinstance(task, FileTask) else content["task"]
     head = f"{content['model']}, {asked}, {content['prompts']} prompts"
+    if (near := found.settings.similarity) is not None:
+        head += f"; answers are the same from a cosine of {near.least:g} by {near.model}"
     return Group(
         Text(printable_lines(head)),
         Text(f"verdict: {content['verdict']}", style="bold"),

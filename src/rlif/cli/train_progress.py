@@ -132,12 +132,12 @@ def ending_lines(out: Path) -> list[str]:
         lines.append(_stop_line(stopped, selected["last"], of=load_recipe(recipe_path(out)).steps))
     value = "unknown" if selected["value"] is None else f"{selected['value']:.3f}"
     why = f"{_MERITS.get(selected['criterion'], selected['criterion'])} is {value} there"
-    if selected["step"] == selected["last"]:
-        return [*lines, f"final model: {out / FINAL} (the last step's, {selected['last']}: {why})"]
-    lines.append(
-        f"final model: {out / FINAL} (of step {selected['step']}: {why}, the highest of {selected['looks']} looks)"
-    )
-    return [*lines, f"the last step's ({selected['last']}): {out / LAST}"]
+    step, last = selected["step"], selected["last"]
+    if selected.get("chosen", step != last):
+        why += f", the highest of {selected['looks']} looks"
+    named = "the last step's, " if step == last else "the untrained one, step " if step == 0 else "of step "
+    lines.append(f"final model: {out / FINAL} ({named}{step}: {why})")
+    return [*lines, *([] if step == last else [f"the last step's ({last}): {out / LAST}"])]
 
 
 def _stop_line(stopped: Mapping[str, Any], last: int, *, of: int) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from rlif.analysis.estimators import share_of_commonest
 from rlif.analysis.paired import Differences, Paired, paired
 from rlif.errors import RlifError
 from rlif.evals.baselines import PerProblem, of_each_problem, read_passes
@@ -31,7 +32,7 @@ class Comparison:
     """Problems that only one of the two was asked, or that are another question under the same id."""
     metrics: Mapping[str, Paired]
     baselines: Mapping[str, Mapping[str, Paired]]
-    """Of those that both have: right, and right_and_formatted."""
+    """Of those that both have: right, and right_and_formatted. None without ground truths."""
     gained: tuple[str, ...]
     """Problems that only B solves."""
     lost: tuple[str, ...]
@@ -89,9 +90,9 @@ def _compare(task: str, a: Path, b: Path) -> Comparison:
         left_out=len(first.ids) + len(second.ids) - 2 * len(rows),
         metrics=_paired(of_a, mine, of_b, theirs),
         baselines={
-            name: _paired(values, mine, baselines_b[name], theirs)
+            name: found
             for name, values in baselines_a.items()
-            if name in baselines_b
+            if name in baselines_b and (found := _paired(values, mine, baselines_b[name], theirs))
         },
         gained=tuple(names[~solved_a & solved_b]),
         lost=tuple(names[solved_a & ~solved_b]),
@@ -187,7 +188,10 @@ def _per_problem(table: AnswerTable) -> dict[str, Differences]:
     found = {
         name: _mean_of_known(values.astype(np.float64).reshape(-1, table.samples)) for name, values in rows.items()
     }
-    return found | {name: table.where_labelled(found[name]) for name in ("right", "right_and_formatted", "undecided")}
+    judged = {name: table.where_labelled(found[name]) for name in ("right", "right_and_formatted", "undecided")}
+    k, read = table.samples, [verdict.extracted for verdict in table.verdicts]
+    agreeing = {"self_agreement": share_of_commonest([read[i : i + k] for i in range(0, len(read), k)])}
+    return found | judged | (agreeing if k > 1 else {})
 
 
 def _mean_of_known(values: Float[np.ndarray, "problem sample"]) -> Differences:

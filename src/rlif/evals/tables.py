@@ -259,12 +259,13 @@ def print_comparisons(console: Console, names: Sequence[str], comparisons: Seque
         console.print(_view(comparison))
 
 
-_PERCENT = ("right", "formatted", "right_and_formatted", "undecided", "truncated")
+_PERCENT = ("right", "formatted", "right_and_formatted", "undecided", "truncated", "self_agreement")
 
 
 _LABELS = {
     "right_and_formatted": "right and formatted",
     "truncated": "cut off",
+    "self_agreement": "self-agreement",
     "length": "tokens",
     "logprob": "log-probability",
     "self_certainty": "self-certainty",

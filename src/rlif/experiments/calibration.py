@@ -192,16 +192,22 @@ class Fit:
     def starts(self) -> tuple[Start, ...]:
         return tuple(dict.fromkeys(case.start for case in self.cases))
 
-    def unlike(self, features: Features) -> str:
+    def unlike(self, features: Features, prompts: int) -> str:
         """In what a model is unlike those of the runs, in words; "" if in nothing.
 
-        Each feature may lie as far outside as the runs reach among themselves, at least .05, or twofold (entropy).
+        Each feature may lie as far outside as the runs reach among themselves, at least .05, or twofold (entropy). Of
+        ``prompts`` so few that a share outside is within two standard errors of that, it is said that they are.
         """
         for name, value in features._asdict().items():
             known = [getattr(case.features, name) for case in self.cases]
             low, high = _reach(name, min(known), max(known))
             if not low <= value <= high:
-                return f"{_WORDS[name]} is {value:.2g}, that of the runs {min(known):.2g} to {max(known):.2g}"
+                error = 0.0 if name == "entropy" else 2.0 * math.sqrt(value * (1.0 - value) / prompts)
+                few = f" ± {error / 2.0:.2g} on {prompts} prompts" if low - error <= value <= high + error else ""
+                more = "; more prompts may tell" if few else ""
+                return (
+                    f"{_WORDS[name]} is {value:.2g}{few}, that of the runs {min(known):.2g} to {max(known):.2g}{more}"
+                )
         return ""
 
 
@@ -301,7 +307,7 @@ def _predict(calibration: Calibration, untrained: Untrained, decodings: Sequence
         known = calibration.fit(decoding, reward)
         if known is None:
             return f"fewer than {calibration.least_models} models were trained on {reward} and evaluated {decoding}"
-        if why := known.unlike(features):
+        if why := known.unlike(features, untrained.prompts):
             return f"this model is unlike those of the runs: {why}"
         error = known.error * max(1.0, math.sqrt(max(case.prompts for case in known.cases) / untrained.prompts))
         gain, change = known.gain.at(features.sampled), known.change.at(features.sampled)

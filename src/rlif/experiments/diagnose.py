@@ -25,6 +25,7 @@ from rlif.rewards.registry import WRAPPERS, check_rewards, needs_labels
 from rlif.rollout.engine import Engine
 from rlif.rollout.prompts import tell_unknown
 from rlif.signals import SIGNALS
+from rlif.tasks.base import GradedTask
 
 DEFAULT_REWARD = "frozen_consensus"
 """What the recipe rewards where nothing is known: its answers are settled before training, so they cannot drift."""
@@ -105,7 +106,9 @@ def diagnose(
         training["probe"] = {**training.get("probe", {}), "similarity": settings.similarity.model_dump(mode="json")}
     chosen = wanted is not None or isinstance(prediction, Prediction)
     confident = not chosen or any(reward.get("of", reward["name"]) in SIGNALS for reward in training["reward"])
-    verdict, reasons = verdict_on(Evidence(untrained, settings.temperature, prediction, confident))
+    sentences = isinstance(subject.task, GradedTask) and subject.task.format == "text"
+    evidence = Evidence(untrained, settings.temperature, prediction, confident, sentences)
+    verdict, reasons = verdict_on(evidence)
     return Diagnosis(
         verdict=verdict,
         reasons=reasons,
@@ -144,7 +147,7 @@ def _predicted(
     calibration: Calibration, untrained: Untrained, settings: DiagnoseSettings, wanted: Sequence[RewardConfig] | None
 ) -> Prediction | str:
     if settings.similarity is not None:
-        return "answers are held beside each other by their embeddings, and those of the calibration's runs were read"
+        return "the calibration knows answers that are read, and these are compared by their embeddings"
     return predict(calibration, untrained, settings.temperature, None if wanted is None else label_of(wanted))
 
 

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from rlif.errors import RlifError
 from rlif.experiments.courses import SCORE, Course, courses_of
 from rlif.experiments.effects import GREEDY, GREEDY_RIGHT, RIGHT, TRAINING_FREE
-from rlif.monitoring.guards import best_look, examine, worst
+from rlif.monitoring.guards import best_look, examine, since_renewal, worst
 from rlif.monitoring.record import ProbeRecord
 from rlif.runs.layout import LOOKS, PROBE
 from rlif.utils.terminal import say
@@ -54,7 +54,9 @@ def until_stopped(records: Records) -> Records:
 
 
 def _agreeing_alike(records: Records) -> Records:
-    """The looks that agree as much as the best: not less by more than a standard error, paired over prompts."""
+    """The looks that agree as much as the best: not less by more than a standard error, paired over prompts; of those
+    since the frozen answers were last renewed."""
+    records = since_renewal(records)
     agreed = [np.array(record.counts["agreement"], dtype=np.float64) / record.samples for record in records]
     best = max(agreed, key=lambda shares: float(shares.sum()))
     return [record for record, shares in zip(records, agreed, strict=True) if not _less(shares, best)]
@@ -62,7 +64,7 @@ def _agreeing_alike(records: Records) -> Records:
 
 def _less(shares: Float[np.ndarray, " prompt"], best: Float[np.ndarray, " prompt"]) -> bool:
     lost = best - shares
-    return float(lost.sum()) > float(lost.std()) * math.sqrt(len(lost))
+    return len(lost) > 0 and float(lost.sum()) > float(lost.std()) * math.sqrt(len(lost))
 
 
 def _highest(key: str, sign: float = 1.0) -> Callable[[Records], int]:
@@ -84,7 +86,7 @@ RULES: Mapping[str, Callable[[Records], int]] = {
     "no training": lambda records: records[0].step,
 }
 """Rule → the step it chooses. Self-agreement and entropy are what a trainer would watch by itself; the two that agree
-alike were tried in place of the highest agreement (docs/keep-the-gain.md)."""
+alike were tried in place of the highest agreement (docs/LOG.md)."""
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,10 @@ from jaxtyping import Bool
 from rlif.analysis import estimators
 from rlif.analysis.estimators import Estimate
 from rlif.experiments.ways import GREEDY, LOW, OWN, TRAINING, Marks, Pass, Way, groups, share, ways_of
-from rlif.grading.equivalence import canonical
 from rlif.monitoring.measurement import Look, judge, measure
 from rlif.monitoring.probe import PROBE_KEY, freeze
 from rlif.monitoring.reference import FrozenAnswer, Reference, ReferenceSettings
 from rlif.monitoring.sameness import BY_READING, Sameness
-from rlif.rewards.score import grade
 from rlif.rng import Key
 from rlif.rollout.engine import Engine
 from rlif.tasks.base import Task
@@ -161,7 +159,7 @@ def look_at(
         name: Pass(
             rollouts,
             judge(task, rollouts, [one.answer for one in frozen], same),
-            grade(task, rollouts) if asking.labels else None,
+            judge(task, rollouts, [prompt.problem.answer for prompt in prompts], same) if asking.labels else None,
         )
         for name, rollouts in drawn.items()
     }
@@ -170,7 +168,7 @@ def look_at(
         np.array([one.answer is not None for one in frozen], dtype=bool),
         np.array([asking.labels and prompt.problem.answer is not None for prompt in prompts], dtype=bool),
     )
-    truth = _truth(passes, reference, marks.labelled) if marks.labelled.any() else {}
+    truth = _truth(passes, reference, marks.labelled, same) if marks.labelled.any() else {}
     return Untrained(
         prompts=n,
         own=asking.own,
@@ -196,7 +194,9 @@ def _formatted(verdicts: Sequence[Verdict]) -> float:
     return float(np.mean([verdict.formatted for verdict in verdicts]))
 
 
-def _truth(passes: Mapping[str, Pass], reference: Reference, labelled: Bool[np.ndarray, " prompt"]) -> dict[str, Any]:
+def _truth(
+    passes: Mapping[str, Pass], reference: Reference, labelled: Bool[np.ndarray, " prompt"], same: Sameness
+) -> dict[str, Any]:
     """The fields of `Untrained` that labels fill."""
     frozen = [one for one, known in zip(reference.answers, labelled, strict=True) if known]
     truths = {
@@ -204,7 +204,7 @@ def _truth(passes: Mapping[str, Pass], reference: Reference, labelled: Bool[np.n
         for name, one in passes.items()
     }
     wrong = [row[0].right is not True for row in truths["greedy"]]
-    right = [_is_right(one, truths[one.source or "greedy"][i]) for i, one in enumerate(frozen)]
+    right = [_is_right(one, truths[one.source or "greedy"][i], same) for i, one in enumerate(frozen)]
     return {
         "labelled": len(frozen),
         "reference_right": float(np.mean(right)),
@@ -216,7 +216,8 @@ def _found(marked: Sequence[bool], wrong: Sequence[bool]) -> Found:
     return Found(sum(marked), sum(wrong), sum(a and b for a, b in zip(marked, wrong, strict=True)))
 
 
-def _is_right(frozen: FrozenAnswer, verdicts: Sequence[Verdict]) -> bool:
+def _is_right(frozen: FrozenAnswer, verdicts: Sequence[Verdict], same: Sameness) -> bool:
     """A frozen answer was given by one of the completions it was chosen from, whose verdicts these are."""
-    key = None if frozen.answer is None else canonical(frozen.answer)
-    return any(one.right is True and one.extracted and canonical(one.extracted) == key for one in verdicts)
+    right = [one.extracted for one in verdicts if one.right is True and one.extracted]
+    key, *given = same.keys([frozen.answer, *right])
+    return key is not None and key in given

@@ -51,12 +51,14 @@ class Evidence:
         temperature: at which the user decodes.
         prediction: or in words why there is none.
         of_confidence: the training in question rewards confidence, not answers that agree.
+        sentences: the whole text is the answer (format: text).
     """
 
     untrained: Untrained
     temperature: float
     prediction: Prediction | str
     of_confidence: bool = True
+    sentences: bool = False
 
     def in_form(self, way: str) -> PerPrompt:
         return self.untrained.ways[way].in_form
@@ -112,8 +114,15 @@ def not_trusted(evidence: Evidence) -> Ruling:
         return None
     return "cannot tell", (
         f"the model has no settled answers to be held against: its votes are significant on {_percent(trusted)} of the "
-        f"prompts, {_percent(LEAST_TRUSTED)} are needed"
+        f"prompts, {_percent(LEAST_TRUSTED)} are needed{_of_sentences(evidence)}"
     )
+
+
+def _of_sentences(evidence: Evidence) -> str:
+    """What helps where hardly any two answers are the same."""
+    if evidence.untrained.same.digest is not None:
+        return "; if answers that mean the same are told apart, lower the least similarity"
+    return "; answers in sentences need a similarity" if evidence.sentences else ""
 
 
 def of_two_minds(evidence: Evidence) -> Ruling:
@@ -132,7 +141,9 @@ def one_answer(evidence: Evidence) -> Ruling:
     answers = [one.answer for one in evidence.untrained.reference.answers if one.answer is not None]
     if len(set(evidence.untrained.same.keys(answers))) > 1:
         return None
-    return "cannot tell", f"the model settles on one and the same answer to every prompt ({answers[0]!r:.40})"
+    nearly = evidence.untrained.same.digest is not None and len(set(answers)) > 1
+    why = "; they are near each other, so raise the least similarity if they are not one" if nearly else ""
+    return "cannot tell", f"the model settles on one and the same answer to every prompt ({answers[0]!r:.40}){why}"
 
 
 def harm(evidence: Evidence) -> Ruling:
@@ -208,7 +219,8 @@ def remarks(evidence: Evidence, verdict: VerdictName) -> tuple[str, ...]:
         return ()
     said = []
     if verdict != "just lower the temperature" and (colder := _colder(evidence)) is not None:
-        said.append(f"{_named(colder[0])} gives {_signed(colder[1])} over how you decode, without training")
+        by = "" if found.trust["trusted"] >= LEAST_TRUSTED else ", by answers that are not settled, and partly its own"
+        said.append(f"{_named(colder[0])} gives {_signed(colder[1])} over how you decode, without training{by}")
     if (disputed := found.trust["disputed"]) >= MARGIN:
         said.append(
             f"on {_percent(disputed)} of the prompts temperatures disagree: there sharpening and truth may part"

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from transformers import TrainerCallback
 
 from rlif.config import SimilarityConfig
-from rlif.errors import RlifError
+from rlif.errors import RlifError, expect
 from rlif.integrations.trl_batch import joined, sampling_of, tokenized, unbound
 from rlif.integrations.trl_scoring import check_layout, gathered_copy, is_sharded
 from rlif.model.in_training import policy_of, sampling_mode
@@ -24,7 +24,7 @@ from rlif.monitoring.guards import Alarm, best_look, can_choose, examine, worst
 from rlif.monitoring.probe import Probe, distinct_prompts, freeze
 from rlif.monitoring.record import ProbeRecord
 from rlif.monitoring.reference import Reference, ReferenceSettings, reference_digest, reference_path
-from rlif.monitoring.sameness import sameness
+from rlif.monitoring.sameness import BY_READING, Sameness, sameness
 from rlif.rng import Key
 from rlif.rollout.engine import Engine
 from rlif.rollout.prompts import check_context
@@ -127,6 +127,7 @@ class AgreementProbe(TrainerCallback):
         self._asked, self._format, self._every = list(prompts), format, every
         self._samples, self._reference_samples, self._start, self._folder = samples, reference_samples, start, folder
         self._similarity = None if similarity is None else _similarity(similarity)
+        self._same: Sameness = BY_READING
         self._probe: Probe | None = None
         self._policy: Policy | None = None
         self._copy: Any = None
@@ -159,13 +160,13 @@ class AgreementProbe(TrainerCallback):
         prompts = distinct_prompts(tokenized(policy, self._asked, options))
         task = task_of([prompt.problem for prompt in prompts], format=self._format)
         low = min(0.4, sampling.temperature / 2.0)
-        same = sameness(self._similarity, policy.device, called="AgreementProbe: similarity")
+        same = self._same = sameness(self._similarity, policy.device, called="AgreementProbe: similarity")
         settings = ReferenceSettings(sampling, low, self._reference_samples, args.seed, same)
         folder = Path(args.output_dir) / "probe" if self._folder is None else Path(self._folder)
         with sampling_mode(policy.model):
             engine = SharedEngine(policy)
             if state.global_step:
-                reference, records = told(lambda: _read(folder, state.global_step))
+                reference, records = told(lambda: _read(folder, state.global_step, self._compared(same)))
             else:
                 digest = told(lambda: reference_digest(policy, task, prompts, settings))
                 path = reference_path(folder, digest)
@@ -199,8 +200,12 @@ class AgreementProbe(TrainerCallback):
         self._unlogged = dict(seen.metrics)
         state.log_history.append({"step": step, **seen.metrics})
         if self._writes is not None:
-            _write(self._writes, self._probe)
+            _write(self._writes, self._probe, self._compared(self._same))
         return seen
+
+    def _compared(self, same: Sameness) -> list[str | None]:
+        """By what answers are held beside each other."""
+        return [self._format, same.digest]
 
     def _adopt(self, model: Any, tokenizer: Any) -> Policy:
         """The policy that is looked at: the model itself, or this rank's copy of one that is sharded, filled anew."""
@@ -213,21 +218,22 @@ class AgreementProbe(TrainerCallback):
 
 
 def _similarity(given: Mapping[str, Any]) -> SimilarityConfig:
+    expect(given, Mapping, "AgreementProbe: similarity", "a mapping of model and least")
     try:
         return SimilarityConfig(**given)
     except RlifError as error:
         raise RlifError(f"AgreementProbe: similarity: {error}") from None
 
 
-def _write(folder: Path, probe: Probe) -> None:
-    frozen = {"reference": probe.reference.digest, "sha256": probe.reference.checksum}
+def _write(folder: Path, probe: Probe, compared: list[str | None]) -> None:
+    frozen = {"reference": probe.reference.digest, "sha256": probe.reference.checksum, "compared": compared}
     content = {**frozen, "records": [record.as_json() for record in probe.records]}
     with writing(folder / LOOKS, "free some space, or choose another folder"):
         make_folder(folder)
         write_whole(folder / LOOKS, json.dumps(content, allow_nan=False).encode())
 
 
-def _read(folder: Path, step: int) -> tuple[Reference, list[ProbeRecord]]:
+def _read(folder: Path, step: int, compared: list[str | None]) -> tuple[Reference, list[ProbeRecord]]:
     """What a run has seen until a step, from which it is resumed."""
     path = folder / LOOKS
     try:
@@ -243,6 +249,11 @@ def _read(folder: Path, step: int) -> tuple[Reference, list[ProbeRecord]]:
         raise RlifError(
             f"{reference_path(folder, reference.digest)}: these are not the answers that were frozen (another sha256); "
             "restore the folder, or resume without the probe"
+        )
+    if content.get("compared") not in (None, compared):
+        raise RlifError(
+            f"{path}: the looks so far were compared in another way; give AgreementProbe the format and similarity "
+            "that the run began with"
         )
     return reference, [record for record in records if record.step <= step]
 

@@ -15,7 +15,7 @@ import yaml
 from rlif.config import Recipe
 from rlif.model.registry import MODELS
 from rlif.report.run_record import Group, RunRecord, read_run
-from rlif.report.story import has_labels, is_scored, merit_of_choice, table, tells
+from rlif.report.story import chosen_step, has_labels, is_scored, table, tells
 from rlif.report.usage import usage
 from rlif.runs.layout import FINAL
 from rlif.utils.atomic_io import write_whole, writing
@@ -103,12 +103,8 @@ def _training(run: RunRecord, recipe: Recipe, labels: Sequence[str]) -> str:
 
 def _chosen(selected: Any) -> str:
     """By what the weights were chosen; ``selected`` is what run.json says of it (`rlif.training.looks`), or None."""
-    if not isinstance(selected, dict) or selected["step"] == selected["last"]:
-        return "These are the weights of the last step; no score chose them."
-    return (
-        f"These are the weights of step {selected['step']} of {selected['last']}, which of {selected['looks']} "
-        f"{merit_of_choice(selected)}."
-    )
+    found = chosen_step(selected)
+    return f"These are the weights of {found}." if found else "These are the weights of the last step; none was chosen."
 
 
 def _scores(group: Group) -> str:

@@ -156,11 +156,12 @@ def _pairs(a: Evaluated, b: Evaluated) -> tuple[dict[str, dict[str, Paired]], li
             mine, theirs = a.problems[how].get(name, {}), b.problems[how].get(name, {})
             if not set(mine) & set(theirs):
                 mine, theirs = _by_question(mine), _by_question(theirs)
-            if common := [key for key in mine if key in theirs]:
+            common = [key for key in mine if key in theirs]
+            if 2 * len(common) >= min(len(mine), len(theirs)) > 0:
                 values = np.array([[mine[key], theirs[key]] for key in common])
                 found.setdefault(how, {})[name] = paired(values[:, 0], values[:, 1])
     if not found:
-        notes.append("the evaluations have no problem in common")
+        notes.append("the evaluations have no problems in common, or fewer than half: nothing is paired")
     return found, notes
 
 

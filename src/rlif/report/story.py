@@ -78,18 +78,24 @@ def story(groups: Sequence[Group]) -> list[str]:
 
 
 def _chosen(run: RunRecord) -> str:
-    """Which step the final model is of, where its looks chose an earlier one (run.json, ``selected``)."""
-    selected = run.info.get("selected")
-    if not isinstance(selected, dict) or selected["step"] == selected["last"]:
+    """Which step the final model is of, where its looks chose it (run.json, ``selected``)."""
+    found = chosen_step(run.info.get("selected"))
+    return f"{run.name}: the final model is that of {found}." if found else ""
+
+
+def chosen_step(selected: Any) -> str:
+    """The step that looks chose, and what distinguished it, by ``selected`` of a run.json (`rlif.training.looks`); ""
+    where none did: nobody looked, was to choose, or could tell."""
+    if not isinstance(selected, dict):
         return ""
-    return (
-        f"{run.name}: the final model is that of step {selected['step']} of {selected['last']}, which of "
-        f"{selected['looks']} {merit_of_choice(selected)}."
-    )
+    step, last = selected["step"], selected["last"]
+    if not selected.get("chosen", step != last):  # an older rlif did not note it
+        return ""
+    named = "step 0, the untrained model" if step == 0 else f"step {step}, the last" if step == last else ""
+    return f"{named or f'step {step} of {last}'}, which of {selected['looks']} {_merit(selected)}"
 
 
-def merit_of_choice(selected: Mapping[str, Any]) -> str:
-    """What distinguished the look that a run was taken back to, by ``selected`` of its run.json; after "of N"."""
+def _merit(selected: Mapping[str, Any]) -> str:
     if selected.get("criterion") == "probe/labelled_right_and_formatted":
         return "looks had most right and formatted answers to a few labelled problems"
     own = "its own renewed answers" if selected.get("renewed") else "the untrained model's own answers"

@@ -4,20 +4,25 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlif.config import Recipe
+from rlif.config import ArithmeticTask, Recipe
 from rlif.runs.layout import FINAL
 from rlif.tasks.templates import find_template, render_messages, render_text
 
-QUESTION = "27 + 58 = ?"
-_PLACE = "{question}"
+_PLACE = "\0question\0"
+"""Stands for the question while a template words it: no template holds it."""
+_PLAINLY = ("do_sample=False", "repetition_penalty=1.0", "return_full_text=False")
+"""Greedy, and nothing else that a model's generation_config.json may ask for."""
 
 
 def usage(recipe: Recipe, run: Path) -> str:
     """Python that asks the model of the run in a folder one question, greedily, with template, stop strings and length
-    limit of its training. Whether prompts are conversations is as the recipe says, or else the tokenizer in final/."""
+    limit of its training. Whether prompts are conversations is as the recipe says, or else the tokenizer in final/.
+
+    A system message that the chat template leaves out is left out here, too: training puts it before the question.
+    """
     template, limit = recipe.task.template, recipe.rollout.max_new_tokens
     stop = [*dict.fromkeys((*find_template(template).stop, *recipe.rollout.stop))]
-    options = [f"max_new_tokens={limit}", "do_sample=False", "return_full_text=False"]
+    options = [f"max_new_tokens={limit}", *_PLAINLY]
     options += [f"stop_strings={stop!r}", "tokenizer=ask.tokenizer"] if stop else []
     if _chats(recipe, run / FINAL):
         turns = [(turn["role"], turn["content"]) for turn in render_messages(template, _PLACE)]
@@ -28,13 +33,20 @@ def usage(recipe: Recipe, run: Path) -> str:
         [
             "from transformers import pipeline",
             "",
-            f"question = {QUESTION!r}",
+            f"question = {example(recipe)!r}",
             f"prompt = {asked}",
             'ask = pipeline("text-generation", model="DIR")',
             f"said = ask{_over_lines('(', ['prompt', *options], ')')}",
             'print(said[0]["generated_text"])',
         ]
     )
+
+
+def example(recipe: Recipe) -> str:
+    """A question as the run's task asks them; a sum, worded anyhow, where the questions are in a file."""
+    task = recipe.task
+    asked = task.question if isinstance(task, ArithmeticTask) else "What is {a} + {b}?"
+    return asked.replace("{a}", "27").replace("{b}", "58")
 
 
 def _chats(recipe: Recipe, final: Path) -> bool:
@@ -46,10 +58,10 @@ def _chats(recipe: Recipe, final: Path) -> bool:
 
 
 def _spelled(words: str) -> str:
-    """An expression for words with the question in its place."""
-    before, found, after = words.partition(_PLACE)
-    parts = [repr(before) if before else "", "question" if found else "", repr(after) if after else ""]
-    return " + ".join(part for part in parts if part)
+    """An expression for words with the question in its places."""
+    first, *others = words.split(_PLACE)
+    parts = [repr(first), *(part for other in others for part in ("question", repr(other)))]
+    return " + ".join(part for part in parts if part != "''") or "''"
 
 
 def _over_lines(opening: str, parts: Sequence[str], closing: str) -> str:

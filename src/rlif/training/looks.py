@@ -205,6 +205,7 @@ class Looks:
         value = next((one["metrics"].get(criterion) for one in reversed(records) if one["step"] == chosen), None)
         looks = len({one["step"] for one in records})
         found = {"step": chosen, "criterion": criterion, "value": value, "looks": looks, "last": step}
+        found["chosen"] = best is not None  # else it is the last step's, as nobody chose or the looks cannot tell
         renewed = {"renewed": self._state["renewed"]} if self._state["renewed"] else {}
         return found | {"stopped": self._state["stopped"]} | renewed
 

@@ -60,6 +60,8 @@ def diagnose(
         raise RlifError(f"--task {task}: only arithmetic needs no file; give --prompts FILE")
     if least is not None and similarity is None:
         raise RlifError("--least: belongs to --similarity ENCODER")
+    if least == 0.0:
+        raise RlifError("--least: at 0 all answers would be the same; give a number above 0")
     near = None if similarity is None else {"model": similarity} | ({} if least is None else {"least": least})
     print_diagnosis(
         model,
