@@ -220,7 +220,7 @@ def test_a_grid_is_found_by_name_or_path_and_a_damaged_file_is_told_of(tmp_path:
     assert find_grid(copy) == copy
     with pytest.raises(
         RlifError,
-        match=r"tyni: no such grid; .* one: form, gemma, interventions, lora, paper, .*, shootout, tiny",
+        match=r"tyni: no such grid; .* one: form, gemma-votes, gemma, interventions, lora, paper, .*, shootout, tiny",
     ):
         find_grid(Path("tyni"))
     copy.write_text("- a list")

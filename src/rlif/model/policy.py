@@ -149,7 +149,9 @@ class Policy:
         checks.state_tie(self.model)
         generation: Any = self.model.generation_config
         if generation is not None:  # whoever loads it is to end where we do
-            generation.eos_token_id = self.eos_ids[0] if len(self.eos_ids) == 1 else list(self.eos_ids)
+            named = generation.eos_token_id
+            if {*(named if isinstance(named, list | tuple) else [named])} != {*self.eos_ids}:
+                generation.eos_token_id = list(self.eos_ids)
         weights = None if state_dict is None else dict(state_dict)  # transformers empties the mapping it is given
         self.model.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]
         self.tokenizer.save_pretrained(folder)
