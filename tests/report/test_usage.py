@@ -81,13 +81,14 @@ def test_the_model_says_what_it_says_here(
     policy = load_policy(PolicyConfig(model=str(tmp_path / "came"), dtype="float32"))
     assert len(policy.eos_ids) == 2
     policy.save(tmp_path / "final")
-    recipe = load_recipe(shipped_recipes()["tiny"], ["rollout.stop=['=']", "rollout.max_new_tokens=24"])
-    _, said = told(usage(recipe, tmp_path), tmp_path, monkeypatch)
     prompts = render(policy, "plain", [Problem("one", "27+58=?")])
     for stop in ((), ("=",)):
-        greedy = Sampling(temperature=0.0, max_new_tokens=24, stop=stop)
-        here = Engine(policy).sample(prompts, group_size=1, sampling=greedy, key=Key(0, "usage")).texts[0]
-        assert (said.removesuffix("=") == here) == (stop == ("=",))  # transformers leaves it in
+        recipe = load_recipe(shipped_recipes()["tiny"], [f"rollout.stop={list(stop)}"])
+        _, said = told(usage(recipe, tmp_path), tmp_path, monkeypatch)
+        greedy = Sampling(temperature=0.0, max_new_tokens=96, stop=stop)
+        here = Engine(policy).sample(prompts, group_size=1, sampling=greedy, key=Key(0, "usage"))
+        assert here.stop_reasons[0] == ("stop_string" if stop else "eos")
+        assert said.removesuffix("=") == here.texts[0], "transformers leaves the stop string in"
 
 
 def test_a_chat_template_that_was_off_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
