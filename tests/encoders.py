@@ -1,9 +1,12 @@
-"""Tiny random encoders of texts, saved as sentence-transformers models are: what the offline tests embed with."""
+"""What the offline tests embed texts with: known directions, and tiny random encoders, saved as real ones are."""
 
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Float
 from transformers import BertConfig, BertModel
 
 from toys import toy_tokenizer
@@ -30,3 +33,13 @@ def save_toy_encoder(folder: Path, *, seed: int = 0, **options: Any) -> Any:
     model.save_pretrained(folder, **options)
     tokenizer.save_pretrained(folder)
     return model
+
+
+class Degrees:
+    """Embeds a text as the direction that its first word names: "20 or so" lies at 20 degrees."""
+
+    digest = "degrees"
+
+    def embed(self, text: str) -> Float[np.ndarray, " dimension"]:
+        angle = math.radians(float(text.split()[0]))
+        return np.array([math.cos(angle), math.sin(angle)])

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from jaxtyping import Float
 from typer.testing import CliRunner
 
 import rlif
-from encoders import save_toy_encoder
+from encoders import Degrees, save_toy_encoder
 from rlif.cli.main import app
 from rlif.config import SimilarityConfig
 from rlif.errors import RlifError
@@ -31,16 +30,6 @@ from scripted import Says, Scripted
 from toys import toy_policy
 
 N = 18
-
-
-class Degrees:
-    """Embeds a text as the direction that its first word names: "20 or so" lies at 20 degrees."""
-
-    digest = "degrees"
-
-    def embed(self, text: str) -> Float[np.ndarray, " dimension"]:
-        angle = math.radians(float(text.split()[0]))
-        return np.array([math.cos(angle), math.sin(angle)])
 
 
 NEAR = BySimilarity(Degrees(), math.cos(math.radians(10.5)))

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 
 import rlif
+from encoders import Degrees
 from rlif.config import SimilarityConfig
 from rlif.errors import RlifError
 from rlif.grading.grader import GRADER_VERSION
@@ -29,16 +30,6 @@ from scripted import Scripted, written
 TASK = rlif.task_of([Problem("any", "?", "0")], format="text", name="words")
 SETTINGS = ReferenceSettings(Sampling(max_new_tokens=64))
 PLAIN = {"sampling": dataclasses.asdict(SETTINGS.sampling), "low_temperature": 0.4, "samples": 16, "seed": 0}
-
-
-class Degrees:
-    """Embeds a text as the direction that its first word names: "20 or so" lies at 20 degrees."""
-
-    digest = "degrees"
-
-    def embed(self, text: str) -> Float[np.ndarray, " dimension"]:
-        angle = math.radians(float(text.split()[0]))
-        return np.array([math.cos(angle), math.sin(angle)])
 
 
 NEAR = BySimilarity(Degrees(), math.cos(math.radians(30.5)))
